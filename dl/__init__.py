@@ -1,0 +1,24 @@
+"""A functional JAX codebase for deep-learning research.
+
+An experiment needs little more than these names; everything else is a module away: `dl.models`,
+`dl.losses`, `dl.optimizers`, `dl.data`.
+"""
+
+from dl.command import main
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Experiment",
+    "Fraction",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "PositiveFloat",
+    "PositiveInt",
+    "Seed",
+    "UserError",
+    "main",
+]

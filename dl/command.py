@@ -1,0 +1,90 @@
+"""The command line of an experiment: `main` reads the options, builds the experiment and runs it."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.loop import train
+from dl.options import NonNegativeFloat, PositiveInt, parse
+from dl.run import Run
+from dl.sharding import make_mesh, parse_mesh
+from dl.signals import Stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Where and how a run happens; not what it computes.
+
+    Attributes:
+      workdir: the run's folder; the same folder again resumes the run. None: runs/NAME-TIME.
+      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      mesh: device axes, such as data=8 or data=4,fsdp=2. None: all devices on data.
+      log_every: steps between two lines of metrics.jsonl.
+      save_every: seconds between two checkpoints; one is always written at the end and when stopped.
+    """
+
+    workdir: Path | None = None
+    data_dir: Path | None = None
+    mesh: str | None = None
+    log_every: PositiveInt = 10
+    save_every: NonNegativeFloat = 30.0
+
+
+def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
+    """Reads the options off the signature of `experiment_fn`, builds the experiment and runs it.
+
+    Exits with status 2 and one line on a user's mistake, with 130 or 143 after Ctrl-C or SIGTERM.
+    """
+    name = _module_name(experiment_fn)
+    try:
+        arguments = sys.argv[1:] if argv is None else argv
+        options, run_options = parse(experiment_fn, RunOptions, arguments, f"python -m {name}")
+        mesh_sizes = parse_mesh(run_options.mesh) if run_options.mesh else None
+        if run_options.data_dir is not None:
+            os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
+        mesh = _make_mesh(mesh_sizes)
+        run = Run(run_options.workdir, name, options)
+        train(
+            experiment_fn(**options),
+            run,
+            mesh,
+            log_every=run_options.log_every,
+            save_every=run_options.save_every,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.number)
+    except KeyboardInterrupt:
+        print("interrupted; what was saved before stands", file=sys.stderr)
+        sys.exit(130)
+
+
+def _module_name(experiment_fn: Callable[..., Experiment]) -> str:
+    """Returns `experiments.NAME`, also when that module runs as `__main__`."""
+    if experiment_fn.__module__ != "__main__":
+        return experiment_fn.__module__
+    main_module = sys.modules["__main__"]
+    spec = getattr(main_module, "__spec__", None)
+    return spec.name if spec else Path(main_module.__file__ or "experiment").stem
+
+
+def _make_mesh(sizes: dict[str, int] | None) -> Mesh:
+    """Returns the mesh; where there is only a CPU, `--mesh data=8` makes eight devices of it."""
+    wanted = math.prod((sizes or {}).values())
+    if wanted > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # Ignored where there is an accelerator, and refused once a backend runs.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", wanted)
+    return make_mesh(sizes)

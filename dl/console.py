@@ -1,0 +1,93 @@
+"""What a person sees while a run goes on: a bar in a terminal, a line an epoch anywhere else."""
+
+import time
+from collections.abc import Mapping
+
+import jax
+from rich.console import Console as RichConsole
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+BAR_REFRESH_SECONDS = 0.2
+
+
+class Console:
+    """The screen of one run; silent on every process but the first.
+
+    Attributes:
+      is_live: whether a progress bar is shown, because the output is a terminal.
+    """
+
+    def __init__(self, is_quiet: bool = False):
+        self._screen = RichConsole(quiet=is_quiet or jax.process_index() > 0, highlight=False, soft_wrap=True)
+        self.is_live = self._screen.is_terminal and not is_quiet
+        self._bar: Progress | None = None
+        self._refreshed = 0.0
+
+    def line(self, text: str) -> None:
+        self._screen.print(text, markup=False)
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """Prints labelled lines, one for each fact."""
+        width = max(map(len, facts))
+        for label, text in facts.items():
+            self.line(f"  {label:<{width}}  {text}")
+
+    def box(self, title: str, text: str) -> None:
+        """Prints text that must not be overlooked."""
+        self._screen.print(Panel(text, title=title, border_style="bold red", width=100))
+
+    def start(self, start: int, stop: int) -> None:
+        """Shows the bar from step `start` of `stop`, where there is a terminal."""
+        if self.is_live:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self._screen,
+                auto_refresh=False,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("compiling", total=stop, completed=start, figures="")
+            self._bar.refresh()
+
+    def progress(self, step: int, description: str, figures: Mapping[str, float]) -> None:
+        """Moves the bar; redraws a few times a second at most."""
+        if self._bar is None or time.monotonic() - self._refreshed < BAR_REFRESH_SECONDS:
+            return
+        self._refreshed = time.monotonic()
+        self._bar.update(self._task, completed=step, description=description, figures=format_figures(figures))
+        self._bar.refresh()
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def format_figures(figures: Mapping[str, float]) -> str:
+    """Returns metrics as a person reads them: `loss 0.0123  accuracy 98.76 %  4,312 examples/s`."""
+    # jit returns the keys of a dict in alphabetical order; a reader looks for the loss first.
+    names = sorted(figures, key="loss".__ne__)
+    return "  ".join(_format(name, figures[name]) for name in names)
+
+
+def _format(name: str, value: float) -> str:
+    if name == "examples_per_second":
+        return f"{value:,.0f} examples/s"
+    if name == "seconds":
+        return f"{value:.1f} s"
+    if name == "accuracy":
+        return f"accuracy {value:.2%}".replace("%", " %")
+    return f"{name.replace('_', ' ')} {value:.4g}" if abs(value) < 1e-3 else f"{name} {value:.4f}"
+
+
+def format_count(count: float) -> str:
+    """Returns a large count with its prefix: `2.77 M`."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {prefix}"
+    return f"{count:.0f} "

@@ -1,0 +1,319 @@
+"""Builders: sets that TFDS can prepare only with TensorFlow, prepared without it.
+
+The MNIST family is TFDS's own (same name, version, URLs, checksums, features), so that
+`tfds.data_source(name, download=False)` reads the result too. `digits` lies inside scikit-learn,
+for machines without a network. Imported only when something must be prepared.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import numpy as np
+import requests
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.download import (
+    checksums,
+    download_manager,
+    downloader,
+    resource,
+    util,
+)
+from tensorflow_datasets.image_classification import mnist
+
+from dl.data import folders
+from dl.data.order import random_order
+from dl.errors import UserError
+
+PREFLIGHT_SECONDS = 5.0
+RAW_FILES = {  # of the MNIST family: split -> images, labels
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+_DIGITS_TEST_SIZE = 360
+
+
+class UnreachableError(UserError):
+    """There are no raw files, and no network to fetch them; `reason` says so without advice."""
+
+    def __init__(self, reason: str, advice: str):
+        super().__init__(f"{reason}: {advice}")
+        self.reason, self.advice = reason, advice
+
+
+class _IdxWithoutTensorFlow:
+    """Overrides what needs TensorFlow in TFDS's builders of IDX files."""
+
+    URL: str
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        names = [name for pair in RAW_FILES.values() for name in pair]
+        paths = dl_manager.download({name: urljoin(self.URL, name) for name in names})
+        for name, path in paths.items():
+            _verify(Path(path), urljoin(self.URL, name))
+        return {
+            split: self._generate_examples(Path(paths[images]), Path(paths[labels]))
+            for split, (images, labels) in RAW_FILES.items()
+        }
+
+    def _generate_examples(self, images_path: Path, labels_path: Path) -> Iterator[tuple[int, Any]]:
+        images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
+        if len(images) != len(labels):
+            raise UserError(f"{images_path} has {len(images)} images, but {len(labels)} labels")
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield index, {"image": Image.fromarray(image), "label": int(label)}
+
+
+with tfds.core.registered.skip_registration():  # the names stay TFDS's
+
+    class Mnist(_IdxWithoutTensorFlow, mnist.MNIST):
+        """TFDS's `mnist`."""
+
+        name = "mnist"
+
+    class FashionMnist(_IdxWithoutTensorFlow, mnist.FashionMNIST):
+        """TFDS's `fashion_mnist`."""
+
+        name = "fashion_mnist"
+
+    class Kmnist(_IdxWithoutTensorFlow, mnist.KMNIST):
+        """TFDS's `kmnist`."""
+
+        name = "kmnist"
+
+    class Digits(tfds.core.GeneratorBasedBuilder):
+        """The 1,797 8x8 digits inside scikit-learn: real handwriting, 10 classes."""
+
+        name = "digits"
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="UCI optical recognition of handwritten digits, as in scikit-learn.",
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(8, 8, 1)),
+                        "label": tfds.features.ClassLabel(num_classes=10),
+                    }
+                ),
+                supervised_keys=("image", "label"),
+                homepage="https://archive.ics.uci.edu/dataset/80",
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            from sklearn.datasets import load_digits
+
+            digits = load_digits()
+            images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
+            is_test = _stratified(digits.target, _DIGITS_TEST_SIZE)
+            return {
+                split: self._generate_examples(images, digits.target, np.flatnonzero(rows))
+                for split, rows in {"train": ~is_test, "test": is_test}.items()
+            }
+
+        def _generate_examples(
+            self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
+        ) -> Iterator[tuple[int, Any]]:
+            for row in rows.tolist():
+                yield row, {"image": Image.fromarray(images[row]), "label": int(labels[row])}
+
+
+BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Kmnist, Digits)}
+
+
+def prepare(name: str, root: Path) -> tuple[Path, Path]:
+    """Prepares one of `BUILDERS` as array_record; ends within 10 s if there is no network.
+
+    Args:
+      name: of the set.
+      root: the data folder. Raw files are looked for in its `manual`, `manual/NAME` and
+        `downloads/manual`. If it may not be written, a folder under the user's cache is, or a
+        temporary one.
+
+    Returns:
+      The data folder that the set lies in now, and the set's own folder in it.
+
+    Raises:
+      UnreachableError: if raw files are missing and cannot be fetched.
+      UserError: if a raw file is not the one that TFDS knows, or the disk does not take the set.
+    """
+    builder_class = BUILDERS[name]
+    manual = _provide_raw_files(builder_class, root) if name != "digits" else None
+    for target in (root, folders.user_cache() / "tensorflow_datasets", None):
+        try:
+            if target is None:
+                target = Path(tempfile.mkdtemp(prefix="dl-datasets-"))
+            target.mkdir(parents=True, exist_ok=True)
+            if not folders.is_writable(target):
+                continue
+            staging = tempfile.mkdtemp(prefix=".dl_preparing-", dir=target)
+        except OSError:
+            continue
+        try:
+            return target, _build(builder_class, Path(staging), target, manual)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    raise UserError(
+        f"{name} cannot be prepared: neither {root} nor {folders.user_cache()} nor "
+        f"{tempfile.gettempdir()} can be written; free some space, or choose another --data-dir"
+    )
+
+
+def _build(builder_class: Any, staging: Path, target: Path, manual: Path | None) -> Path:
+    name = builder_class.name
+    try:
+        with _quiet():
+            builder = builder_class(data_dir=staging)
+            builder.download_and_prepare(
+                download_dir=(staging if name == "digits" else target) / "downloads",
+                download_config=tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False),
+                file_format="array_record",
+            )
+    except (requests.RequestException, util.DownloadError) as error:
+        raise _unreachable(builder_class, target, type(error).__name__) from error
+    except download_manager.NonMatchingChecksumError as error:
+        text = " ".join(str(error).partition("To debug")[0].split())
+        raise UserError(f"{name}: {text}: delete that file and fetch it again") from error
+    except OSError as error:
+        raise UserError(f"{name} could not be prepared in {target}: {error}") from error
+    return _publish(Path(builder.data_dir), target / name / str(builder.version))
+
+
+def _publish(staged: Path, final: Path) -> Path:
+    """Renames a finished folder to its place; if another process was faster, its folder stays."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(10):
+        try:
+            staged.rename(final)
+            return final
+        except OSError as error:
+            if (final / "dataset_info.json").is_file():
+                return final
+            failure = error
+            with contextlib.suppress(OSError):  # half-prepared by somebody: out of the way
+                final.rename(final.with_name(f"{final.name}.incomplete-{uuid.uuid4().hex}"))
+    raise UserError(f"{final} could not be written: {failure}")
+
+
+def _provide_raw_files(builder_class: Any, root: Path) -> Path | None:
+    """The folder with raw files, verified; makes sure that the network can give what is missing."""
+    names = [name for pair in RAW_FILES.values() for name in pair]
+    name = builder_class.name
+    places = [root / "manual" / name, root / "manual", root / "downloads" / "manual"]
+    held = {folder: [name for name in names if (folder / name).is_file()] for folder in places}
+    manual = max(places, key=lambda folder: len(held[folder]))
+    for file_name in held[manual]:
+        _verify(manual / file_name, urljoin(builder_class.URL, file_name))
+    for file_name in names:
+        if file_name not in held[manual]:
+            url = urljoin(builder_class.URL, file_name)
+            fetched = resource.get_dl_fname(url, checksums.get_all_url_infos()[url].checksum)
+            if not resource.is_locally_cached(tfds.core.Path(root / "downloads" / name / fetched)):
+                _preflight(builder_class, root, url)
+                break
+    return manual if held[manual] else None
+
+
+def _preflight(builder_class: Any, root: Path, url: str) -> None:
+    """Raises UnreachableError, within `PREFLIGHT_SECONDS`, unless `url` starts to give a gzip file.
+
+    In a thread, because a name server that does not answer blocks for as long as it likes.
+    """
+    outcome = []
+
+    def attempt() -> None:
+        try:
+            with requests.get(url, stream=True, timeout=PREFLIGHT_SECONDS / 2) as response:
+                is_gzip = response.raw.read(2) == b"\x1f\x8b"
+                if response.status_code != 200:
+                    outcome.append(f"HTTP status {response.status_code}")
+                else:
+                    outcome.append("" if is_gzip else "what answers there is not the file")
+        except Exception as error:  # whatever goes wrong in a thread must reach the caller
+            outcome.append(type(error).__name__)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(PREFLIGHT_SECONDS)
+    reason = outcome[0] if outcome else f"no answer within {PREFLIGHT_SECONDS:g} s"
+    if reason:
+        raise _unreachable(builder_class, root, reason)
+
+
+def _unreachable(builder_class: Any, root: Path, reason: str) -> UnreachableError:
+    name, host = builder_class.name, urlsplit(builder_class.URL).netloc
+    files = ", ".join(name for pair in RAW_FILES.values() for name in pair)
+    return UnreachableError(
+        f"{name} is not prepared in {root}, its raw files are not all in {root / 'manual'}, "
+        f"and {host} could not be reached ({reason})",
+        f"connect to the network, or put {files} into {root / 'manual'}, or point --data-dir "
+        f"(TFDS_DATA_DIR) at a folder that holds {name}",
+    )
+
+
+def _verify(path: Path, url: str) -> None:
+    expected = checksums.get_all_url_infos()[url]
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    size = path.stat().st_size
+    if (size, got) != (int(expected.size), expected.checksum):
+        raise UserError(
+            f"{path} is not the file of {url}: it has {size} bytes and sha256 {got}, expected "
+            f"{int(expected.size)} bytes and {expected.checksum}: delete it and fetch it again"
+        )
+
+
+def _read_idx(path: Path, rank: int) -> np.ndarray:
+    """Reads a gzip-packed IDX file of unsigned bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+        magic, *shape = struct.unpack_from(f">{rank + 1}I", content)
+        if magic != 0x800 + rank:
+            raise ValueError(f"magic number {magic}, expected {0x800 + rank}")
+        return np.frombuffer(content, np.uint8, offset=4 * (rank + 1)).reshape(shape)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+        raise UserError(
+            f"{path} is no IDX file of rank {rank} ({error}): delete it and fetch it again"
+        ) from error
+
+
+def _stratified(labels: np.ndarray, num_chosen: int) -> np.ndarray:
+    """Marks examples chosen at random, a like share of each class; on every machine the same."""
+    shuffled = random_order(len(labels), 0, 0)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    marks = np.arange(len(labels) + 1) * num_chosen // len(labels)
+    chosen = np.zeros(len(labels), bool)
+    chosen[by_class[np.diff(marks) > 0]] = True
+    return chosen
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's bars, prints and log lines off the screen, and its retries short."""
+    loggers = {name: logging.getLogger(name) for name in ("absl", "urllib3")}
+    levels = {name: logger.level for name, logger in loggers.items()}
+    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 1
+    tfds.display_progress_bar(enable=False)
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        downloader.MAX_RETRIES = retries
+        for name, logger in loggers.items():
+            logger.setLevel(levels[name])

@@ -1,0 +1,298 @@
+"""The catalogue: image-classification sets by name, with one rule for splits."""
+
+import difflib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dl.data import cache, folders
+from dl.data.folders import Request
+from dl.data.order import random_order
+from dl.data.prepared import Prepared, describe
+from dl.data.records import RecordSource
+from dl.data.source import ArraySource, Source
+from dl.data.splits import Identity
+from dl.errors import UserError
+
+PREPARABLE = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
+_FALLBACK = "digits"
+_TEST_FRACTION = 0.2  # of a set that has but a train split
+_SPLIT_KEY = (0, 2**63)  # apart from the keys of epochs, (seed, epoch)
+_LABEL_BYTES = 4
+
+
+@dataclass(frozen=True)
+class _Found:
+    root: Path
+    prepared: Prepared
+    notice: str | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    splits: Mapping[str, Source]
+    checksum: str
+    from_cache: bool
+    seconds: float
+
+
+def image_classification(
+    dataset: str = "auto",
+    *,
+    auto: str = "mnist",
+    image_size: int | None = None,
+    validation_fraction: float = 0.1,
+    max_resident_bytes: int = 4 * 2**30,
+) -> "ImageClassification":
+    """Names an image-classification set in TFDS's format; nothing is read yet.
+
+    Splits: the official train, validation and test. Without an official validation split,
+    `validation_fraction` of train is taken; without a test split, the validation split becomes
+    the test split; with neither, 20 % of train is the test split. What is taken does not depend on
+    the experiment's seed.
+
+    Args:
+      dataset: NAME, NAME/CONFIG or either with :VERSION, in the folder that `TFDS_DATA_DIR` names
+        (default `~/tensorflow_datasets`); by default the newest version. "auto" means `auto`, or
+        scikit-learn's embedded digits where that is neither prepared nor to be had.
+      auto: what "auto" wants.
+      image_size: side of the square that images of VARYING size are cropped and resized to (96 if
+        None); images of one size stay as stored.
+      validation_fraction: of train, in (0, 1).
+      max_resident_bytes: a set that is larger decoded is read from disk batch by batch.
+
+    Raises:
+      UserError: for an argument that means nothing. Attributes of the result raise it too, where
+        the set is missing, damaged, or no image-classification set.
+    """
+    for request in (auto, dataset if dataset != "auto" else auto):
+        folders.parse_request(request)
+    if not 0 < validation_fraction < 1:
+        raise UserError(f"validation_fraction={validation_fraction}: expected more than 0, under 1")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size={image_size}: expected at least 1, or None")
+    return ImageClassification(dataset, auto, image_size, validation_fraction, max_resident_bytes)
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """An image-classification set; what an attribute needs is read once, when first asked for.
+
+    Examples are {"image": uint8 (H, W, C), "label": int32 ()}. Made by `image_classification`.
+    """
+
+    dataset: str
+    auto: str
+    image_size: int | None
+    validation_fraction: float
+    max_resident_bytes: int
+
+    @property
+    def train(self) -> Source:
+        return self._loaded.splits["train"]
+
+    @property
+    def validation(self) -> Source:
+        return self._loaded.splits["validation"]
+
+    @property
+    def test(self) -> Source:
+        return self._loaded.splits["test"]
+
+    @property
+    def evaluations(self) -> dict[str, Source]:
+        return {"validation": self.validation, "test": self.test}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One a class; "0", "1", … if the set names none."""
+        return self._found.prepared.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self._found.prepared.image_shape
+
+    @property
+    def notice(self) -> str | None:
+        """What the user must know about the data used, if it is not the data wanted."""
+        return self._found.notice
+
+    @property
+    def provenance(self) -> str:
+        how = "from the decoded cache" if self.from_cache else "from the prepared set"
+        return f"ready {how} in {self.load_seconds:.2f} s"
+
+    @property
+    def load_seconds(self) -> float:
+        """How long it took to make the data ready: to prepare, decode or load it."""
+        return self._found.seconds + self._loaded.seconds
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether the decoded cache served it."""
+        return self._loaded.from_cache
+
+    @cached_property
+    def identity(self) -> Identity:
+        prepared, loaded = self._found.prepared, self._loaded
+        sizes = {name: len(source) for name, source in loaded.splits.items()}
+        return Identity(prepared.name, prepared.version, loaded.checksum, sizes)
+
+    @cached_property
+    def _found(self) -> _Found:
+        start = time.perf_counter()
+        wanted = self.auto if self.dataset == "auto" else self.dataset
+        root, folder, notice = _find_or_prepare(wanted, may_fall_back=self.dataset == "auto")
+        prepared = describe(folder, self.image_size)
+        return _Found(root, prepared, notice, time.perf_counter() - start)
+
+    @cached_property
+    def _loaded(self) -> _Loaded:
+        root, prepared = self._found.root, self._found.prepared
+        start = time.perf_counter()
+        rows = split_rows(prepared.name, prepared.sizes, self.validation_fraction)
+        bytes_each = int(np.prod(prepared.image_shape)) + _LABEL_BYTES
+        if sum(prepared.sizes.values()) * bytes_each > self.max_resident_bytes:
+            sources = {name: RecordSource(prepared, split, r) for name, (split, r) in rows.items()}
+            checksum = cache.description_checksum(prepared)
+            return _Loaded(sources, checksum, False, time.perf_counter() - start)
+        key = cache.cache_key(prepared)
+        cached = cache.load(prepared, root, key)
+        if cached:
+            arrays, checksum = cached
+        else:
+            arrays = {
+                f"{split}/{feature}": array
+                for split in prepared.sizes
+                for feature, array in RecordSource(prepared, split).decode_all().items()
+            }
+            checksum = cache.store(prepared, root, key, arrays)
+        splits = {}
+        for name, (split, r) in rows.items():
+            whole = ArraySource({f: arrays[f"{split}/{f}"] for f in ("image", "label")})
+            splits[name] = whole if r is None else whole.take(r)
+        return _Loaded(splits, checksum, cached is not None, time.perf_counter() - start)
+
+
+def split_rows(
+    name: str, sizes: Mapping[str, int], validation_fraction: float
+) -> dict[str, tuple[str, np.ndarray | None]]:
+    """Which rows of which official split make up train, validation and test.
+
+    Args:
+      name: of the set, for errors.
+      sizes: of the official splits; "train" is among them.
+      validation_fraction: of train (of what is left of it), where there is no validation split.
+
+    Returns:
+      By split as used: the official split, and its rows in increasing order (None means all).
+
+    Raises:
+      UserError: if a split would be empty.
+    """
+    official = {"train": "train", "validation": "validation", "test": "test"}
+    if "test" not in sizes and "validation" in sizes:
+        official = {"train": "train", "test": "validation"}
+    counts: dict[str, int] = {}  # taken from train
+    left = sizes["train"]
+    if "test" not in sizes and "validation" not in sizes:
+        counts["test"] = round(_TEST_FRACTION * left)
+        left -= counts["test"]
+    if not {"validation", "test"} <= sizes.keys():
+        counts["validation"] = round(validation_fraction * left)
+        left -= counts["validation"]
+    result: dict[str, tuple[str, np.ndarray | None]] = {
+        used: (split, None) for used, split in official.items() if split in sizes
+    }
+    if counts:
+        order = random_order(sizes["train"], *_SPLIT_KEY)
+        start = 0
+        for used, count in counts.items():
+            result[used] = ("train", np.sort(order[start : start + count]))
+            start += count
+        result["train"] = ("train", np.sort(order[start:]))
+    for used, (split, rows) in result.items():
+        if not (sizes[split] if rows is None else len(rows)):
+            raise UserError(
+                f"the {used} split of {name} would be empty (its official splits: {dict(sizes)}, "
+                f"validation_fraction={validation_fraction}): choose another set or fraction"
+            )
+    return {used: result[used] for used in ("train", "validation", "test")}
+
+
+def _find_or_prepare(wanted: str, may_fall_back: bool) -> tuple[Path, Path, str | None]:
+    """Returns the data folder, the set's folder in it, and a notice if the fallback is used."""
+    request, root = folders.parse_request(wanted), folders.data_folder()
+    if found := _find(request, root):
+        return *found, None
+    version = PREPARABLE.get(request.name)
+    if version is None or request.config or request.version not in (None, version):
+        raise _not_found(request, root)
+    from dl.data import builders
+
+    try:
+        return *builders.prepare(request.name, root), None
+    except builders.UnreachableError as error:
+        if not may_fall_back:
+            raise
+        found = _find(Request(_FALLBACK), root) or builders.prepare(_FALLBACK, root)
+        return *found, _notice(request, error.reason, error.advice)
+
+
+def _find(request: Request, root: Path) -> tuple[Path, Path] | None:
+    roots = [root]
+    if not folders.is_writable(root):  # then `builders.prepare` has written elsewhere
+        roots.append(folders.user_cache() / "tensorflow_datasets")
+    for place in roots:
+        if folder := folders.locate(request, place):
+            return place, folder
+    return None
+
+
+def _notice(request: Request, reason: str, advice: str) -> str:
+    return (
+        f"Wanted {request}, but {reason}.\n"
+        "The embedded digits are used INSTEAD: 1,797 real 8x8 images that scikit-learn ships.\n"
+        f"So the accuracy is not {request} accuracy.\n"
+        f"To get {request}: {advice}."
+    )
+
+
+def _not_found(request: Request, root: Path) -> UserError:
+    missing = f"{request} is not prepared in {root}"
+    folder = root / request.name / (request.config or "")
+    if versions := folders.versions(folder):
+        return UserError(f"{missing}: choose one of its versions there, {', '.join(versions)}")
+    if request.name in PREPARABLE:
+        can = PREPARABLE[request.name]
+        return UserError(f"{missing}: only {request.name}:{can} can be prepared here; ask for that")
+    known = sorted({*folders.prepared_names(root), *PREPARABLE})
+    near = difflib.get_close_matches(request.name.lower(), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    if _is_in_tfds(request.name):
+        hint = (
+            f"preparing it needs TensorFlow: run `tfds build {request.name} "
+            "--file_format=array_record` once where TensorFlow is installed, and point --data-dir "
+            f"(TFDS_DATA_DIR) at the result" + (f"; or {hint}" if near else "")
+        )
+    return UserError(f"{missing}: {hint}")
+
+
+def _is_in_tfds(name: str) -> bool:
+    import tensorflow_datasets as tfds
+
+    try:
+        tfds.builder_cls(name)
+    except Exception:  # not found, or its module needs what is not installed
+        return False
+    return True

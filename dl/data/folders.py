@@ -1,0 +1,128 @@
+"""Folders: where sets lie, and which of them are prepared.
+
+A set lies in `<data folder>/NAME[/CONFIG]/VERSION`, with `dataset_info.json` (written last),
+`features.json` and one or more shards a split.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dl.errors import UserError
+
+_REQUEST = re.compile(
+    r"(?P<name>[A-Za-z]\w*)(/(?P<config>\w[\w.+=-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII
+)
+_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Request:
+    """NAME[/CONFIG][:VERSION], as the user gave it."""
+
+    name: str
+    config: str | None = None
+    version: str | None = None
+
+    def __str__(self) -> str:
+        config = f"/{self.config}" if self.config else ""
+        return f"{self.name}{config}" + (f":{self.version}" if self.version else "")
+
+
+def parse_request(dataset: str) -> Request:
+    """Reads NAME[/CONFIG][:VERSION]; raises UserError for anything else."""
+    match = _REQUEST.fullmatch(dataset)
+    if match is None:
+        raise UserError(f"dataset={dataset!r}: expected NAME, NAME/CONFIG or either with :1.2.3")
+    return Request(match["name"], match["config"], match["version"])
+
+
+def data_folder() -> Path:
+    """Where sets lie: `TFDS_DATA_DIR`, else `~/tensorflow_datasets` (which need not exist yet).
+
+    Raises:
+      UserError: if `TFDS_DATA_DIR` is set and is no readable folder.
+    """
+    named = os.environ.get("TFDS_DATA_DIR")
+    if not named:
+        return Path("~/tensorflow_datasets").expanduser()
+    folder = Path(named).expanduser()
+    advice = "--data-dir (TFDS_DATA_DIR) must name an existing local folder"
+    if not folder.exists():
+        raise UserError(f"the data folder {named} does not exist: {advice}")
+    if not folder.is_dir():
+        raise UserError(f"the data folder {named} is not a folder: {advice}")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"the data folder {named} cannot be read: {advice}, with read permission")
+    return folder
+
+
+def user_cache() -> Path:
+    """Where things go that the data folder cannot take."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "dl"
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether to write into `folder`; one marked read-only is left alone, even by root."""
+    try:
+        return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def versions(folder: Path) -> list[str]:
+    """The versions prepared in `folder`, newest last; half-prepared ones do not count."""
+    names = [entry.name for entry in _subfolders(folder) if _VERSION.fullmatch(entry.name)]
+    return sorted(
+        (name for name in names if (folder / name / "dataset_info.json").is_file()),
+        key=lambda name: tuple(map(int, name.split("."))),
+    )
+
+
+def configs(folder: Path) -> list[str]:
+    """The configs of the set in `folder` that have a prepared version."""
+    return sorted(entry.name for entry in _subfolders(folder) if versions(entry))
+
+
+def prepared_names(root: Path) -> list[str]:
+    """The names of all sets prepared in the data folder `root`."""
+    return sorted(f.name for f in _subfolders(root) if versions(f) or configs(f))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def locate(request: Request, root: Path) -> Path | None:
+    """Returns the folder of the requested version, by default the newest; None if there is none.
+
+    Raises:
+      UserError: if the set has configs and none, or an unknown one, was asked for.
+    """
+    folder = root / request.name
+    if request.config or not versions(folder):
+        names = configs(folder)
+        if not names:
+            return None
+        config = request.config or _default_config(folder)
+        if config not in names:
+            what = f"has no config {config!r}" if config else "needs a config"
+            raise UserError(
+                f"{request.name} in {root} {what}: choose one of "
+                + ", ".join(f"{request.name}/{name}" for name in names)
+            )
+        folder = folder / config
+    found = [v for v in versions(folder) if request.version in (None, v)]
+    return folder / found[-1] if found else None
+
+
+def _default_config(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / ".config/metadata.json").read_bytes())["default_config_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,134 @@
+"""From a source to batches on the devices: which examples make up step s is a function of (seed, s).
+
+Nothing about the order is ever saved: a run that resumes at step s asks for the batch of step s.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dl.data.order import random_order
+from dl.data.source import ArraySource, Source
+from dl.errors import UserError
+from dl.sharding import batch_sharding, num_batch_shards, put, replicated
+from dl.types import Batch
+
+MAX_RESIDENT_BYTES = 2 * 2**30  # on each device; larger sources stream from the host
+PREFETCH_STEPS = 4
+
+
+class Batches:
+    """The batches of a source, by step; the last one of each pass is padded and masked.
+
+    Every example appears exactly once a pass. Padding repeats examples of the same pass, so that it has
+    ordinary values, and `mask` is False there.
+
+    Attributes:
+      source: the examples.
+      batch_size: over all devices.
+      seed: of the order; None keeps the source's order.
+      steps_per_epoch: steps of one pass.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        mesh: Mesh,
+        *,
+        seed: int | None = None,
+        max_resident_bytes: int = MAX_RESIDENT_BYTES,
+    ):
+        if not len(source):
+            raise UserError("a data split without examples cannot be read; choose another split")
+        shards = num_batch_shards(mesh)
+        if batch_size % shards:
+            raise UserError(
+                f"batch_size={batch_size} does not divide over the {shards} devices of the mesh; "
+                f"use a multiple of {shards}, such as {-(-batch_size // shards) * shards}, or "
+                "a smaller --mesh"
+            )
+        self.source = source
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
+        self._sharding = batch_sharding(mesh)
+        self._resident = None
+        if isinstance(source, ArraySource) and source.nbytes <= max_resident_bytes:
+            self._resident = put(dict(source.arrays), replicated(mesh))
+            self._take = jax.jit(_take, out_shardings=self._sharding)
+
+    def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the global example indices of a step, int32, and which of them are not padding."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)
+        places = np.arange(within * self.batch_size, (within + 1) * self.batch_size)
+        return order[places % len(order)], places < len(order)
+
+    def __getitem__(self, step: int) -> Batch:
+        """Returns the batch of a step on the devices: features, `index` and `mask`."""
+        index_B, mask_B = self.rows(step)
+        extra = put({"index": index_B, "mask": mask_B}, self._sharding)
+        if self._resident is not None:
+            return {**self._take(self._resident, extra["index"]), **extra}
+        return {**put(self._read(index_B), self._sharding), **extra}
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yields the batches of steps start, …, stop - 1; those read from the host are prefetched."""
+        if self._resident is not None:
+            yield from (self[step] for step in range(start, stop))
+            return
+        pending: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(PREFETCH_STEPS, "prefetch") as pool:
+            try:
+                for step in range(start, stop):
+                    pending.append(pool.submit(self.__getitem__, step))
+                    if len(pending) > PREFETCH_STEPS:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:  # also when the consumer stops early
+                for future in pending:
+                    future.cancel()
+
+    def _read(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads the rows that this process's devices hold; the others stay zero and are never sent."""
+        slices = self._sharding.addressable_devices_indices_map(index_B.shape).values()
+        local = np.zeros(index_B.shape, bool)
+        for rows in slices:
+            local[rows] = True
+        part = self.source[index_B[local]]
+        whole = {}
+        for name, values in part.items():
+            whole[name] = np.zeros((len(index_B), *values.shape[1:]), values.dtype)
+            whole[name][local] = values
+        return whole
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.seed is None:
+            epoch = 0
+        return _epoch_order(len(self.source), self.seed, epoch)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Returns how many batches one pass over the examples takes, the padded last one included."""
+    return -(-num_examples // batch_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(num_examples: int, seed: int | None, epoch: int) -> np.ndarray:
+    if seed is None:
+        order = np.arange(num_examples, dtype=np.int32)
+    else:
+        order = random_order(num_examples, seed, epoch)
+    order.flags.writeable = False  # it is shared by every caller
+    return order
+
+
+def _take(arrays: Batch, index_B: jax.Array) -> Batch:
+    return {name: array[index_B] for name, array in arrays.items()}

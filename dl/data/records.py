@@ -1,0 +1,167 @@
+"""Records: the examples of a prepared set, read by random access and decoded without TensorFlow."""
+
+import io
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dl.data.prepared import Prepared
+from dl.errors import UserError
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
+_CHUNK = 1024  # records in memory at once while a whole split is decoded
+
+
+class RecordSource:
+    """A `Source` that reads and decodes at every access: for sets too large to hold in memory.
+
+    Attributes:
+      spec: "image" uint8 (H, W, C) and "label" int32 ().
+    """
+
+    def __init__(self, prepared: Prepared, split: str, rows: np.ndarray | None = None):
+        """`rows` of `split` (all if None) are the examples, in that order; nothing is read yet."""
+        self._prepared = prepared
+        self._split = split
+        self._rows = np.arange(prepared.sizes[split]) if rows is None else rows
+        self._lock = threading.Lock()
+
+    @property
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            "image": jax.ShapeDtypeStruct(self._prepared.image_shape, np.uint8),
+            "label": jax.ShapeDtypeStruct((), np.int32),
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads the rows `indices`.
+
+        Raises:
+          UserError: if a shard is damaged, an image cannot be decoded, or a label is out of range.
+        """
+        rows = self._rows[indices]
+        images = np.empty((len(rows), *self._prepared.image_shape), np.uint8)
+        labels = np.empty(len(rows), np.int32)
+        for at, (row, record) in enumerate(zip(rows, self._read(rows), strict=True)):
+            images[at], labels[at] = self._decode(int(row), record)
+        return {"image": images, "label": labels}
+
+    def decode_all(self) -> dict[str, np.ndarray]:
+        """Reads every row, after comparing the number of records in each shard."""
+        for path, length in self._prepared.shards[self._split].items():
+            if (held := _num_records(self._prepared, path)) != length:
+                raise self._prepared.damaged(path, f"it holds {held} records, not {length}")
+        images = np.empty((len(self), *self._prepared.image_shape), np.uint8)
+        labels = np.empty(len(self), np.int32)
+        for start in range(0, len(self), _CHUNK):
+            chunk = slice(start, min(start + _CHUNK, len(self)))
+            rows = self[np.arange(chunk.start, chunk.stop)]
+            images[chunk], labels[chunk] = rows["image"], rows["label"]
+        return {"image": images, "label": labels}
+
+    @cached_property
+    def _opened(self) -> tuple[Any, Any, Any]:
+        """TFDS's source of raw records, the features to parse (no others are), their decoders."""
+        import tensorflow_datasets as tfds
+
+        prepared = self._prepared
+        try:
+            builder = tfds.builder_from_directory(prepared.folder)
+            records = builder.as_data_source(
+                self._split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format="array_record",
+            )
+            keys = (prepared.image_key, prepared.label_key)
+            features = {key: builder.info.features[key] for key in keys}
+        except ImportError:
+            raise
+        except Exception as error:  # whatever TFDS makes of a broken description
+            raise prepared.damaged(prepared.folder, error) from error
+        skip = {prepared.image_key: tfds.decode.SkipDecoding()} if prepared.image_is_encoded else {}
+        return records, tfds.features.FeaturesDict(features), skip
+
+    def _read(self, rows: np.ndarray) -> list[bytes]:
+        with self._lock:
+            records = self._opened[0]
+        try:
+            return records.__getitems__(rows.tolist()) if len(rows) else []
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise self._prepared.damaged(self._find_damaged(rows), error) from error
+
+    def _find_damaged(self, rows: np.ndarray) -> Path:
+        """The first shard whose share of `rows` cannot be read."""
+        shards = self._prepared.shards[self._split]
+        shard_of = np.searchsorted(np.cumsum(list(shards.values())), rows, "right")
+        for index, path in enumerate(shards):
+            if (share := rows[shard_of == index]).size:
+                try:
+                    self._opened[0].__getitems__(share.tolist())
+                except (RuntimeError, ValueError, IndexError):
+                    return path
+        return self._prepared.folder
+
+    def _decode(self, row: int, record: bytes) -> tuple[np.ndarray, int]:
+        prepared, where = self._prepared, f"record {row} of split {self._split!r}"
+        _, features, decoders = self._opened
+        try:
+            example = features.deserialize_example_np(record, decoders=decoders)
+            image = _to_array(example[prepared.image_key], prepared)
+            label = int(example[prepared.label_key])
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # protobuf, zlib, TFDS and Pillow each raise their own
+            raise prepared.damaged(f"{where} in {prepared.folder}", error) from error
+        if image.shape != prepared.image_shape:
+            reason = f"its image is {image.shape}, not {prepared.image_shape}"
+            raise prepared.damaged(f"{where} in {prepared.folder}", reason)
+        if not 0 <= label < len(prepared.class_names):
+            raise UserError(
+                f"{prepared.name} in {prepared.folder}: {where} has the label {label}, expected "
+                f"0 to {len(prepared.class_names) - 1}: prepare the set again with right labels"
+            )
+        return image, label
+
+
+def _num_records(prepared: Prepared, path: Path) -> int:
+    from array_record.python import array_record_data_source as data_source  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise prepared.damaged(path, "the file is missing")
+    try:
+        return len(data_source.ArrayRecordDataSource([str(path)]))
+    except RuntimeError as error:
+        raise prepared.damaged(path, error) from error
+
+
+def _to_array(stored: Any, prepared: Prepared) -> np.ndarray:
+    """An image as it is handed out: (H, W, C) uint8, cropped and resized only if sizes vary."""
+    from PIL import Image
+
+    height, width, channels = prepared.image_shape
+    image: Image.Image
+    if prepared.image_is_encoded:
+        image = Image.open(io.BytesIO(stored))
+    elif prepared.is_resized:
+        array = np.asarray(stored, np.uint8)
+        image = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    else:
+        array = np.asarray(stored, np.uint8)
+        return array[..., None] if array.ndim == 2 else array
+    with image:
+        if image.mode != _MODES[channels]:
+            image = image.convert(_MODES[channels])
+        if prepared.is_resized:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.crop((left, top, left + side, top + side))
+            image = square.resize((width, height), Image.Resampling.BILINEAR)
+        array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array

@@ -1,0 +1,9 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(Exception):
+    """A mistake that one line explains: the value, what was expected, what to change.
+
+    `dl.experiment.main` and `python -m dl` print it without a traceback and exit with status 2.
+    Every other exception is a defect and keeps its traceback.
+    """

@@ -1,0 +1,79 @@
+"""What an experiment is: the objects that define a training run."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import optax
+
+from dl.data.images import to_unit_range
+from dl.data.splits import Splits
+from dl.errors import UserError
+from dl.gradients import mean_gradient
+from dl.precision import LossScale
+from dl.sharding import Rules
+from dl.step import Augment, Preprocess
+from dl.types import Batch, GradFn, Key, LossFn, Variables
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that defines a training run: real objects, nothing to look up.
+
+    Attributes:
+      data: the training split and the splits to evaluate on.
+      loss_fn: the mean loss and its metrics, for example `losses.classification(model)`.
+      tx: the optimizer, for example `optimizers.adamw(...)`.
+      num_steps: updates in the whole run.
+      batch_size: examples of an update, over all devices.
+      model: initialised as `model.init(key, batch[input_name])`.
+      input_name: the feature that the model reads.
+      init_fn: from a key and a batch to variables, where `model` and `input_name` do not say it.
+      preprocess: from a stored batch to the model's input, on the device, in training and evaluation;
+        by default unsigned bytes become floats in [0, 1].
+      augment: from a key and one preprocessed example to an example; training only.
+      grad_fn: how the loss becomes a gradient.
+      ema_decay: keep a moving average of the parameters and evaluate that.
+      loss_scale: the initial loss scale, for float16.
+      sharding_rules: pairs of a regular expression on a parameter's path and its partition.
+      seed: of parameters, order, dropout and augmentation.
+      eval_batch_size: rounded up to a multiple of the devices; a split's last batch is padded.
+      report_every: steps between evaluations; by default once an epoch.
+      report_start: evaluate before the first step too.
+    """
+
+    data: Splits
+    loss_fn: LossFn
+    tx: optax.GradientTransformation
+    num_steps: int
+    batch_size: int
+    model: nn.Module | None = None
+    input_name: str = "image"
+    init_fn: Callable[[Key, Batch], Variables] | None = None
+    preprocess: Preprocess | None = to_unit_range
+    augment: Augment | None = None
+    grad_fn: GradFn = mean_gradient
+    ema_decay: float | None = None
+    loss_scale: LossScale | None = None
+    sharding_rules: Rules = ()
+    seed: int = 0
+    eval_batch_size: int = 500
+    report_every: int | None = None
+    report_start: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "eval_batch_size", "report_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value} is out of range; it must be at least 1")
+        if self.model is None and self.init_fn is None:
+            raise ValueError("an Experiment needs a model or an init_fn")
+
+    def init(self, key: Key, batch: Batch) -> Variables:
+        """Returns the model's initial variables for a stored batch."""
+        if self.preprocess is not None:
+            batch = self.preprocess(batch)
+        if self.init_fn is not None:
+            return self.init_fn(key, batch)
+        assert self.model is not None
+        return self.model.init(key, batch[self.input_name])

@@ -1,0 +1,78 @@
+"""Floating-point operations of a function, counted from its shapes: no device, no compilation.
+
+Counted are products with sums behind them, which is where the work of a network is: a matrix product of
+(M, K) and (K, N) is 2 M K N, a convolution is 2 × outputs × kernel elements that each output sees. A loop's
+body counts as often as it runs.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def count_flops(fn: Callable[..., Any], *args: Any) -> int:
+    """Returns the FLOPs of `fn(*args)`; the arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+    return count_jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def count_jaxpr_flops(jaxpr: Any) -> int:
+    """Returns the FLOPs of a traced function, such as `jitted.trace(...).jaxpr`."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: Any) -> int:
+    name = equation.primitive.name
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2 * equation.outvars[0].aval.size * math.prod(shape[dim] for dim in contracted)
+    if name == "conv_general_dilated":
+        return _count_convolution(equation)
+    branches = [count_jaxpr_flops(inner) for inner in _inner_jaxprs(equation.params)]
+    if name == "cond":
+        return max(branches, default=0)
+    return sum(branches) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _count_convolution(equation: Any) -> int:
+    """Counts the taps that meet an input element: neither padding nor the zeros of dilation do work."""
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    inputs, kernel, outputs = (v.aval.shape for v in (*equation.invars[:2], equation.outvars[0]))
+    taps = 1
+    for axis, padding in enumerate(params["padding"]):
+        taps *= _num_taps(
+            inputs[numbers.lhs_spec[2 + axis]],
+            kernel[numbers.rhs_spec[2 + axis]],
+            outputs[numbers.out_spec[2 + axis]],
+            params["window_strides"][axis],
+            padding[0],
+            params["lhs_dilation"][axis],
+            params["rhs_dilation"][axis],
+        )
+    batch, channels_out = outputs[numbers.out_spec[0]], outputs[numbers.out_spec[1]]
+    channels_in = kernel[numbers.rhs_spec[1]]  # of one group
+    return 2 * batch * channels_out * channels_in * taps
+
+
+def _num_taps(size: int, window: int, outputs: int, stride: int, pad: int, dilation: int, spread: int) -> int:
+    """Counts pairs of an output and a kernel element whose input element exists, on one axis."""
+    last = (size - 1) * dilation
+    return sum(
+        0 <= (place := out * stride + tap * spread - pad) <= last and place % dilation == 0
+        for out in range(outputs)
+        for tap in range(window)
+    )
+
+
+def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                found.append(item)
+    return found

@@ -1,0 +1,104 @@
+"""Loss functions, and the builders that turn a model into a `LossFn`.
+
+Shapes: B examples, C classes.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dl.metrics import Mean, accuracy
+from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
+
+
+def cross_entropy(logits_BC: jax.Array, labels_B: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Returns -log softmax(logits)[label] per example, in nats, shape B.
+
+    From logits, by log-sum-exp: exact at any magnitude. With `label_smoothing` e the target is
+    (1 - e) on the label plus e / C everywhere (Szegedy et al. 2016, §7).
+    """
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels_B)
+    targets_BC = optax.smooth_labels(jax.nn.one_hot(labels_B, logits_BC.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits_BC, targets_BC)
+
+
+def binary_cross_entropy(logits_BC: jax.Array, targets_BC: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of independent sigmoids, summed over C, in nats, shape B.
+
+    Both halves: -y log p - (1 - y) log(1 - p).
+    """
+    return optax.sigmoid_binary_cross_entropy(logits_BC, targets_BC).sum(-1)
+
+
+def apply_model(
+    model: nn.Module, params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None
+) -> tuple[jax.Array, ModelState]:
+    """Returns the model's output and its updated collections.
+
+    In training (`key` is given) the collections of `model_state` may change and the `dropout` stream
+    is `key`; in evaluation neither.
+    """
+    variables = {"params": params, **model_state}
+    if key is None:
+        return jnp.asarray(model.apply(variables, inputs, train=False)), model_state
+    output, model_state = model.apply(
+        variables, inputs, train=True, rngs={"dropout": key}, mutable=list(model_state)
+    )
+    return jnp.asarray(output), model_state
+
+
+def supervised(
+    model: nn.Module,
+    example_loss: Callable[[jax.Array, Batch], jax.Array],
+    example_metrics: Callable[[jax.Array, Batch], Metrics] | None = None,
+    input_name: str = "image",
+) -> LossFn:
+    """Returns the mean of a per-example loss of the model's output, for any supervised task.
+
+    Args:
+      model: called as `model(batch[input_name], train=...)`.
+      example_loss: from the output and the batch to one loss per example, shape B.
+      example_metrics: more metrics, as masked `Mean`s; a `loss` among them replaces the one that is
+        there by default, the mean of `example_loss`.
+      input_name: the feature that the model reads.
+    """
+
+    def loss_fn(
+        params: Params, model_state: ModelState, batch: Batch, key: Key | None
+    ) -> tuple[jax.Array, Aux]:
+        output, model_state = apply_model(model, params, model_state, batch[input_name], key)
+        loss = Mean.of(example_loss(output, batch), batch["mask"])
+        metrics = {"loss": loss}
+        if example_metrics is not None:
+            metrics |= example_metrics(output, batch)
+        return loss.compute(), Aux(model_state, metrics)
+
+    return loss_fn
+
+
+def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name: str = "image") -> LossFn:
+    """Returns the mean cross-entropy of a classifier, with the metrics `loss` and `accuracy`.
+
+    With `label_smoothing` the gradient is of the smoothed loss; the metric `loss` is always the plain
+    cross-entropy, so that curves of training, evaluation and other experiments can be compared.
+    """
+
+    def example_loss(logits_BC: jax.Array, batch: Batch) -> jax.Array:
+        if logits_BC.ndim != 2:
+            raise ValueError(
+                f"a classifier's logits have shape (batch, classes), got {logits_BC.shape}; "
+                "is a flatten or a pooling missing before the last layer?"
+            )
+        return cross_entropy(logits_BC, batch["label"], label_smoothing)
+
+    def example_metrics(logits_BC: jax.Array, batch: Batch) -> Metrics:
+        return {
+            "loss": Mean.of(cross_entropy(logits_BC, batch["label"]), batch["mask"]),
+            "accuracy": accuracy(logits_BC, batch["label"], batch["mask"]),
+        }
+
+    return supervised(model, example_loss, example_metrics, input_name)

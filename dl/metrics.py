@@ -1,0 +1,37 @@
+"""Metrics as masked sums and counts, so that they add up exactly over batches and devices.
+
+Shapes: B examples, C classes.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+
+@flax.struct.dataclass
+class Mean:
+    """A mean that can be continued: the sum of the values and how many there were."""
+
+    total: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, values_B: jax.Array, mask_B: jax.Array | None = None) -> "Mean":
+        """Returns the mean over the examples whose mask is True (all of them without a mask)."""
+        values_B = jnp.asarray(values_B, jnp.float32)
+        if mask_B is None:
+            return cls(values_B.sum(), jnp.float32(values_B.size))
+        # `where`, not a product: a NaN on padding must not reach the sum.
+        return cls(jnp.where(mask_B, values_B, 0.0).sum(), jnp.asarray(mask_B, jnp.float32).sum())
+
+    def merge(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def compute(self) -> jax.Array:
+        """Returns the mean, 0 where nothing was counted."""
+        return self.total / jnp.maximum(self.count, 1.0)
+
+
+def accuracy(logits_BC: jax.Array, labels_B: jax.Array, mask_B: jax.Array | None = None) -> Mean:
+    """Returns the fraction of examples whose largest logit is at the label."""
+    return Mean.of(logits_BC.argmax(-1) == labels_B, mask_B)

@@ -1,0 +1,93 @@
+"""Small convolutional networks.
+
+Shapes: B batch, H height, W width, C channels, N classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class CNN(nn.Module):
+    """Convolutions with ReLU, optionally each pooled, then dense layers (LeCun et al. 1998).
+
+    Attributes:
+      channels: of each 3×3 convolution.
+      hidden: the width of each dense layer before the last.
+      num_classes: N.
+      pool: whether a 2×2 max-pool follows each convolution.
+      padding: of the convolutions, VALID or SAME.
+      dropout: the probability that a unit of the dense layers is dropped in training.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: Sequence[int]
+    hidden: Sequence[int]
+    num_classes: int
+    pool: bool = False
+    padding: str = "VALID"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        """Returns logits of shape (B, N)."""
+        x_BHWC = image_BHWC
+        for channels in self.channels:
+            x_BHWC = nn.Conv(channels, (3, 3), padding=self.padding, dtype=self.dtype)(x_BHWC)
+            x_BHWC = nn.relu(x_BHWC)
+            if self.pool:
+                x_BHWC = max_pool(x_BHWC)
+        # The batch size is stated, not inferred: a wrong shape must fail, not change the batch.
+        x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
+        for width in self.hidden:
+            x_BD = nn.relu(nn.Dense(width, dtype=self.dtype)(x_BD))
+            x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x_BD)
+
+
+class ConvNet(nn.Module):
+    """A convolutional pyramid without normalisation: each stage halves the image and widens it.
+
+    A strided convolution opens every stage (Springenberg et al. 2015); all stages but the first refine
+    their features with one residual convolution (He et al. 2016). No layer mixes examples or keeps
+    statistics, so the network computes the same on one device and on eight, for one example and for many.
+
+    Attributes:
+      num_classes: N.
+      widths: channels of each stage.
+      dropout: the probability that a feature before the last layer is dropped in training.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    num_classes: int
+    widths: Sequence[int] = (32, 64, 128)
+    dropout: float = 0.3
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        """Returns logits of shape (B, N)."""
+        stem, *stages = self.widths
+        x_BHWC = nn.gelu(nn.Conv(stem, (5, 5), strides=2, dtype=self.dtype)(image_BHWC))
+        for width in stages:
+            x_BHWC = nn.gelu(nn.Conv(width, (3, 3), strides=2, dtype=self.dtype)(x_BHWC))
+            x_BHWC += nn.gelu(nn.Conv(width, (3, 3), dtype=self.dtype)(x_BHWC))
+        x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
+        x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x_BD)
+
+
+def max_pool(x_BHWC: jax.Array, window: int = 2) -> jax.Array:
+    """Returns the maximum of each window, stride = window; an odd rest at the border is dropped.
+
+    As a reshape and a maximum: its gradient is a comparison, where that of a windowed reduction is a
+    scatter, several times slower on a CPU.
+    """
+    batch, height, width, channels = x_BHWC.shape
+    rows, columns = height // window, width // window
+    x_BHWC = x_BHWC[:, : rows * window, : columns * window]
+    return x_BHWC.reshape(batch, rows, window, columns, window, channels).max((2, 4))

@@ -1,0 +1,151 @@
+"""The command line of an experiment, read off its signature: names, types, defaults, ranges and help."""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import math
+import re
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import docstring_parser
+import tyro
+
+from dl.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a number may take, as metadata of an annotation.
+
+    Attributes:
+      low: the smallest value allowed.
+      high: the largest value allowed.
+      above_low: whether `low` itself is excluded.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low < value if self.above_low else self.low <= value
+        return above and value <= self.high and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"more than {self.low:,}" if self.above_low else f"at least {self.low:,}"
+        return low if self.high == math.inf else f"{low} and at most {self.high:,}"
+
+
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, above_low=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+Options = dict[str, Any]
+
+
+def parse(
+    experiment_fn: Callable[..., Any], run_options: type, argv: Sequence[str], prog: str
+) -> tuple[Options, Any]:
+    """Returns the experiment's options and the run's, from the arguments of a command line.
+
+    Args:
+      experiment_fn: its keyword arguments with annotations and defaults are options.
+      run_options: a dataclass whose fields are options too.
+      argv: the arguments, without the program's name.
+      prog: the program's name, for the help text.
+
+    Raises:
+      UserError: an unknown option, a value of the wrong type or out of its range.
+      SystemExit: with status 0, after the help text was printed.
+    """
+    of_experiment = _fields(
+        {name: parameter.default for name, parameter in inspect.signature(experiment_fn).parameters.items()},
+        experiment_fn,
+    )
+    of_run = _fields({f.name: f.default for f in dataclasses.fields(run_options)}, run_options)
+    both = dataclasses.make_dataclass(
+        "Options",
+        [
+            (name, kind, dataclasses.field(default=default))
+            for name, kind, default in (*of_experiment, *of_run)
+        ],
+    )
+    summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
+    values: Options = vars(_parse(both, argv, prog, summary.short_description or ""))
+    for name, kind, _ in (*of_experiment, *of_run):
+        _check_range(name, kind, values[name])
+    return (
+        {name: values[name] for name, _, _ in of_experiment},
+        run_options(**{name: values[name] for name, _, _ in of_run}),
+    )
+
+
+def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, Any]]:
+    """Returns (name, annotation with help, default) of each option."""
+    kinds = typing.get_type_hints(documented, include_extras=True)
+    text = docstring_parser.parse(inspect.getdoc(documented) or "")
+    help_texts = {p.arg_name: " ".join((p.description or "").split()) for p in text.params}
+    for name, default in defaults.items():
+        if name not in kinds or default is inspect.Parameter.empty:
+            raise TypeError(f"the option {name} of an experiment needs an annotation and a default")
+    return [
+        (name, Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name, ""))], default)
+        for name, default in defaults.items()
+    ]
+
+
+def _parse(options: type, argv: Sequence[str], prog: str, description: str) -> object:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed: tuple[object, list[str]] = tyro.cli(
+                options, args=argv, prog=prog, description=description, return_unknown_args=True
+            )
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise UserError(_one_line(errors.getvalue())) from None
+    values, unknown = parsed
+    if unknown:
+        raise UserError(_unknown(unknown, [f.name for f in dataclasses.fields(options)]))
+    return values
+
+
+def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
+    flags = [word for word in unknown if word.startswith("-")]
+    if not flags:
+        return f"unexpected argument {unknown[0]!r}; options are written --name value"
+    flag = flags[0].partition("=")[0]
+    known = ["--" + name.replace("_", "-") for name in names]
+    near = difflib.get_close_matches(flag.replace("_", "-"), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "--help lists them all"
+    return f"there is no option {flag}; {hint}"
+
+
+def _one_line(box: str) -> str:
+    """Returns the first paragraph of tyro's error box on one line."""
+    lines = [re.sub(r"[│╭╮╰╯]|─{2,}.*", " ", line).strip() for line in box.splitlines()[1:]]
+    rules = [i for i, line in enumerate(box.splitlines()[1:]) if "──" in line]
+    text = " ".join(lines[: rules[0] if rules else None]).strip()
+    return re.sub(r"\s+", " ", text) + "; --help shows the types"
+
+
+def _check_range(name: str, kind: Any, value: Any) -> None:
+    for metadata in _all_metadata(kind):
+        if isinstance(metadata, Range) and value is not None and value not in metadata:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {value} is out of range; it must be {metadata}")
+
+
+def _all_metadata(kind: Any) -> list[Any]:
+    """Returns the metadata of an annotation, also inside `PositiveInt | None`."""
+    own = list(getattr(kind, "__metadata__", ()))
+    inner = [typing.get_origin(kind) and arg for arg in typing.get_args(kind)]
+    return own + [m for arg in inner if arg is not kind for m in _all_metadata(arg)]

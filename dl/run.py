@@ -1,0 +1,228 @@
+"""The folder of a run: what was asked for, on what, and what came out.
+
+`run.json` is written at the first start, `metrics.jsonl` grows, `result.json` appears at the end. A file is
+replaced in one move: at no time is there half of one.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from jax.sharding import Mesh
+
+from dl.errors import UserError
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "chex",
+    "tensorflow-datasets",
+    "numpy",
+)
+
+
+class Run:
+    """One run's folder.
+
+    Attributes:
+      folder: the run's folder; it exists once `open` returned.
+      name: the experiment's module, such as `experiments.mnist_cnn`.
+      options: every option of the experiment, resolved.
+    """
+
+    def __init__(self, folder: Path | None, name: str, options: Mapping[str, Any]):
+        self.name = name
+        self.options = json.loads(json.dumps(dict(options), default=str))
+        self.folder = folder or _new_folder(name)
+        self._lock: TextIO | None = None
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The result, once the run has finished."""
+        return _read(self.folder / "result.json")
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        words = [word for word in sys.argv[1:] if word not in ("--workdir", str(self.folder))]
+        return shlex.join(["python", "-m", self.name, *words, "--workdir", str(self.folder)])
+
+    def check(self, facts: Mapping[str, Any]) -> None:
+        """Makes sure that the folder is new, empty or holds this very run; changes nothing.
+
+        Args:
+          facts: what run.json says beside the options; only `dataset` is compared.
+
+        Raises:
+          UserError: it holds something else.
+        """
+        with self._usable():
+            record = _read(self.folder / "run.json")
+            if record is None:
+                if self.folder.exists() and any(self.folder.iterdir()):
+                    raise UserError(
+                        f"workdir={self.folder} is not empty and holds no run; choose another folder"
+                    )
+            elif differences := _differences(record, self._describe(facts)):
+                raise UserError(
+                    f"workdir={self.folder} holds another run ({'; '.join(differences)}); use its "
+                    "options to resume it, or another --workdir"
+                )
+
+    def open(self, facts: Mapping[str, Any]) -> None:
+        """Takes the folder for this process, and notes this start in run.json.
+
+        Raises:
+          UserError: another process writes to it, or it cannot be written.
+        """
+        with self._usable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            record = _read(self.folder / "run.json")
+            if record is None:
+                record = {**self._describe(facts), "created": _now(), **_software(), "starts": []}
+            start = {"time": _now(), "argv": sys.argv, **_machine()}
+            if jax.process_index() == 0:
+                write_json(self.folder / "run.json", {**record, "starts": [*record["starts"], start]})
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the result: from now on the run is finished."""
+        if jax.process_index() == 0:
+            write_json(self.folder / "result.json", _plain(result))
+
+    def _describe(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        return {"experiment": self.name, "options": self.options, **_plain(facts)}
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"workdir={self.folder} cannot be used ({error.strerror or error}); choose a folder "
+                "that can be written"
+            ) from error
+
+    def _acquire(self) -> None:
+        if jax.process_index():
+            return
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"workdir={self.folder} is in use by another process; wait for it, or choose another"
+            ) from None
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _new_folder(name: str) -> Path:
+    stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = Path("runs") / stem, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{stem}-{number}"
+    return folder
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable as JSON ({error}); choose another --workdir") from None
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Says what differs in experiment, options and data; devices and versions may differ."""
+    pairs = [("experiment", there.get("experiment"), here["experiment"])]
+    for group in ("options", "dataset"):
+        old, new = there.get(group) or {}, here.get(group) or {}
+        pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]
+    return [
+        f"{name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, old, new in pairs if old != new
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _software() -> dict[str, Any]:
+    """Versions and the commit of the code, where it is a git checkout."""
+
+    def git(*words: str) -> str:
+        place = Path(__file__).parent
+        return subprocess.run(
+            ["git", *words], cwd=place, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is some other repository
+        commit, changed = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        commit, changed = None, None
+    versions = {name: version(name) for name in PACKAGES}
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "commit": commit,
+        "uncommitted_changes": changed,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": jax.process_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def describe_devices(mesh: Mesh) -> list[str]:
+    """Returns the kind of each device of a mesh, such as `NVIDIA H100` or `cpu`."""
+    return [device.device_kind for device in mesh.devices.flat]

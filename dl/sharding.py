@@ -1,0 +1,144 @@
+"""Where arrays live: a mesh with named axes, and rules from a parameter's path to its partition.
+
+Models never mention any of this. Axes: `data` splits the batch and replicates the parameters, `fsdp`
+splits both, `tensor` splits parameters by the rules given beside a model.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dl.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# A leaf below this many elements costs more to gather than it saves.
+MIN_FSDP_SIZE = 2**14
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Returns the axis sizes of a mesh written as `data=4,fsdp=2`."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)
+        if not match or match[1] not in AXES or match[1] in sizes or int(match[2]) < 1:
+            raise UserError(
+                f"mesh={text!r} is not understood; write axis=size with axes {', '.join(AXES)}, "
+                "each once, for example data=8 or data=4,fsdp=2"
+            )
+        sizes[match[1]] = int(match[2])
+    return sizes
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
+    """Returns a mesh over the first devices, by default all of them on the axis `data`."""
+    devices = jax.devices()
+    sizes = dict(sizes or {"data": len(devices)})
+    wanted = math.prod(sizes.values())
+    if wanted > len(devices):
+        raise UserError(
+            f"mesh {format_mesh(sizes)} needs {wanted} devices, this machine has {len(devices)} "
+            f"({devices[0].platform}); choose sizes whose product is at most {len(devices)}"
+        )
+    if jax.process_count() > 1 and wanted != len(devices):
+        raise UserError(
+            f"mesh {format_mesh(sizes)} uses {wanted} of {len(devices)} devices; with several "
+            "processes it must use all"
+        )
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
+
+
+def format_mesh(sizes: Mapping[str, int]) -> str:
+    """Returns the sizes as `parse_mesh` reads them, without axes of size 1 except the only one."""
+    wide = {axis: size for axis, size in sizes.items() if size > 1} or {"data": 1}
+    return ",".join(f"{axis}={size}" for axis, size in wide.items())
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Returns into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its leading axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Returns host arrays placed on the devices; every process holds the whole of `tree`."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(np.shape(x), sharding, np.asarray(x).__getitem__),
+        tree,
+    )
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+    """Returns a `NamedSharding` for each leaf of a state, in its structure.
+
+    A rule `(regex, PartitionSpec)` decides the leaves whose path it is found in and whose rank it fits,
+    the first one wins; a parameter's moments in the optimizer's state have the parameter's path in
+    theirs, and follow it. The rest follow the default: split the largest dimension that `fsdp` divides,
+    replicate small leaves.
+
+    Raises:
+      UserError: a rule matches nothing, or its partition does not divide the leaf's shape.
+    """
+    used: set[str] = set()
+
+    def shard(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = path_name(path)
+        for pattern, spec in rules:
+            if re.search(pattern, name) and len(spec) <= len(leaf.shape):
+                used.add(pattern)
+                _check_divides(name, leaf.shape, spec, mesh)
+                return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, _default_spec(leaf.shape, mesh.shape["fsdp"]))
+
+    shardings = jax.tree_util.tree_map_with_path(shard, abstract_state)
+    for pattern, spec in rules:
+        if pattern not in used:
+            raise UserError(
+                f"the sharding rule {(pattern, spec)} matches no parameter; paths look like "
+                f"{path_name(jax.tree_util.tree_leaves_with_path(abstract_state)[-1][0])}"
+            )
+    return shardings
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Returns a tree path as `params/Dense_0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _default_spec(shape: tuple[int, ...], fsdp_size: int) -> PartitionSpec:
+    if fsdp_size == 1 or math.prod(shape) < MIN_FSDP_SIZE:
+        return PartitionSpec()
+    divisible = [dim for dim, size in enumerate(shape) if size % fsdp_size == 0]
+    if not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda dim: shape[dim])
+    return PartitionSpec(*(["fsdp" if dim == largest else None for dim in range(largest + 1)]))
+
+
+def _check_divides(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
+    for size, axes in zip(shape, spec, strict=False):
+        axes = axes if isinstance(axes, tuple) else (axes,) if axes else ()
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise UserError(
+                f"the sharding rule {spec} splits {name} of shape {shape} into {parts} parts, which "
+                f"do not divide {size}; change the rule or the mesh"
+            )

@@ -1,0 +1,78 @@
+"""The training state: arrays only, so that what is saved is exactly what resumes."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from dl.precision import LossScale
+from dl.types import Batch, Key, ModelState, Params, Variables
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that one training step reads and writes.
+
+    Attributes:
+      step: int32, the number of steps done.
+      params: the trained parameters.
+      model_state: the other Linen collections, such as batch statistics.
+      opt_state: of the optimizer.
+      rng: a key that never changes; step s draws from `fold_in(rng, s)`.
+      ema: the moving average of `params` where the experiment keeps one.
+      loss_scale: the dynamic loss scale where float16 is used.
+    """
+
+    step: jax.Array
+    params: Params
+    model_state: ModelState
+    opt_state: optax.OptState
+    rng: Key
+    ema: Params | None = None
+    loss_scale: LossScale | None = None
+
+    @property
+    def eval_params(self) -> Params:
+        """The parameters that are evaluated: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(
+    init_fn: Callable[[Key, Batch], Variables],
+    tx: optax.GradientTransformation,
+    batch: Batch,
+    seed: int | jax.Array,
+    *,
+    keep_ema: bool = False,
+    loss_scale: LossScale | None = None,
+) -> TrainState:
+    """Returns the state before the first step, a pure function of its arguments.
+
+    Args:
+      init_fn: from a key and a batch to the model's variables.
+      tx: the optimizer.
+      batch: an example batch; only shapes and dtypes matter.
+      seed: of the initial parameters and of every later draw.
+      keep_ema: whether the state carries a moving average of the parameters.
+      loss_scale: the initial loss scale, for float16.
+    """
+    init_key, rng = jax.random.split(jax.random.key(seed))
+    variables = dict(init_fn(init_key, batch))
+    params = variables.pop("params", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=tx.init(params),
+        rng=rng,
+        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
+        loss_scale=loss_scale,
+    )
+
+
+def num_params(params: Params) -> int:
+    """Returns the number of scalars in a tree of arrays (or of their shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,149 @@
+"""The train step and the eval step: pure functions, compiled once, sharded by data.
+
+Nothing here knows a model, a data set or a device count.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dl.gradients import mean_gradient
+from dl.metrics import Mean
+from dl.precision import all_finite
+from dl.sharding import batch_sharding
+from dl.state import TrainState
+from dl.types import Aux, Batch, GradFn, Key, LossFn, Metrics, ModelState, Params
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[TrainState, Batch], Metrics]
+
+Preprocess = Callable[[Batch], Batch]
+Augment = Callable[[Key, Batch], Batch]
+
+
+def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment | None = None) -> LossFn:
+    """Returns `loss_fn` on batches that were first decoded and, in training, augmented.
+
+    Args:
+      loss_fn: sees the batch after both.
+      preprocess: from a stored batch to what the model eats; no randomness.
+      augment: from a key and ONE example to an example; never called in evaluation. The key is
+        `fold_in(step key, example index)`: what an example sees depends neither on how the batch is
+        split nor on the number of devices.
+    """
+
+    def loss_on_stored(
+        params: Params, model_state: ModelState, batch: Batch, key: Key | None
+    ) -> tuple[jax.Array, Aux]:
+        if preprocess is not None:
+            batch = preprocess(batch)
+        if augment is not None and key is not None:
+            augment_key, key = jax.random.split(key)
+            keys_B = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, batch["index"])
+            batch = jax.vmap(augment)(keys_B, batch)
+        return loss_fn(params, model_state, batch, key)
+
+    return loss_on_stored
+
+
+def update_state(
+    state: TrainState,
+    batch: Batch,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    grad_fn: GradFn = mean_gradient,
+    ema_decay: float | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One step of training, unjitted: for `jit`, for `vmap` over members, for tests.
+
+    Returns:
+      The next state, and the metrics of the loss with `gradient_norm` and, where the optimizer's state
+      tells it, `learning_rate`.
+    """
+    scale = None if state.loss_scale is None else state.loss_scale.scale
+
+    def scaled_loss(*args):  # type: ignore[no-untyped-def]
+        loss, aux = loss_fn(*args)
+        return (loss if scale is None else loss * scale), aux
+
+    key = jax.random.fold_in(state.rng, state.step)
+    (_, aux), gradient = grad_fn(scaled_loss)(state.params, state.model_state, batch, key)
+    if scale is not None:
+        gradient = jax.tree.map(lambda g: g / scale, gradient)
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    next_state = state.replace(  # type: ignore[attr-defined]
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        model_state=aux.model_state,
+        opt_state=opt_state,
+    )
+    if ema_decay is not None:
+        # The ramp forgets the initial parameters quickly; without it they would dominate for
+        # 1/(1 - decay) steps.
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        next_state = next_state.replace(
+            ema=optax.incremental_update(next_state.params, state.ema, 1.0 - decay)
+        )
+    metrics = {**aux.metrics, "gradient_norm": _scalar(optax.tree.norm(gradient))}
+    rates = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    if rates:
+        metrics["learning_rate"] = _scalar(rates[0][1])
+    if state.loss_scale is not None and scale is not None:
+        is_finite = all_finite(gradient)
+        kept = state.replace(step=next_state.step)  # type: ignore[attr-defined]
+        next_state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), next_state, kept)
+        next_state = next_state.replace(loss_scale=state.loss_scale.update(is_finite))
+        metrics["loss_scale"] = _scalar(scale)
+    return next_state, metrics
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    grad_fn: GradFn = mean_gradient,
+    ema_decay: float | None = None,
+) -> TrainStep:
+    """Returns the compiled step `(state, batch) -> (state, metrics)`. The state given is consumed.
+
+    Args:
+      loss_fn: the mean loss over the whole batch; the mean over devices follows from its sharding.
+      tx: the optimizer.
+      mesh: the devices.
+      shardings: of the state, leaf by leaf, as `sharding.state_shardings` gives them.
+      grad_fn: how the loss becomes a gradient.
+      ema_decay: of the moving average of the parameters, where the state keeps one.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return update_state(state, batch, loss_fn, tx, grad_fn, ema_decay)
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(loss_fn: LossFn, mesh: Mesh, shardings: TrainState) -> EvalStep:
+    """Returns the compiled step `(state, batch) -> metrics`, without randomness or updates."""
+
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+        _, aux = loss_fn(state.eval_params, state.model_state, batch, None)
+        return aux.metrics
+
+    return jax.jit(
+        eval_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
+def _scalar(value: jax.Array) -> Mean:
+    return Mean(jnp.asarray(value, jnp.float32), jnp.float32(1.0))

@@ -1,0 +1,35 @@
+"""Every test runs on eight virtual CPU devices, with implicit broadcasting of ranks forbidden."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def mesh8():
+    from dl.sharding import make_mesh
+
+    return make_mesh({"data": 8})
+
+
+@pytest.fixture(scope="session")
+def mesh1():
+    from dl.sharding import make_mesh
+
+    return make_mesh({"data": 1})
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder that holds a prepared MNIST; tests that need it are skipped without one."""
+    folder = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    if not list(folder.glob("mnist/*/dataset_info.json")):
+        pytest.skip("needs prepared MNIST: set TFDS_DATA_DIR")
+    return folder

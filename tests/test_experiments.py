@@ -1,0 +1,89 @@
+"""Every experiment: it builds, trains, is killed without warning, resumes, and ends in the same bits.
+
+Each run is a process of its own on one core: with several threads the CPU compiler's sums may differ from
+run to run in the last bit.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+
+# Trains a few steps of an experiment on small batches; with a step as the last argument, kills itself there.
+PROGRAM = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import dataclasses, importlib, inspect, pathlib, signal, sys
+from dl.console import Console
+from dl.loop import train
+from dl.run import Run
+from dl.sharding import make_mesh
+
+name, folder, kill_at = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+
+class Killing(Console):
+    is_live = True
+    def start(self, start, stop): pass
+    def progress(self, step, description, figures):
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+experiment_fn = importlib.import_module(f"experiments.{name}").experiment
+options = {"dataset": "digits"} if "dataset" in inspect.signature(experiment_fn).parameters else {}
+experiment = dataclasses.replace(
+    experiment_fn(**options), num_steps=6, batch_size=8, eval_batch_size=180, report_every=4
+)
+console = Killing(is_quiet=True)
+console.is_live = kill_at > 0
+train(experiment, Run(folder, name, options), make_mesh({"data": 1}), log_every=1, save_every=0,
+      console=console)
+"""
+
+
+def run(name, folder, data_folder, kill_at=0):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"TFDS_DATA_DIR": str(data_folder), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, name, str(folder), str(kill_at)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_and_resumed_ends_in_the_same_bits(name, tmp_path, data_folder):
+    whole = run(name, tmp_path / "whole", data_folder)
+    assert whole.returncode == 0, whole.stderr
+    killed = run(name, tmp_path / "killed", data_folder, kill_at=5)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert list((tmp_path / "killed" / "checkpoints").iterdir())
+    resumed = run(name, tmp_path / "killed", data_folder)
+    assert resumed.returncode == 0, resumed.stderr
+    results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("whole", "killed")]
+    assert results[0]["params_digest"] == results[1]["params_digest"]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert len(json.loads((tmp_path / "killed" / "run.json").read_text())["starts"]) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_is_small_and_says_how_to_run_it(name):
+    text = (ROOT / "experiments" / f"{name}.py").read_text()
+    docstring = text.split('"""')[1]
+    assert f"python -m experiments.{name}" in docstring
+    code = text.replace(docstring, "")
+    lines = [line for line in code.splitlines() if line.strip() and not line.strip().startswith("#")]
+    assert len(lines) < 60

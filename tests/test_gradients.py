@@ -1,0 +1,77 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dl import losses
+from dl.gradients import accumulated_gradient, mean_gradient
+from dl.models.mlp import MLP
+
+
+@pytest.fixture(scope="module")
+def problem():
+    model = MLP(hidden=(4,), num_classes=2)
+    batch = {
+        "image": jax.random.normal(jax.random.key(0), (12, 3)),
+        "label": jnp.arange(12) % 2,
+        "mask": jnp.arange(12) < 7,  # the parts hold different numbers of valid examples
+        "index": jnp.arange(12),
+    }
+    params = model.init(jax.random.key(1), batch["image"])["params"]
+    return losses.classification(model), params, batch
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2, 3, 12])
+def test_accumulation_equals_the_full_batch(problem, num_micro_batches):
+    loss_fn, params, batch = problem
+    full = mean_gradient(loss_fn)(params, {}, batch, None)
+    parts = accumulated_gradient(num_micro_batches)(loss_fn)(params, {}, batch, None)
+    chex.assert_trees_all_close(parts, full, atol=1e-6)
+
+
+def test_micro_batches_that_do_not_divide_are_refused(problem):
+    loss_fn, params, batch = problem
+    with pytest.raises(ValueError, match="num_micro_batches=5 does not divide the batch size 12"):
+        accumulated_gradient(5)(loss_fn)(params, {}, batch, None)
+
+
+def test_a_full_batch_step_is_the_mean_of_single_examples(problem):
+    loss_fn, params, batch = problem
+    everything = {**batch, "mask": jnp.ones(12, bool)}
+    _, full = mean_gradient(loss_fn)(params, {}, everything, None)
+
+    def single(i):
+        example = {name: x[i : i + 1] for name, x in everything.items()}
+        return mean_gradient(loss_fn)(params, {}, example, None)[1]
+
+    singles = [single(i) for i in range(12)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 12, *singles)
+    chex.assert_trees_all_close(full, mean, atol=1e-6)
+
+
+def backpropagate(params, x_BD, labels_B):
+    """Backpropagation of softmax cross-entropy through one hidden ReLU layer, by hand, in NumPy."""
+    w1, b1 = params["Dense_0"]["kernel"], params["Dense_0"]["bias"]
+    w2, b2 = params["Dense_1"]["kernel"], params["Dense_1"]["bias"]
+    z_BH = x_BD @ w1 + b1
+    a_BH = np.maximum(z_BH, 0)
+    logits_BC = a_BH @ w2 + b2
+    p_BC = np.exp(logits_BC - logits_BC.max(-1, keepdims=True))
+    p_BC /= p_BC.sum(-1, keepdims=True)
+    delta_BC = (p_BC - np.eye(2)[labels_B]) / len(x_BD)
+    delta_BH = (delta_BC @ w2.T) * (z_BH > 0)
+    return {
+        "Dense_0": {"kernel": x_BD.T @ delta_BH, "bias": delta_BH.sum(0)},
+        "Dense_1": {"kernel": a_BH.T @ delta_BC, "bias": delta_BC.sum(0)},
+    }
+
+
+def test_the_gradient_equals_backpropagation_by_hand(problem):
+    loss_fn, params, batch = problem
+    everything = {**batch, "mask": jnp.ones(12, bool)}
+    _, gradient = mean_gradient(loss_fn)(params, {}, everything, None)
+    by_hand = backpropagate(
+        jax.tree.map(np.asarray, params), np.asarray(batch["image"]), np.asarray(batch["label"])
+    )
+    chex.assert_trees_all_close(gradient, jax.tree.map(np.float32, by_hand), atol=1e-6)

@@ -1,0 +1,115 @@
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from dl import losses
+from dl.models.mlp import MLP
+
+
+def test_cross_entropy_equals_scipy():
+    random = np.random.default_rng(0)
+    logits_BC, labels_B = random.normal(size=(32, 7)), random.integers(0, 7, 32)
+    expected_B = -log_softmax(logits_BC, axis=-1)[np.arange(32), labels_B]
+    np.testing.assert_allclose(losses.cross_entropy(logits_BC, labels_B), expected_B, rtol=1e-5)
+
+
+def test_cross_entropy_of_ten_equal_logits_is_ln_10():
+    loss_B = losses.cross_entropy(jnp.zeros((1, 10)), jnp.array([3]))
+    np.testing.assert_allclose(loss_B, [2.302585], rtol=1e-6)
+
+
+def test_cross_entropy_is_exact_at_huge_logits():
+    logits_BC = jnp.array([[1e4, -1e4], [-1e4, 1e4]])
+    np.testing.assert_array_equal(losses.cross_entropy(logits_BC, jnp.array([0, 0])), [0.0, 2e4])
+
+
+def test_integer_labels_and_one_hot_labels_agree():
+    logits_BC = jax.random.normal(jax.random.key(0), (16, 5))
+    labels_B = jnp.arange(16) % 5
+    one_hot = -(jax.nn.one_hot(labels_B, 5) * jax.nn.log_softmax(logits_BC)).sum(-1)
+    chex.assert_trees_all_close(losses.cross_entropy(logits_BC, labels_B), one_hot, rtol=1e-6)
+
+
+def test_label_smoothing_is_the_mixture_with_the_uniform_distribution():
+    random = np.random.default_rng(1)
+    logits_BC, labels_B = random.normal(size=(8, 4)), random.integers(0, 4, 8)
+    log_p = log_softmax(logits_BC, axis=-1)
+    expected_B = -0.9 * log_p[np.arange(8), labels_B] - 0.1 * log_p.mean(-1)
+    actual_B = losses.cross_entropy(jnp.float32(logits_BC), labels_B, label_smoothing=0.1)
+    np.testing.assert_allclose(actual_B, expected_B, rtol=1e-5)
+
+
+def test_binary_cross_entropy_has_both_halves():
+    logit_of_a_tenth = np.log(0.1 / 0.9)
+    loss_B = losses.binary_cross_entropy(jnp.array([[logit_of_a_tenth]]), jnp.array([[0.0]]))
+    np.testing.assert_allclose(loss_B, [0.10536], atol=1e-5)
+
+
+def batch_of(size: int, features: int = 3) -> dict[str, jax.Array]:
+    return {
+        "image": jax.random.normal(jax.random.key(0), (size, features)),
+        "label": jnp.arange(size) % 2,
+        "mask": jnp.ones(size, bool),
+    }
+
+
+def test_the_reported_loss_is_plain_while_the_gradient_is_of_the_smoothed_one():
+    model = MLP(hidden=(), num_classes=2)
+    batch = batch_of(8)
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+    plain, aux_plain = losses.classification(model)(params, {}, batch, jax.random.key(1))
+    smooth, aux = losses.classification(model, label_smoothing=0.2)(params, {}, batch, None)
+    assert smooth > plain
+    chex.assert_trees_all_equal(aux.metrics["loss"], aux_plain.metrics["loss"])
+
+
+class ForgetsToFlatten(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(10)(nn.Conv(4, (3, 3))(x))
+
+
+def test_a_missing_flatten_is_named():
+    model = ForgetsToFlatten()
+    batch = {
+        "image": jnp.zeros((2, 8, 8, 1)),
+        "label": jnp.zeros(2, int),
+        "mask": jnp.ones(2, bool),
+    }
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+    with pytest.raises(ValueError, match=r"got \(2, 8, 8, 10\); is a flatten"):
+        losses.classification(model)(params, {}, batch, None)
+
+
+def test_dropout_acts_in_training_only():
+    model = MLP(hidden=(64,), num_classes=2, dropout=0.5)
+    batch = batch_of(8)
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+    loss_fn = losses.classification(model)
+    evaluated = [loss_fn(params, {}, batch, None)[0] for _ in range(2)]
+    trained = [loss_fn(params, {}, batch, jax.random.key(k))[0] for k in range(2)]
+    assert evaluated[0] == evaluated[1]
+    assert trained[0] != trained[1]
+    assert trained[0] != evaluated[0]
+
+
+def test_batch_statistics_change_in_training_only():
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dense(2)(nn.BatchNorm(use_running_average=not train)(x))
+
+    model = Normed()
+    batch = batch_of(8)
+    variables = model.init(jax.random.key(0), batch["image"])
+    state = {"batch_stats": variables["batch_stats"]}
+    loss_fn = losses.classification(model)
+    _, aux = loss_fn(variables["params"], state, batch, None)
+    chex.assert_trees_all_equal(aux.model_state, state)
+    _, aux = loss_fn(variables["params"], state, batch, jax.random.key(0))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), aux.model_state, state)
+    assert all(jax.tree.leaves(changed))
