@@ -7,6 +7,7 @@ import jax
 from rich.console import Console as RichConsole
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 BAR_REFRESH_SECONDS = 0.2
 
@@ -35,7 +36,8 @@ class Console:
 
     def box(self, title: str, text: str) -> None:
         """Prints text that must not be overlooked."""
-        self._screen.print(Panel(text, title=title, border_style="bold red", width=100))
+        panel = Panel(Text(text), title=title, border_style="bold red")
+        self._screen.print(panel, soft_wrap=False, width=min(100, self._screen.width))
 
     def start(self, start: int, stop: int) -> None:
         """Shows the bar from step `start` of `stop`, where there is a terminal."""

@@ -21,6 +21,7 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.log import Averages, MetricsLog
 from dl.program import Program
+from dl.progress import Progress
 from dl.run import Run, describe_devices
 from dl.sharding import format_mesh, num_batch_shards
 from dl.signals import Stopped, StopSignals
@@ -84,26 +85,6 @@ def train(
         return result
 
 
-@dataclasses.dataclass
-class _Progress:
-    """What the host knows at a step; saved with the state, so that a resumed run logs the same."""
-
-    line: Averages = dataclasses.field(default_factory=Averages)
-    epoch: Averages = dataclasses.field(default_factory=Averages)
-    train_seconds: float = 0.0
-    total_seconds: float = 0.0
-    log_size: int = 0
-    reported_step: int = -1
-    evaluations: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "line": self.line.sums, "epoch": self.epoch.sums}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "_Progress":
-        return cls(**{**values, "line": Averages(values["line"]), "epoch": Averages(values["epoch"])})
-
-
 class _Session:
     """One process's part of a run: from a restored or fresh state to the end or a signal."""
 
@@ -124,9 +105,8 @@ class _Session:
         self.checkpoints = checkpoints
         self.console = console
         self.stop = stop
-        self.progress = _Progress()
+        self.progress = Progress()
         self.step = 0  # whose metrics are recorded; the state is at this step or a few further
-        self.started = time.monotonic()
         self.steps_per_epoch = batches["train"].steps_per_epoch
         self.report_every = experiment.report_every or self.steps_per_epoch
         self.compile_seconds = 0.0
@@ -137,7 +117,7 @@ class _Session:
             self.state = self.program.init()
         else:
             self.state, progress = restored
-            self.progress = _Progress.from_json(progress)
+            self.progress = Progress.from_json(progress)
             self.step = int(self.state.step)
             self.console.line(f"resuming at step {self.step:,} of {self.experiment.num_steps:,}")
         self.log = MetricsLog(self.run.metrics_path, self.progress.log_size, self.step)
@@ -157,7 +137,8 @@ class _Session:
             self._report()  # unless it was made before the checkpoint
         save_cost, last_save = 0.0, time.monotonic()
         pending: deque[tuple[int, Any]] = deque()
-        self._segment = time.monotonic()
+        progress = self.progress
+        progress.training.start()
         train_step = self.program.train_step
         for step, batch in self._numbered_batches(self.step, num_steps):
             self.state, metrics = train_step(self.state, batch)
@@ -168,7 +149,8 @@ class _Session:
             while len(pending) > keep:
                 self._record(*pending.popleft(), log_every)
             if is_report:
-                self._report()
+                with progress.training.paused():
+                    self._report()
             if is_save and not self.stop.received:
                 before = time.monotonic()
                 self._save()
@@ -176,6 +158,9 @@ class _Session:
                 save_cost = last_save - before
             if self.stop.received:
                 break
+        while pending:  # a signal may come after the queue was looked at
+            self._record(*pending.popleft(), log_every)
+        progress.training.stop()
         if self.stop.received:
             self._save()
             raise Stopped(self.stop.received, self._stopped_message())
@@ -211,7 +196,6 @@ class _Session:
         progress = self.progress
         if progress.reported_step == self.step:
             return
-        self._add_train_time()
         evaluations = {}
         for name in self.batches:
             if name not in ("train", FINAL_SPLIT):
@@ -219,7 +203,7 @@ class _Session:
         if self.stop.received and None in evaluations.values():
             return  # cut short: the resumed run evaluates again
         averages = progress.epoch.compute()
-        seconds = self._total_seconds()
+        seconds = progress.total.seconds
         if averages:
             self._write("epoch", {**averages, "seconds": seconds})
         parts = [self._place(self.step)]
@@ -236,7 +220,6 @@ class _Session:
         progress.epoch = Averages()
         progress.reported_step = self.step
         progress.evaluations = evaluations  # type: ignore[assignment]
-        self._segment = time.monotonic()
 
     def _evaluate(self, name: str) -> dict[str, float] | None:
         """Returns the means over a split; None if a signal cut it short."""
@@ -264,14 +247,13 @@ class _Session:
             self._write(FINAL_SPLIT, values)
             metrics[FINAL_SPLIT] = values
         metrics.update(progress.evaluations)
-        seconds = self._total_seconds()
         return {
             "experiment": self.run.name,
             "metrics": metrics,
             "steps": self.step,
             "epochs": self.step / self.steps_per_epoch,
-            "seconds": round(seconds, 3),
-            "train_seconds": round(progress.train_seconds, 3),
+            "seconds": round(progress.total.seconds, 3),
+            "train_seconds": round(progress.training.seconds, 3),
             "compile_seconds": round(self.compile_seconds, 3),
             "examples_per_second": round(self._examples_per_second(), 1),
             **self.program.facts,
@@ -285,33 +267,19 @@ class _Session:
 
     def _save(self) -> None:
         """Saves the state and the progress; both are at the same step here."""
-        self._add_train_time()
-        progress = self.progress
-        progress.total_seconds = self._total_seconds()
-        self.started = time.monotonic()
         if self.step:
-            self.checkpoints.save(self.step, self.state, progress.to_json())
-        self._segment = time.monotonic()
+            self.checkpoints.save(self.step, self.state, self.progress.to_json())
 
     def _write(self, kind: str, values: Mapping[str, float]) -> None:
         self.log.write(kind, self.step, self.step / self.steps_per_epoch, values)
         self.progress.log_size = self.log.size
-
-    def _add_train_time(self) -> None:
-        now = time.monotonic()
-        if hasattr(self, "_segment"):
-            self.progress.train_seconds += now - self._segment
-        self._segment = now
-
-    def _total_seconds(self) -> float:
-        return self.progress.total_seconds + time.monotonic() - self.started
 
     def _examples_per_second(self) -> float:
         """Returns training examples over the time spent in training steps, since step 0."""
         epoch, within = divmod(self.step, self.steps_per_epoch)
         size = len(self.experiment.data.train)
         examples = epoch * size + min(within * self.experiment.batch_size, size)
-        seconds = self.progress.train_seconds + time.monotonic() - self._segment
+        seconds = self.progress.training.seconds
         return examples / seconds if seconds > 0 else 0.0
 
     def _place(self, step: int) -> str:

@@ -15,7 +15,7 @@ LAYERS = [
     ("experiments",),
     ("dl", "dl.command"),
     ("dl.loop", "dl.program", "dl.summary"),
-    ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.console", "dl.options"),
+    ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
     ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals"),
     ("dl.state", "dl.digest", "dl.flops", "dl.models"),
     ("dl.sharding", "dl.precision", "dl.types"),
@@ -33,8 +33,9 @@ OUTSIDE = {
     "glob",
 }
 MAY_TOUCH_THE_OUTSIDE = (
-    "dl.loop", "dl.program", "dl.log", "dl.console", "dl.checkpoint", "dl.command", "dl.run", "dl.data",
-)  # fmt: skip
+    *("dl.loop", "dl.program", "dl.progress", "dl.log", "dl.console"),
+    *("dl.checkpoint", "dl.command", "dl.run", "dl.data"),
+)
 
 
 def name_of(path):

@@ -281,10 +281,13 @@ def test_the_test_split_is_read_once_at_the_end(tmp_path, mesh1):
 
 
 def test_a_notice_stands_on_the_screen_in_the_record_and_in_the_last_line(tmp_path, mesh1, capsys):
-    data = dataclasses.replace(DATA, notice="These are not the data.\nSecond line.")
+    long_line = "word " * 60 + "end"  # wider than any screen: it must be wrapped, not cropped
+    data = dataclasses.replace(DATA, notice=f"These are not the data.\n{long_line}")
     experiment = dataclasses.replace(EXPERIMENT, data=data)
     train_in(tmp_path / "run", mesh1, experiment, console=Console())
     output = capsys.readouterr().out
     assert output.count("These are not the data.") == 2
+    assert output.count("word") == 60
+    assert "end" in output
     assert output.splitlines()[-1].endswith("NOTE: These are not the data.")
     assert "These are not" in json.loads((tmp_path / "run" / "run.json").read_text())["notice"]

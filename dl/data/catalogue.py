@@ -171,6 +171,9 @@ class ImageClassification:
         if cached:
             arrays, checksum = cached
         else:
+            print(
+                f"decoding {prepared.name} {prepared.version} (the next start reads a cache) ...", flush=True
+            )
             arrays = {
                 f"{split}/{feature}": array
                 for split in prepared.sizes

@@ -1,0 +1,77 @@
+"""What the training loop costs over a bare, hand-written jit loop on the same batches.
+
+    python -m benchmarks.loop_overhead [NUM_STEPS]
+
+Both run in this process, by turns. The bare loop gathers its batch from arrays on the device, steps, and
+waits once at the end. The loop's time holds metrics, log lines and checkpoints, not evaluation. The bar is
+1.03.
+"""
+
+import contextlib
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+from dl.console import Console
+from dl.data.pipeline import Batches
+from dl.experiment import Experiment
+from dl.loop import train
+from dl.program import Program
+from dl.run import Run
+from dl.sharding import make_mesh
+from experiments.mlp_342 import experiment as mlp_342
+from experiments.mnist_cnn import experiment as mnist_cnn
+
+REPEATS = 5
+
+
+def bare_seconds(experiment: Experiment) -> float:
+    """Returns the seconds of a loop without anything around it."""
+    mesh = make_mesh()
+    batches = {"train": Batches(experiment.data.train, experiment.batch_size, mesh, seed=experiment.seed)}
+    program = Program(experiment, mesh, batches)
+    program.compile()
+    state = jax.block_until_ready(program.init())
+    started = time.perf_counter()
+    for step in range(experiment.num_steps):
+        state, _ = program.train_step(state, batches["train"][step])
+    jax.block_until_ready(state)
+    return time.perf_counter() - started
+
+
+def loop_seconds(experiment: Experiment) -> float:
+    """Returns the seconds that `train` spends on the same steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "run", "benchmark", {})
+        return train(experiment, run, make_mesh(), console=Console(is_quiet=True))["train_seconds"]
+
+
+def main() -> None:
+    num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    cases = {
+        "mnist_cnn, pyramid": dataclasses.replace(mnist_cnn(), num_steps=num_steps),
+        "mnist_cnn, classic": dataclasses.replace(mnist_cnn(network="classic"), num_steps=num_steps),
+        "mlp_342 (0.3 ms a step)": dataclasses.replace(mlp_342(), num_steps=50 * num_steps),
+    }
+    with contextlib.suppress(AttributeError):
+        print(f"{len(os.sched_getaffinity(0))} cores, {jax.devices()[0].device_kind}, {REPEATS} repeats")
+    for name, experiment in cases.items():
+        # Evaluation is no part of the comparison.
+        data = dataclasses.replace(experiment, report_every=experiment.num_steps)
+        bare, loop = [], []
+        for _ in range(REPEATS):
+            bare.append(bare_seconds(data))
+            loop.append(loop_seconds(data))
+        ratio = statistics.median(loop) / statistics.median(bare)
+        each = statistics.median(bare) / experiment.num_steps * 1e3
+        print(f"{name}: bare {each:.2f} ms a step, loop / bare = {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()

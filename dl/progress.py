@@ -1,0 +1,79 @@
+"""What the host knows of a run beside its state: running means, clocks, what was reported."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dl.log import Averages
+
+
+class Stopwatch:
+    """Seconds of wall time, over several spells.
+
+    Attributes:
+      seconds: so far.
+    """
+
+    def __init__(self, seconds: float = 0.0, *, is_running: bool = False):
+        self._before = seconds
+        self._since = time.monotonic() if is_running else None
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def start(self) -> None:
+        self._before, self._since = self.seconds, time.monotonic()
+
+    def stop(self) -> None:
+        self._before, self._since = self.seconds, None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        self.stop()
+        yield
+        self.start()
+
+
+@dataclasses.dataclass
+class Progress:
+    """Saved with the state, so that a resumed run logs what an uninterrupted one logs.
+
+    Attributes:
+      line: means since the last line of metrics.
+      epoch: means since the last report.
+      training: time spent in training steps, and in saving between them.
+      total: time since the start, compilation and evaluation included.
+      log_size: bytes of metrics.jsonl.
+      reported_step: the step of the last report, -1 before the first.
+      evaluations: the figures of the last report, by split.
+    """
+
+    line: Averages = dataclasses.field(default_factory=Averages)
+    epoch: Averages = dataclasses.field(default_factory=Averages)
+    training: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    total: Stopwatch = dataclasses.field(default_factory=lambda: Stopwatch(is_running=True))
+    log_size: int = 0
+    reported_step: int = -1
+    evaluations: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **vars(self),
+            "line": self.line.sums,
+            "epoch": self.epoch.sums,
+            "training": self.training.seconds,
+            "total": self.total.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        objects = {
+            "line": Averages(values["line"]),
+            "epoch": Averages(values["epoch"]),
+            "training": Stopwatch(values["training"]),
+            "total": Stopwatch(values["total"], is_running=True),
+        }
+        return cls(**{**values, **objects})
