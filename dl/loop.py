@@ -33,6 +33,9 @@ MAX_IN_FLIGHT = 4
 # Whatever `save_every` says, waiting for checkpoints takes at most this fraction of a run.
 MAX_SAVING_FRACTION = 0.01
 FINAL_SPLIT = "test"
+# A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
+# do for a tiny set too.
+MAX_PADDED_BATCH = 1024
 
 
 def train(
@@ -309,7 +312,7 @@ def _lagged(outputs: Iterable[Any], lag: int) -> Iterator[Any]:
 def _make_batches(experiment: Experiment, mesh: Mesh) -> dict[str, Batches]:
     """Returns the batches of `train` and of each evaluation split, which share one shape."""
     data = experiment.data
-    if experiment.batch_size > len(data.train):
+    if experiment.batch_size > max(len(data.train), MAX_PADDED_BATCH):
         raise UserError(
             f"batch_size={experiment.batch_size} is larger than the training split of "
             f"{data.identity.name}, {len(data.train)} examples; choose at most that"

@@ -258,8 +258,10 @@ def test_an_empty_split_is_one_line(tmp_path, mesh1, split):
 
 
 def test_a_batch_larger_than_the_split_is_one_line(tmp_path, mesh1):
-    with pytest.raises(UserError, match="batch_size=64 is larger than the training split"):
-        train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, batch_size=64))
+    with pytest.raises(UserError, match="batch_size=5000 is larger than the training split"):
+        train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, batch_size=5000))
+    result = train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, batch_size=64))
+    assert result["epochs"] == 12  # a tiny set under a default batch size is padded
 
 
 @pytest.mark.parametrize("name", ["num_steps", "batch_size", "eval_batch_size", "report_every"])

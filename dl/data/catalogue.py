@@ -23,6 +23,7 @@ _FALLBACK = "digits"
 _TEST_FRACTION = 0.2  # of a set that has but a train split
 _SPLIT_KEY = (0, 2**63)  # apart from the keys of epochs, (seed, epoch)
 _LABEL_BYTES = 4
+_MANY_EXAMPLES = 20_000
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,8 @@ class ImageClassification:
         if cached:
             arrays, checksum = cached
         else:
-            print(
-                f"decoding {prepared.name} {prepared.version} (the next start reads a cache) ...", flush=True
-            )
+            if sum(prepared.sizes.values()) > _MANY_EXAMPLES:  # seconds of silence
+                print(f"decoding {prepared.name} once; the next start reads a cache ...", flush=True)
             arrays = {
                 f"{split}/{feature}": array
                 for split in prepared.sizes
