@@ -1,0 +1,84 @@
+"""Building blocks that several families of convolutional networks share.
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias, batch normalisation, an activation (Ioffe & Szegedy 2015, §3.2).
+
+    Its parameters are `conv/kernel` and `norm/{scale,bias}`, its statistics `norm/{mean,var}`.
+
+    Attributes:
+      channels: of the output.
+      kernel: height and width.
+      strides: of both axes.
+      padding: as `nn.Conv` takes it.
+      groups: of channels that are convolved apart; as many as channels is a depthwise convolution.
+      activation: the last operation; None for none.
+      epsilon: added to the variance.
+      momentum: how much of the running statistics a training step keeps.
+      use_scale: whether the normalisation has a trained scale; useless before a ReLU and a linear layer.
+      scale_init: of that scale.
+      dtype: of the computation; parameters and statistics stay float32.
+    """
+
+    channels: int
+    kernel: tuple[int, int] = (3, 3)
+    strides: int = 1
+    padding: Any = "SAME"
+    groups: int = 1
+    activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    use_scale: bool = True
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        x_BHWC = nn.Conv(
+            self.channels,
+            self.kernel,
+            strides=self.strides,
+            padding=self.padding,
+            feature_group_count=self.groups,
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            dtype=self.dtype,
+            name="conv",
+        )(x_BHWC)
+        x_BHWC = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            use_scale=self.use_scale,
+            scale_init=self.scale_init,
+            dtype=self.dtype,
+            name="norm",
+        )(x_BHWC)
+        return x_BHWC if self.activation is None else self.activation(x_BHWC)
+
+
+def global_mean_pool(x_BHWC: jax.Array) -> jax.Array:
+    """Returns the mean over height and width, shape (B, C) (Lin et al. 2014, §3.2).
+
+    It raises ValueError where nothing is left of the image.
+    """
+    require_pixels(x_BHWC)
+    return x_BHWC.mean((1, 2))
+
+
+def require_pixels(x_BHWC: jax.Array) -> None:
+    """Raises ValueError if the strides before have left no pixel."""
+    if 0 in x_BHWC.shape[1:3]:
+        raise ValueError(
+            f"after the strides the image is {x_BHWC.shape[1]}×{x_BHWC.shape[2]}; use a larger image"
+        )

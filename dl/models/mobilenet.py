@@ -1,0 +1,132 @@
+"""MobileNetV2: inverted residuals with linear bottlenecks.
+
+Shapes: B batch, H height, W width, C channels, N classes.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dl.models.layers import ConvNorm, global_mean_pool
+from dl.models.scaling import Scaling, minus_one_to_one
+
+
+class InvertedResidual(nn.Module):
+    """A 1×1 expansion, a depthwise 3×3 convolution and a linear 1×1 projection (Sandler et al. 2018, table 1).
+
+    The input is added where the output has its shape.
+
+    Attributes:
+      channels: of the output.
+      expansion: the factor from input channels to those of the depthwise convolution; at 1 there is no
+        expansion layer.
+      strides: of the depthwise convolution.
+      momentum: how much of the running statistics a training step keeps.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: int
+    expansion: int = 6
+    strides: int = 1
+    momentum: float = 0.99
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        conv = functools.partial(
+            ConvNorm, activation=nn.relu6, epsilon=1e-3, momentum=self.momentum, dtype=self.dtype
+        )
+        inner = x_BHWC.shape[-1] * self.expansion
+        y_BHWC = x_BHWC
+        if self.expansion != 1:
+            y_BHWC = conv(inner, (1, 1), name="expand")(y_BHWC, train)
+        y_BHWC = conv(inner, strides=self.strides, groups=inner, name="depthwise")(y_BHWC, train)
+        y_BHWC = conv(self.channels, (1, 1), activation=None, name="project")(y_BHWC, train)
+        return x_BHWC + y_BHWC if x_BHWC.shape == y_BHWC.shape else y_BHWC
+
+
+# Sandler et al. 2018, table 2: expansion, channels, repeats, stride of the first.
+V2_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class MobileNetV2(nn.Module):
+    """A stem, stages of inverted residuals and a wide 1×1 convolution (Sandler et al. 2018, table 2).
+
+    Strided convolutions are padded as in TensorFlow, where the published weights come from.
+
+    Attributes:
+      num_classes: N; None for a network without a head, which returns features of shape (B, C).
+      width: the factor on all channels, rounded to multiples of 8; the features are never fewer than 1280.
+      stages: (expansion, channels, repeats, stride of the first) of each.
+      features: channels of the last convolution, before `width`.
+      stem_strides: of the first convolution; 1 suits small images.
+      dropout: the probability that a feature before the head is dropped in training.
+      momentum: how much of the running statistics a training step keeps.
+      scaling: from pixels in [0, 1] to what the network expects.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    num_classes: int | None
+    width: float = 1.0
+    stages: Sequence[tuple[int, int, int, int]] = V2_STAGES
+    features: int = 1280
+    stem_strides: int = 2
+    dropout: float = 0.2
+    momentum: float = 0.99
+    scaling: Scaling = minus_one_to_one
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        """Returns logits of shape (B, N), or features of shape (B, C) without a head."""
+        conv = functools.partial(
+            ConvNorm, activation=nn.relu6, epsilon=1e-3, momentum=self.momentum, dtype=self.dtype
+        )
+        x_BHWC = self.scaling(image_BHWC)
+        x_BHWC = conv(round_channels(32 * self.width), strides=self.stem_strides, name="stem")(x_BHWC, train)
+        number = 0
+        for expansion, channels, repeats, strides in self.stages:
+            for index in range(repeats):
+                block = InvertedResidual(
+                    round_channels(channels * self.width),
+                    expansion,
+                    strides if index == 0 else 1,
+                    momentum=self.momentum,
+                    dtype=self.dtype,
+                    name=f"block{number}",
+                )
+                x_BHWC = block(x_BHWC, train)
+                number += 1
+        features = round_channels(self.features * max(1.0, self.width))
+        x_BHWC = conv(features, (1, 1), name="last")(x_BHWC, train)
+        features_BC = global_mean_pool(x_BHWC)
+        if self.num_classes is None:
+            return features_BC
+        features_BC = nn.Dropout(self.dropout, deterministic=not train)(features_BC)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(features_BC)
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Returns the nearest multiple of `divisor` that is at least 90 % of `channels` and not 0."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def mobilenet_v2(num_classes: int | None = 1000, width: float = 1.0, **options: Any) -> MobileNetV2:
+    """Returns MobileNetV2.
+
+    At width 1 without a head 2,223,872 parameters and 34,112 running statistics.
+    """
+    return MobileNetV2(num_classes, width, **options)

@@ -1,0 +1,142 @@
+"""Residual networks, version 1.5: the stride of a bottleneck is in its 3×3 convolution.
+
+Shapes: B batch, H height, W width, C channels, N classes.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dl.models.layers import ConvNorm, global_mean_pool
+from dl.models.scaling import Scaling, imagenet_statistics
+
+
+class ResidualBlock(nn.Module):
+    """relu(F(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2, fig. 5).
+
+    F is two 3×3 convolutions, or as a bottleneck 1×1, 3×3 and 1×1. The shortcut is the identity, or a 1×1
+    convolution where the shape changes (option B of §4.1).
+
+    Attributes:
+      channels: of the output.
+      strides: of the first 3×3 convolution.
+      bottleneck: whether F is a bottleneck, a quarter as wide inside.
+      zero_init: whether the last normalisation starts with scale 0, so that the block starts as its shortcut
+        (Goyal et al. 2017, §5.1).
+      momentum: how much of the running statistics a training step keeps.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    channels: int
+    strides: int = 1
+    bottleneck: bool = False
+    zero_init: bool = False
+    momentum: float = 0.9
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        conv = functools.partial(ConvNorm, momentum=self.momentum, dtype=self.dtype)
+        last = functools.partial(
+            conv,
+            self.channels,
+            activation=None,
+            scale_init=nn.initializers.zeros if self.zero_init else nn.initializers.ones,
+        )
+        if self.bottleneck:
+            inner = self.channels // 4
+            layers = [
+                conv(inner, (1, 1), name="conv0"),
+                conv(inner, strides=self.strides, padding=1, name="conv1"),
+                last((1, 1), name="conv2"),
+            ]
+        else:
+            layers = [
+                conv(self.channels, strides=self.strides, padding=1, name="conv0"),
+                last(padding=1, name="conv1"),
+            ]
+        residual_BHWC = x_BHWC
+        for layer in layers:
+            residual_BHWC = layer(residual_BHWC, train)
+        if self.strides != 1 or x_BHWC.shape[-1] != self.channels:
+            shortcut = conv(self.channels, (1, 1), self.strides, activation=None, name="shortcut")
+            x_BHWC = shortcut(x_BHWC, train)
+        return nn.relu(x_BHWC + residual_BHWC)
+
+
+class ResNet(nn.Module):
+    """Four stages of residual blocks, each stage half the size of the one before (He et al. 2016, table 1).
+
+    Attributes:
+      num_classes: N; None for a network without a head, which returns features of shape (B, C).
+      num_blocks: of each stage.
+      bottleneck: whether the blocks are bottlenecks, four times as wide outside.
+      width: channels of the stem; each stage doubles them.
+      small_images: whether the stem is one 3×3 convolution of stride 1 without pooling, for images of 32×32
+        (§4.2), instead of 7×7 of stride 2 with a 3×3 max-pool.
+      zero_init: whether each block starts as its shortcut (Goyal et al. 2017, §5.1).
+      momentum: how much of the running statistics a training step keeps.
+      scaling: from pixels in [0, 1] to what the network expects.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    num_classes: int | None
+    num_blocks: Sequence[int] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    width: int = 64
+    small_images: bool = False
+    zero_init: bool = False
+    momentum: float = 0.9
+    scaling: Scaling = imagenet_statistics
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        """Returns logits of shape (B, N), or features of shape (B, C) without a head."""
+        stem = functools.partial(ConvNorm, self.width, momentum=self.momentum, dtype=self.dtype, name="stem")
+        x_BHWC = self.scaling(image_BHWC)
+        if self.small_images:
+            x_BHWC = stem((3, 3))(x_BHWC, train)
+        else:
+            x_BHWC = stem((7, 7), strides=2, padding=3)(x_BHWC, train)
+            x_BHWC = nn.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, num_blocks in enumerate(self.num_blocks):
+            for index in range(num_blocks):
+                block = ResidualBlock(
+                    self.width * 2**stage * (4 if self.bottleneck else 1),
+                    strides=2 if stage > 0 and index == 0 else 1,
+                    bottleneck=self.bottleneck,
+                    zero_init=self.zero_init,
+                    momentum=self.momentum,
+                    dtype=self.dtype,
+                    name=f"stage{stage}_block{index}",
+                )
+                x_BHWC = block(x_BHWC, train)
+        features_BC = global_mean_pool(x_BHWC)
+        if self.num_classes is None:
+            return features_BC
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(features_BC)
+
+
+def resnet18(num_classes: int | None = 1000, **options: Any) -> ResNet:
+    """Returns ResNet-18: 11,689,512 parameters for 1000 classes."""
+    return ResNet(num_classes, (2, 2, 2, 2), **options)
+
+
+def resnet34(num_classes: int | None = 1000, **options: Any) -> ResNet:
+    """Returns ResNet-34: 21,797,672 parameters for 1000 classes."""
+    return ResNet(num_classes, (3, 4, 6, 3), **options)
+
+
+def resnet50(num_classes: int | None = 1000, **options: Any) -> ResNet:
+    """Returns ResNet-50: 25,557,032 parameters for 1000 classes."""
+    return ResNet(num_classes, (3, 4, 6, 3), bottleneck=True, **options)
+
+
+def resnet101(num_classes: int | None = 1000, **options: Any) -> ResNet:
+    """Returns ResNet-101: 44,549,160 parameters for 1000 classes."""
+    return ResNet(num_classes, (3, 4, 23, 3), bottleneck=True, **options)

@@ -1,0 +1,156 @@
+"""The Vision Transformer: an image is a sequence of patches.
+
+Shapes: B batch, H height, W width, C channels, T tokens (one for the class, then the patches row by row),
+D model dim, A attention heads, K head dim, N classes.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dl.models.scaling import Scaling, minus_one_to_one
+
+
+class SelfAttention(nn.Module):
+    """Every token attends to every token, in several heads (Vaswani et al. 2017, eq. 1, §3.2.2).
+
+    Attributes:
+      num_heads: A; must divide D.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    num_heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        batch, num_tokens, dim = x_BTD.shape
+        if dim % self.num_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide the model dim {dim}; choose a divisor"
+            )
+
+        def project(name: str) -> jax.Array:
+            projected_BTD = dense(dim, self.dtype, name)(x_BTD)
+            return projected_BTD.reshape(batch, num_tokens, self.num_heads, dim // self.num_heads)
+
+        attended_BTAK = jax.nn.dot_product_attention(project("query"), project("key"), project("value"))
+        return dense(dim, self.dtype, "out")(attended_BTAK.reshape(batch, num_tokens, dim))
+
+
+class EncoderBlock(nn.Module):
+    """Attention and a perceptron, each normalised before and added after (Dosovitskiy et al. 2021, eq. 2, 3).
+
+    Attributes:
+      num_heads: A.
+      mlp_dim: the width of the hidden layer.
+      dropout: the probability that a value added to the stream is dropped in training.
+      epsilon: of the normalisations.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
+        y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm0")(x_BTD)
+        y_BTD = SelfAttention(self.num_heads, self.dtype, name="attention")(y_BTD)
+        x_BTD += nn.Dropout(self.dropout, deterministic=not train)(y_BTD)
+
+        y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD)
+        hidden_BTM = dense(self.mlp_dim, self.dtype, "mlp0")(y_BTD)
+        # The exact GELU, not its tanh form: the published weights were trained with it.
+        hidden_BTM = nn.gelu(hidden_BTM, approximate=False)
+        hidden_BTM = nn.Dropout(self.dropout, deterministic=not train)(hidden_BTM)
+        y_BTD = dense(x_BTD.shape[-1], self.dtype, "mlp1")(hidden_BTM)
+        return x_BTD + nn.Dropout(self.dropout, deterministic=not train)(y_BTD)
+
+
+class ViT(nn.Module):
+    """A Transformer encoder over patches and a class token (Dosovitskiy et al. 2021, §3.1, eq. 1-4).
+
+    The positions are learned, so that parameters fit one image size.
+
+    Attributes:
+      num_classes: N; None for a network without a head, which returns the class token, of shape (B, D).
+      dim: D.
+      num_layers: encoder blocks.
+      num_heads: A; must divide D.
+      patch_size: the side of a patch in pixels; must divide height and width.
+      mlp_dim: the width of the perceptrons; None for 4·D.
+      dropout: the probability that a value is dropped in training.
+      epsilon: of the normalisations.
+      scaling: from pixels in [0, 1] to what the network expects.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    num_classes: int | None
+    dim: int
+    num_layers: int
+    num_heads: int
+    patch_size: int = 16
+    mlp_dim: int | None = None
+    dropout: float = 0.0
+    epsilon: float = 1e-6
+    scaling: Scaling = minus_one_to_one
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
+        """Returns logits of shape (B, N), or the class token of shape (B, D) without a head."""
+        batch, height, width, _ = image_BHWC.shape
+        side = self.patch_size
+        if height % side or width % side:
+            raise ValueError(
+                f"patch_size={side} does not divide the image {height}×{width}; choose a divisor, or resize"
+            )
+        patches_BHWD = nn.Conv(
+            self.dim, (side, side), strides=side, padding="VALID", dtype=self.dtype, name="patches"
+        )(self.scaling(image_BHWC))
+        patches_BTD = patches_BHWD.reshape(batch, -1, self.dim)
+        class_11D = self.param("class_token", nn.initializers.zeros, (1, 1, self.dim))
+        class_B1D = jnp.broadcast_to(class_11D.astype(patches_BTD.dtype), (batch, 1, self.dim))
+        x_BTD = jnp.concatenate([class_B1D, patches_BTD], 1)
+        position_1TD = self.param("positions", nn.initializers.normal(0.02), (1, *x_BTD.shape[1:]))
+        x_BTD += position_1TD.astype(x_BTD.dtype)
+        x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
+        for index in range(self.num_layers):
+            block = EncoderBlock(
+                self.num_heads,
+                self.mlp_dim or 4 * self.dim,
+                self.dropout,
+                self.epsilon,
+                self.dtype,
+                name=f"block{index}",
+            )
+            x_BTD = block(x_BTD, train)
+        x_BD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x_BTD[:, 0])
+        if self.num_classes is None:
+            return x_BD
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
+
+
+def dense(width: int, dtype: Any, name: str) -> nn.Dense:
+    """Returns a dense layer with Glorot & Bengio's (2010, eq. 16) initial weights, as the authors' code has."""
+    return nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
+
+
+def vit_ti16(num_classes: int | None = 1000, **options: Any) -> ViT:
+    """Returns ViT-Ti/16 (Touvron et al. 2021): 5,717,416 parameters for 224×224 and 1000 classes."""
+    return ViT(num_classes, dim=192, num_layers=12, num_heads=3, **options)
+
+
+def vit_s16(num_classes: int | None = 1000, **options: Any) -> ViT:
+    """Returns ViT-S/16 (Touvron et al. 2021): 22,050,664 parameters for 224×224 and 1000 classes."""
+    return ViT(num_classes, dim=384, num_layers=12, num_heads=6, **options)
+
+
+def vit_b16(num_classes: int | None = 1000, **options: Any) -> ViT:
+    """Returns ViT-B/16: 86,567,656 parameters for 224×224 and 1000 classes."""
+    return ViT(num_classes, dim=768, num_layers=12, num_heads=12, **options)
