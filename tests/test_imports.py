@@ -16,8 +16,8 @@ LAYERS = [
     ("dl", "dl.command"),
     ("dl.loop", "dl.program", "dl.summary"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals"),
-    ("dl.state", "dl.digest", "dl.flops", "dl.models"),
+    ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals", "dl.pretrained"),
+    ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names"),
     ("dl.sharding", "dl.precision", "dl.types"),
     ("dl.metrics", "dl.errors"),
 ]
@@ -34,7 +34,7 @@ OUTSIDE = {
 }
 MAY_TOUCH_THE_OUTSIDE = (
     *("dl.loop", "dl.program", "dl.progress", "dl.log", "dl.console"),
-    *("dl.checkpoint", "dl.command", "dl.run", "dl.data"),
+    *("dl.checkpoint", "dl.command", "dl.run", "dl.data", "dl.pretrained"),
 )
 
 

@@ -4,7 +4,6 @@ Shapes: B batch, H height, W width, C channels, N classes.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -202,8 +201,9 @@ class Inception(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(features_BC)
 
 
-half = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
-"""The maximum of each 3×3 window, stride 2, without padding."""
+def half(x_BHWC: jax.Array) -> jax.Array:
+    """Returns the maximum of each 3×3 window, stride 2, without padding."""
+    return nn.max_pool(x_BHWC, (3, 3), strides=(2, 2))
 
 
 def inception_v3(num_classes: int | None = 1000, **options: Any) -> Inception:

@@ -80,5 +80,5 @@ def require_pixels(x_BHWC: jax.Array) -> None:
     """Raises ValueError if the strides before have left no pixel."""
     if 0 in x_BHWC.shape[1:3]:
         raise ValueError(
-            f"after the strides the image is {x_BHWC.shape[1]}×{x_BHWC.shape[2]}; use a larger image"
+            f"after the strides the image is {x_BHWC.shape[1]}x{x_BHWC.shape[2]}; use a larger image"
         )

@@ -16,7 +16,7 @@ from dl.models.scaling import Scaling, minus_one_to_one
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 expansion, a depthwise 3×3 convolution and a linear 1×1 projection (Sandler et al. 2018, table 1).
+    """A 1×1 expansion, a depthwise 3×3 convolution and a linear 1×1 one (Sandler et al. 2018, table 1).
 
     The input is added where the output has its shape.
 

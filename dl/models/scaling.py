@@ -25,7 +25,7 @@ def minus_one_to_one(image_BHWC: jax.Array) -> jax.Array:
 
 
 def standardize(mean: Sequence[float], std: Sequence[float]) -> Scaling:
-    """Returns the scaling (pixel - mean) / std, one mean and standard deviation a channel, of pixels in [0, 1].
+    """Returns the scaling (pixel - mean) / std, channel by channel, both of pixels in [0, 1].
 
     It raises ValueError where an image has another number of channels.
     """

@@ -108,7 +108,7 @@ class ViT(nn.Module):
         side = self.patch_size
         if height % side or width % side:
             raise ValueError(
-                f"patch_size={side} does not divide the image {height}×{width}; choose a divisor, or resize"
+                f"patch_size={side} does not divide the image {height}x{width}; choose a divisor, or resize"
             )
         patches_BHWD = nn.Conv(
             self.dim, (side, side), strides=side, padding="VALID", dtype=self.dtype, name="patches"
@@ -137,7 +137,7 @@ class ViT(nn.Module):
 
 
 def dense(width: int, dtype: Any, name: str) -> nn.Dense:
-    """Returns a dense layer with Glorot & Bengio's (2010, eq. 16) initial weights, as the authors' code has."""
+    """Returns a dense layer with Glorot & Bengio's (2010, eq. 16) initial weights, as the authors have."""
     return nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
 
 
