@@ -87,7 +87,7 @@ def save_safetensors(path: str | Path, tree: Any) -> None:
         # In C order: safetensors writes the memory as it lies, whatever the strides.
         array = np.asarray(leaf, order="C")
         if array.dtype == object:
-            raise UserError(f"{'/'.join(keys)} is a {type(leaf).__name__}, expected an array")
+            raise UserError(f"{'/'.join(keys)} is of type {type(leaf).__name__}, expected an array")
         tensors["/".join(keys)] = array
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,28 +9,26 @@ import pytest
 from dl.losses import classification
 from dl.models import inception, scaling
 from dl.models.alexnet import AlexNet, alexnet
-from dl.models.inception import Inception, inception_v3
+from dl.models.inception import Block, Inception, Layer, inception_v3
 from dl.models.mobilenet import MobileNetV2, mobilenet_v2, round_channels
 from dl.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
 from dl.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
 from dl.models.vit import ViT, vit_b16, vit_s16, vit_ti16
 from dl.state import num_params
 
+# One block with a fork and a pooling, one that halves.
+BLOCKS = (
+    Block(((Layer(64),), (Layer(48), Layer(64, inception.FORK))), pool_channels=32),
+    Block(((Layer(64, inception.THREE, strides=2),),)),
+)
 TINY = {
     "alexnet": (AlexNet(3, channels=(8,) * 5, hidden=(8,)), 64),
     "vgg": (VGG(3, num_convs=(1, 1, 2), channels=(4, 4, 4), hidden=(8,)), 16),
     "resnet": (ResNet(3, (1, 1), width=4), 32),
     "resnet-bottleneck": (ResNet(3, (1, 1), bottleneck=True, width=8, small_images=True), 16),
-    "inception": (
-        Inception(
-            3,
-            blocks=(inception.inception_a(32), inception.reduction_a(), inception.inception_c()),
-            width=1 / 16,
-        ),
-        75,
-    ),
-    "mobilenet": (MobileNetV2(3, width=0.1, stages=((1, 16, 1, 1), (6, 24, 2, 2)), features=16), 32),
-    "vit": (ViT(3, dim=8, num_layers=2, num_heads=2, patch_size=8, dropout=0.1), 16),
+    "inception": (Inception(3, blocks=BLOCKS, width=1 / 16), 47),
+    "mobilenet": (MobileNetV2(3, width=0.1, stages=((1, 16, 1, 1), (6, 16, 1, 1)), features=16), 16),
+    "vit": (ViT(3, dim=8, num_layers=1, num_heads=2, patch_size=8, dropout=0.1), 16),
 }
 SIZED = [
     (alexnet, 224),
@@ -38,6 +38,25 @@ SIZED = [
     (mobilenet_v2, 224),
     (vit_ti16, 224),
 ]
+
+
+# Compilation is what these tests take time for, and they run once.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def random_variables(model, images):
+    """Returns variables from NumPy: initialising each layer by its own function compiles for seconds."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+        fan_in = np.prod(leaf.shape[:-1]) if name == "kernel" else 100
+        return jnp.asarray(rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape), leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    return dict(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def shapes_of(model, side, batch=1):
@@ -117,16 +136,18 @@ def test_a_step_has_finite_gradients_everywhere_and_moves_only_statistics(model,
         "mask": jnp.ones(4, bool),
     }
 
-    @jax.jit
-    def step(key):
-        variables = dict(model.init(key, batch["image"]))
-        params = variables.pop("params")
-        loss_fn = classification(model)
-        (loss, aux), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, variables, batch, key)
-        evaluated, unmoved = loss_fn(params, variables, batch, None)
-        return (loss, evaluated), variables, aux.model_state, unmoved.model_state, gradient
+    variables = random_variables(model, batch["image"])
+    params = variables.pop("params")
+    loss_fn = classification(model)
 
-    losses, before, trained, unmoved, gradient = step(jax.random.key(1))
+    @quick_jit
+    def step(params, before, key):
+        (loss, aux), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, before, batch, key)
+        evaluated, unmoved = loss_fn(params, before, batch, None)
+        return (loss, evaluated), aux.model_state, unmoved.model_state, gradient
+
+    before = variables
+    losses, trained, unmoved, gradient = step(params, before, jax.random.key(1))
     assert all(0 < loss < 20 for loss in losses)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert jnp.isfinite(leaf).all(), path
@@ -166,14 +187,11 @@ def test_a_block_starts_as_its_shortcut_if_asked(zero_init):
     model = ResNet(None, (2,), width=4, small_images=True, zero_init=zero_init, scaling=scaling.identity)
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
 
-    @jax.jit
-    def features(key):
-        variables = model.init(key, images)
-        _, state = model.apply(variables, images, capture_intermediates=True)
-        stem, last = (state["intermediates"][name]["__call__"][0] for name in ("stem", "stage0_block1"))
-        return jnp.array_equal(stem, last)
-
-    assert features(jax.random.key(1)) == zero_init
+    _, state = quick_jit(
+        lambda key: model.apply(model.init(key, images), images, capture_intermediates=True)
+    )(jax.random.key(1))
+    stem, last = (state["intermediates"][name]["__call__"][0] for name in ("stem", "stage0_block1"))
+    assert jnp.array_equal(stem, last) == zero_init
 
 
 def test_scalings_equal_their_formulas():
