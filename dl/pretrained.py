@@ -31,6 +31,11 @@ def load_pretrained(
 ) -> Variables:
     """Returns `variables` with the values of `source`, as NumPy arrays in the dtypes of `variables`.
 
+    An experiment starts from them by its `init_fn`, which may give the network a new head:
+
+        variables = model.init(key, batch["image"])
+        load_pretrained("microsoft/resnet-50", variables, torch_names.resnet, skip=["head"])
+
     Args:
       source: a safetensors file, a folder with one (or with an index of several), or the name of a model on
         the Hugging Face hub, such as `microsoft/resnet-50`.
