@@ -5,6 +5,7 @@ It only orchestrates: what a step computes stands in `step`, what a batch holds 
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,9 +74,11 @@ def train(
             return run.result
         program = Program(experiment, mesh, batches)
         introduce(console, experiment, run, mesh, program.facts)
-        run.open({**_facts(experiment), **program.facts, "mesh": format_mesh(mesh.shape)})
+        run.open({**_facts(experiment), **program.facts}, mesh)
         stack.callback(run.close)
         stop = stack.enter_context(StopSignals())
+        console.start(experiment.num_steps)
+        stack.callback(console.stop)
         checkpoints = Checkpoints(run.checkpoints_path)
         stack.callback(checkpoints.close)
         session = _Session(experiment, run, program, batches, checkpoints, console, stop)
@@ -126,14 +129,13 @@ class _Session:
         self.log = MetricsLog(self.run.metrics_path, self.progress.log_size, self.step)
 
     def close(self) -> None:
-        self.console.stop()
         if hasattr(self, "log"):
             self.log.close()
 
     def run_to_end(self, log_every: int, save_every: float) -> None:
         experiment, num_steps = self.experiment, self.experiment.num_steps
-        self.console.start(self.step, num_steps)
         self.compile_seconds = self.program.compile()
+        self.console.line(f"compiled in {self.compile_seconds:.1f} s")
         if self.step == 0 and experiment.report_start:
             self._report()
         elif self.step and self._is_report_step(self.step):
@@ -181,6 +183,7 @@ class _Session:
         """Takes in the metrics of one step."""
         self.step = step
         metrics = jax.device_get(metrics)
+        self._refuse_divergence(metrics)
         progress = self.progress
         progress.line.add(metrics)
         progress.epoch.add(metrics)
@@ -193,6 +196,19 @@ class _Session:
             values = {**progress.line.compute(), "examples_per_second": rate}
             self._write("train", values)
             progress.line = Averages()
+
+    def _refuse_divergence(self, metrics: Mapping[str, Any]) -> None:
+        """Ends a run whose loss is no number any more: nothing after that is worth its time."""
+        loss = metrics.get("loss")
+        if loss is None or math.isfinite(float(loss.total)) or self.experiment.loss_scale is not None:
+            return
+        rate = Averages()
+        rate.add(metrics)
+        rate_text = f" at learning rate {r:.3g}" if (r := rate.compute().get("learning_rate")) else ""
+        raise UserError(
+            f"the loss became {float(loss.total)} in step {self.step:,}{rate_text}; lower the learning "
+            "rate, clip the gradient, or look for labels and inputs out of range; checkpoints before it stand"
+        )
 
     def _report(self) -> None:
         """Evaluates every split but the final one, once a report step."""
@@ -218,7 +234,7 @@ class _Session:
             parts.append(f"{name}  {format_figures(values)}")
         if averages:
             rate = self._examples_per_second()
-            parts.append(format_figures({"examples_per_second": rate, "seconds": seconds}))
+            parts.append(format_figures({"examples_per_second": rate}) + f"  at {seconds:.1f} s")
         self.console.line("  |  ".join(parts))
         progress.epoch = Averages()
         progress.reported_step = self.step
@@ -292,11 +308,13 @@ class _Session:
         return f"epoch {-(-step // self.steps_per_epoch)}/{epochs:g}"
 
     def _stopped_message(self) -> str:
-        saved = f"saved at step {self.step:,}" if self.step else "no step was done"
-        return (
-            f"stopped by {self.stop.received.name if self.stop.received else 'a signal'}, {saved} of "
-            f"{self.experiment.num_steps:,}; to go on: {self.run.resume_command}"
+        name = self.stop.received.name if self.stop.received else "a signal"
+        when = (
+            f"stopped by {name}, saved at step {self.step:,} of {self.experiment.num_steps:,}"
+            if self.step
+            else f"stopped by {name} before the first step"
         )
+        return f"{when}; to go on: {self.run.resume_command}"
 
 
 def _lagged(outputs: Iterable[Any], lag: int) -> Iterator[Any]:
@@ -317,13 +335,14 @@ def _make_batches(experiment: Experiment, mesh: Mesh) -> dict[str, Batches]:
             f"batch_size={experiment.batch_size} is larger than the training split of "
             f"{data.identity.name}, {len(data.train)} examples; choose at most that"
         )
+    for name, source in {"train": data.train, **data.evaluations}.items():
+        if not len(source):
+            raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
     batches = {"train": Batches(data.train, experiment.batch_size, mesh, seed=experiment.seed)}
     largest = max((len(source) for source in data.evaluations.values()), default=0)
     shards = num_batch_shards(mesh)
     size = -(-min(experiment.eval_batch_size, largest) // shards) * shards
     for name, source in data.evaluations.items():
-        if not len(source):
-            raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
         batches[name] = Batches(source, size, mesh)
     return batches
 
