@@ -23,6 +23,8 @@ from typing import Any
 
 import jax
 
+from dl.metrics import MetricTable
+
 
 class Averages:
     """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON."""
@@ -30,11 +32,11 @@ class Averages:
     def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None):
         self.sums = {name: (total, count) for name, (total, count) in (sums or {}).items()}
 
-    def add(self, metrics: Mapping[str, Any]) -> None:
-        """Adds metrics whose `total` and `count` are on the host."""
-        for name, mean in metrics.items():
+    def add(self, metrics: MetricTable) -> None:
+        """Adds the metrics of a step, once they are on the host."""
+        for name, (more_total, more_count) in zip(metrics.names, metrics.sums.tolist(), strict=True):
             total, count = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = (total + float(mean.total), count + float(mean.count))
+            self.sums[name] = (total + more_total, count + more_count)
 
     def compute(self) -> dict[str, float]:
         return {name: total / max(count, 1.0) for name, (total, count) in self.sums.items()}

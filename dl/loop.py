@@ -21,6 +21,7 @@ from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.log import Averages, MetricsLog
+from dl.metrics import MetricTable
 from dl.program import Program
 from dl.progress import Progress
 from dl.run import Run, describe_devices
@@ -179,14 +180,14 @@ class _Session:
     def _is_report_step(self, step: int) -> bool:
         return step % self.report_every == 0 or step == self.experiment.num_steps
 
-    def _record(self, step: int, metrics: Any, log_every: int) -> None:
+    def _record(self, step: int, metrics: MetricTable, log_every: int) -> None:
         """Takes in the metrics of one step."""
         self.step = step
         metrics = jax.device_get(metrics)
-        self._refuse_divergence(metrics)
         progress = self.progress
         progress.line.add(metrics)
         progress.epoch.add(metrics)
+        self._refuse_divergence()
         if self.console.is_live:
             rate = self._examples_per_second()
             figures = {**_shown(progress.line.compute()), "examples_per_second": rate}
@@ -197,16 +198,15 @@ class _Session:
             self._write("train", values)
             progress.line = Averages()
 
-    def _refuse_divergence(self, metrics: Mapping[str, Any]) -> None:
+    def _refuse_divergence(self) -> None:
         """Ends a run whose loss is no number any more: nothing after that is worth its time."""
-        loss = metrics.get("loss")
-        if loss is None or math.isfinite(float(loss.total)) or self.experiment.loss_scale is not None:
+        total, count = self.progress.line.sums.get("loss", (0.0, 1.0))
+        if math.isfinite(total) or self.experiment.loss_scale is not None:
             return
-        rate = Averages()
-        rate.add(metrics)
-        rate_text = f" at learning rate {r:.3g}" if (r := rate.compute().get("learning_rate")) else ""
+        loss, rate = total / count, self.progress.line.compute().get("learning_rate")
+        at_rate = f" at learning rate {rate:.3g}" if rate else ""
         raise UserError(
-            f"the loss became {float(loss.total)} in step {self.step:,}{rate_text}; lower the learning "
+            f"the loss became {loss} in step {self.step:,}{at_rate}; lower the learning "
             "rate, clip the gradient, or look for labels and inputs out of range; checkpoints before it stand"
         )
 
