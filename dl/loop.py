@@ -32,8 +32,6 @@ from dl.summary import final_line, introduce
 # Steps under way before their metrics are read: enough to keep a device busy, few enough that the bar
 # tells the truth and that batches do not pile up in memory.
 MAX_IN_FLIGHT = 4
-# Whatever `save_every` says, waiting for checkpoints takes at most this fraction of a run.
-MAX_SAVING_FRACTION = 0.01
 FINAL_SPLIT = "test"
 # A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
 # do for a tiny set too.
@@ -141,7 +139,7 @@ class _Session:
             self._report()
         elif self.step and self._is_report_step(self.step):
             self._report()  # unless it was made before the checkpoint
-        save_cost, last_save = 0.0, time.monotonic()
+        last_save = time.monotonic()
         pending: deque[tuple[int, Any]] = deque()
         progress = self.progress
         progress.training.start()
@@ -150,7 +148,7 @@ class _Session:
             self.state, metrics = train_step(self.state, batch)
             pending.append((step, metrics))
             is_report = self._is_report_step(step)
-            is_save = time.monotonic() - last_save > max(save_every, save_cost / MAX_SAVING_FRACTION)
+            is_save = time.monotonic() - last_save > save_every
             keep = 0 if is_report or is_save or self.stop.received else MAX_IN_FLIGHT
             while len(pending) > keep:
                 self._record(*pending.popleft(), log_every)
@@ -158,10 +156,8 @@ class _Session:
                 with progress.training.paused():
                     self._report()
             if is_save and not self.stop.received:
-                before = time.monotonic()
                 self._save()
                 last_save = time.monotonic()
-                save_cost = last_save - before
             if self.stop.received:
                 break
         while pending:  # a signal may come after the queue was looked at
