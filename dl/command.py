@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import os
 import sys
@@ -15,9 +16,11 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.loop import train
 from dl.options import NonNegativeFloat, PositiveInt, parse
-from dl.run import Run
+from dl.run import Run, code_digest
 from dl.sharding import make_mesh, parse_mesh
 from dl.signals import Stopped
+
+MAX_VIRTUAL_DEVICES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +55,14 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         if run_options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
         mesh = _make_mesh(mesh_sizes)
-        run = Run(run_options.workdir, name, options)
+        run = Run(run_options.workdir, name, options, _code_of(experiment_fn))
+        experiment = experiment_fn(**options)
+        if not isinstance(experiment, Experiment):
+            raise UserError(
+                f"{name}: {experiment_fn.__name__}() returned {experiment!r}; it must return an Experiment"
+            )
         train(
-            experiment_fn(**options),
+            experiment,
             run,
             mesh,
             log_every=run_options.log_every,
@@ -80,10 +88,17 @@ def _module_name(experiment_fn: Callable[..., Experiment]) -> str:
     return spec.name if spec else Path(main_module.__file__ or "experiment").stem
 
 
+def _code_of(experiment_fn: Callable[..., Experiment]) -> str:
+    path = inspect.getsourcefile(experiment_fn)
+    return code_digest(Path(path)) if path and Path(path).exists() else ""
+
+
 def _make_mesh(sizes: dict[str, int] | None) -> Mesh:
     """Returns the mesh; where there is only a CPU, `--mesh data=8` makes eight devices of it."""
     wanted = math.prod((sizes or {}).values())
-    if wanted > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if 1 < wanted <= MAX_VIRTUAL_DEVICES and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
         # Ignored where there is an accelerator, and refused once a backend runs.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", wanted)

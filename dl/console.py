@@ -39,21 +39,22 @@ class Console:
         panel = Panel(Text(text), title=title, border_style="bold red")
         self._screen.print(panel, soft_wrap=False, width=min(100, self._screen.width))
 
-    def start(self, start: int, stop: int) -> None:
-        """Shows the bar from step `start` of `stop`, where there is a terminal."""
+    def start(self, num_steps: int) -> None:
+        """Shows the bar, where there is a terminal."""
         if self.is_live:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if self._screen.width >= 100 else 6),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=self._screen,
                 auto_refresh=False,
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task("compiling", total=stop, completed=start, figures="")
+            self._task = self._bar.add_task("compiling", total=num_steps, figures="")
             self._bar.refresh()
 
     def progress(self, step: int, description: str, figures: Mapping[str, float]) -> None:
@@ -61,7 +62,13 @@ class Console:
         if self._bar is None or time.monotonic() - self._refreshed < BAR_REFRESH_SECONDS:
             return
         self._refreshed = time.monotonic()
-        self._bar.update(self._task, completed=step, description=description, figures=format_figures(figures))
+        self._bar.update(
+            self._task,
+            completed=step,
+            description=description,
+            # The unit is plain beside a bar, and the line must fit 80 columns.
+            figures=format_figures(figures).replace(" examples/s", "/s"),
+        )
         self._bar.refresh()
 
     def stop(self) -> None:
@@ -80,8 +87,6 @@ def format_figures(figures: Mapping[str, float]) -> str:
 def _format(name: str, value: float) -> str:
     if name == "examples_per_second":
         return f"{value:,.0f} examples/s"
-    if name == "seconds":
-        return f"{value:.1f} s"
     if name == "accuracy":
         return f"accuracy {value:.2%}".replace("%", " %")
     return f"{name.replace('_', ' ')} {value:.4g}" if abs(value) < 1e-3 else f"{name} {value:.4f}"

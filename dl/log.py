@@ -9,16 +9,21 @@ Every line has `kind`, `step` (updates done) and `epoch` (passes over the traini
 - `kind: "validation"` (or another evaluation split's name, and `"test"` once at the end): means over the
   whole split, each example counted exactly once.
 
-Losses are in nats, `accuracy` is a fraction, rates are per second of wall time.
+Losses are in nats, `accuracy` is a fraction. `examples_per_second` is over the time spent in training steps,
+without compilation and evaluation, since step 0; `seconds` is all wall time since the start. A figure that is
+no finite number is null.
 """
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from dl.metrics import MetricTable
 
 
 class Averages:
@@ -27,11 +32,11 @@ class Averages:
     def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None):
         self.sums = {name: (total, count) for name, (total, count) in (sums or {}).items()}
 
-    def add(self, metrics: Mapping[str, Any]) -> None:
-        """Adds metrics whose `total` and `count` are on the host."""
-        for name, mean in metrics.items():
+    def add(self, metrics: MetricTable) -> None:
+        """Adds the metrics of a step, once they are on the host."""
+        for name, (more_total, more_count) in zip(metrics.names, metrics.sums.tolist(), strict=True):
             total, count = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = (total + float(mean.total), count + float(mean.count))
+            self.sums[name] = (total + more_total, count + more_count)
 
     def compute(self) -> dict[str, float]:
         return {name: total / max(count, 1.0) for name, (total, count) in self.sums.items()}
@@ -63,8 +68,9 @@ class MetricsLog:
     def write(self, kind: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         if self._file is None:
             return
-        line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **values}
-        self._file.write(json.dumps(line) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **finite}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         self.size = self._file.tell()
         if self._board is not None:

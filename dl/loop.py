@@ -5,6 +5,7 @@ It only orchestrates: what a step computes stands in `step`, what a batch holds 
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.log import Averages, MetricsLog
+from dl.metrics import MetricTable
 from dl.program import Program
 from dl.progress import Progress
 from dl.run import Run, describe_devices
@@ -30,8 +32,6 @@ from dl.summary import final_line, introduce
 # Steps under way before their metrics are read: enough to keep a device busy, few enough that the bar
 # tells the truth and that batches do not pile up in memory.
 MAX_IN_FLIGHT = 4
-# Whatever `save_every` says, waiting for checkpoints takes at most this fraction of a run.
-MAX_SAVING_FRACTION = 0.01
 FINAL_SPLIT = "test"
 # A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
 # do for a tiny set too.
@@ -73,9 +73,11 @@ def train(
             return run.result
         program = Program(experiment, mesh, batches)
         introduce(console, experiment, run, mesh, program.facts)
-        run.open({**_facts(experiment), **program.facts, "mesh": format_mesh(mesh.shape)})
+        run.open({**_facts(experiment), **program.facts}, mesh)
         stack.callback(run.close)
         stop = stack.enter_context(StopSignals())
+        console.start(experiment.num_steps)
+        stack.callback(console.stop)
         checkpoints = Checkpoints(run.checkpoints_path)
         stack.callback(checkpoints.close)
         session = _Session(experiment, run, program, batches, checkpoints, console, stop)
@@ -126,19 +128,18 @@ class _Session:
         self.log = MetricsLog(self.run.metrics_path, self.progress.log_size, self.step)
 
     def close(self) -> None:
-        self.console.stop()
         if hasattr(self, "log"):
             self.log.close()
 
     def run_to_end(self, log_every: int, save_every: float) -> None:
         experiment, num_steps = self.experiment, self.experiment.num_steps
-        self.console.start(self.step, num_steps)
         self.compile_seconds = self.program.compile()
+        self.console.line(f"compiled in {self.compile_seconds:.1f} s")
         if self.step == 0 and experiment.report_start:
             self._report()
         elif self.step and self._is_report_step(self.step):
             self._report()  # unless it was made before the checkpoint
-        save_cost, last_save = 0.0, time.monotonic()
+        last_save = time.monotonic()
         pending: deque[tuple[int, Any]] = deque()
         progress = self.progress
         progress.training.start()
@@ -147,7 +148,7 @@ class _Session:
             self.state, metrics = train_step(self.state, batch)
             pending.append((step, metrics))
             is_report = self._is_report_step(step)
-            is_save = time.monotonic() - last_save > max(save_every, save_cost / MAX_SAVING_FRACTION)
+            is_save = time.monotonic() - last_save > save_every
             keep = 0 if is_report or is_save or self.stop.received else MAX_IN_FLIGHT
             while len(pending) > keep:
                 self._record(*pending.popleft(), log_every)
@@ -155,10 +156,8 @@ class _Session:
                 with progress.training.paused():
                     self._report()
             if is_save and not self.stop.received:
-                before = time.monotonic()
                 self._save()
                 last_save = time.monotonic()
-                save_cost = last_save - before
             if self.stop.received:
                 break
         while pending:  # a signal may come after the queue was looked at
@@ -177,13 +176,14 @@ class _Session:
     def _is_report_step(self, step: int) -> bool:
         return step % self.report_every == 0 or step == self.experiment.num_steps
 
-    def _record(self, step: int, metrics: Any, log_every: int) -> None:
+    def _record(self, step: int, metrics: MetricTable, log_every: int) -> None:
         """Takes in the metrics of one step."""
         self.step = step
         metrics = jax.device_get(metrics)
         progress = self.progress
         progress.line.add(metrics)
         progress.epoch.add(metrics)
+        self._refuse_divergence()
         if self.console.is_live:
             rate = self._examples_per_second()
             figures = {**_shown(progress.line.compute()), "examples_per_second": rate}
@@ -193,6 +193,18 @@ class _Session:
             values = {**progress.line.compute(), "examples_per_second": rate}
             self._write("train", values)
             progress.line = Averages()
+
+    def _refuse_divergence(self) -> None:
+        """Ends a run whose loss is no number any more: nothing after that is worth its time."""
+        total, count = self.progress.line.sums.get("loss", (0.0, 1.0))
+        if math.isfinite(total) or self.experiment.loss_scale is not None:
+            return
+        loss, rate = total / count, self.progress.line.compute().get("learning_rate")
+        at_rate = f" at learning rate {rate:.3g}" if rate else ""
+        raise UserError(
+            f"the loss became {loss} in step {self.step:,}{at_rate}; lower the learning "
+            "rate, clip the gradient, or look for labels and inputs out of range; checkpoints before it stand"
+        )
 
     def _report(self) -> None:
         """Evaluates every split but the final one, once a report step."""
@@ -218,7 +230,7 @@ class _Session:
             parts.append(f"{name}  {format_figures(values)}")
         if averages:
             rate = self._examples_per_second()
-            parts.append(format_figures({"examples_per_second": rate, "seconds": seconds}))
+            parts.append(format_figures({"examples_per_second": rate}) + f"  at {seconds:.1f} s")
         self.console.line("  |  ".join(parts))
         progress.epoch = Averages()
         progress.reported_step = self.step
@@ -292,11 +304,13 @@ class _Session:
         return f"epoch {-(-step // self.steps_per_epoch)}/{epochs:g}"
 
     def _stopped_message(self) -> str:
-        saved = f"saved at step {self.step:,}" if self.step else "no step was done"
-        return (
-            f"stopped by {self.stop.received.name if self.stop.received else 'a signal'}, {saved} of "
-            f"{self.experiment.num_steps:,}; to go on: {self.run.resume_command}"
+        name = self.stop.received.name if self.stop.received else "a signal"
+        when = (
+            f"stopped by {name}, saved at step {self.step:,} of {self.experiment.num_steps:,}"
+            if self.step
+            else f"stopped by {name} before the first step"
         )
+        return f"{when}; to go on: {self.run.resume_command}"
 
 
 def _lagged(outputs: Iterable[Any], lag: int) -> Iterator[Any]:
@@ -317,13 +331,14 @@ def _make_batches(experiment: Experiment, mesh: Mesh) -> dict[str, Batches]:
             f"batch_size={experiment.batch_size} is larger than the training split of "
             f"{data.identity.name}, {len(data.train)} examples; choose at most that"
         )
+    for name, source in {"train": data.train, **data.evaluations}.items():
+        if not len(source):
+            raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
     batches = {"train": Batches(data.train, experiment.batch_size, mesh, seed=experiment.seed)}
     largest = max((len(source) for source in data.evaluations.values()), default=0)
     shards = num_batch_shards(mesh)
     size = -(-min(experiment.eval_batch_size, largest) // shards) * shards
     for name, source in data.evaluations.items():
-        if not len(source):
-            raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
         batches[name] = Batches(source, size, mesh)
     return batches
 

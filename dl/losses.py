@@ -3,7 +3,9 @@
 Shapes: B examples, C classes.
 """
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -40,15 +42,21 @@ def apply_model(
     """Returns the model's output and its updated collections.
 
     In training (`key` is given) the collections of `model_state` may change and the `dropout` stream
-    is `key`; in evaluation neither.
+    is `key`; in evaluation neither. A model without dropout or statistics needs no argument `train`.
     """
     variables = {"params": params, **model_state}
+    mode: dict[str, Any] = {"train": key is not None} if _takes_train(model) else {}
     if key is None:
-        return jnp.asarray(model.apply(variables, inputs, train=False)), model_state
+        return jnp.asarray(model.apply(variables, inputs, **mode)), model_state
     output, model_state = model.apply(
-        variables, inputs, train=True, rngs={"dropout": key}, mutable=list(model_state)
+        variables, inputs, **mode, rngs={"dropout": key}, mutable=list(model_state)
     )
     return jnp.asarray(output), model_state
+
+
+def _takes_train(model: nn.Module) -> bool:
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    return any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def supervised(
@@ -60,7 +68,7 @@ def supervised(
     """Returns the mean of a per-example loss of the model's output, for any supervised task.
 
     Args:
-      model: called as `model(batch[input_name], train=...)`.
+      model: called as `model(batch[input_name], train=...)`; one without `train` as `model(...)`.
       example_loss: from the output and the batch to one loss per example, shape B.
       example_metrics: more metrics, as masked `Mean`s; a `loss` among them replaces the one that is
         there by default, the mean of `example_loss`.
@@ -71,10 +79,19 @@ def supervised(
         params: Params, model_state: ModelState, batch: Batch, key: Key | None
     ) -> tuple[jax.Array, Aux]:
         output, model_state = apply_model(model, params, model_state, batch[input_name], key)
-        loss = Mean.of(example_loss(output, batch), batch["mask"])
+        loss_B = example_loss(output, batch)
+        if jnp.shape(loss_B) != batch["mask"].shape:
+            raise ValueError(
+                f"example_loss returned the shape {jnp.shape(loss_B)} for {len(batch['mask'])} examples "
+                f"(model output {output.shape}); it must be one loss an example, {batch['mask'].shape}"
+            )
+        loss = Mean.of(loss_B, batch["mask"])
         metrics = {"loss": loss}
         if example_metrics is not None:
             metrics |= example_metrics(output, batch)
+        for name, metric in metrics.items():
+            if not isinstance(metric, Mean):
+                raise TypeError(f"the metric {name} is no dl.metrics.Mean; make it by Mean.of(values, mask)")
         return loss.compute(), Aux(model_state, metrics)
 
     return loss_fn

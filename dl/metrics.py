@@ -3,6 +3,8 @@
 Shapes: B examples, C classes.
 """
 
+from collections.abc import Iterator, Mapping
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -35,3 +37,32 @@ class Mean:
 def accuracy(logits_BC: jax.Array, labels_B: jax.Array, mask_B: jax.Array | None = None) -> Mean:
     """Returns the fraction of examples whose largest logit is at the label."""
     return Mean.of(logits_BC.argmax(-1) == labels_B, mask_B)
+
+
+@flax.struct.dataclass
+class MetricTable(Mapping[str, Mean]):
+    """Named means in ONE array: a step hands its metrics to the host in a single transfer.
+
+    Attributes:
+      names: of the metrics, in order.
+      sums: total and count of each, float32, shape (..., len(names), 2).
+    """
+
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    sums: jax.Array
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, Mean]) -> "MetricTable":
+        names = tuple(metrics)
+        rows = [jnp.stack([metrics[name].total, metrics[name].count]) for name in names]
+        return cls(names, jnp.stack(rows) if rows else jnp.zeros((0, 2)))
+
+    def __getitem__(self, name: str) -> Mean:
+        row = self.sums[..., self.names.index(name), :]
+        return Mean(row[..., 0], row[..., 1])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

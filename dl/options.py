@@ -70,6 +70,10 @@ def parse(
         experiment_fn,
     )
     of_run = _fields({f.name: f.default for f in dataclasses.fields(run_options)}, run_options)
+    if twice := {name for name, _, _ in of_experiment} & {name for name, _, _ in of_run}:
+        raise UserError(
+            f"the option {twice.pop()} of the experiment is one of every run already; choose another name"
+        )
     both = dataclasses.make_dataclass(
         "Options",
         [
@@ -93,8 +97,9 @@ def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, A
     text = docstring_parser.parse(inspect.getdoc(documented) or "")
     help_texts = {p.arg_name: " ".join((p.description or "").split()) for p in text.params}
     for name, default in defaults.items():
-        if name not in kinds or default is inspect.Parameter.empty:
-            raise TypeError(f"the option {name} of an experiment needs an annotation and a default")
+        lacks = [("annotation", name not in kinds), ("default", default is inspect.Parameter.empty)]
+        if missing := [what for what, is_missing in lacks if is_missing]:
+            raise UserError(f"the option {name} of the experiment has no {' and no '.join(missing)}")
     return [
         (name, Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name, ""))], default)
         for name, default in defaults.items()
@@ -111,7 +116,7 @@ def _parse(options: type, argv: Sequence[str], prog: str, description: str) -> o
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        raise UserError(_one_line(errors.getvalue())) from None
+        raise UserError(_one_line(errors.getvalue(), options)) from None
     values, unknown = parsed
     if unknown:
         raise UserError(_unknown(unknown, [f.name for f in dataclasses.fields(options)]))
@@ -123,25 +128,42 @@ def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
     if not flags:
         return f"unexpected argument {unknown[0]!r}; options are written --name value"
     flag = flags[0].partition("=")[0]
-    known = ["--" + name.replace("_", "-") for name in names]
-    near = difflib.get_close_matches(flag.replace("_", "-"), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "--help lists them all"
+    word = flag.strip("-").replace("-", "_").lower()
+    initials = {"".join(part[0] for part in name.split("_")): name for name in names}
+    near = [initials[word]] if word in initials else difflib.get_close_matches(word, names, 1, 0.6)
+    hint = f"did you mean {_flag(near[0])}?" if near else "--help lists them all"
     return f"there is no option {flag}; {hint}"
 
 
-def _one_line(box: str) -> str:
-    """Returns the first paragraph of tyro's error box on one line."""
-    lines = [re.sub(r"[│╭╮╰╯]|─{2,}.*", " ", line).strip() for line in box.splitlines()[1:]]
-    rules = [i for i, line in enumerate(box.splitlines()[1:]) if "──" in line]
-    text = " ".join(lines[: rules[0] if rules else None]).strip()
-    return re.sub(r"\s+", " ", text) + "; --help shows the types"
+def _one_line(box: str, options: type) -> str:
+    """Returns what tyro's error box says as one line of our own words, where it is understood."""
+    lines = box.splitlines()[1:]
+    rules = [i for i, line in enumerate(lines) if "──" in line]
+    text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in lines[: rules[0] if rules else None])
+    text = re.sub(r"\s+", " ", text).strip()
+    if wrong := re.match(r"Error parsing (--[\w-]+):.*?('.*')", text):
+        kinds = {_flag(field.name): field.type for field in dataclasses.fields(options)}
+        return f"{wrong[1]} {wrong[2]} is not understood; it must be {_type_name(kinds.get(wrong[1]))}"
+    if missing := re.match(r"Missing value for argument '(--[\w-]+)'", text):
+        return f"'{missing[1]}' needs a value; write {missing[1]} VALUE"
+    return f"{text}; --help lists all options"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _type_name(kind: Any) -> str:
+    """Returns an annotation in words: `a whole number`."""
+    words = {int: "a whole number", float: "a number", bool: "True or False"}
+    kinds = [kind, *typing.get_args(kind), *(a for k in typing.get_args(kind) for a in typing.get_args(k))]
+    return next((words[k] for k in kinds if k in words), "of another form")
 
 
 def _check_range(name: str, kind: Any, value: Any) -> None:
     for metadata in _all_metadata(kind):
         if isinstance(metadata, Range) and value is not None and value not in metadata:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{flag} {value} is out of range; it must be {metadata}")
+            raise UserError(f"{_flag(name)} {value} is out of range; it must be {metadata}")
 
 
 def _all_metadata(kind: Any) -> list[Any]:

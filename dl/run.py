@@ -4,8 +4,10 @@
 replaced in one move: at no time is there half of one.
 """
 
+import ast
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +24,7 @@ import jax
 from jax.sharding import Mesh
 
 from dl.errors import UserError
+from dl.sharding import format_mesh
 
 PACKAGES = (
     "jax",
@@ -42,10 +45,12 @@ class Run:
       folder: the run's folder; it exists once `open` returned.
       name: the experiment's module, such as `experiments.mnist_cnn`.
       options: every option of the experiment, resolved.
+      code: a digest of the experiment's own code, as `code_digest` gives it.
     """
 
-    def __init__(self, folder: Path | None, name: str, options: Mapping[str, Any]):
+    def __init__(self, folder: Path | None, name: str, options: Mapping[str, Any], code: str = ""):
         self.name = name
+        self.code = code
         self.options = json.loads(json.dumps(dict(options), default=str))
         self.folder = folder or _new_folder(name)
         self._lock: TextIO | None = None
@@ -91,7 +96,7 @@ class Run:
                     "options to resume it, or another --workdir"
                 )
 
-    def open(self, facts: Mapping[str, Any]) -> None:
+    def open(self, facts: Mapping[str, Any], mesh: Mesh) -> None:
         """Takes the folder for this process, and notes this start in run.json.
 
         Raises:
@@ -103,7 +108,7 @@ class Run:
             record = _read(self.folder / "run.json")
             if record is None:
                 record = {**self._describe(facts), "created": _now(), **_software(), "starts": []}
-            start = {"time": _now(), "argv": sys.argv, **_machine()}
+            start = {"time": _now(), "argv": sys.argv, "mesh": format_mesh(mesh.shape), **_machine()}
             if jax.process_index() == 0:
                 write_json(self.folder / "run.json", {**record, "starts": [*record["starts"], start]})
 
@@ -113,7 +118,7 @@ class Run:
             write_json(self.folder / "result.json", _plain(result))
 
     def _describe(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        return {"experiment": self.name, "options": self.options, **_plain(facts)}
+        return {"experiment": self.name, "code": self.code, "options": self.options, **_plain(facts)}
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
@@ -154,6 +159,16 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def code_digest(path: Path) -> str:
+    """Returns a SHA-256 of a Python file that comments, docstrings and formatting do not change."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
+                child.value.value = ""  # a docstring, or another constant that nobody reads
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
 def _new_folder(name: str) -> Path:
     stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = Path("runs") / stem, 1
@@ -173,8 +188,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Says what differs in experiment, options and data; devices and versions may differ."""
-    pairs = [("experiment", there.get("experiment"), here["experiment"])]
+    """Says what differs in experiment, its code, options and data; devices and versions may differ."""
+    pairs = [(key, there.get(key), here[key]) for key in ("experiment", "code")]
     for group in ("options", "dataset"):
         old, new = there.get(group) or {}, here.get(group) or {}
         pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]

@@ -11,14 +11,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dl.gradients import mean_gradient
-from dl.metrics import Mean
+from dl.metrics import Mean, MetricTable
 from dl.precision import all_finite
 from dl.sharding import batch_sharding
 from dl.state import TrainState
 from dl.types import Aux, Batch, GradFn, Key, LossFn, Metrics, ModelState, Params
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[TrainState, Batch], Metrics]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, MetricTable]]
+EvalStep = Callable[[TrainState, Batch], MetricTable]
 
 Preprocess = Callable[[Batch], Batch]
 Augment = Callable[[Key, Batch], Batch]
@@ -120,8 +120,9 @@ def make_train_step(
       ema_decay: of the moving average of the parameters, where the state keeps one.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return update_state(state, batch, loss_fn, tx, grad_fn, ema_decay)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
+        state, metrics = update_state(state, batch, loss_fn, tx, grad_fn, ema_decay)
+        return state, MetricTable.of(metrics)
 
     return jax.jit(
         train_step,
@@ -134,9 +135,9 @@ def make_train_step(
 def make_eval_step(loss_fn: LossFn, mesh: Mesh, shardings: TrainState) -> EvalStep:
     """Returns the compiled step `(state, batch) -> metrics`, without randomness or updates."""
 
-    def eval_step(state: TrainState, batch: Batch) -> Metrics:
+    def eval_step(state: TrainState, batch: Batch) -> MetricTable:
         _, aux = loss_fn(state.eval_params, state.model_state, batch, None)
-        return aux.metrics
+        return MetricTable.of(aux.metrics)
 
     return jax.jit(
         eval_step,

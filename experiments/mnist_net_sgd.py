@@ -5,6 +5,8 @@ ten epochs, no augmentation. After two 3×3 convolutions and pools a 28×28 imag
 vector has 64·5·5 = 1,600 entries.
 
     python -m experiments.mnist_net_sgd
+
+98.55 % test accuracy on MNIST (seed 0) in 421 s while other work ran; two cores of an Intel Xeon, jax 0.10.2.
 """
 
 from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers

@@ -30,7 +30,7 @@ name, folder, kill_at = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
 
 class Killing(Console):
     is_live = True
-    def start(self, start, stop): pass
+    def start(self, num_steps): pass
     def progress(self, step, description, figures):
         if step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -20,7 +20,7 @@ from dl.experiment import Experiment
 from dl.log import read_metrics
 from dl.loop import train
 from dl.models.mlp import MLP
-from dl.run import Run
+from dl.run import Run, code_digest
 from dl.signals import Stopped
 
 
@@ -166,7 +166,7 @@ class SignallingConsole(Console):
         self.is_live = True
         self._at, self._number = step, number
 
-    def start(self, start, stop):
+    def start(self, num_steps):
         pass
 
     def progress(self, step, description, figures):
@@ -238,9 +238,9 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path, mesh1):
 
 def test_a_folder_in_use_is_refused(tmp_path, mesh1):
     run = run_in(tmp_path / "run")
-    run.open({})
+    run.open({}, mesh1)
     with pytest.raises(UserError, match="in use by another process"):
-        run_in(tmp_path / "run").open({})
+        run_in(tmp_path / "run").open({}, mesh1)
     run.close()
 
 
@@ -252,7 +252,7 @@ def test_an_empty_split_is_one_line(tmp_path, mesh1, split):
         if split == "train"
         else dataclasses.replace(DATA, evaluations={"validation": empty})
     )
-    with pytest.raises(UserError, match="empty|larger than the training split"):
+    with pytest.raises(UserError, match=f"the {split} split of halfspace is empty"):
         train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, data=data))
     assert not (tmp_path / "run").exists()
 
@@ -262,6 +262,34 @@ def test_a_batch_larger_than_the_split_is_one_line(tmp_path, mesh1):
         train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, batch_size=5000))
     result = train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, batch_size=64))
     assert result["epochs"] == 12  # a tiny set under a default batch size is padded
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path, mesh1):
+    experiment = dataclasses.replace(EXPERIMENT, tx=optimizers.sgd(1e30))
+    with pytest.raises(UserError, match="the loss became .* lower the learning rate") as caught:
+        train_in(tmp_path / "run", mesh1, experiment)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "result.json").exists()
+    json.dumps(read_metrics(tmp_path / "run" / "metrics.jsonl"), allow_nan=False)
+
+
+def test_changed_code_is_another_run(uninterrupted, mesh1):
+    folder = uninterrupted[0]
+    with pytest.raises(UserError, match="code: .* there, .* here"):
+        train(EXPERIMENT, Run(folder, "experiments.test", {"num_steps": 12}, code="abc"), mesh1)
+
+
+def test_comments_docstrings_and_layout_are_not_code(tmp_path):
+    texts = [
+        '"""Doc."""\ndef f(x: int = 1):\n    """Says."""\n    return x  # why\n',
+        '"""Other."""\n\n\ndef f( x:int=1 ):\n    """It."""\n    return x\n',
+        '"""Doc."""\ndef f(x: int = 2):\n    """Says."""\n    return x\n',
+    ]
+    digests = []
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.py").write_text(text)
+        digests.append(code_digest(tmp_path / f"{number}.py"))
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("name", ["num_steps", "batch_size", "eval_batch_size", "report_every"])

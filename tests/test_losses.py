@@ -113,3 +113,38 @@ def test_batch_statistics_change_in_training_only():
     _, aux = loss_fn(variables["params"], state, batch, jax.random.key(0))
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), aux.model_state, state)
     assert all(jax.tree.leaves(changed))
+
+
+@pytest.mark.parametrize(
+    ("example_loss", "shape"),
+    [
+        (lambda logits, batch: logits[:, :1], r"\(8, 1\)"),
+        (lambda logits, batch: logits.mean(), r"\(\)"),
+        (lambda logits, batch: logits, r"\(8, 2\)"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_an_example_is_refused(example_loss, shape):
+    model, batch = MLP(hidden=(), num_classes=2), batch_of(8)
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+    with pytest.raises(ValueError, match=f"the shape {shape} for 8 examples"):
+        losses.supervised(model, example_loss)(params, {}, batch, None)
+
+
+def test_a_metric_that_is_no_mean_is_refused():
+    model, batch = MLP(hidden=(), num_classes=2), batch_of(8)
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+    loss_fn = losses.supervised(model, lambda y, b: y[:, 0], lambda y, b: {"top": y.max()})
+    with pytest.raises(TypeError, match="the metric top is no dl.metrics.Mean"):
+        loss_fn(params, {}, batch, None)
+
+
+def test_a_model_without_dropout_needs_no_train_argument():
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(x)
+
+    batch = batch_of(8)
+    params = Plain().init(jax.random.key(0), batch["image"])["params"]
+    for key in (None, jax.random.key(0)):
+        assert losses.classification(Plain())(params, {}, batch, key)[0] > 0

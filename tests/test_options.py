@@ -62,10 +62,13 @@ def test_help_states_options_of_experiment_and_run(capsys):
         (["--batch-sze", "3"], "no option --batch-sze; did you mean --batch-size?"),
         (["--learningrate=3"], "no option --learningrate; did you mean --learning-rate?"),
         (["--zzz"], "no option --zzz; --help"),
+        (["--lr", "3"], "no option --lr; did you mean --learning-rate?"),
         (["stray"], "unexpected argument 'stray'"),
-        (["--batch-size", "many"], "--batch-size.*'many'"),
-        (["--batch-size", "1.5"], "--batch-size.*'1.5'"),
-        (["--batch-size"], "'--batch-size'"),
+        (["--batch-size", "many"], "--batch-size 'many' is not understood; it must be a whole number"),
+        (["--batch-size", "1.5"], "--batch-size '1.5' is not understood; it must be a whole number"),
+        (["--num-epochs", "x"], "--num-epochs"),
+        (["--learning-rate", "x"], "--learning-rate 'x' is not understood; it must be a number"),
+        (["--batch-size"], "'--batch-size' needs a value"),
         (["--network", "huge"], "'huge'.*'small', 'large'"),
         (["--batch-size", "0"], "--batch-size 0 is out of range; it must be at least 1"),
         (["--batch-size", "-4"], "--batch-size -4 is out of range"),
@@ -84,9 +87,20 @@ def test_mistakes_are_one_line(argv, message):
     assert "\n" not in str(caught.value)
 
 
-def test_an_option_without_a_default_is_the_authors_mistake():
-    def broken(batch_size: int):
+def test_mistakes_in_a_signature_are_one_line():
+    def no_default(batch_size: int):
         pass
 
-    with pytest.raises(TypeError, match="batch_size"):
-        parse(broken, RunOptions, [], "prog")
+    def no_annotation(batch_size=3):
+        pass
+
+    def taken(workdir: str = ""):
+        pass
+
+    for broken, message in (
+        (no_default, "option batch_size of the experiment has no default"),
+        (no_annotation, "option batch_size of the experiment has no annotation"),
+        (taken, "option workdir of the experiment is one of every run already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(broken, RunOptions, [], "prog")

@@ -131,7 +131,12 @@ class ImageClassification:
     @property
     def provenance(self) -> str:
         how = "from the decoded cache" if self.from_cache else "from the prepared set"
-        return f"ready {how} in {self.load_seconds:.2f} s"
+        height, width, channels = self.image_shape
+        made_equal = ", cropped and resized" if self._found.prepared.is_resized else ""
+        return (
+            f"{height}x{width}x{channels} images{made_equal}, {self.num_classes} classes; "
+            f"ready {how} in {self.load_seconds:.2f} s"
+        )
 
     @property
     def load_seconds(self) -> float:
