@@ -79,7 +79,7 @@ def test_l2_under_sgd_is_a_weight_decay_of_twice_lambda(problem):
         (with_penalty(loss_fn, l2(0.1)), optimizers.sgd(0.5)),
         (loss_fn, optimizers.sgd(0.5, weight_decay=0.2)),
     ]:
-        _, gradient = mean_gradient(loss)(params, {}, batch, None)
+        _, gradient = jax.jit(mean_gradient(loss), static_argnums=3)(params, {}, batch, None)
         ends.append(tx.update(gradient, tx.init(params), params)[0])
     chex.assert_trees_all_close(*ends, atol=1e-6)
 
@@ -87,8 +87,9 @@ def test_l2_under_sgd_is_a_weight_decay_of_twice_lambda(problem):
 def test_a_penalty_counts_once_under_accumulation(problem):
     loss_fn, params, batch = problem
     penalized = with_penalty(loss_fn, l2(0.1))
-    (loss, aux), gradient = mean_gradient(penalized)(params, {}, batch, None)
-    (loss_3, aux_3), gradient_3 = accumulated_gradient(3)(penalized)(params, {}, batch, None)
+    (loss, aux), gradient = jax.jit(mean_gradient(penalized), static_argnums=3)(params, {}, batch, None)
+    in_parts = jax.jit(accumulated_gradient(3)(penalized), static_argnums=3)
+    (loss_3, aux_3), gradient_3 = in_parts(params, {}, batch, None)
     chex.assert_trees_all_close((loss, gradient), (loss_3, gradient_3), atol=1e-6)
     np.testing.assert_allclose(
         aux.metrics["penalty"].compute(), aux_3.metrics["penalty"].compute(), rtol=1e-6
