@@ -155,7 +155,7 @@ def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:
     def mix(key: Key, batch: Batch) -> Batch:
         pair_key, ratio_key = jax.random.split(key)
         partner_B = _partners(pair_key, batch["mask"])
-        ratio = jax.random.beta(ratio_key, alpha, alpha)
+        ratio = _draw_ratio(ratio_key, alpha)
         x = batch[name]
         return {
             **batch,
@@ -177,7 +177,7 @@ def cutmix(alpha: float, num_classes: int, name: str = "image") -> Mix:
     def mix(key: Key, batch: Batch) -> Batch:
         pair_key, ratio_key, box_key = jax.random.split(key, 3)
         partner_B = _partners(pair_key, batch["mask"])
-        side = jnp.sqrt(1 - jax.random.beta(ratio_key, alpha, alpha))
+        side = jnp.sqrt(1 - _draw_ratio(ratio_key, alpha))
         image_BHWC = batch[name]
         size = jnp.array(image_BHWC.shape[1:3])
         centre = jax.random.uniform(box_key, (2,)) * size
@@ -195,6 +195,11 @@ def cutmix(alpha: float, num_classes: int, name: str = "image") -> Mix:
         }
 
     return mix
+
+
+def _draw_ratio(key: Key, alpha: float) -> jax.Array:
+    # Beta(1, 1) is uniform; the general sampler is a loop, slow to compile.
+    return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)
 
 
 def _partners(key: Key, mask_B: jax.Array) -> jax.Array:

@@ -33,17 +33,16 @@ def rand_augment(
     """
     level = magnitude / MAX_MAGNITUDE
 
+    def apply_one(image_HWC: jax.Array, key: Key) -> tuple[jax.Array, None]:
+        which_key, sign_key = jax.random.split(key)
+        which = jax.random.randint(which_key, (), 0, NUM_GEOMETRIC + len(COLOUR_OPS))
+        signed = level * jax.random.rademacher(sign_key, (), jnp.float32)
+        moved = warp(image_HWC, *geometric(which, signed, image_HWC.shape), fill_mode, cval)
+        coloured = jax.lax.switch(jnp.maximum(which - NUM_GEOMETRIC, 0), COLOUR_OPS, image_HWC, signed)
+        return jnp.where(which < NUM_GEOMETRIC, moved, coloured), None
+
     def change(key: Key, image_HWC: jax.Array) -> jax.Array:
-        for op_key in jax.random.split(key, num_ops):
-            which_key, sign_key = jax.random.split(op_key)
-            which = jax.random.randint(which_key, (), 0, len(COLOUR_OPS) + NUM_GEOMETRIC)
-            sign = jax.random.rademacher(sign_key, (), jnp.float32)
-            moved = warp(image_HWC, *geometric(which, sign * level, image_HWC.shape), fill_mode, cval)
-            coloured = jax.lax.switch(
-                jnp.maximum(which - NUM_GEOMETRIC, 0), COLOUR_OPS, image_HWC, sign * level
-            )
-            image_HWC = jnp.where(which < NUM_GEOMETRIC, moved, coloured)
-        return image_HWC
+        return jax.lax.scan(apply_one, image_HWC, jax.random.split(key, num_ops))[0]
 
     return of_image(change)
 

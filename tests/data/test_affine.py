@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from dl.data import affine
 from dl.data.affine import affine_matrix, keras_affine
-from dl.data.affine import warp as plain_warp
 
-warp = jax.jit(plain_warp, static_argnames=("fill_mode", "cval"))
+warp = jax.jit(affine.warp, static_argnames=("fill_mode", "cval"))
 
 IMAGE = np.random.default_rng(0).random((9, 9, 2)).astype(np.float32)
 STILL = jnp.zeros(2)
@@ -114,6 +114,6 @@ def test_shear_is_in_degrees():
 
 def test_a_zoom_keeps_the_centre_of_an_image_that_is_not_square():
     image = np.random.default_rng(1).random((5, 9, 1)).astype(np.float32)
-    zoomed = plain_warp(jnp.asarray(image), *keras_affine(0.0, jnp.zeros(2), 0.0, jnp.array([2.0, 0.5])))
+    zoomed = warp(jnp.asarray(image), *keras_affine(0.0, jnp.zeros(2), 0.0, jnp.array([2.0, 0.5])))
     np.testing.assert_allclose(zoomed[2, 4], image[2, 4], rtol=1e-5)
     np.testing.assert_allclose(zoomed[1::2, 0:9:2, 0], image[0::4, 2:7, 0], rtol=1e-5)

@@ -16,11 +16,10 @@ def maps(**ranges):
     """Returns 300 drawn maps from output to input: matrices (300, 2, 2) and shifts (300, 2)."""
     augment = image_data_generator(**ranges)
     places = jnp.asarray(PLACES, jnp.float32)
-    images = jax.jit(jax.vmap(lambda key: augment(key, {"image": places})["image"]))(KEYS)
+    images = np.asarray(jax.jit(jax.vmap(lambda key: augment(key, {"image": places})["image"]))(KEYS))
     row, column = CENTRE
     shifts = images[:, row, column]
-    matrices = jnp.stack([images[:, row + 1, column] - shifts, images[:, row, column + 1] - shifts], -1)
-    return np.asarray(matrices), np.asarray(shifts)
+    return np.stack([images[:, row + 1, column], images[:, row, column + 1]], -1) - shifts[..., None], shifts
 
 
 def assert_uniform(values, low, high):
