@@ -88,9 +88,9 @@ def lamb(place, gradients, rate, decay=0.0, b1=0.9, b2=0.999, eps=1e-6):
         yield place
 
 
-def lars(place, gradients, rate, decay=0.0, momentum=0.9, trust=1e-3):
+def lars(place, gradients, rates, decay=0.0, momentum=0.9, trust=1e-3):
     velocity = 0.0
-    for g in gradients:
+    for g, rate in zip(gradients, rates, strict=True):
         u = g + decay * place
         ratio = trust * np.linalg.norm(place) / np.linalg.norm(u) if place.ndim > 1 else 1.0
         velocity = momentum * velocity + rate * ratio * u
@@ -143,6 +143,7 @@ def schedule_free(place, gradients, rates, decay=0.0, b1=0.9, b2=0.999, eps=1e-8
 
 
 WARM = optimizers.constant(0.75, warmup_steps=3)  # exact: optax computes a warm-up in float32
+WARM_RATES = np.array([0.25, 0.5] + 8 * [0.75])
 OPTIMIZERS = {
     "sgd": (optimizers.sgd(0.1), sgd, {"rate": 0.1}),
     "momentum": (optimizers.sgd(0.1, 0.9), sgd, {"rate": 0.1, "momentum": 0.9}),
@@ -164,7 +165,7 @@ OPTIMIZERS = {
     ),
     "lion": (optimizers.lion(0.1, weight_decay=0.2), lion, {"rate": 0.1, "decay": 0.2}),
     "lamb": (optimizers.lamb(0.1, weight_decay=0.2), lamb, {"rate": 0.1, "decay": 0.2}),
-    "lars": (optimizers.lars(0.1, weight_decay=0.2), lars, {"rate": 0.1, "decay": 0.2}),
+    "lars": (optimizers.lars(WARM, weight_decay=0.2), lars, {"rates": WARM_RATES, "decay": 0.2}),
     "adafactor": (
         optimizers.adafactor(0.1, min_factored_dim=2, weight_decay=0.2),
         adafactor,
@@ -179,7 +180,7 @@ OPTIMIZERS = {
     "schedule_free": (
         optimizers.schedule_free_adamw(WARM, weight_decay=0.2),
         schedule_free,
-        {"rates": np.array([0.25, 0.5] + 8 * [0.75]), "decay": 0.2},
+        {"rates": WARM_RATES, "decay": 0.2},
     ),
 }
 
@@ -194,6 +195,17 @@ def test_ten_steps_equal_the_reference(name):
         "bias": np.stack([*reference(START["bias"], GRADIENTS["bias"], **undecayed)]),
     }
     chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "plateau"])
+def test_a_step_keeps_the_shapes_and_types_of_the_state(name):
+    tx = optimizers.adamw(optimizers.plateau(0.1)) if name == "plateau" else OPTIMIZERS[name][0]
+    params = jax.tree.map(jnp.float32, START)
+    before = jax.eval_shape(tx.init, params)
+    update = optax.with_extra_args_support(tx).update
+    updates, after = jax.eval_shape(lambda state: update(params, state, params, value=0.0), before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 @pytest.mark.parametrize(
