@@ -5,6 +5,7 @@ Everything that changes what "the gradient" means plugs in here and nowhere else
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dl.types import Aux, Batch, GradFn, Key, LossFn, ModelState, Params
 
@@ -67,3 +68,32 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
         return accumulated
 
     return grad_fn
+
+
+def sharpness_aware_gradient(rho: float = 0.05, grad_fn: GradFn = mean_gradient) -> GradFn:
+    """Returns a grad_fn that finds flat minima: the gradient at the worst point nearby (SAM).
+
+    Foret et al. 2021, algorithm 1: g = ∇L(θ), then ∇L(θ + ρ g / ‖g‖), with the norm over all parameters.
+    Loss, metrics and running statistics are those at θ; both passes draw the same dropout. A step costs two.
+
+    Args:
+      rho: ρ, how far away the worst point is sought.
+      grad_fn: how each of the two gradients is taken, for example `accumulated_gradient(4)`.
+    """
+
+    def sharpness_aware(loss_fn: LossFn):  # type: ignore[no-untyped-def]
+        inner = grad_fn(loss_fn)
+
+        def at_the_worst_point(
+            params: Params, model_state: ModelState, batch: Batch, key: Key | None
+        ) -> LossAndGradient:
+            loss_and_aux, gradient = inner(params, model_state, batch, key)
+            norm = optax.tree.norm(gradient)
+            length = rho / jnp.where(norm > 0, norm, 1.0)
+            worst = jax.tree.map(lambda p, g: p + (length * g).astype(p.dtype), params, gradient)
+            _, gradient = inner(worst, model_state, batch, key)
+            return loss_and_aux, gradient
+
+        return at_the_worst_point
+
+    return sharpness_aware

@@ -16,15 +16,22 @@ from dl.metrics import Mean, accuracy
 from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
 
-def cross_entropy(logits_BC: jax.Array, labels_B: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Returns -log softmax(logits)[label] per example, in nats, shape B.
 
-    From logits, by log-sum-exp: exact at any magnitude. With `label_smoothing` e the target is
-    (1 - e) on the label plus e / C everywhere (Szegedy et al. 2016, §7).
+    From logits, by log-sum-exp: exact at any magnitude.
+
+    Args:
+      logits_BC: unnormalised log-probabilities.
+      labels: the classes, shape B, or distributions over them, shape B × C: -Σ target log softmax(logits).
+      label_smoothing: e; the target is (1 - e) on the label plus e / C everywhere (Szegedy et al. 2016, §7).
     """
-    if not label_smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels_B)
-    targets_BC = optax.smooth_labels(jax.nn.one_hot(labels_B, logits_BC.shape[-1]), label_smoothing)
+    is_soft = labels.ndim == logits_BC.ndim
+    if not is_soft and not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels)
+    targets_BC = labels if is_soft else jax.nn.one_hot(labels, logits_BC.shape[-1])
+    if label_smoothing:
+        targets_BC = optax.smooth_labels(targets_BC, label_smoothing)
     return optax.softmax_cross_entropy(logits_BC, targets_BC)
 
 
@@ -102,6 +109,9 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
 
     With `label_smoothing` the gradient is of the smoothed loss; the metric `loss` is always the plain
     cross-entropy, so that curves of training, evaluation and other experiments can be compared.
+
+    A batch with soft labels, `target` of shape B × C (`regularizers.mixup` makes them), is measured by those
+    instead of `label`: its accuracy is the share of the target that lies on the predicted class.
     """
 
     def example_loss(logits_BC: jax.Array, batch: Batch) -> jax.Array:
@@ -110,12 +120,17 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
                 f"a classifier's logits have shape (batch, classes), got {logits_BC.shape}; "
                 "is a flatten or a pooling missing before the last layer?"
             )
-        return cross_entropy(logits_BC, batch["label"], label_smoothing)
+        return cross_entropy(logits_BC, _labels(batch), label_smoothing)
 
     def example_metrics(logits_BC: jax.Array, batch: Batch) -> Metrics:
+        labels = _labels(batch)
         return {
-            "loss": Mean.of(cross_entropy(logits_BC, batch["label"]), batch["mask"]),
-            "accuracy": accuracy(logits_BC, batch["label"], batch["mask"]),
+            "loss": Mean.of(cross_entropy(logits_BC, labels), batch["mask"]),
+            "accuracy": accuracy(logits_BC, labels, batch["mask"]),
         }
 
     return supervised(model, example_loss, example_metrics, input_name)
+
+
+def _labels(batch: Batch) -> jax.Array:
+    return batch["target"] if "target" in batch else batch["label"]

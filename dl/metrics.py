@@ -34,9 +34,15 @@ class Mean:
         return self.total / jnp.maximum(self.count, 1.0)
 
 
-def accuracy(logits_BC: jax.Array, labels_B: jax.Array, mask_B: jax.Array | None = None) -> Mean:
-    """Returns the fraction of examples whose largest logit is at the label."""
-    return Mean.of(logits_BC.argmax(-1) == labels_B, mask_B)
+def accuracy(logits_BC: jax.Array, labels: jax.Array, mask_B: jax.Array | None = None) -> Mean:
+    """Returns the fraction of examples whose largest logit is at the label.
+
+    Of labels that are distributions, shape B × C: the mean probability at the largest logit.
+    """
+    predicted_B = logits_BC.argmax(-1)
+    if labels.ndim == logits_BC.ndim:
+        return Mean.of(jnp.take_along_axis(labels, predicted_B[..., None], axis=-1)[..., 0], mask_B)
+    return Mean.of(predicted_B == labels, mask_B)
 
 
 @flax.struct.dataclass

@@ -1,18 +1,43 @@
-"""Optimizer recipes over optax, and learning-rate schedules.
+"""Optimizer recipes over optax.
 
 A recipe is a function that returns a `GradientTransformation`; its state tells the current learning rate
-under the name `learning_rate`. A schedule is a function from the step (0 at the first update) to the rate.
-"""
+under the name `learning_rate`. The rate is a number or a schedule (`dl.schedules`, whose names stand here
+too). θ are the parameters, g the gradient, α the rate. Options of most recipes: `clip_norm`, the global norm
+that a gradient is scaled down to before all else, and `weight_decay`, λ, which spares biases and the scales
+of norms and is decoupled (θ ← θ − α λ θ beside the step) unless the recipe says otherwise.
 
-from collections.abc import Callable, Sequence
+Sharpness-aware minimisation is no recipe but a `grad_fn`: `gradients.sharpness_aware_gradient`.
+"""
 
 import jax
 import optax
 
+from dl.regularizers import kernels
+from dl.schedules import Plateau, Schedule, constant, cosine, linear, plateau, step, wsd
 from dl.types import Params
 
-Schedule = Callable[[jax.Array | int], jax.Array | float]
-Rate = float | Schedule
+__all__ = [
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamw",
+    "constant",
+    "cosine",
+    "kernels",
+    "lamb",
+    "lars",
+    "linear",
+    "lion",
+    "muon",
+    "plateau",
+    "rmsprop",
+    "schedule_free_adamw",
+    "sgd",
+    "step",
+    "wsd",
+]
+
+Rate = float | Schedule | Plateau
 
 
 def sgd(
@@ -77,54 +102,240 @@ def adamw(
     )
 
 
-def kernels(params: Params) -> Params:
-    """Returns a tree of bools, True on what weight decay applies to: leaves with two dimensions or more.
-
-    Biases and the scales of norms are vectors; to shrink them buys no regularisation.
-    """
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
-
-
-def constant(learning_rate: float, *, warmup_steps: int = 0) -> Schedule:
-    """Returns the rate, after a linear rise from 0 over `warmup_steps`."""
-    return _warm(learning_rate, warmup_steps, optax.constant_schedule(learning_rate))
-
-
-def linear(learning_rate: float, num_steps: int, *, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
-    """Returns a linear rise over `warmup_steps`, then a linear fall to `end` at `num_steps`."""
-    fall = optax.linear_schedule(learning_rate, end, max(num_steps - warmup_steps, 1))
-    return _warm(learning_rate, warmup_steps, fall)
-
-
-def cosine(learning_rate: float, num_steps: int, *, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
-    """Returns a linear rise over `warmup_steps`, then half a cosine down to `end` at `num_steps`.
-
-    Source: Loshchilov & Hutter 2017, eq. 5, without restarts.
-    """
-    alpha = end / learning_rate if learning_rate else 0.0
-    fall = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1), alpha)
-    return _warm(learning_rate, warmup_steps, fall)
-
-
-def step(
-    learning_rate: float,
-    boundaries: Sequence[int],
+def adagrad(
+    learning_rate: Rate,
+    initial_accumulator: float = 0.0,
     *,
-    factor: float = 0.1,
-    warmup_steps: int = 0,
-) -> Schedule:
-    """Returns the rate, multiplied by `factor` at each boundary (counted from the first step)."""
-    scales = {boundary - warmup_steps: factor for boundary in boundaries}
-    fall = optax.piecewise_constant_schedule(learning_rate, scales)
-    return _warm(learning_rate, warmup_steps, fall)
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns AdaGrad (Duchi et al. 2011, fig. 1, diagonal): s ← s + g², θ ← θ − α g / √s.
+
+    Where s is 0 no gradient was ever seen and nothing moves, so no ε is needed. A parameter with rare
+    gradients keeps a large step: made for sparse features.
+
+    Args:
+      initial_accumulator: s before the first step; above 0 the first steps are damped.
+    """
+    return _recipe(
+        clip_norm,
+        optax.scale_by_rss(initial_accumulator, eps=0.0),
+        _decay(weight_decay),
+        learning_rate=learning_rate,
+    )
 
 
-def _warm(peak: float, warmup_steps: int, after: Schedule) -> Schedule:
-    if not warmup_steps:
-        return after
-    # Starts above 0, so that the first step already moves: peak / warmup_steps, 2 peak / warmup_steps, …
-    rise = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
-    return optax.join_schedules([rise, after], [warmup_steps])
+def rmsprop(
+    learning_rate: Rate,
+    decay: float = 0.9,
+    eps: float = 1e-8,
+    momentum: float = 0.0,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns RMSprop (Tieleman & Hinton 2012, lecture 6e): v ← ρ v + (1 − ρ) g², θ ← θ − α g / (√v + ε).
+
+    ε outside the root, as in PyTorch; no bias correction, so that the first steps are 1/√(1 − ρ) long.
+
+    Args:
+      decay: ρ.
+      eps: ε.
+      momentum: of a velocity over the scaled gradients; 0 keeps none.
+    """
+    return _recipe(
+        clip_norm,
+        optax.scale_by_rms(decay, eps, eps_in_sqrt=False),
+        optax.trace(momentum) if momentum else optax.identity(),
+        _decay(weight_decay),
+        learning_rate=learning_rate,
+    )
+
+
+def lion(
+    learning_rate: Rate,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    *,
+    weight_decay: float = 0.1,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns Lion (Chen et al. 2023, algorithm 2): θ ← θ − α (sign(β₁ m + (1 − β₁) g) + λ θ).
+
+    Then m ← β₂ m + (1 − β₂) g. Every entry moves by α: the rate is 3 to 10 times lower than Adam's, the
+    decay as many times higher (§5).
+    """
+    return _recipe(
+        clip_norm,
+        optax.scale_by_lion(b1, b2),
+        _decay(weight_decay),
+        learning_rate=learning_rate,
+    )
+
+
+def lamb(
+    learning_rate: Rate,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    *,
+    weight_decay: float = 1e-2,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns LAMB, Adam whose step is in proportion to each kernel's norm (You et al. 2020, algorithm 2).
+
+    u = m̂ / (√v̂ + ε) + λ θ, θ ← θ − α u ‖θ‖ / ‖u‖, norms per parameter. Biases and norms, which the paper's
+    code exempts too, and parameters that are 0 take the step α u.
+    """
+    return _recipe(
+        clip_norm,
+        optax.scale_by_adam(b1, b2, eps),
+        _decay(weight_decay),
+        optax.masked(optax.scale_by_trust_ratio(), kernels),
+        learning_rate=learning_rate,
+    )
+
+
+def lars(
+    learning_rate: Rate,
+    momentum: float = 0.9,
+    *,
+    trust_coefficient: float = 1e-3,
+    weight_decay: float = 1e-4,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns LARS, momentum with a rate per kernel (You et al. 2017, algorithm 1).
+
+    u = g + λ θ, v ← μ v + α η u ‖θ‖ / ‖u‖, θ ← θ − v. The paper divides by ‖g‖ + λ ‖θ‖, which bounds ‖u‖ from
+    above; its successors divide by ‖u‖ itself, as here. λ is coupled.
+    Biases and norms take plain momentum, undecayed.
+
+    Args:
+      learning_rate: α; inside the velocity, so that a change of rate acts on new gradients alone.
+      momentum: μ.
+      trust_coefficient: η.
+    """
+    descend = _recipe(
+        clip_norm,
+        _decay(weight_decay),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), kernels),
+        learning_rate=learning_rate,
+    )
+    return optax.chain(descend, optax.trace(momentum))
+
+
+def adafactor(
+    learning_rate: Rate,
+    *,
+    decay_exponent: float = 0.8,
+    clip_threshold: float = 1.0,
+    min_factored_dim: int = 128,
+    relative_step: bool = True,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns Adafactor, whose second moments take a row and a column per matrix (Shazeer & Stern 2018).
+
+    Algorithm 4 with β₁ = 0: R ← β R + (1 − β) mean of (g² + 10⁻³⁰) over columns, C over rows, β = 1 − t^−0.8;
+    V = R Cᵀ / mean(R), u = g / √V, u ← u / max(1, RMS(u) / d), θ ← θ − α max(10⁻³, RMS(θ)) u.
+
+    Args:
+      decay_exponent: of t in β.
+      clip_threshold: d, of each parameter's step.
+      min_factored_dim: matrices with a smaller side keep all second moments.
+      relative_step: scale α by the root mean square of each parameter, 10⁻³ at least.
+    """
+
+    def decay_rate(count: jax.Array, exponent: float) -> jax.Array:
+        return 1.0 - (count + 1.0) ** (-exponent)  # optax's own is float32 at most
+
+    return _recipe(
+        clip_norm,
+        optax.scale_by_factored_rms(
+            decay_rate=decay_exponent, min_dim_size_to_factor=min_factored_dim, decay_rate_fn=decay_rate
+        ),
+        optax.clip_by_block_rms(clip_threshold),
+        optax.scale_by_param_block_rms() if relative_step else optax.identity(),
+        _decay(weight_decay),
+        learning_rate=learning_rate,
+    )
+
+
+def muon(
+    learning_rate: Rate,
+    momentum: float = 0.95,
+    *,
+    update_rms: float = 0.2,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns Muon for matrices, AdamW for the rest (Jordan et al. 2024; scaled by Liu et al. 2025, eq. 4).
+
+    m ← μ m + (1 − μ) g, look ahead by Nesterov, and replace the matrix by the nearest orthogonal one: five
+    steps of X ← a X + (b X Xᵀ + c (X Xᵀ)²) X from X / ‖X‖. Times 0.2 √max(fan-in, fan-out), a step is as long
+    as one of AdamW, so that both share rate and decay.
+
+    A matrix is a leaf with two dimensions, or a convolution's kernel, whose last dimension is the output and
+    whose others are the input.
+
+    Args:
+      momentum: μ.
+      update_rms: root mean square of an entry of Muon's step, over α.
+      eps: ε of both.
+    """
+
+    def label(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: "matrix" if leaf.ndim in (2, 4) else "rest", params)
+
+    def dims(params: Params) -> Params:
+        return jax.tree.map(
+            lambda leaf: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1),
+            params,
+        )
+
+    def rescale(update: jax.Array, _: jax.Array | None) -> jax.Array:
+        longest = max(update.size // update.shape[-1], update.shape[-1])
+        return update_rms * longest**0.5 * update
+
+    orthogonal = optax.chain(
+        optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=dims),
+        optax.stateless_with_tree_map(rescale),
+    )
+    return _recipe(
+        clip_norm,
+        optax.partition({"matrix": orthogonal, "rest": optax.scale_by_adam(b1, b2, eps)}, label),
+        _decay(weight_decay),
+        learning_rate=learning_rate,
+    )
+
+
+def schedule_free_adamw(
+    learning_rate: float | Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    *,
+    weight_decay: float = 1e-2,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Returns AdamW that averages instead of lowering its rate (Defazio et al. 2024, algorithm 1).
+
+    Gradients are taken at y = (1 − β₁) z + β₁ x, which is what `state.params` holds; z makes Adam's steps
+    without momentum; x is the average of z weighted by the squared rate, and `state.eval_params` returns it:
+    that is what is evaluated. β₁ > 0. Give a constant rate with warm-up. The weight decays at y.
+    """
+    steps = _recipe(
+        clip_norm,
+        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+        _decay(weight_decay),
+        learning_rate=learning_rate,
+    )
+    # optax counts from 1 here, and from 0 in the recipe.
+    rate = (lambda count: learning_rate(count - 1)) if callable(learning_rate) else learning_rate
+    return optax.contrib.schedule_free(steps, rate, b1)
 
 
 def _decay(weight_decay: float) -> optax.GradientTransformation:

@@ -35,8 +35,14 @@ class TrainState:
 
     @property
     def eval_params(self) -> Params:
-        """The parameters that are evaluated: the moving average where there is one."""
-        return self.params if self.ema is None else self.ema
+        """The parameters that are evaluated: the average where one is kept, here or by the optimizer."""
+        if self.ema is not None:
+            return self.ema
+        states = jax.tree.leaves(self.opt_state, is_leaf=_is_schedule_free)
+        averaging = [s for s in states if _is_schedule_free(s)]
+        if averaging:
+            return optax.contrib.schedule_free_eval_params(averaging[0], self.params)
+        return self.params
 
 
 def init_state(
@@ -71,6 +77,10 @@ def init_state(
         ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
         loss_scale=loss_scale,
     )
+
+
+def _is_schedule_free(node: object) -> bool:
+    return isinstance(node, optax.contrib.ScheduleFreeState)
 
 
 def num_params(params: Params) -> int:

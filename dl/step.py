@@ -70,10 +70,12 @@ def update_state(
         return (loss if scale is None else loss * scale), aux
 
     key = jax.random.fold_in(state.rng, state.step)
-    (_, aux), gradient = grad_fn(scaled_loss)(state.params, state.model_state, batch, key)
+    (loss, aux), gradient = grad_fn(scaled_loss)(state.params, state.model_state, batch, key)
     if scale is not None:
-        gradient = jax.tree.map(lambda g: g / scale, gradient)
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        loss, gradient = jax.tree.map(lambda x: x / scale, (loss, gradient))
+    # Some transformations follow the loss, such as a rate that falls on a plateau; the others ignore it.
+    tx = optax.with_extra_args_support(tx)
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params, value=loss)
     next_state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -113,7 +115,7 @@ def make_train_step(
 
     Args:
       loss_fn: the mean loss over the whole batch; the mean over devices follows from its sharding.
-      tx: the optimizer.
+      tx: the optimizer; one that takes extra arguments gets the loss as `value`.
       mesh: the devices.
       shardings: of the state, leaf by leaf, as `sharding.state_shardings` gives them.
       grad_fn: how the loss becomes a gradient.

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from dl import losses
-from dl.gradients import accumulated_gradient, mean_gradient
+from dl.gradients import accumulated_gradient, mean_gradient, sharpness_aware_gradient
 from dl.models.mlp import MLP
+from dl.types import Aux
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +76,37 @@ def test_the_gradient_equals_backpropagation_by_hand(problem):
         jax.tree.map(np.asarray, params), np.asarray(batch["image"]), np.asarray(batch["label"])
     )
     chex.assert_trees_all_close(gradient, jax.tree.map(np.float32, by_hand), atol=1e-6)
+
+
+def test_the_sharpness_aware_gradient_of_a_parabola():
+    """For L = ½ θᵀ A θ the gradient at θ + ρ g / ‖g‖, g = A θ, is A θ + ρ A g / ‖g‖."""
+    random = np.random.default_rng(0)
+    root = random.normal(size=(3, 3))
+    a, theta = root @ root.T, random.normal(size=3)
+
+    def loss_fn(params, model_state, batch, key):
+        flat = jnp.concatenate([params["first"], params["rest"]])
+        return 0.5 * flat @ jnp.float32(a) @ flat, Aux({"seen": flat}, {})
+
+    params = {"first": jnp.float32(theta[:1]), "rest": jnp.float32(theta[1:])}
+    (loss, aux), gradient = sharpness_aware_gradient(0.5)(loss_fn)(params, {}, {}, None)
+    g = a @ theta
+    expected = g + 0.5 * a @ g / np.linalg.norm(g)
+    np.testing.assert_allclose(np.concatenate([gradient["first"], gradient["rest"]]), expected, rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.5 * theta @ g, rtol=1e-5)
+    np.testing.assert_allclose(aux.model_state["seen"], theta, rtol=1e-6)
+
+
+def test_at_a_minimum_the_sharpness_aware_gradient_is_zero():
+    def loss_fn(params, model_state, batch, key):
+        return (params**2).sum(), Aux({}, {})
+
+    _, gradient = sharpness_aware_gradient()(loss_fn)(jnp.zeros(2), {}, {}, None)
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_sharpness_awareness_composes_with_accumulation(problem):
+    loss_fn, params, batch = problem
+    whole = sharpness_aware_gradient(0.1)(loss_fn)(params, {}, batch, None)
+    parts = sharpness_aware_gradient(0.1, accumulated_gradient(3))(loss_fn)(params, {}, batch, None)
+    chex.assert_trees_all_close(parts, whole, atol=1e-6)

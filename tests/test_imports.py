@@ -17,7 +17,8 @@ LAYERS = [
     ("dl.loop", "dl.program", "dl.summary"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
     ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals", "dl.pretrained"),
-    ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names"),
+    ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
+    ("dl.regularizers",),
     ("dl.sharding", "dl.precision", "dl.types"),
     ("dl.metrics", "dl.errors"),
 ]

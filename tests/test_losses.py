@@ -148,3 +148,21 @@ def test_a_model_without_dropout_needs_no_train_argument():
     params = Plain().init(jax.random.key(0), batch["image"])["params"]
     for key in (None, jax.random.key(0)):
         assert losses.classification(Plain())(params, {}, batch, key)[0] > 0
+
+
+def test_soft_labels_are_measured_by_the_mixture_of_the_hard_ones():
+    model = MLP(hidden=(), num_classes=3)
+    batch = {**batch_of(4), "label": jnp.array([0, 1, 2, 0])}
+    other = jnp.array([1, 2, 0, 2])
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+
+    def measure(smoothing, **labels):
+        loss_fn = losses.classification(model, label_smoothing=smoothing)
+        loss, aux = loss_fn(params, {}, {**batch, **labels}, None)
+        return loss, aux.metrics["loss"].compute(), aux.metrics["accuracy"].compute()
+
+    target = 0.7 * jax.nn.one_hot(batch["label"], 3) + 0.3 * jax.nn.one_hot(other, 3)
+    for smoothing in (0.0, 0.1):
+        first, second = measure(smoothing), measure(smoothing, label=other)
+        expected = [0.7 * a + 0.3 * b for a, b in zip(first, second, strict=True)]
+        np.testing.assert_allclose(measure(smoothing, target=target), expected, rtol=1e-5)

@@ -1,4 +1,8 @@
-"""Optimizers against references written here in NumPy; schedules against their formulas."""
+"""Optimizers against references written here in NumPy from the papers; schedules against their formulas.
+
+To add an optimizer, add a row to OPTIMIZERS: the recipe, and a generator that yields a parameter after each
+gradient, with the options to call it with.
+"""
 
 import math
 
@@ -11,62 +15,239 @@ import pytest
 
 from dl import optimizers
 
+RANDOM = np.random.default_rng(0)
+START = {"kernel": RANDOM.normal(size=(4, 3)), "bias": RANDOM.normal(size=3)}
+GRADIENTS = {"kernel": RANDOM.normal(size=(10, 4, 3)), "bias": RANDOM.normal(size=(10, 3))}
+SCALARS = GRADIENTS["kernel"][:, :1, :1]
 
-def trajectory(tx, gradients, start=1.0):
-    """Returns the parameter after each gradient."""
+
+def trajectory(tx, start, gradients):
+    """Returns the parameters after each gradient, in float64, and the last state."""
+
+    def body(carry, gradient):
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
     with jax.enable_x64(True):
-        params = {"kernel": jnp.full((1, 1), start, jnp.float64)}
-        state = tx.init(params)
-        places = []
-        for gradient in gradients:
-            updates, state = tx.update({"kernel": jnp.full((1, 1), gradient)}, state, params)
-            params = optax.apply_updates(params, updates)
-            places.append(float(params["kernel"][0, 0]))
-    return np.array(places)
+        start, gradients = jax.tree.map(jnp.asarray, (start, gradients))
+        (_, state), places = jax.jit(jax.lax.scan, static_argnums=0)(body, (start, tx.init(start)), gradients)
+        return jax.tree.map(np.asarray, places), state
 
 
-GRADIENTS = np.random.default_rng(0).normal(size=10)
-
-
-def reference_sgd(gradients, rate, momentum=0.0, nesterov=False, decay=0.0):
-    place, velocity, places = 1.0, 0.0, []
+def sgd(place, gradients, rate, momentum=0.0, nesterov=False, decay=0.0):
+    velocity = 0.0
     for g in gradients:
         g = g + decay * place
         velocity = momentum * velocity + g
-        place -= rate * (g + momentum * velocity if nesterov else velocity)
-        places.append(place)
-    return np.array(places)
+        place = place - rate * (g + momentum * velocity if nesterov else velocity)
+        yield place
 
 
-def reference_adam(gradients, rate, decay=0.0, b1=0.9, b2=0.999, eps=1e-8):
-    place, m, v, places = 1.0, 0.0, 0.0, []
+def adam(place, gradients, rate, decay=0.0, b1=0.9, b2=0.999, eps=1e-8):
+    m = v = 0.0
     for t, g in enumerate(gradients, 1):
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-        direction = (m / (1 - b1**t)) / (math.sqrt(v / (1 - b2**t)) + eps)
-        place -= rate * (direction + decay * place)
-        places.append(place)
-    return np.array(places)
+        direction = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+        place = place - rate * (direction + decay * place)
+        yield place
+
+
+def adagrad(place, gradients, rate, decay=0.0, squares=0.0):
+    for g in gradients:
+        squares = squares + g * g
+        place = place - rate * (g / np.sqrt(squares) + decay * place)
+        yield place
+
+
+def rmsprop(place, gradients, rate, decay=0.0, momentum=0.0, rho=0.9, eps=1e-8):
+    v = velocity = 0.0
+    for g in gradients:
+        v = rho * v + (1 - rho) * g * g
+        velocity = momentum * velocity + g / (np.sqrt(v) + eps)
+        place = place - rate * (velocity + decay * place)
+        yield place
+
+
+def lion(place, gradients, rate, decay=0.0, b1=0.9, b2=0.99):
+    m = 0.0
+    for g in gradients:
+        place = place - rate * (np.sign(b1 * m + (1 - b1) * g) + decay * place)
+        m = b2 * m + (1 - b2) * g
+        yield place
+
+
+def lamb(place, gradients, rate, decay=0.0, b1=0.9, b2=0.999, eps=1e-6):
+    m = v = 0.0
+    for t, g in enumerate(gradients, 1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        u = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * place
+        ratio = np.linalg.norm(place) / np.linalg.norm(u) if place.ndim > 1 else 1.0
+        place = place - rate * ratio * u
+        yield place
+
+
+def lars(place, gradients, rates, decay=0.0, momentum=0.9, trust=1e-3):
+    velocity = 0.0
+    for g, rate in zip(gradients, rates, strict=True):
+        u = g + decay * place
+        ratio = trust * np.linalg.norm(place) / np.linalg.norm(u) if place.ndim > 1 else 1.0
+        velocity = momentum * velocity + rate * ratio * u
+        place = place - velocity
+        yield place
+
+
+def adafactor(place, gradients, rate, decay=0.0, factored=True, relative=True):
+    row = column = v = 0.0
+    for t, g in enumerate(gradients, 1):
+        beta, squares = 1 - t**-0.8, g * g + 1e-30
+        if factored and place.ndim > 1:
+            row = beta * row + (1 - beta) * squares.sum(1)
+            column = beta * column + (1 - beta) * squares.sum(0)
+            v = np.outer(row, column) / row.sum()
+        else:
+            v = beta * v + (1 - beta) * squares
+        u = g / np.sqrt(v)
+        u = u / max(1.0, np.sqrt((u * u).mean()))
+        scale = max(1e-3, np.sqrt((place * place).mean())) if relative else 1.0
+        place = place - rate * (scale * u + decay * place)
+        yield place
+
+
+def muon(place, gradients, rate, decay=0.0, mu=0.95):
+    if place.ndim == 1:
+        yield from adam(place, gradients, rate, b2=0.95)
+        return
+    m = 0.0
+    for t, g in enumerate(gradients, 1):
+        m = mu * m + (1 - mu) * g
+        x = mu * m / (1 - mu ** (t + 1)) + (1 - mu) * g / (1 - mu**t)
+        x = x / (np.linalg.norm(x) + 1e-8)
+        for _ in range(5):
+            x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+        place = place - rate * (0.2 * math.sqrt(max(place.shape)) * x + decay * place)
+        yield place
+
+
+def schedule_free(place, gradients, rates, decay=0.0, b1=0.9, b2=0.999, eps=1e-8):
+    x = y = z = place
+    v = total = 0.0
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        v = b2 * v + (1 - b2) * g * g
+        z = z - rate * (g / (np.sqrt(v / (1 - b2**t)) + eps) + decay * y)
+        total += rate**2
+        x = x + rate**2 / total * (z - x)
+        y = (1 - b1) * z + b1 * x
+        yield y
+
+
+WARM = optimizers.constant(0.75, warmup_steps=3)  # exact: optax computes a warm-up in float32
+WARM_RATES = np.array([0.25, 0.5] + 8 * [0.75])
+OPTIMIZERS = {
+    "sgd": (optimizers.sgd(0.1), sgd, {"rate": 0.1}),
+    "momentum": (optimizers.sgd(0.1, 0.9), sgd, {"rate": 0.1, "momentum": 0.9}),
+    "nesterov": (
+        optimizers.sgd(0.1, 0.9, nesterov=True),
+        sgd,
+        {"rate": 0.1, "momentum": 0.9, "nesterov": True},
+    ),
+    "sgd_l2": (optimizers.sgd(0.1, weight_decay=0.2), sgd, {"rate": 0.1, "decay": 0.2}),
+    "adam": (optimizers.adam(0.1), adam, {"rate": 0.1}),
+    "adamw": (optimizers.adamw(0.1, weight_decay=0.2), adam, {"rate": 0.1, "decay": 0.2}),
+    "adagrad": (optimizers.adagrad(0.1, weight_decay=0.2), adagrad, {"rate": 0.1, "decay": 0.2}),
+    "adagrad_damped": (optimizers.adagrad(0.1, 0.5), adagrad, {"rate": 0.1, "squares": 0.5}),
+    "rmsprop": (optimizers.rmsprop(0.1), rmsprop, {"rate": 0.1}),
+    "rmsprop_momentum": (
+        optimizers.rmsprop(0.1, momentum=0.9, weight_decay=0.2),
+        rmsprop,
+        {"rate": 0.1, "momentum": 0.9, "decay": 0.2},
+    ),
+    "lion": (optimizers.lion(0.1, weight_decay=0.2), lion, {"rate": 0.1, "decay": 0.2}),
+    "lamb": (optimizers.lamb(0.1, weight_decay=0.2), lamb, {"rate": 0.1, "decay": 0.2}),
+    "lars": (optimizers.lars(WARM, weight_decay=0.2), lars, {"rates": WARM_RATES, "decay": 0.2}),
+    "adafactor": (
+        optimizers.adafactor(0.1, min_factored_dim=2, weight_decay=0.2),
+        adafactor,
+        {"rate": 0.1, "decay": 0.2},
+    ),
+    "adafactor_whole": (
+        optimizers.adafactor(0.1, relative_step=False),
+        adafactor,
+        {"rate": 0.1, "factored": False, "relative": False},
+    ),
+    "muon": (optimizers.muon(0.1, weight_decay=0.2), muon, {"rate": 0.1, "decay": 0.2}),
+    "schedule_free": (
+        optimizers.schedule_free_adamw(WARM, weight_decay=0.2),
+        schedule_free,
+        {"rates": WARM_RATES, "decay": 0.2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_ten_steps_equal_the_reference(name):
+    tx, reference, options = OPTIMIZERS[name]
+    actual, _ = trajectory(tx, START, GRADIENTS)
+    undecayed = {key: value for key, value in options.items() if key != "decay"}
+    expected = {
+        "kernel": np.stack([*reference(START["kernel"], GRADIENTS["kernel"], **options)]),
+        "bias": np.stack([*reference(START["bias"], GRADIENTS["bias"], **undecayed)]),
+    }
+    chex.assert_trees_all_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "plateau"])
+def test_a_step_keeps_the_shapes_and_types_of_the_state(name):
+    tx = optimizers.adamw(optimizers.plateau(0.1)) if name == "plateau" else OPTIMIZERS[name][0]
+    params = jax.tree.map(jnp.float32, START)
+    before = jax.eval_shape(tx.init, params)
+    update = optax.with_extra_args_support(tx).update
+    updates, after = jax.eval_shape(lambda state: update(params, state, params, value=0.0), before)
+    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 @pytest.mark.parametrize(
-    ("tx", "expected"),
+    ("tx", "peer", "options"),
     [
-        (optimizers.sgd(0.1), reference_sgd(GRADIENTS, 0.1)),
-        (optimizers.sgd(0.1, 0.9), reference_sgd(GRADIENTS, 0.1, 0.9)),
-        (optimizers.sgd(0.1, 0.9, nesterov=True), reference_sgd(GRADIENTS, 0.1, 0.9, True)),
-        (optimizers.sgd(0.1, weight_decay=0.2), reference_sgd(GRADIENTS, 0.1, decay=0.2)),
-        (optimizers.adam(0.1), reference_adam(GRADIENTS, 0.1)),
-        (optimizers.adamw(0.1, weight_decay=0.2), reference_adam(GRADIENTS, 0.1, 0.2)),
+        (optimizers.sgd(0.1, 0.9, nesterov=True), "SGD", {"momentum": 0.9, "nesterov": True}),
+        (optimizers.adam(0.1), "Adam", {}),
+        (optimizers.adagrad(0.1, 0.5), "Adagrad", {"initial_accumulator_value": 0.5, "eps": 0}),
+        (optimizers.rmsprop(0.1, momentum=0.9), "RMSprop", {"alpha": 0.9, "momentum": 0.9}),
     ],
-    ids=["sgd", "momentum", "nesterov", "sgd_l2", "adam", "adamw"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_ten_steps_equal_the_reference(tx, expected):
-    np.testing.assert_allclose(trajectory(tx, GRADIENTS), expected, rtol=0, atol=1e-7)
+def test_ten_steps_equal_pytorch(tx, peer, options):
+    torch = pytest.importorskip("torch")
+    leaf = torch.tensor(START["kernel"], requires_grad=True)
+    other = getattr(torch.optim, peer)([leaf], lr=0.1, **options)
+    places = []
+    for gradient in GRADIENTS["kernel"]:
+        leaf.grad = torch.tensor(gradient)
+        other.step()
+        places.append(leaf.detach().numpy().copy())
+    actual, _ = trajectory(tx, START["kernel"], GRADIENTS["kernel"])
+    np.testing.assert_allclose(actual, places, rtol=0, atol=1e-10)
+
+
+def test_muon_flattens_the_kernel_of_a_convolution():
+    kernel, gradients = RANDOM.normal(size=(2, 2, 3, 5)), RANDOM.normal(size=(2, 2, 2, 3, 5))
+    actual, _ = trajectory(optimizers.muon(0.1, weight_decay=0.0), kernel, gradients)
+    flat = np.stack([*muon(kernel.reshape(12, 5), gradients.reshape(2, 12, 5), 0.1)])
+    np.testing.assert_allclose(actual, flat.reshape(actual.shape), atol=1e-10)
+
+
+def test_a_muon_step_has_the_stated_size():
+    """Newton-Schulz leaves singular values between about 0.7 and 1.2, so the RMS is near 0.2 α."""
+    gradient = np.random.default_rng(1).normal(size=(1, 32, 32))
+    moved, _ = trajectory(optimizers.muon(1.0, weight_decay=0.0), np.zeros((32, 32)), gradient)
+    assert np.sqrt((moved**2).mean()) == pytest.approx(0.2, rel=0.2)
 
 
 def test_adam_corrects_its_bias():
     """For g = (1, 1, 1, −1, −1) the steps in units of the rate are 1, 1, 1, 0.4184, 0.0721."""
-    places = trajectory(optimizers.adam(1.0, eps=0.0), [1, 1, 1, -1, -1], start=0.0)
+    places, _ = trajectory(optimizers.adam(1.0, eps=0.0), np.float64(0), np.array([1.0, 1, 1, -1, -1]))
     steps = -np.diff(places, prepend=0.0)
     np.testing.assert_allclose(steps, [1, 1, 1, 0.4184, 0.0721], atol=5e-5)
 
@@ -81,14 +262,17 @@ def test_gradient_descent_on_a_parabola():
 
 
 def test_adamw_is_not_adam_with_l2():
-    decoupled = trajectory(optimizers.adamw(0.1, weight_decay=0.2), GRADIENTS[:5])
-    coupled = trajectory(optax.chain(optax.add_decayed_weights(0.2), optimizers.adam(0.1)), GRADIENTS[:5])
-    assert abs(decoupled[-1] - coupled[-1]) > 1e-3
+    l2 = optax.chain(optax.add_decayed_weights(0.2), optimizers.adam(0.1))
+    decoupled, coupled = (
+        trajectory(tx, np.ones((1, 1)), SCALARS[:5])[0]
+        for tx in (optimizers.adamw(0.1, weight_decay=0.2), l2)
+    )
+    assert abs(decoupled[-1] - coupled[-1]).min() > 1e-3
 
 
 def test_a_parameter_without_gradient_decays_by_exactly_one_minus_rate_times_decay():
-    places = trajectory(optimizers.adamw(0.1, weight_decay=0.5), np.zeros(4))
-    np.testing.assert_allclose(places, 0.95 ** np.arange(1, 5), rtol=1e-6)
+    places, _ = trajectory(optimizers.adamw(0.1, weight_decay=0.5), np.ones((1, 1)), np.zeros((4, 1, 1)))
+    np.testing.assert_allclose(places.ravel(), 0.95 ** np.arange(1, 5), rtol=1e-12)
 
 
 def test_decay_spares_biases_and_scales():
@@ -120,6 +304,11 @@ def test_clipping_scales_the_whole_gradient_to_its_norm():
         ),
         (optimizers.cosine(1.0, 10), {0: 1, 5: 0.5, 10: 0, 2: (1 + math.cos(math.pi / 5)) / 2}),
         (optimizers.cosine(2.0, 12, warmup_steps=2, end=1.0), {0: 1, 1: 2, 2: 2, 7: 1.5, 12: 1}),
+        (
+            optimizers.wsd(2.0, 12, warmup_steps=2, decay_steps=4, end=1.0),
+            {0: 1, 1: 2, 2: 2, 8: 2, 9: 1.75, 10: 1.5, 12: 1, 20: 1},
+        ),
+        (optimizers.wsd(1.0, 10, decay_steps=5), {0: 1, 5: 1, 6: 0.8, 10: 0}),
         (optimizers.step(1.0, [3, 6]), {0: 1, 2: 1, 3: 0.1, 5: 0.1, 6: 0.01}),
         (optimizers.step(1.0, [4], factor=0.5, warmup_steps=2), {0: 0.5, 1: 1, 3: 1, 4: 0.5}),
     ],
@@ -129,9 +318,43 @@ def test_schedules(schedule, expected):
     assert actual == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("rate", [0.1, optimizers.linear(0.1, 10)], ids=["number", "schedule"])
-def test_the_state_tells_the_rate_that_was_applied(rate):
-    tx, params = optimizers.adamw(rate), {"kernel": jnp.ones((2, 2))}
+def test_a_warm_up_and_decay_longer_than_the_run_are_refused():
+    with pytest.raises(ValueError, match="warmup_steps=6 and decay_steps=5 exceed num_steps=10"):
+        optimizers.wsd(1.0, 10, warmup_steps=6, decay_steps=5)
+
+
+def rates_on_a_plateau(losses, **options):
+    """Returns the rate of each step whose loss is given."""
+    tx, params = optimizers.sgd(optimizers.plateau(1.0, factor=0.5, **options)), jnp.ones((1, 1))
+
+    def body(state, loss):
+        _, state = tx.update(params, state, params, value=loss)
+        return state, optax.tree_utils.tree_get_all_with_path(state, "learning_rate")[0][1]
+
+    return jax.lax.scan(body, tx.init(params), jnp.float32(losses))[1].tolist()
+
+
+def test_the_rate_falls_after_patience_windows_without_improvement():
+    # 6 and 5 do not improve on 5; 4 does, the next two do not
+    assert rates_on_a_plateau([5, 6, 5, 4, 4, 4, 4], patience=2) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+    # windows of two steps have the means 5, 5, 5: noise within a window is no improvement
+    assert rates_on_a_plateau([5, 5, 1, 9, 9, 1, 5, 5], patience=2, window=2) == [1] * 6 + [0.5, 0.5]
+    assert rates_on_a_plateau([1] * 5, patience=1, end=0.4) == pytest.approx([1, 1, 0.5, 0.4, 0.4])
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optimizers.adamw(0.1),
+        optimizers.adamw(optimizers.linear(0.1, 10)),
+        optimizers.lars(0.1),
+        optimizers.muon(0.1),
+        optimizers.schedule_free_adamw(0.1),
+    ],
+    ids=["number", "schedule", "lars", "muon", "schedule_free"],
+)
+def test_the_state_tells_the_rate_that_was_applied(tx):
+    params = {"kernel": jnp.ones((2, 2))}
     _, state = tx.update(params, tx.init(params), params)
     found = optax.tree_utils.tree_get_all_with_path(state, "learning_rate")
     assert float(found[0][1]) == pytest.approx(0.1)

@@ -147,6 +147,42 @@ def test_the_moving_average_is_what_is_evaluated(mesh1):
     assert eval_step(state, make_batch())["loss"].compute() == pytest.approx(float(by_hand), 1e-5)
 
 
+def test_the_average_of_a_schedule_free_optimizer_is_what_is_evaluated(mesh1):
+    tx = optimizers.schedule_free_adamw(0.1, b1=0.9, weight_decay=0.0)
+    state = make_state(tx)
+    start = state.params
+    iterates = []  # z, of which x is the mean at a constant rate, and y = 0.1 z + 0.9 x
+    for seed in range(3):
+        state, _ = update_state(state, make_batch(seed=seed), LOSS_FN, tx)
+        iterates.append(state.opt_state.z)
+    mean = jax.tree.map(lambda *z: sum(z) / 3, *iterates)
+    chex.assert_trees_all_close(state.eval_params, mean, atol=1e-5)
+    mixture = jax.tree.map(lambda z, x: 0.1 * z + 0.9 * x, iterates[-1], mean)
+    chex.assert_trees_all_close(state.params, mixture, atol=1e-5)
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.abs(a - b).max() > 0.1, start, mean)))
+    eval_step = make_eval_step(LOSS_FN, mesh1, state_shardings(state, mesh1))
+    by_hand, _ = LOSS_FN(mean, {}, make_batch(), None)
+    assert eval_step(state, make_batch())["loss"].compute() == pytest.approx(float(by_hand), 1e-4)
+
+
+@pytest.mark.parametrize("loss_scale", [None, LossScale.create(2.0**10)], ids=["plain", "scaled"])
+def test_an_optimizer_that_follows_the_loss_is_given_it(loss_scale):
+    given = []
+
+    def watch(updates, state, params=None, *, value, **extra):
+        given.append(value)
+        return updates, state
+
+    tx = optax.chain(
+        optax.GradientTransformationExtraArgs(lambda params: (), watch),
+        optimizers.sgd(optimizers.plateau(0.1, factor=0.5, patience=1)),
+    )
+    state = make_state(tx, loss_scale=loss_scale)
+    _, metrics = update_state(state, make_batch(), LOSS_FN, tx)
+    assert given[0] == pytest.approx(float(metrics["loss"].compute()))
+    assert metrics["learning_rate"].compute() == pytest.approx(0.1)
+
+
 def test_augmentation_is_keyed_by_example_and_absent_from_evaluation():
     seen = []
 
