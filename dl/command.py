@@ -31,6 +31,7 @@ class RunOptions:
       workdir: the run's folder; the same folder again resumes the run. None: runs/NAME-TIME.
       data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       mesh: device axes, such as data=8 or data=4,fsdp=2. None: all devices on data.
+      num_seeds: seeds trained at the same time in one program, from --seed on; the result is their mean.
       log_every: steps between two lines of metrics.jsonl.
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.
     """
@@ -38,6 +39,7 @@ class RunOptions:
     workdir: Path | None = None
     data_dir: Path | None = None
     mesh: str | None = None
+    num_seeds: PositiveInt = 1
     log_every: PositiveInt = 10
     save_every: NonNegativeFloat = 30.0
 
@@ -55,7 +57,8 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         if run_options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
         mesh = _make_mesh(mesh_sizes)
-        run = Run(run_options.workdir, name, options, _code_of(experiment_fn))
+        recorded = {**options, "num_seeds": run_options.num_seeds} if run_options.num_seeds > 1 else options
+        run = Run(run_options.workdir, name, recorded, _code_of(experiment_fn))
         experiment = experiment_fn(**options)
         if not isinstance(experiment, Experiment):
             raise UserError(
@@ -67,6 +70,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             mesh,
             log_every=run_options.log_every,
             save_every=run_options.save_every,
+            num_seeds=run_options.num_seeds,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,8 +9,11 @@ import optax
 from dl.data.images import to_unit_range
 from dl.data.splits import Splits
 from dl.errors import UserError
+from dl.freezing import Patterns
 from dl.gradients import mean_gradient
+from dl.initial import Initial
 from dl.precision import LossScale
+from dl.selection import KeepBest, Target
 from dl.sharding import Rules
 from dl.step import Augment, Preprocess
 from dl.types import Batch, GradFn, Key, LossFn, Variables
@@ -29,10 +32,15 @@ class Experiment:
       model: initialised as `model.init(key, batch[input_name])`.
       input_name: the feature that the model reads.
       init_fn: from a key and a batch to variables, where `model` and `input_name` do not say it.
+      initial: variables to start from, such as a pretrained backbone; what they lack is initialised.
+      frozen: patterns; the parameters in whose paths one is found stay as they are, and so do the
+        statistics of their batch norms.
       preprocess: from a stored batch to the model's input, on the device, in training and evaluation;
         by default unsigned bytes become floats in [0, 1].
       augment: from a key and one preprocessed example to an example; training only.
       grad_fn: how the loss becomes a gradient.
+      keep_best: end with the variables of the best evaluation, and stop early where it says so.
+      target: stop as soon as a metric is good enough.
       ema_decay: keep a moving average of the parameters and evaluate that.
       loss_scale: the initial loss scale, for float16.
       sharding_rules: pairs of a regular expression on a parameter's path and its partition.
@@ -50,9 +58,13 @@ class Experiment:
     model: nn.Module | None = None
     input_name: str = "image"
     init_fn: Callable[[Key, Batch], Variables] | None = None
+    initial: Initial | None = None
+    frozen: Patterns = ()
     preprocess: Preprocess | None = to_unit_range
     augment: Augment | None = None
     grad_fn: GradFn = mean_gradient
+    keep_best: KeepBest | None = None
+    target: Target | None = None
     ema_decay: float | None = None
     loss_scale: LossScale | None = None
     sharding_rules: Rules = ()

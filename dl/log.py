@@ -9,6 +9,9 @@ Every line has `kind`, `step` (updates done) and `epoch` (passes over the traini
 - `kind: "validation"` (or another evaluation split's name, and `"test"` once at the end): means over the
   whole split, each example counted exactly once.
 
+Where several seeds are trained at the same time, a figure is the mean over them, and `seeds` holds the
+values of each, in the order of the seeds.
+
 Losses are in nats, `accuracy` is a fraction. `examples_per_second` is over the time spent in training steps,
 without compilation and evaluation, since step 0; `seconds` is all wall time since the start. A figure that is
 no finite number is null.
@@ -22,24 +25,37 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dl.metrics import MetricTable
 
 
 class Averages:
-    """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON."""
+    """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON.
 
-    def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None):
-        self.sums = {name: (total, count) for name, (total, count) in (sums or {}).items()}
+    Attributes:
+      sums: total and count, shape (2,), or (M, 2) of M members.
+    """
+
+    def __init__(self, sums: Mapping[str, Any] | None = None):
+        self.sums = {name: np.asarray(pair, np.float64) for name, pair in (sums or {}).items()}
 
     def add(self, metrics: MetricTable) -> None:
         """Adds the metrics of a step, once they are on the host."""
-        for name, (more_total, more_count) in zip(metrics.names, metrics.sums.tolist(), strict=True):
-            total, count = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = (total + more_total, count + more_count)
+        more = np.asarray(metrics.sums, np.float64)
+        for place, name in enumerate(metrics.names):
+            self.sums[name] = self.sums.get(name, 0.0) + more[..., place, :]
 
-    def compute(self) -> dict[str, float]:
-        return {name: total / max(count, 1.0) for name, (total, count) in self.sums.items()}
+    def compute(self) -> dict[str, np.ndarray]:
+        return {name: pair[..., 0] / np.maximum(pair[..., 1], 1.0) for name, pair in self.sums.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: pair.tolist() for name, pair in self.sums.items()}
+
+
+def means(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the mean over the members of each figure."""
+    return {name: float(np.mean(value)) for name, value in figures.items()}
 
 
 class MetricsLog:
@@ -65,11 +81,13 @@ class MetricsLog:
 
             self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step)
 
-    def write(self, kind: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
+    def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         if self._file is None:
             return
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **finite}
+        seeds = {name: np.asarray(value).tolist() for name, value in values.items() if np.ndim(value)}
+        values = means(values)
+        line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **values}
+        line = finite({**line, "seeds": seeds} if seeds else line)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         self.size = self._file.tell()
@@ -82,6 +100,15 @@ class MetricsLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def finite(value: Any) -> Any:
+    """Returns JSON values with null in place of numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

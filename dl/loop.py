@@ -5,13 +5,13 @@ It only orchestrates: what a step computes stands in `step`, what a batch holds 
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dl.checkpoint import Checkpoints
@@ -19,23 +19,19 @@ from dl.console import Console, format_figures
 from dl.data.pipeline import Batches
 from dl.digest import tree_digest
 from dl.errors import UserError
+from dl.evaluate import MAX_IN_FLIGHT, evaluate
 from dl.experiment import Experiment
-from dl.log import Averages, MetricsLog
+from dl.initial import Context, check_fits
+from dl.inputs import make_batches
+from dl.log import Averages, MetricsLog, means
 from dl.metrics import MetricTable
-from dl.program import Program
+from dl.program import Program, member_seeds
 from dl.progress import Progress
-from dl.run import Run, describe_devices
-from dl.sharding import format_mesh, num_batch_shards
+from dl.run import Run
+from dl.selection import FINAL_SPLIT, Best, look_up
 from dl.signals import Stopped, StopSignals
-from dl.summary import final_line, introduce
-
-# Steps under way before their metrics are read: enough to keep a device busy, few enough that the bar
-# tells the truth and that batches do not pile up in memory.
-MAX_IN_FLIGHT = 4
-FINAL_SPLIT = "test"
-# A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
-# do for a tiny set too.
-MAX_PADDED_BATCH = 1024
+from dl.summary import describe_data_and_devices, final_line, introduce, summarize
+from dl.types import Variables
 
 
 def train(
@@ -45,6 +41,7 @@ def train(
     *,
     log_every: int = 10,
     save_every: float = 30.0,
+    num_seeds: int = 1,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint of the run's folder, or from the start, to the end.
@@ -55,6 +52,7 @@ def train(
       mesh: the devices. A run may go on with another mesh than it began with.
       log_every: steps between two lines of metrics.
       save_every: seconds between two checkpoints.
+      num_seeds: how many seeds are trained at the same time, from the experiment's own on.
       console: where a person watches.
 
     Returns:
@@ -66,28 +64,53 @@ def train(
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
-        batches = _make_batches(experiment, mesh)
-        run.check(_facts(experiment))
+        seeds = member_seeds(experiment.seed, num_seeds) if num_seeds > 1 else None
+        batches = make_batches(experiment, mesh, seeds)
+        facts = _facts(experiment)
+        run.check(facts)
         if run.result is not None:
             console.line(f"finished before: {final_line(run.result, run)}")
             return run.result
-        program = Program(experiment, mesh, batches)
-        introduce(console, experiment, run, mesh, program.facts)
-        run.open({**_facts(experiment), **program.facts}, mesh)
+        program = Program(experiment, mesh, batches, num_seeds if seeds else None)
+        _check_rules(experiment, batches, program)
+        start = _start(experiment, program, run, mesh)
+        if start is not None:
+            facts["initial"] = tree_digest(start)
+            run.check(facts)
+        introduce(console, experiment, run, mesh, program.facts, num_seeds)
+        run.open({**facts, **program.facts}, mesh)
         stack.callback(run.close)
         stop = stack.enter_context(StopSignals())
         console.start(experiment.num_steps)
         stack.callback(console.stop)
         checkpoints = Checkpoints(run.checkpoints_path)
         stack.callback(checkpoints.close)
-        session = _Session(experiment, run, program, batches, checkpoints, console, stop)
+        session = _Session(experiment, run, program, batches, checkpoints, console, stop, num_seeds)
         stack.callback(session.close)
-        session.restore()
+        session.restore(start)
         session.run_to_end(log_every, save_every)
         result = session.result(mesh)
         run.finish(result)
         console.line(final_line(result, run))
         return result
+
+
+def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables:
+    """Returns the variables that a finished run ended with, as arrays on the devices.
+
+    Raises:
+      UserError: there is no intact checkpoint.
+    """
+    program = Program(experiment, mesh, make_batches(experiment, mesh))
+    checkpoints = Checkpoints(run.checkpoints_path)
+    try:
+        restored = checkpoints.restore(program.abstract_state)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; train it again")
+    state, _ = restored
+    return state.eval_variables if state.best is None else state.best
 
 
 class _Session:
@@ -102,6 +125,7 @@ class _Session:
         checkpoints: Checkpoints,
         console: Console,
         stop: StopSignals,
+        num_seeds: int,
     ):
         self.experiment = experiment
         self.run = run
@@ -110,20 +134,21 @@ class _Session:
         self.checkpoints = checkpoints
         self.console = console
         self.stop = stop
-        self.progress = Progress()
+        self.num_seeds = num_seeds
+        self.progress = Progress(best=Best.none_yet(num_seeds))
         self.step = 0  # whose metrics are recorded; the state is at this step or a few further
         self.steps_per_epoch = batches["train"].steps_per_epoch
         self.report_every = experiment.report_every or self.steps_per_epoch
         self.compile_seconds = 0.0
 
-    def restore(self) -> None:
+    def restore(self, start: Variables | None) -> None:
         restored = self.checkpoints.restore(self.program.abstract_state)
         if restored is None:
-            self.state = self.program.init()
+            self.state = self.program.init(start)
         else:
             self.state, progress = restored
             self.progress = Progress.from_json(progress)
-            self.step = int(self.state.step)
+            self.step = int(self.state.step.max())  # the same for every member
             self.console.line(f"resuming at step {self.step:,} of {self.experiment.num_steps:,}")
         self.log = MetricsLog(self.run.metrics_path, self.progress.log_size, self.step)
 
@@ -144,7 +169,8 @@ class _Session:
         progress = self.progress
         progress.training.start()
         train_step = self.program.train_step
-        for step, batch in self._numbered_batches(self.step, num_steps):
+        end = self.step if progress.stopped_early else num_steps
+        for step, batch in self._numbered_batches(self.step, end):
             self.state, metrics = train_step(self.state, batch)
             pending.append((step, metrics))
             is_report = self._is_report_step(step)
@@ -158,7 +184,7 @@ class _Session:
             if is_save and not self.stop.received:
                 self._save()
                 last_save = time.monotonic()
-            if self.stop.received:
+            if self.stop.received or progress.stopped_early:
                 break
         while pending:  # a signal may come after the queue was looked at
             self._record(*pending.popleft(), log_every)
@@ -186,7 +212,7 @@ class _Session:
         self._refuse_divergence()
         if self.console.is_live:
             rate = self._examples_per_second()
-            figures = {**_shown(progress.line.compute()), "examples_per_second": rate}
+            figures = {**_shown(means(progress.line.compute())), "examples_per_second": rate}
             self.console.progress(step, self._place(step), figures)
         if step % log_every == 0 or self._is_report_step(step):
             rate = self._examples_per_second()
@@ -196,10 +222,12 @@ class _Session:
 
     def _refuse_divergence(self) -> None:
         """Ends a run whose loss is no number any more: nothing after that is worth its time."""
-        total, count = self.progress.line.sums.get("loss", (0.0, 1.0))
-        if math.isfinite(total) or self.experiment.loss_scale is not None:
+        averages = self.progress.line.compute()
+        # Of several seeds some may go on.
+        if np.isfinite(averages.get("loss", 0.0)).any() or self.experiment.loss_scale is not None:
             return
-        loss, rate = total / count, self.progress.line.compute().get("learning_rate")
+        figures = means(averages)
+        loss, rate = figures["loss"], figures.get("learning_rate")
         at_rate = f" at learning rate {rate:.3g}" if rate else ""
         raise UserError(
             f"the loss became {loss} in step {self.step:,}{at_rate}; lower the learning "
@@ -211,73 +239,86 @@ class _Session:
         progress = self.progress
         if progress.reported_step == self.step:
             return
-        evaluations = {}
+        evaluations: dict[str, dict[str, np.ndarray]] = {}
+        variables = self.state.eval_variables
         for name in self.batches:
             if name not in ("train", FINAL_SPLIT):
-                evaluations[name] = self._evaluate(name)
-        if self.stop.received and None in evaluations.values():
-            return  # cut short: the resumed run evaluates again
+                figures = self._evaluate(name, variables)
+                if figures is None:
+                    return  # cut short: the resumed run evaluates again
+                evaluations[name] = figures
         averages = progress.epoch.compute()
         seconds = progress.total.seconds
         if averages:
             self._write("epoch", {**averages, "seconds": seconds})
         parts = [self._place(self.step)]
         if averages:
-            parts.append(f"train  {format_figures(_shown(averages))}")
+            parts.append(f"train  {format_figures(_shown(means(averages)))}")
         for name, values in evaluations.items():
-            assert values is not None
             self._write(name, values)
-            parts.append(f"{name}  {format_figures(values)}")
+            parts.append(f"{name}  {format_figures(means(values))}")
         if averages:
             rate = self._examples_per_second()
             parts.append(format_figures({"examples_per_second": rate}) + f"  at {seconds:.1f} s")
         self.console.line("  |  ".join(parts))
         progress.epoch = Averages()
         progress.reported_step = self.step
-        progress.evaluations = evaluations  # type: ignore[assignment]
+        self._choose({"train": averages, **evaluations} if averages else evaluations)
 
-    def _evaluate(self, name: str) -> dict[str, float] | None:
+    def _choose(self, figures: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Keeps the best variables, and decides whether the run has seen enough."""
+        progress, rule, target = self.progress, self.experiment.keep_best, self.experiment.target
+        evaluations = {split: dict(values) for split, values in figures.items() if split != "train"}
+        if rule is None or self.step == 0:
+            progress.evaluations = evaluations
+        elif (improved := progress.best.update(rule, figures, self.step)).any():
+            self.state = self.program.keep_best(self.state, improved)
+            for split, values in evaluations.items():
+                for name, value in values.items():
+                    before = progress.evaluations.get(split, {}).get(name, value)
+                    values[name] = np.where(improved if np.ndim(value) else improved[0], value, before)
+            progress.evaluations = evaluations
+        if rule is not None and self.step and progress.best.is_over(rule):
+            progress.stopped_early = (
+                f"{rule.split} {rule.metric} has not improved for {rule.patience} evaluations"
+            )
+        elif target is not None and target.split in figures and target.is_met(figures):
+            progress.stopped_early = f"{target.split} {target.metric} has reached {target.value:g}"
+        if progress.stopped_early and self.step < self.experiment.num_steps:
+            self.console.line(f"stopped early at {self._place(self.step)}: {progress.stopped_early}")
+
+    def _evaluate(self, name: str, variables: Variables) -> dict[str, np.ndarray] | None:
         """Returns the means over a split; None if a signal cut it short."""
-        averages = Averages()
-        batches = self.batches[name]
         assert self.program.eval_step is not None
-        outputs = (
-            self.program.eval_step(self.state, batch) for batch in batches.iterate(0, batches.steps_per_epoch)
-        )
-        for metrics in _lagged(outputs, MAX_IN_FLIGHT):
-            averages.add(jax.device_get(metrics))
-            if self.stop.received:
-                return None
-        return averages.compute()
+        return evaluate(self.program.eval_step, variables, self.batches[name], self.stop)
 
     def result(self, mesh: Mesh) -> dict[str, Any]:
         """Evaluates the final split and returns what result.json says."""
         progress = self.progress
-        metrics: dict[str, dict[str, float]] = {}
+        variables = self.state.eval_variables if self.state.best is None else self.state.best
+        metrics: dict[str, Mapping[str, Any]] = {}
         if FINAL_SPLIT in self.batches:
-            values = self._evaluate(FINAL_SPLIT)
+            values = self._evaluate(FINAL_SPLIT, variables)
             if values is None:
                 assert self.stop.received is not None
                 raise Stopped(self.stop.received, self._stopped_message())
             self._write(FINAL_SPLIT, values)
             metrics[FINAL_SPLIT] = values
         metrics.update(progress.evaluations)
-        return {
-            "experiment": self.run.name,
-            "metrics": metrics,
-            "steps": self.step,
-            "epochs": self.step / self.steps_per_epoch,
+        measured = {
             "seconds": round(progress.total.seconds, 3),
             "train_seconds": round(progress.training.seconds, 3),
             "compile_seconds": round(self.compile_seconds, 3),
             "examples_per_second": round(self._examples_per_second(), 1),
             **self.program.facts,
-            "params_digest": tree_digest(self.state.eval_params),
-            "dataset": dataclasses.asdict(self.experiment.data.identity),
-            "notice": self.experiment.data.notice,
-            "devices": describe_devices(mesh),
-            "mesh": format_mesh(mesh.shape),
-            "seed": self.experiment.seed,
+        }
+        return {
+            "experiment": self.run.name,
+            **summarize(self.experiment, progress, metrics, variables, self.num_seeds),
+            "steps": self.step,
+            "epochs": self.step / self.steps_per_epoch,
+            **measured,
+            **describe_data_and_devices(self.experiment, mesh),
         }
 
     def _save(self) -> None:
@@ -285,7 +326,7 @@ class _Session:
         if self.step:
             self.checkpoints.save(self.step, self.state, self.progress.to_json())
 
-    def _write(self, kind: str, values: Mapping[str, float]) -> None:
+    def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         self.log.write(kind, self.step, self.step / self.steps_per_epoch, values)
         self.progress.log_size = self.log.size
 
@@ -295,7 +336,7 @@ class _Session:
         size = len(self.experiment.data.train)
         examples = epoch * size + min(within * self.experiment.batch_size, size)
         seconds = self.progress.training.seconds
-        return examples / seconds if seconds > 0 else 0.0
+        return self.num_seeds * examples / seconds if seconds > 0 else 0.0
 
     def _place(self, step: int) -> str:
         if self.report_every % self.steps_per_epoch:
@@ -313,39 +354,27 @@ class _Session:
         return f"{when}; to go on: {self.run.resume_command}"
 
 
-def _lagged(outputs: Iterable[Any], lag: int) -> Iterator[Any]:
-    """Yields the outputs in order, each after `lag` later ones were asked for."""
-    pending: deque[Any] = deque()
-    for output in outputs:
-        pending.append(output)
-        if len(pending) > lag:
-            yield pending.popleft()
-    yield from pending
-
-
-def _make_batches(experiment: Experiment, mesh: Mesh) -> dict[str, Batches]:
-    """Returns the batches of `train` and of each evaluation split, which share one shape."""
-    data = experiment.data
-    if experiment.batch_size > max(len(data.train), MAX_PADDED_BATCH):
-        raise UserError(
-            f"batch_size={experiment.batch_size} is larger than the training split of "
-            f"{data.identity.name}, {len(data.train)} examples; choose at most that"
-        )
-    for name, source in {"train": data.train, **data.evaluations}.items():
-        if not len(source):
-            raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
-    batches = {"train": Batches(data.train, experiment.batch_size, mesh, seed=experiment.seed)}
-    largest = max((len(source) for source in data.evaluations.values()), default=0)
-    shards = num_batch_shards(mesh)
-    size = -(-min(experiment.eval_batch_size, largest) // shards) * shards
-    for name, source in data.evaluations.items():
-        batches[name] = Batches(source, size, mesh)
-    return batches
-
-
 def _facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
     return {"dataset": dataclasses.asdict(data.identity), "notice": data.notice}
+
+
+def _check_rules(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> None:
+    """Raises UserError before the first step for a rule that could only fail after the first report."""
+    for rule in (experiment.keep_best, experiment.target):
+        if rule is not None and rule.split != "train":
+            known = {name: dict.fromkeys(program.metrics, np.zeros(())) for name in batches}
+            look_up(known, rule.split, rule.metric)
+
+
+def _start(experiment: Experiment, program: Program, run: Run, mesh: Mesh) -> Variables | None:
+    """Returns the variables that the run starts from, on the host; None: all are initialised."""
+    if experiment.initial is None:
+        return None
+    shapes = {"params": program.abstract_state.params, **program.abstract_state.model_state}
+    start = jax.device_get(experiment.initial(Context(shapes, run.folder, mesh)))
+    check_fits(start, shapes)
+    return start
 
 
 def _shown(values: Mapping[str, float]) -> dict[str, float]:

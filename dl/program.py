@@ -2,37 +2,57 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from dl import freezing
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.flops import count_jaxpr_flops
-from dl.sharding import state_shardings
+from dl.sharding import member_shardings, replicated, state_shardings
 from dl.state import TrainState, init_state, num_params
 from dl.step import make_eval_step, make_train_step, with_inputs
+from dl.types import Variables
 
 
 class Program:
     """The train step and the eval step of an experiment, each traced and compiled once.
 
+    With several members (the same experiment from several seeds) every array of the state has a leading axis,
+    and one program trains them all.
+
     Attributes:
       abstract_state: shapes, dtypes and shardings of the state.
       shardings: of the state, leaf by leaf.
       facts: the number of parameters and the FLOPs of an example.
+      metrics: the names of what the eval step measures; empty where nothing is evaluated.
       train_step: compiled, after `compile`.
-      eval_step: compiled, after `compile`; None where nothing is evaluated.
+      eval_step: from variables and a batch; compiled, after `compile`; None where nothing is evaluated.
     """
 
-    def __init__(self, experiment: Experiment, mesh: Mesh, batches: Mapping[str, Batches]):
+    def __init__(
+        self,
+        experiment: Experiment,
+        mesh: Mesh,
+        batches: Mapping[str, Batches],
+        num_members: int | None = None,
+    ):
         self.mesh = mesh
         self._experiment = experiment
-        batch = batches["train"][0]
-        self._abstract_batch = jax.eval_shape(lambda: batch)
-        abstract_state = jax.eval_shape(self._init)
-        self.shardings = state_shardings(abstract_state, mesh, experiment.sharding_rules)
+        self._num_members = num_members
+        batch = jax.eval_shape(lambda: batches["train"][0])
+        self._abstract_batch = jax.tree.map(
+            lambda x: x if num_members is None else jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
+        )
+        abstract_state = jax.eval_shape(self._init, None)
+        if num_members is None:
+            self.shardings = state_shardings(abstract_state, mesh, experiment.sharding_rules)
+        else:
+            self.shardings = member_shardings(abstract_state, mesh, num_members)
         self.abstract_state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract_state,
@@ -46,39 +66,64 @@ class Program:
             self.shardings,
             grad_fn=experiment.grad_fn,
             ema_decay=experiment.ema_decay,
+            frozen=experiment.frozen,
+            num_members=num_members,
         )
-        eval_step = make_eval_step(loss_fn, mesh, self.shardings)
-        self._train = train_step.trace(self.abstract_state, self._abstract_batch)  # type: ignore[attr-defined]
+        self._train = train_step.trace(self.abstract_state, batch)  # type: ignore[attr-defined]
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval = None
+        self.metrics: tuple[str, ...] = ()
+        variables = jax.eval_shape(lambda state: state.eval_variables, self.abstract_state)
+        shardings = {"params": self.shardings.params, **self.shardings.model_state}
         if evaluated is not None:
-            abstract = jax.eval_shape(lambda: evaluated[0])
-            self._eval = eval_step.trace(self.abstract_state, abstract)  # type: ignore[attr-defined]
-        flops = count_jaxpr_flops(self._train.jaxpr)
+            eval_step = make_eval_step(loss_fn, mesh, shardings, num_members=num_members)
+            self._eval = eval_step.trace(  # type: ignore[attr-defined]
+                variables, jax.eval_shape(lambda: evaluated[0])
+            )
+            self.metrics = self._eval.out_info.names
+        self._select = jax.jit(_select, donate_argnums=0, out_shardings=shardings)
+        _, frozen = freezing.split(abstract_state.params, experiment.frozen)
+        members = num_members or 1
         self.facts = {
-            "num_parameters": num_params(abstract_state.params),
-            "train_flops_per_example": flops // experiment.batch_size,
+            "num_parameters": num_params(abstract_state.params) // members,
+            "num_frozen_parameters": num_params(frozen) // members,
+            "train_flops_per_example": count_jaxpr_flops(self._train.jaxpr)
+            // (experiment.batch_size * members),
             "forward_flops_per_example": (
-                count_jaxpr_flops(self._eval.jaxpr) // evaluated.batch_size
+                count_jaxpr_flops(self._eval.jaxpr) // (evaluated.batch_size * members)
                 if self._eval is not None and evaluated is not None
                 else None
             ),
         }
 
-    def _init(self) -> TrainState:
+    def _init(self, start: Variables | None) -> TrainState:
         experiment = self._experiment
-        return init_state(
-            experiment.init,
-            experiment.tx,
-            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._abstract_batch),
-            experiment.seed,
-            keep_ema=experiment.ema_decay is not None,
-            loss_scale=experiment.loss_scale,
-        )
 
-    def init(self) -> TrainState:
-        """Returns the state before the first step, on its devices."""
-        return jax.jit(self._init, out_shardings=self.shardings)()
+        def init_one(seed: Any) -> TrainState:
+            return init_state(
+                experiment.init,
+                experiment.tx,
+                jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._abstract_batch),
+                seed,
+                frozen=experiment.frozen,
+                start=start,
+                keep_ema=experiment.ema_decay is not None,
+                keep_best=experiment.keep_best is not None,
+                loss_scale=experiment.loss_scale,
+            )
+
+        if self._num_members is None:
+            return init_one(experiment.seed)
+        return jax.vmap(init_one)(jnp.asarray(member_seeds(experiment.seed, self._num_members), jnp.uint32))
+
+    def init(self, start: Variables | None = None) -> TrainState:
+        """Returns the state before the first step, on its devices.
+
+        Args:
+          start: host arrays that replace the initial variables of the same path.
+        """
+        in_shardings = None if start is None else jax.tree.map(lambda _: replicated(self.mesh), start)
+        return jax.jit(self._init, in_shardings=(in_shardings,), out_shardings=self.shardings)(start)
 
     def compile(self) -> float:
         """Compiles each step once; returns the seconds it took."""
@@ -86,3 +131,21 @@ class Program:
         self.train_step = self._train.lower().compile()
         self.eval_step = None if self._eval is None else self._eval.lower().compile()
         return time.monotonic() - started
+
+    def keep_best(self, state: TrainState, improved: np.ndarray) -> TrainState:
+        """Returns the state whose best variables are the present ones, for the members that have improved."""
+        improved = improved if self._num_members else improved[0]
+        best = self._select(state.best, state.eval_variables, improved)
+        return state.replace(best=best)  # type: ignore[attr-defined]
+
+
+def member_seeds(seed: int, num_members: int) -> list[int]:
+    """Returns the seeds of runs that are trained at the same time: consecutive ones."""
+    return [seed + k for k in range(num_members)]
+
+
+def _select(old: Variables, new: Variables, is_new: jax.Array) -> Variables:
+    def select(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(is_new.reshape(is_new.shape + (1,) * (new.ndim - is_new.ndim)), new, old)
+
+    return jax.tree.map(select, old, new)

@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from dl.log import Averages
+from dl.selection import Best
 
 
 class Stopwatch:
@@ -48,7 +51,9 @@ class Progress:
       total: time since the start, compilation and evaluation included.
       log_size: bytes of metrics.jsonl.
       reported_step: the step of the last report, -1 before the first.
-      evaluations: the figures of the last report, by split.
+      evaluations: the figures of the last report, by split; of the best one where that is kept.
+      best: which report was the best.
+      stopped_early: why the run ended before its last step; empty while it goes on.
     """
 
     line: Averages = dataclasses.field(default_factory=Averages)
@@ -57,15 +62,22 @@ class Progress:
     total: Stopwatch = dataclasses.field(default_factory=lambda: Stopwatch(is_running=True))
     log_size: int = 0
     reported_step: int = -1
-    evaluations: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    best: Best = dataclasses.field(default_factory=lambda: Best.none_yet(1))
+    stopped_early: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
             **vars(self),
-            "line": self.line.sums,
-            "epoch": self.epoch.sums,
+            "line": self.line.to_json(),
+            "epoch": self.epoch.to_json(),
             "training": self.training.seconds,
             "total": self.total.seconds,
+            "evaluations": {
+                split: {name: np.asarray(value).tolist() for name, value in figures.items()}
+                for split, figures in self.evaluations.items()
+            },
+            "best": self.best.to_json(),
         }
 
     @classmethod
@@ -75,5 +87,6 @@ class Progress:
             "epoch": Averages(values["epoch"]),
             "training": Stopwatch(values["training"]),
             "total": Stopwatch(values["total"], is_running=True),
+            "best": Best(**values["best"]),
         }
         return cls(**{**values, **objects})

@@ -78,7 +78,7 @@ class Run:
         """Makes sure that the folder is new, empty or holds this very run; changes nothing.
 
         Args:
-          facts: what run.json says beside the options; only `dataset` is compared.
+          facts: what run.json says beside the options; `dataset` and `initial` are compared.
 
         Raises:
           UserError: it holds something else.
@@ -190,6 +190,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Says what differs in experiment, its code, options and data; devices and versions may differ."""
     pairs = [(key, there.get(key), here[key]) for key in ("experiment", "code")]
+    if "initial" in here:  # else the run has not asked for it yet
+        pairs.append(("initial", there.get("initial"), here["initial"]))
     for group in ("options", "dataset"):
         old, new = there.get(group) or {}, here.get(group) or {}
         pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]

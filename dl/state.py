@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dl import freezing
 from dl.precision import LossScale
 from dl.types import Batch, Key, ModelState, Params, Variables
 
@@ -23,6 +24,7 @@ class TrainState:
       rng: a key that never changes; step s draws from `fold_in(rng, s)`.
       ema: the moving average of `params` where the experiment keeps one.
       loss_scale: the dynamic loss scale where float16 is used.
+      best: the variables of the best evaluation where the experiment keeps them.
     """
 
     step: jax.Array
@@ -32,6 +34,7 @@ class TrainState:
     rng: Key
     ema: Params | None = None
     loss_scale: LossScale | None = None
+    best: Variables | None = None
 
     @property
     def eval_params(self) -> Params:
@@ -41,8 +44,15 @@ class TrainState:
         states = jax.tree.leaves(self.opt_state, is_leaf=_is_schedule_free)
         averaging = [s for s in states if _is_schedule_free(s)]
         if averaging:
-            return optax.contrib.schedule_free_eval_params(averaging[0], self.params)
+            trained = freezing.part_like(self.params, averaging[0].z)
+            averaged = optax.contrib.schedule_free_eval_params(averaging[0], trained)
+            return freezing.merge(self.params, averaged)
         return self.params
+
+    @property
+    def eval_variables(self) -> Variables:
+        """The variables that are evaluated: `eval_params` and the model's other collections."""
+        return {"params": self.eval_params, **self.model_state}
 
 
 def init_state(
@@ -51,7 +61,10 @@ def init_state(
     batch: Batch,
     seed: int | jax.Array,
     *,
+    frozen: freezing.Patterns = (),
+    start: Variables | None = None,
     keep_ema: bool = False,
+    keep_best: bool = False,
     loss_scale: LossScale | None = None,
 ) -> TrainState:
     """Returns the state before the first step, a pure function of its arguments.
@@ -61,22 +74,29 @@ def init_state(
       tx: the optimizer.
       batch: an example batch; only shapes and dtypes matter.
       seed: of the initial parameters and of every later draw.
+      frozen: patterns on the paths of the parameters that the optimizer never sees.
+      start: variables that replace the initial ones of the same path, such as a pretrained backbone.
       keep_ema: whether the state carries a moving average of the parameters.
+      keep_best: whether the state carries the variables of the best evaluation.
       loss_scale: the initial loss scale, for float16.
     """
     init_key, rng = jax.random.split(jax.random.key(seed))
-    variables = dict(init_fn(init_key, batch))
+    variables = dict(freezing.merge(init_fn(init_key, batch), start or {}))
     params = variables.pop("params", {})
-    return TrainState(
+    trained, _ = freezing.split(params, frozen)
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=variables,
-        opt_state=tx.init(params),
+        opt_state=tx.init(trained),
         rng=rng,
         # A copy: the step donates its state, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
         loss_scale=loss_scale,
     )
+    if not keep_best:
+        return state
+    return state.replace(best=jax.tree.map(jnp.copy, state.eval_variables))  # type: ignore[attr-defined]
 
 
 def _is_schedule_free(node: object) -> bool:

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dl import freezing
 from dl.gradients import mean_gradient
 from dl.metrics import Mean, MetricTable
 from dl.precision import all_finite
 from dl.sharding import batch_sharding
 from dl.state import TrainState
-from dl.types import Aux, Batch, GradFn, Key, LossFn, Metrics, ModelState, Params
+from dl.types import Aux, Batch, GradFn, Key, LossFn, Metrics, ModelState, Params, Variables
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, MetricTable]]
-EvalStep = Callable[[TrainState, Batch], MetricTable]
+EvalStep = Callable[[Variables, Batch], MetricTable]
 
 Preprocess = Callable[[Batch], Batch]
 Augment = Callable[[Key, Batch], Batch]
@@ -56,8 +57,11 @@ def update_state(
     tx: optax.GradientTransformation,
     grad_fn: GradFn = mean_gradient,
     ema_decay: float | None = None,
+    frozen: freezing.Patterns = (),
 ) -> tuple[TrainState, Metrics]:
     """One step of training, unjitted: for `jit`, for `vmap` over members, for tests.
+
+    Parameters whose paths `frozen` matches, and the statistics of their batch norms, stay as they are.
 
     Returns:
       The next state, and the metrics of the loss with `gradient_norm` and, where the optimizer's state
@@ -65,20 +69,24 @@ def update_state(
     """
     scale = None if state.loss_scale is None else state.loss_scale.scale
 
-    def scaled_loss(*args):  # type: ignore[no-untyped-def]
-        loss, aux = loss_fn(*args)
+    trained, fixed = freezing.split(state.params, frozen)
+
+    def scaled_loss(trained: Params, *args):  # type: ignore[no-untyped-def]
+        with freezing.frozen_norms(state.params, frozen):
+            loss, aux = loss_fn(freezing.merge(trained, fixed), *args)
         return (loss if scale is None else loss * scale), aux
 
     key = jax.random.fold_in(state.rng, state.step)
-    (loss, aux), gradient = grad_fn(scaled_loss)(state.params, state.model_state, batch, key)
+    (loss, aux), gradient = grad_fn(scaled_loss)(trained, state.model_state, batch, key)
     if scale is not None:
         loss, gradient = jax.tree.map(lambda x: x / scale, (loss, gradient))
     # Some transformations follow the loss, such as a rate that falls on a plateau; the others ignore it.
     tx = optax.with_extra_args_support(tx)
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params, value=loss)
+    updates, opt_state = tx.update(gradient, state.opt_state, trained, value=loss)
+    trained = optax.apply_updates(trained, updates)
     next_state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=freezing.merge(trained, fixed),
         model_state=aux.model_state,
         opt_state=opt_state,
     )
@@ -86,9 +94,9 @@ def update_state(
         # The ramp forgets the initial parameters quickly; without it they would dominate for
         # 1/(1 - decay) steps.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        next_state = next_state.replace(
-            ema=optax.incremental_update(next_state.params, state.ema, 1.0 - decay)
-        )
+        before, _ = freezing.split(state.ema, frozen)
+        average = optax.incremental_update(trained, before, 1.0 - decay)
+        next_state = next_state.replace(ema=freezing.merge(average, fixed))
     metrics = {**aux.metrics, "gradient_norm": _scalar(optax.tree.norm(gradient))}
     rates = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
     if rates:
@@ -110,6 +118,8 @@ def make_train_step(
     *,
     grad_fn: GradFn = mean_gradient,
     ema_decay: float | None = None,
+    frozen: freezing.Patterns = (),
+    num_members: int | None = None,
 ) -> TrainStep:
     """Returns the compiled step `(state, batch) -> (state, metrics)`. The state given is consumed.
 
@@ -120,29 +130,42 @@ def make_train_step(
       shardings: of the state, leaf by leaf, as `sharding.state_shardings` gives them.
       grad_fn: how the loss becomes a gradient.
       ema_decay: of the moving average of the parameters, where the state keeps one.
+      frozen: patterns on the paths of parameters that stay as they are.
+      num_members: the size of a leading axis of independent members that state and batch carry, each with a
+        seed of its own; the metrics carry it too. None: there is no such axis.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
-        state, metrics = update_state(state, batch, loss_fn, tx, grad_fn, ema_decay)
+        state, metrics = update_state(state, batch, loss_fn, tx, grad_fn, ema_decay, frozen)
         return state, MetricTable.of(metrics)
 
     return jax.jit(
-        train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        train_step if num_members is None else jax.vmap(train_step),
+        in_shardings=(shardings, batch_sharding(mesh, num_members)),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
 
 
-def make_eval_step(loss_fn: LossFn, mesh: Mesh, shardings: TrainState) -> EvalStep:
-    """Returns the compiled step `(state, batch) -> metrics`, without randomness or updates."""
+def make_eval_step(
+    loss_fn: LossFn, mesh: Mesh, shardings: Variables, *, num_members: int | None = None
+) -> EvalStep:
+    """Returns the compiled step `(variables, batch) -> metrics`, without randomness or updates.
 
-    def eval_step(state: TrainState, batch: Batch) -> MetricTable:
-        _, aux = loss_fn(state.eval_params, state.model_state, batch, None)
+    Args:
+      loss_fn: as in training.
+      mesh: the devices.
+      shardings: of the variables, leaf by leaf.
+      num_members: as in `make_train_step`; the members share the batch.
+    """
+
+    def eval_step(variables: Variables, batch: Batch) -> MetricTable:
+        model_state = dict(variables)
+        _, aux = loss_fn(model_state.pop("params"), model_state, batch, None)
         return MetricTable.of(aux.metrics)
 
     return jax.jit(
-        eval_step,
+        eval_step if num_members is None else jax.vmap(eval_step, in_axes=(0, None)),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )

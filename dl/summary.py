@@ -1,18 +1,31 @@
-"""What a run says about itself on the screen: the facts before it starts, one line when it is done."""
+"""What a run says about itself: the facts before it starts, its result, one line when it is done."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dl.console import Console, format_count
+from dl.digest import tree_digest
 from dl.experiment import Experiment
+from dl.log import means
+from dl.program import member_seeds
+from dl.progress import Progress
 from dl.run import Run, describe_devices
 from dl.sharding import format_mesh
+from dl.types import Variables
 
 
 def introduce(
-    console: Console, experiment: Experiment, run: Run, mesh: Mesh, facts: Mapping[str, Any]
+    console: Console,
+    experiment: Experiment,
+    run: Run,
+    mesh: Mesh,
+    facts: Mapping[str, Any],
+    num_seeds: int = 1,
 ) -> None:
     """Prints which data, devices, model and folder; `facts` are those of the program."""
     data = experiment.data
@@ -25,18 +38,87 @@ def introduce(
     flops = f"{format_count(facts['train_flops_per_example'])}FLOPs an example to train"
     if facts["forward_flops_per_example"]:
         flops = f"{format_count(facts['forward_flops_per_example'])}FLOPs an example forward, {flops}"
+    parameters = f"{facts['num_parameters']:,} parameters"
+    if frozen := facts["num_frozen_parameters"]:
+        parameters += f", of which {frozen:,} frozen and {facts['num_parameters'] - frozen:,} trained"
+    seeds = f"seed {experiment.seed}"
+    if num_seeds > 1:
+        seeds = f"{num_seeds} seeds at the same time, {experiment.seed} to {experiment.seed + num_seeds - 1}"
     per_epoch = -(-len(data.train) // experiment.batch_size)
     console.facts(
         {
             "data": f"{identity.name} {identity.version}: {sizes}; {data.provenance}; "
             f"sha256 {identity.checksum[:12]}",
             "devices": f"{len(kinds)} x {kinds[0]}, mesh {format_mesh(mesh.shape)}",
-            "model": f"{facts['num_parameters']:,} parameters; {flops}",
+            "model": f"{parameters}; {flops}",
             "training": f"{experiment.num_steps:,} steps of {experiment.batch_size} examples "
-            f"({experiment.num_steps / per_epoch:g} epochs), seed {experiment.seed}",
+            f"({experiment.num_steps / per_epoch:g} epochs), {seeds}",
             "run": str(run.folder),
         }
     )
+
+
+def summarize(
+    experiment: Experiment,
+    progress: Progress,
+    metrics: Mapping[str, Mapping[str, Any]],
+    variables: Variables,
+    num_seeds: int = 1,
+) -> dict[str, Any]:
+    """Returns the figures of a run that has ended, as result.json holds them.
+
+    Args:
+      experiment: what was trained.
+      progress: at the end.
+      metrics: by split; each figure a scalar, or one value for each of several seeds.
+      variables: that the run ended with; of several seeds, with a leading axis.
+      num_seeds: that were trained at the same time.
+    """
+    result: dict[str, Any] = {
+        "metrics": {split: means(values) for split, values in metrics.items()},
+        "seed": experiment.seed,
+    }
+    if progress.stopped_early:
+        result["stopped_early"] = progress.stopped_early
+    best = progress.best
+    chosen = [{"step": step, "value": value} for step, value in zip(best.step, best.value, strict=True)] * (
+        experiment.keep_best is not None
+    )
+    if experiment.keep_best is not None:
+        rule = experiment.keep_best
+        result["best"] = {"split": rule.split, "metric": rule.metric}
+    if num_seeds == 1:
+        if chosen:
+            result["best"] |= chosen[0]
+        return {**result, "params_digest": tree_digest(variables["params"])}
+    result["intervals"] = {
+        split: {name: mean_interval(np.asarray(value)) for name, value in values.items()}
+        for split, values in metrics.items()
+    }
+    host = jax.device_get(variables["params"])
+    result["members"] = [
+        {
+            "seed": seed,
+            "metrics": {
+                split: {name: float(np.asarray(value)[k]) for name, value in values.items()}
+                for split, values in metrics.items()
+            },
+            **({"best": chosen[k]} if chosen else {}),
+            "params_digest": tree_digest(jax.tree.map(lambda leaf, k=k: leaf[k], host)),
+        }
+        for k, seed in enumerate(member_seeds(experiment.seed, num_seeds))
+    ]
+    return {**result, "params_digest": tree_digest(host)}
+
+
+def describe_data_and_devices(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
+    """Returns what result.json says of the data and of the machine."""
+    return {
+        "dataset": dataclasses.asdict(experiment.data.identity),
+        "notice": experiment.data.notice,
+        "devices": describe_devices(mesh),
+        "mesh": format_mesh(mesh.shape),
+    }
 
 
 def final_line(result: Mapping[str, Any], run: Run) -> str:
@@ -47,11 +129,21 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
         for name, value in sorted(values.items())
     ]
     dataset = f"{result['dataset']['name']}:{result['dataset']['version']}"
+    for split, widths in result.get("intervals", {}).items():
+        figures += [f"{split}_{name}_ci95={width:.4f}" for name, width in sorted(widths.items())]
     line = (
         f"{' '.join(figures)} steps={result['steps']} seconds={result['seconds']:.1f} "
         f"examples_per_second={result['examples_per_second']:.0f} dataset={dataset} "
         f"run={run.folder}"
     )
+    if "best" in result and "step" in result["best"]:
+        line += f" best_step={result['best']['step']}"
     if result["notice"]:
         line += f" NOTE: {result['notice'].splitlines()[0]}"
     return line
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)

@@ -14,11 +14,12 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 LAYERS = [
     ("experiments",),
     ("dl", "dl.command"),
-    ("dl.loop", "dl.program", "dl.summary"),
+    ("dl.loop", "dl.program", "dl.summary", "dl.evaluate", "dl.inputs"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
+    ("dl.selection", "dl.initial"),
     ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals", "dl.pretrained"),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
-    ("dl.regularizers",),
+    ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.types"),
     ("dl.metrics", "dl.errors"),
 ]
@@ -35,7 +36,7 @@ OUTSIDE = {
 }
 MAY_TOUCH_THE_OUTSIDE = (
     *("dl.loop", "dl.program", "dl.progress", "dl.log", "dl.console"),
-    *("dl.checkpoint", "dl.command", "dl.run", "dl.data", "dl.pretrained"),
+    *("dl.checkpoint", "dl.initial", "dl.command", "dl.run", "dl.data", "dl.pretrained"),
 )
 
 

@@ -5,7 +5,7 @@ Nothing about the order is ever saved: a run that resumes at step s asks for the
 
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dl.data.order import random_order
 from dl.data.source import ArraySource, Source
 from dl.errors import UserError
-from dl.sharding import batch_sharding, num_batch_shards, put, replicated
+from dl.sharding import batch_sharding, num_batch_shards, put, replicated, splits_members
 from dl.types import Batch
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # on each device; larger sources stream from the host
@@ -31,7 +31,8 @@ class Batches:
     Attributes:
       source: the examples.
       batch_size: over all devices.
-      seed: of the order; None keeps the source's order.
+      seed: of the order; None keeps the source's order. Several seeds: each batch has a leading axis with one
+        member for each, in its own order.
       steps_per_epoch: steps of one pass.
     """
 
@@ -41,12 +42,15 @@ class Batches:
         batch_size: int,
         mesh: Mesh,
         *,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         max_resident_bytes: int = MAX_RESIDENT_BYTES,
     ):
         if not len(source):
             raise UserError("a data split without examples cannot be read; choose another split")
+        num_members = len(seed) if isinstance(seed, Sequence) else None
         shards = num_batch_shards(mesh)
+        if num_members is not None and splits_members(mesh, num_members):
+            shards = 1  # of each member's batch
         if batch_size % shards:
             raise UserError(
                 f"batch_size={batch_size} does not divide over the {shards} devices of the mesh; "
@@ -57,7 +61,7 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
-        self._sharding = batch_sharding(mesh)
+        self._sharding = batch_sharding(mesh, num_members)
         self._resident = None
         if isinstance(source, ArraySource) and source.nbytes <= max_resident_bytes:
             self._resident = put(dict(source.arrays), replicated(mesh))
@@ -66,9 +70,13 @@ class Batches:
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the global example indices of a step, int32, and which of them are not padding."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
+        size = len(self.source)
         places = np.arange(within * self.batch_size, (within + 1) * self.batch_size)
-        return order[places % len(order)], places < len(order)
+        if isinstance(self.seed, Sequence):
+            index_MB = np.stack([_epoch_order(size, seed, epoch)[places % size] for seed in self.seed])
+            return index_MB, np.broadcast_to(places < size, index_MB.shape)
+        order = _epoch_order(size, self.seed, 0 if self.seed is None else epoch)
+        return order[places % size], places < size
 
     def __getitem__(self, step: int) -> Batch:
         """Returns the batch of a step on the devices: features, `index` and `mask`."""
@@ -105,14 +113,9 @@ class Batches:
         part = self.source[index_B[local]]
         whole = {}
         for name, values in part.items():
-            whole[name] = np.zeros((len(index_B), *values.shape[1:]), values.dtype)
+            whole[name] = np.zeros((*index_B.shape, *values.shape[1:]), values.dtype)
             whole[name][local] = values
         return whole
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if self.seed is None:
-            epoch = 0
-        return _epoch_order(len(self.source), self.seed, epoch)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -120,7 +123,7 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # seeds that train at the same time
 def _epoch_order(num_examples: int, seed: int | None, epoch: int) -> np.ndarray:
     if seed is None:
         order = np.arange(num_examples, dtype=np.int32)

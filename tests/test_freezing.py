@@ -1,0 +1,164 @@
+"""Frozen parameters: neither differentiated nor updated, and their batch norms keep their statistics."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dl import freezing, losses, optimizers
+from dl.errors import UserError
+from dl.state import init_state
+from dl.step import update_state
+
+
+class Net(nn.Module):
+    """A body with batch norm and a head, all told to train."""
+
+    @nn.compact
+    def __call__(self, x_BD, train=False):
+        x_BD = nn.Dense(4, name="body")(x_BD)
+        x_BD = nn.BatchNorm(use_running_average=not train, momentum=0.5, name="body_norm")(x_BD)
+        return nn.BatchNorm(use_running_average=not train, name="head_norm")(nn.Dense(3, name="head")(x_BD))
+
+
+MODEL = Net()
+LOSS_FN = losses.classification(MODEL, input_name="x")
+BODY = ["^body"]
+
+
+def make_batch(size=8):
+    random = np.random.default_rng(0)
+    return {
+        "x": jnp.asarray(random.normal(3.0, 2.0, (size, 5)), jnp.float32),
+        "label": jnp.asarray(random.integers(0, 3, size), jnp.int32),
+        "index": jnp.arange(size),
+        "mask": jnp.ones(size, bool),
+    }
+
+
+def make_state(tx, frozen=BODY, **options):
+    return init_state(
+        lambda key, batch: MODEL.init(key, batch["x"]), tx, make_batch(), 0, frozen=frozen, **options
+    )
+
+
+def step(state, tx, frozen=BODY, **options):
+    return jax.jit(lambda s, b: update_state(s, b, LOSS_FN, tx, frozen=frozen, **options))(
+        state, make_batch()
+    )
+
+
+@pytest.mark.parametrize(
+    "tx", [optimizers.adamw(0.1), optimizers.muon(0.1), optimizers.schedule_free_adamw(0.1)]
+)
+def test_what_is_frozen_keeps_its_bits_and_its_statistics_while_the_rest_learns(tx):
+    first = state = make_state(tx, keep_ema=True)
+    # Negative zero is what a harmless looking "plus nothing" would change.
+    state = first = state.replace(
+        params={**state.params, "body": {**state.params["body"], "bias": jnp.full(4, -0.0)}}
+    )
+    for _ in range(3):
+        state, metrics = step(state, tx, ema_decay=0.9)
+    for name in ("body", "body_norm"):
+        for tree in (state.params, state.ema, state.eval_params):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_array_equal(np.asarray(a).view(np.int32), b.view(np.int32)),
+                tree[name],
+                jax.tree.map(np.asarray, first.params[name]),
+            )
+    assert not np.signbit(np.abs(state.params["body"]["bias"])).any()
+    np.testing.assert_array_equal(
+        state.model_state["batch_stats"]["body_norm"]["mean"],
+        first.model_state["batch_stats"]["body_norm"]["mean"],
+    )
+    assert np.abs(state.params["head"]["kernel"] - first.params["head"]["kernel"]).max() > 0.01
+    assert np.abs(state.model_state["batch_stats"]["head_norm"]["mean"]).max() > 0
+    assert float(metrics["gradient_norm"].compute()) > 0
+
+
+def test_a_frozen_norm_uses_the_statistics_that_it_brought_along():
+    tx = optimizers.sgd(0.1)
+    state = make_state(tx)
+    _, metrics = step(state, tx)
+
+    class Known(Net):
+        @nn.compact
+        def __call__(self, x_BD, train=False):
+            x_BD = nn.Dense(4, name="body")(x_BD)
+            x_BD = nn.BatchNorm(use_running_average=True, momentum=0.5, name="body_norm")(x_BD)
+            return nn.BatchNorm(use_running_average=not train, name="head_norm")(
+                nn.Dense(3, name="head")(x_BD)
+            )
+
+    expected, _ = losses.classification(Known(), input_name="x")(
+        state.params, state.model_state, make_batch(), jax.random.key(0)
+    )
+    assert float(metrics["loss"].compute()) == pytest.approx(float(expected), 1e-6)
+    free, _ = LOSS_FN(state.params, state.model_state, make_batch(), jax.random.key(0))
+    assert float(metrics["loss"].compute()) != pytest.approx(float(free), 1e-2)
+
+
+def test_the_gradient_and_the_optimizer_never_see_what_is_frozen():
+    tx = optimizers.adam(0.1)
+    state = make_state(tx)
+    seen = []
+
+    def spying(loss_fn):
+        def gradient(params, *rest):
+            seen.append(set(params))
+            return jax.value_and_grad(loss_fn, has_aux=True)(params, *rest)
+
+        return gradient
+
+    update_state(state, make_batch(), LOSS_FN, tx, spying, frozen=BODY)
+    assert seen == [{"head", "head_norm"}]
+    moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    trained, frozen = freezing.split(state.params, BODY)
+    assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(trained))
+    assert set(frozen) == {"body", "body_norm"}
+
+
+def test_nothing_frozen_changes_nothing():
+    tx = optimizers.adam(0.1)
+    one, _ = step(make_state(tx, frozen=()), tx, frozen=())
+    two, _ = jax.jit(lambda s, b: update_state(s, b, LOSS_FN, tx))(make_state(tx, frozen=()), make_batch())
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["^boddy"], "'\\^boddy' freezes no parameter; paths look like body"),
+        (["."], "freeze every parameter"),
+    ],
+)
+def test_a_pattern_that_cannot_be_meant_is_refused(patterns, message):
+    with pytest.raises(UserError, match=message):
+        make_state(optimizers.sgd(0.1), patterns)
+
+
+def test_parts_have_rates_of_their_own():
+    tx = optimizers.by_path({"^head/": optimizers.sgd(1.0), "": optimizers.sgd(0.25)})
+    state = make_state(tx, frozen=())
+    after, _ = step(state, tx, frozen=())
+    whole, _ = step(make_state(optimizers.sgd(1.0), frozen=()), optimizers.sgd(1.0), frozen=())
+    for name, share in (("head", 1.0), ("body", 0.25)):
+        moved = np.asarray(after.params[name]["kernel"] - state.params[name]["kernel"])
+        full = np.asarray(whole.params[name]["kernel"] - state.params[name]["kernel"])
+        np.testing.assert_allclose(moved, share * full, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"^head": optimizers.sgd(0.1)}, "is found in body"),
+        (
+            {"": optimizers.sgd(0.1), "^head": optimizers.sgd(0.2)},
+            "'\\^head' decides for no parameter",
+        ),
+    ],
+)
+def test_parts_must_cover_the_model(parts, message):
+    with pytest.raises(UserError, match=message):
+        make_state(optimizers.by_path(parts), frozen=())
