@@ -49,7 +49,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
 
     Exits with status 2 and one line on a user's mistake, with 130 or 143 after Ctrl-C or SIGTERM.
     """
-    name = _module_name(experiment_fn)
+    name = module_name(experiment_fn)
     try:
         arguments = sys.argv[1:] if argv is None else argv
         options, run_options = parse(experiment_fn, RunOptions, arguments, f"python -m {name}")
@@ -58,7 +58,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
         mesh = _make_mesh(mesh_sizes)
         recorded = {**options, "num_seeds": run_options.num_seeds} if run_options.num_seeds > 1 else options
-        run = Run(run_options.workdir, name, recorded, _code_of(experiment_fn))
+        run = Run(run_options.workdir, name, recorded, code_of(experiment_fn))
         experiment = experiment_fn(**options)
         if not isinstance(experiment, Experiment):
             raise UserError(
@@ -83,7 +83,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         sys.exit(130)
 
 
-def _module_name(experiment_fn: Callable[..., Experiment]) -> str:
+def module_name(experiment_fn: Callable[..., Experiment]) -> str:
     """Returns `experiments.NAME`, also when that module runs as `__main__`."""
     if experiment_fn.__module__ != "__main__":
         return experiment_fn.__module__
@@ -92,7 +92,8 @@ def _module_name(experiment_fn: Callable[..., Experiment]) -> str:
     return spec.name if spec else Path(main_module.__file__ or "experiment").stem
 
 
-def _code_of(experiment_fn: Callable[..., Experiment]) -> str:
+def code_of(experiment_fn: Callable[..., Experiment]) -> str:
+    """Returns the digest of the file that defines an experiment; empty where there is none."""
     path = inspect.getsourcefile(experiment_fn)
     return code_digest(Path(path)) if path and Path(path).exists() else ""
 

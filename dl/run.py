@@ -46,10 +46,20 @@ class Run:
       name: the experiment's module, such as `experiments.mnist_cnn`.
       options: every option of the experiment, resolved.
       code: a digest of the experiment's own code, as `code_digest` gives it.
+
+    With `resume_command` None, what goes on with the run is this process's command line, with the folder.
     """
 
-    def __init__(self, folder: Path | None, name: str, options: Mapping[str, Any], code: str = ""):
+    def __init__(
+        self,
+        folder: Path | None,
+        name: str,
+        options: Mapping[str, Any],
+        code: str = "",
+        resume_command: str | None = None,
+    ):
         self.name = name
+        self._resume_command = resume_command
         self.code = code
         self.options = json.loads(json.dumps(dict(options), default=str))
         self.folder = folder or _new_folder(name)
@@ -71,6 +81,8 @@ class Run:
     @property
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
+        if self._resume_command is not None:
+            return self._resume_command
         words = [word for word in sys.argv[1:] if word not in ("--workdir", str(self.folder))]
         return shlex.join(["python", "-m", self.name, *words, "--workdir", str(self.folder)])
 

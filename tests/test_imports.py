@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 # Each module may import modules of lower layers, and its own.
 LAYERS = [
     ("experiments",),
-    ("dl", "dl.command"),
+    ("dl", "dl.command", "dl.trained"),
     ("dl.loop", "dl.program", "dl.summary", "dl.evaluate", "dl.inputs"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
     ("dl.selection", "dl.initial"),

@@ -229,3 +229,13 @@ def test_channels_are_rounded_to_eights(channels, rounded):
 def test_what_does_not_fit_is_refused_by_name(model, side, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
+def test_a_depthwise_convolution_is_a_convolution_with_one_group_a_channel(strides, padding):
+    x_BHWC = jax.random.normal(jax.random.key(0), (2, 7, 8, 5))
+    options = {"strides": strides, "padding": padding}
+    variables = DepthwiseConv((3, 3), **options).init(jax.random.key(1), x_BHWC)
+    expected = nn.Conv(5, (3, 3), feature_group_count=5, use_bias=False, **options).apply(variables, x_BHWC)
+    np.testing.assert_allclose(DepthwiseConv((3, 3), **options).apply(variables, x_BHWC), expected, atol=1e-5)

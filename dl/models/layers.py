@@ -11,6 +11,48 @@ import jax
 import jax.numpy as jnp
 
 
+class DepthwiseConv(nn.Module):
+    """A convolution of each channel with a filter of its own (Howard et al. 2017, eq. 3), without bias.
+
+    As a sum of shifted copies of the image, one for each place of the kernel: XLA compiles that to one loop
+    over memory, where its grouped convolution on a CPU is ten to sixty times slower.
+
+    Attributes:
+      kernel: height and width.
+      strides: of both axes.
+      padding: as `nn.Conv` takes it.
+      dtype: of the computation; parameters stay float32.
+    """
+
+    kernel: tuple[int, int] = (3, 3)
+    strides: int = 1
+    padding: Any = "SAME"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        shape = (*self.kernel, 1, x_BHWC.shape[-1])
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        x_BHWC, kernel = x_BHWC.astype(self.dtype), kernel.astype(self.dtype)
+        strides = (self.strides, self.strides)
+        if isinstance(self.padding, str):
+            pads = jax.lax.padtype_to_pads(x_BHWC.shape[1:3], self.kernel, strides, self.padding)
+        else:
+            pads = [(self.padding, self.padding)] * 2
+        x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
+        height, width = (
+            (size - window) // self.strides + 1
+            for size, window in zip(x_BHWC.shape[1:3], self.kernel, strict=True)
+        )
+        total = jnp.zeros((), self.dtype)
+        for i in range(self.kernel[0]):
+            for j in range(self.kernel[1]):
+                rows = slice(i, i + (height - 1) * self.strides + 1, self.strides)
+                columns = slice(j, j + (width - 1) * self.strides + 1, self.strides)
+                total = total + x_BHWC[:, rows, columns] * kernel[i, j]
+        return total
+
+
 class ConvNorm(nn.Module):
     """A convolution without bias, batch normalisation, an activation (Ioffe & Szegedy 2015, §3.2).
 
@@ -44,17 +86,20 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
-        x_BHWC = nn.Conv(
-            self.channels,
-            self.kernel,
-            strides=self.strides,
-            padding=self.padding,
-            feature_group_count=self.groups,
-            use_bias=False,
-            kernel_init=nn.initializers.he_normal(),
-            dtype=self.dtype,
-            name="conv",
-        )(x_BHWC)
+        if self.groups == self.channels == x_BHWC.shape[-1]:
+            x_BHWC = DepthwiseConv(self.kernel, self.strides, self.padding, self.dtype, name="conv")(x_BHWC)
+        else:
+            x_BHWC = nn.Conv(
+                self.channels,
+                self.kernel,
+                strides=self.strides,
+                padding=self.padding,
+                feature_group_count=self.groups,
+                use_bias=False,
+                kernel_init=nn.initializers.he_normal(),
+                dtype=self.dtype,
+                name="conv",
+            )(x_BHWC)
         x_BHWC = nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
