@@ -33,7 +33,8 @@ def experiment(
     """Trains a classifier.
 
     Args:
-      dataset: NAME or NAME/CONFIG of a prepared image-classification set; auto is MNIST, else digits.
+      dataset: NAME or NAME/CONFIG of a prepared image-classification set, or the path of a folder with
+        images by class, such as ./photos; auto is MNIST, else digits.
       network: pyramid (298,186 parameters) or classic, one convolution and two dense layers (2,770,634).
       batch_size: examples of an update.
       num_epochs: passes over the training split. None: 8 (classic: 10), and 1,000 steps at least.

@@ -26,7 +26,8 @@ def experiment(
     """Plain SGD.
 
     Args:
-      dataset: NAME or NAME/CONFIG of a prepared image-classification set, or auto: MNIST, else digits.
+      dataset: NAME or NAME/CONFIG of a prepared image-classification set, or the path of a folder with
+        images by class, such as ./photos; auto is MNIST, else digits.
       batch_size: examples of an update.
       num_epochs: passes over the training split.
       learning_rate: of SGD, constant.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dl.data import folders
-from dl.data.prepared import Prepared
+from dl.data.stored import Stored
 
 _FORMAT = 1  # raise it when what is stored, or how images are decoded, changes
 _META = "meta"
@@ -37,14 +37,14 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def description_checksum(prepared: Prepared) -> str:
+def description_checksum(prepared: Stored) -> str:
     """SHA-256 over the set's description and its shards' names and sizes; no shard is read."""
     parts = [prepared.name, prepared.version, prepared.digest, prepared.image_shape]
     parts += [(split, path.name, _stat(prepared, path).st_size) for split, path in _shards(prepared)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def cache_key(prepared: Prepared) -> str:
+def cache_key(prepared: Stored) -> str:
     """Changes with anything that the decoded arrays depend on.
 
     Raises:
@@ -58,12 +58,12 @@ def cache_key(prepared: Prepared) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def load(prepared: Prepared, root: Path, key: str) -> tuple[Arrays, str] | None:
+def load(prepared: Stored, root: Path | None, key: str) -> tuple[Arrays, str] | None:
     """Returns the arrays of `prepared` and their `checksum`; None if no cache holds them intact.
 
     Args:
       prepared: the set.
-      root: the data folder that it lies in.
+      root: the data folder that it lies in; None for a folder that is not to be written.
       key: `cache_key(prepared)`.
     """
     for path in _paths(prepared, root):
@@ -78,7 +78,7 @@ def load(prepared: Prepared, root: Path, key: str) -> tuple[Arrays, str] | None:
     return None
 
 
-def store(prepared: Prepared, root: Path, key: str, arrays: Arrays) -> str:
+def store(prepared: Stored, root: Path | None, key: str, arrays: Arrays) -> str:
     """Writes `arrays` to the first place that takes them, if any does; returns their checksum.
 
     `key` is from before they were decoded, so that a set which changes meanwhile is decoded again.
@@ -104,23 +104,23 @@ def store(prepared: Prepared, root: Path, key: str, arrays: Arrays) -> str:
     return digest
 
 
-def _shards(prepared: Prepared) -> list[tuple[str, Path]]:
+def _shards(prepared: Stored) -> list[tuple[str, Path]]:
     return [(split, path) for split, shards in prepared.shards.items() for path in shards]
 
 
-def _stat(prepared: Prepared, path: Path) -> os.stat_result:
+def _stat(prepared: Stored, path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
         raise prepared.damaged(path, error.strerror) from None
 
 
-def _paths(prepared: Prepared, root: Path) -> list[Path]:
+def _paths(prepared: Stored, root: Path | None) -> list[Path]:
     """Where the cache of `prepared` may lie; beside the set only if that folder may be written."""
     place = f"{prepared.folder.resolve()} {prepared.image_shape if prepared.is_resized else ''}"
     short = hashlib.sha256(place.encode()).hexdigest()[:8]
     name = f"{prepared.name.replace('/', '-')}-{prepared.version}-{short}.npz"
-    beside = [root / ".dl_decoded" / name] if folders.is_writable(root) else []
+    beside = [root / ".dl_decoded" / name] if root and folders.is_writable(root) else []
     return [*beside, folders.user_cache() / "decoded" / name]
 
 

@@ -1,21 +1,23 @@
-"""The catalogue: image-classification sets by name, with one rule for splits."""
+"""The catalogue: image-classification sets by name or folder, with one rule for splits."""
 
 import difflib
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from dl.data import cache, folders
+from dl.data import cache, folders, image_folder
 from dl.data.folders import Request
 from dl.data.order import random_order
-from dl.data.prepared import Prepared, describe
+from dl.data.prepared import describe
 from dl.data.records import RecordSource
 from dl.data.source import ArraySource, Source
 from dl.data.splits import Identity
+from dl.data.stored import Stored, StoredSource
 from dl.errors import UserError
 
 PREPARABLE = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
@@ -23,13 +25,13 @@ _FALLBACK = "digits"
 _TEST_FRACTION = 0.2  # of a set that has but a train split
 _SPLIT_KEY = (0, 2**63)  # apart from the keys of epochs, (seed, epoch)
 _LABEL_BYTES = 4
-_MANY_EXAMPLES = 20_000
 
 
 @dataclass(frozen=True)
 class _Found:
-    root: Path
-    prepared: Prepared
+    root: Path | None  # None for a folder that is not to be written
+    stored: Stored
+    source: Callable[[str, np.ndarray | None], StoredSource]  # of a split and its rows
     notice: str | None
     seconds: float
 
@@ -50,7 +52,7 @@ def image_classification(
     validation_fraction: float = 0.1,
     max_resident_bytes: int = 4 * 2**30,
 ) -> "ImageClassification":
-    """Names an image-classification set in TFDS's format; nothing is read yet.
+    """Names an image-classification set, in TFDS's format or a folder of images; nothing is read yet.
 
     Splits: the official train, validation and test. Without an official validation split,
     `validation_fraction` of train is taken; without a test split, the validation split becomes
@@ -59,8 +61,10 @@ def image_classification(
 
     Args:
       dataset: NAME, NAME/CONFIG or either with :VERSION, in the folder that `TFDS_DATA_DIR` names
-        (default `~/tensorflow_datasets`); by default the newest version. "auto" means `auto`, or
-        scikit-learn's embedded digits where that is neither prepared nor to be had.
+        (default `~/tensorflow_datasets`); by default the newest version. Or the path of a folder with
+        images by class (see `dl.data.image_folder`): whatever starts with `.` or `~` or cannot be a
+        name, and a folder whose name is no set's. "auto" means `auto`, or scikit-learn's embedded
+        digits where that is neither prepared nor to be had.
       auto: what "auto" wants.
       image_size: side of the square that images of VARYING size are cropped and resized to (96 if
         None); images of one size stay as stored.
@@ -71,8 +75,9 @@ def image_classification(
       UserError: for an argument that means nothing. Attributes of the result raise it too, where
         the set is missing, damaged, or no image-classification set.
     """
-    for request in (auto, dataset if dataset != "auto" else auto):
-        folders.parse_request(request)
+    folders.parse_request(auto)
+    if dataset != "auto" and not folders.is_path(dataset):
+        folders.parse_request(dataset)
     if not 0 < validation_fraction < 1:
         raise UserError(f"validation_fraction={validation_fraction}: expected more than 0, under 1")
     if image_size is not None and image_size < 1:
@@ -116,12 +121,12 @@ class ImageClassification:
     @property
     def class_names(self) -> tuple[str, ...]:
         """One a class; "0", "1", … if the set names none."""
-        return self._found.prepared.class_names
+        return self._found.stored.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
-        return self._found.prepared.image_shape
+        return self._found.stored.image_shape
 
     @property
     def notice(self) -> str | None:
@@ -130,9 +135,9 @@ class ImageClassification:
 
     @property
     def provenance(self) -> str:
-        how = "from the decoded cache" if self.from_cache else "from the prepared set"
+        how = f"from {'the decoded cache' if self.from_cache else self._found.stored.origin}"
         height, width, channels = self.image_shape
-        made_equal = ", cropped and resized" if self._found.prepared.is_resized else ""
+        made_equal = ", cropped and resized" if self._found.stored.is_resized else ""
         return (
             f"{height}x{width}x{channels} images{made_equal}, {self.num_classes} classes; "
             f"ready {how} in {self.load_seconds:.2f} s"
@@ -150,41 +155,45 @@ class ImageClassification:
 
     @cached_property
     def identity(self) -> Identity:
-        prepared, loaded = self._found.prepared, self._loaded
+        stored, loaded = self._found.stored, self._loaded
         sizes = {name: len(source) for name, source in loaded.splits.items()}
-        return Identity(prepared.name, prepared.version, loaded.checksum, sizes)
+        return Identity(stored.name, stored.version, loaded.checksum, sizes)
 
     @cached_property
     def _found(self) -> _Found:
         start = time.perf_counter()
         wanted = self.auto if self.dataset == "auto" else self.dataset
+        if self.dataset != "auto" and _is_image_folder(wanted):
+            images = image_folder.describe(wanted, self.image_size)
+            read = partial(image_folder.FileSource, images)
+            return _Found(None, images, read, None, time.perf_counter() - start)
         root, folder, notice = _find_or_prepare(wanted, may_fall_back=self.dataset == "auto")
         prepared = describe(folder, self.image_size)
-        return _Found(root, prepared, notice, time.perf_counter() - start)
+        return _Found(root, prepared, partial(RecordSource, prepared), notice, time.perf_counter() - start)
 
     @cached_property
     def _loaded(self) -> _Loaded:
-        root, prepared = self._found.root, self._found.prepared
+        root, stored, source = self._found.root, self._found.stored, self._found.source
         start = time.perf_counter()
-        rows = split_rows(prepared.name, prepared.sizes, self.validation_fraction)
-        bytes_each = int(np.prod(prepared.image_shape)) + _LABEL_BYTES
-        if sum(prepared.sizes.values()) * bytes_each > self.max_resident_bytes:
-            sources = {name: RecordSource(prepared, split, r) for name, (split, r) in rows.items()}
-            checksum = cache.description_checksum(prepared)
+        rows = split_rows(stored.name, stored.sizes, self.validation_fraction)
+        bytes_each = int(np.prod(stored.image_shape)) + _LABEL_BYTES
+        if sum(stored.sizes.values()) * bytes_each > self.max_resident_bytes:
+            sources = {name: source(split, r) for name, (split, r) in rows.items()}
+            checksum = cache.description_checksum(stored)
             return _Loaded(sources, checksum, False, time.perf_counter() - start)
-        key = cache.cache_key(prepared)
-        cached = cache.load(prepared, root, key)
+        key = cache.cache_key(stored)
+        cached = cache.load(stored, root, key)
         if cached:
             arrays, checksum = cached
         else:
-            if sum(prepared.sizes.values()) > _MANY_EXAMPLES:  # seconds of silence
-                print(f"decoding {prepared.name} once; the next start reads a cache ...", flush=True)
+            if sum(stored.sizes.values()) > stored.many_examples:  # seconds of silence
+                print(f"decoding {stored.name} once; the next start reads a cache ...", flush=True)
             arrays = {
                 f"{split}/{feature}": array
-                for split in prepared.sizes
-                for feature, array in RecordSource(prepared, split).decode_all().items()
+                for split in stored.sizes
+                for feature, array in source(split, None).decode_all().items()
             }
-            checksum = cache.store(prepared, root, key, arrays)
+            checksum = cache.store(stored, root, key, arrays)
         splits = {}
         for name, (split, r) in rows.items():
             whole = ArraySource({f: arrays[f"{split}/{f}"] for f in ("image", "label")})
@@ -238,6 +247,16 @@ def split_rows(
     return {used: result[used] for used in ("train", "validation", "test")}
 
 
+def _is_image_folder(wanted: str) -> bool:
+    """Whether `wanted` is a path; a folder that bears the name of a set must be written ./NAME."""
+    if folders.is_path(wanted):
+        return True
+    request = folders.parse_request(wanted)
+    if (request.name in PREPARABLE and not request.config) or not os.path.isdir(wanted):
+        return False
+    return _find(request, folders.data_folder()) is None
+
+
 def _find_or_prepare(wanted: str, may_fall_back: bool) -> tuple[Path, Path, str | None]:
     """Returns the data folder, the set's folder in it, and a notice if the fallback is used."""
     request, root = folders.parse_request(wanted), folders.data_folder()
@@ -278,6 +297,8 @@ def _notice(request: Request, reason: str, advice: str) -> str:
 
 def _not_found(request: Request, root: Path) -> UserError:
     missing = f"{request} is not prepared in {root}"
+    if request.config:
+        missing += ", and there is no folder of images at that path"
     folder = root / request.name / (request.config or "")
     if versions := folders.versions(folder):
         return UserError(f"{missing}: choose one of its versions there, {', '.join(versions)}")

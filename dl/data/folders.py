@@ -35,8 +35,17 @@ def parse_request(dataset: str) -> Request:
     """Reads NAME[/CONFIG][:VERSION]; raises UserError for anything else."""
     match = _REQUEST.fullmatch(dataset)
     if match is None:
-        raise UserError(f"dataset={dataset!r}: expected NAME, NAME/CONFIG or either with :1.2.3")
+        raise UserError(
+            f"dataset={dataset!r}: expected NAME, NAME/CONFIG or either with :1.2.3, or a folder of images"
+        )
     return Request(match["name"], match["config"], match["version"])
+
+
+def is_path(dataset: str) -> bool:
+    """Whether `dataset` is the path of a folder of images, since it cannot be NAME[/CONFIG][:VERSION]."""
+    if not dataset or _REQUEST.fullmatch(dataset):
+        return False
+    return dataset[0] in "~." or os.sep in dataset or os.path.isdir(dataset)
 
 
 def data_folder() -> Path:

@@ -5,48 +5,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from dl.data.stored import DEFAULT_IMAGE_SIZE, SPLITS, Stored
 from dl.errors import UserError
-
-SPLITS = ("train", "validation", "test")
-DEFAULT_IMAGE_SIZE = 96
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """One image-classification set on disk.
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Stored):
+    """A set that TFDS prepared; its folder holds `dataset_info.json`.
 
     Attributes:
-      folder: that holds `dataset_info.json`.
-      name: with its config, as in "colours/dark".
       image_key: name of the image feature.
       image_is_encoded: True for PNG or JPEG bytes, False for a plain tensor.
-      image_shape: (H, W, C) of an example as it is handed out.
-      is_resized: whether the stored images vary in size and are cropped and resized to that.
       label_key: name of the class label.
-      class_names: one a class.
-      shards: of each official split (train, validation, test): path -> number of records.
-      digest: SHA-256 of the files that describe the set.
     """
 
-    folder: Path
-    name: str
-    version: str
+    origin: ClassVar[str] = "the prepared set"
+    many_examples: ClassVar[int] = 20_000
+
     image_key: str
     image_is_encoded: bool
-    image_shape: tuple[int, int, int]
-    is_resized: bool
     label_key: str
-    class_names: tuple[str, ...]
-    shards: Mapping[str, Mapping[Path, int]]
-    digest: str
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {split: sum(shards.values()) for split, shards in self.shards.items()}
 
     def damaged(self, where: Path | str, reason: object) -> UserError:
         return damaged(self.folder, where, reason)

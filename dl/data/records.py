@@ -2,69 +2,38 @@
 
 import io
 import threading
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dl.data.prepared import Prepared
+from dl.data.stored import StoredSource, to_pixels
 from dl.errors import UserError
 
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
-_CHUNK = 1024  # records in memory at once while a whole split is decoded
 
-
-class RecordSource:
-    """A `Source` that reads and decodes at every access: for sets too large to hold in memory.
-
-    Attributes:
-      spec: "image" uint8 (H, W, C) and "label" int32 ().
-    """
+class RecordSource(StoredSource):
+    """The examples of one split of a prepared set, read and decoded at every access."""
 
     def __init__(self, prepared: Prepared, split: str, rows: np.ndarray | None = None):
         """`rows` of `split` (all if None) are the examples, in that order; nothing is read yet."""
+        super().__init__(prepared, split, rows)
         self._prepared = prepared
         self._split = split
-        self._rows = np.arange(prepared.sizes[split]) if rows is None else rows
         self._lock = threading.Lock()
-
-    @property
-    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {
-            "image": jax.ShapeDtypeStruct(self._prepared.image_shape, np.uint8),
-            "label": jax.ShapeDtypeStruct((), np.int32),
-        }
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads the rows `indices`.
-
-        Raises:
-          UserError: if a shard is damaged, an image cannot be decoded, or a label is out of range.
-        """
-        rows = self._rows[indices]
-        images = np.empty((len(rows), *self._prepared.image_shape), np.uint8)
-        labels = np.empty(len(rows), np.int32)
-        for at, (row, record) in enumerate(zip(rows, self._read(rows), strict=True)):
-            images[at], labels[at] = self._decode(int(row), record)
-        return {"image": images, "label": labels}
 
     def decode_all(self) -> dict[str, np.ndarray]:
         """Reads every row, after comparing the number of records in each shard."""
         for path, length in self._prepared.shards[self._split].items():
             if (held := _num_records(self._prepared, path)) != length:
                 raise self._prepared.damaged(path, f"it holds {held} records, not {length}")
-        images = np.empty((len(self), *self._prepared.image_shape), np.uint8)
-        labels = np.empty(len(self), np.int32)
-        for start in range(0, len(self), _CHUNK):
-            chunk = slice(start, min(start + _CHUNK, len(self)))
-            rows = self[np.arange(chunk.start, chunk.stop)]
-            images[chunk], labels[chunk] = rows["image"], rows["label"]
-        return {"image": images, "label": labels}
+        return super().decode_all()
+
+    def _examples(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        for row, record in zip(rows, self._read(rows), strict=True):
+            yield self._decode(int(row), record)
 
     @cached_property
     def _opened(self) -> tuple[Any, Any, Any]:
@@ -145,7 +114,6 @@ def _to_array(stored: Any, prepared: Prepared) -> np.ndarray:
     """An image as it is handed out: (H, W, C) uint8, cropped and resized only if sizes vary."""
     from PIL import Image
 
-    height, width, channels = prepared.image_shape
     image: Image.Image
     if prepared.image_is_encoded:
         image = Image.open(io.BytesIO(stored))
@@ -156,12 +124,4 @@ def _to_array(stored: Any, prepared: Prepared) -> np.ndarray:
         array = np.asarray(stored, np.uint8)
         return array[..., None] if array.ndim == 2 else array
     with image:
-        if image.mode != _MODES[channels]:
-            image = image.convert(_MODES[channels])
-        if prepared.is_resized:
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            square = image.crop((left, top, left + side, top + side))
-            image = square.resize((width, height), Image.Resampling.BILINEAR)
-        array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
+        return to_pixels(image, prepared)

@@ -17,10 +17,10 @@ class Identity:
 
     Attributes:
       name: with its config, as in "colours/dark".
-      version: as TFDS writes it, "3.0.1".
+      version: as TFDS writes it, "3.0.1"; "1.0.0" of data that have none.
       checksum: SHA-256 (hex) over the decoded images and labels of all official splits, with names,
         shapes and dtypes. Of a set too large for memory, over its description and the names and
-        sizes of its shards.
+        sizes of its shards (of a folder of images: of its files).
       sizes: number of examples in each split as used.
     """
 

@@ -250,7 +250,7 @@ def test_configs(write_set, data_dir):
         _ = image_classification("tiny").identity
 
 
-@pytest.mark.parametrize("dataset", ["../tiny", "tiny/..", "tiny:1", "", "a b", "tiny/x/y"])
+@pytest.mark.parametrize("dataset", ["tiny:1", "", "a b", "tiny-2", "1"])
 def test_a_name_that_is_none_is_refused_at_once(dataset):
     with pytest.raises(UserError, match="expected NAME"):
         image_classification(dataset)
