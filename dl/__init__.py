@@ -8,17 +8,20 @@ from dl.command import main
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
+from dl.selection import KeepBest, Target
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Experiment",
     "Fraction",
+    "KeepBest",
     "NonNegativeFloat",
     "NonNegativeInt",
     "PositiveFloat",
     "PositiveInt",
     "Seed",
+    "Target",
     "UserError",
     "main",
 ]

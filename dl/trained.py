@@ -1,4 +1,4 @@
-"""What another experiment ends with, as what this one starts from: a backbone, a teacher, an earlier stage."""
+"""What another experiment ends with, as the start of this one: a backbone, a teacher, an earlier stage."""
 
 import dataclasses
 import hashlib

@@ -9,7 +9,7 @@ vector has 64·5·5 = 1,600 entries.
 98.55 % test accuracy on MNIST (seed 0) in 421 s while other work ran; two cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images import resized
 from dl.models.cnn import CNN
@@ -44,6 +44,7 @@ def experiment(
         tx=optimizers.sgd(learning_rate),
         num_steps=num_epochs * steps_per_epoch(len(data.train), batch_size),
         batch_size=batch_size,
+        keep_best=KeepBest(metric="accuracy"),
         seed=seed,
     )
 

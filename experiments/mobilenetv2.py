@@ -1,6 +1,8 @@
 """MobileNetV2 on small images, from scratch: a backbone for other experiments to start from.
 
     python -m experiments.mobilenetv2
+
+It says how far a few epochs go; the published accuracy takes hundreds.
 """
 
 from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, losses, main, optimizers

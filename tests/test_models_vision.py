@@ -1,6 +1,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from dl.losses import classification
 from dl.models import inception, scaling
 from dl.models.alexnet import AlexNet, alexnet
 from dl.models.inception import Block, Inception, Layer, inception_v3
+from dl.models.layers import DepthwiseConv
 from dl.models.mobilenet import MobileNetV2, mobilenet_v2, round_channels
 from dl.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
 from dl.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
@@ -238,4 +240,5 @@ def test_a_depthwise_convolution_is_a_convolution_with_one_group_a_channel(strid
     options = {"strides": strides, "padding": padding}
     variables = DepthwiseConv((3, 3), **options).init(jax.random.key(1), x_BHWC)
     expected = nn.Conv(5, (3, 3), feature_group_count=5, use_bias=False, **options).apply(variables, x_BHWC)
-    np.testing.assert_allclose(DepthwiseConv((3, 3), **options).apply(variables, x_BHWC), expected, atol=1e-5)
+    actual = DepthwiseConv((3, 3), **options).apply(variables, x_BHWC)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)

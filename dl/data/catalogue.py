@@ -3,7 +3,7 @@
 import difflib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,10 @@ from dl.errors import UserError
 
 PREPARABLE = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
 _FALLBACK = "digits"
+# What must stand beside every figure on a set that is not what its name may suggest.
+_CAVEATS = {
+    "cifar10_jpeg": "CIFAR-10 with its images encoded anew as JPEG: not comparable with published figures.",
+}
 _TEST_FRACTION = 0.2  # of a set that has but a train split
 _SPLIT_KEY = (0, 2**63)  # apart from the keys of epochs, (seed, epoch)
 _LABEL_BYTES = 4
@@ -47,7 +51,7 @@ class _Loaded:
 def image_classification(
     dataset: str = "auto",
     *,
-    auto: str = "mnist",
+    auto: str | Sequence[str] = "mnist",
     image_size: int | None = None,
     validation_fraction: float = 0.1,
     max_resident_bytes: int = 4 * 2**30,
@@ -65,7 +69,7 @@ def image_classification(
         images by class (see `dl.data.image_folder`): whatever starts with `.` or `~` or cannot be a
         name, and a folder whose name is no set's. "auto" means `auto`, or scikit-learn's embedded
         digits where that is neither prepared nor to be had.
-      auto: what "auto" wants.
+      auto: what "auto" wants; of several the first that is prepared.
       image_size: side of the square that images of VARYING size are cropped and resized to (96 if
         None); images of one size stay as stored.
       validation_fraction: of train, in (0, 1).
@@ -75,7 +79,9 @@ def image_classification(
       UserError: for an argument that means nothing. Attributes of the result raise it too, where
         the set is missing, damaged, or no image-classification set.
     """
-    folders.parse_request(auto)
+    auto = (auto,) if isinstance(auto, str) else tuple(auto)
+    for name in auto:
+        folders.parse_request(name)
     if dataset != "auto" and not folders.is_path(dataset):
         folders.parse_request(dataset)
     if not 0 < validation_fraction < 1:
@@ -93,7 +99,7 @@ class ImageClassification:
     """
 
     dataset: str
-    auto: str
+    auto: tuple[str, ...]
     image_size: int | None
     validation_fraction: float
     max_resident_bytes: int
@@ -162,13 +168,14 @@ class ImageClassification:
     @cached_property
     def _found(self) -> _Found:
         start = time.perf_counter()
-        wanted = self.auto if self.dataset == "auto" else self.dataset
-        if self.dataset != "auto" and _is_image_folder(wanted):
-            images = image_folder.describe(wanted, self.image_size)
+        if self.dataset != "auto" and _is_image_folder(self.dataset):
+            images = image_folder.describe(self.dataset, self.image_size)
             read = partial(image_folder.FileSource, images)
             return _Found(None, images, read, None, time.perf_counter() - start)
+        wanted = self.auto if self.dataset == "auto" else (self.dataset,)
         root, folder, notice = _find_or_prepare(wanted, may_fall_back=self.dataset == "auto")
         prepared = describe(folder, self.image_size)
+        notice = notice or _CAVEATS.get(prepared.name)
         return _Found(root, prepared, partial(RecordSource, prepared), notice, time.perf_counter() - start)
 
     @cached_property
@@ -257,14 +264,19 @@ def _is_image_folder(wanted: str) -> bool:
     return _find(request, folders.data_folder()) is None
 
 
-def _find_or_prepare(wanted: str, may_fall_back: bool) -> tuple[Path, Path, str | None]:
+def _find_or_prepare(wanted: Sequence[str], may_fall_back: bool) -> tuple[Path, Path, str | None]:
     """Returns the data folder, the set's folder in it, and a notice if the fallback is used."""
-    request, root = folders.parse_request(wanted), folders.data_folder()
-    if found := _find(request, root):
-        return *found, None
+    root = folders.data_folder()
+    for name in wanted:
+        if found := _find(folders.parse_request(name), root):
+            return *found, None
+    request = folders.parse_request(wanted[0])
     version = PREPARABLE.get(request.name)
     if version is None or request.config or request.version not in (None, version):
-        raise _not_found(request, root)
+        if not may_fall_back:
+            raise _not_found(request, root)
+        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
+        return *found, _notice(request, f"it is not prepared in {root}", str(_not_found(request, root)))
     from dl.data import builders
 
     try:
@@ -272,8 +284,14 @@ def _find_or_prepare(wanted: str, may_fall_back: bool) -> tuple[Path, Path, str 
     except builders.UnreachableError as error:
         if not may_fall_back:
             raise
-        found = _find(Request(_FALLBACK), root) or builders.prepare(_FALLBACK, root)
+        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
         return *found, _notice(request, error.reason, error.advice)
+
+
+def _prepare_fallback(root: Path) -> tuple[Path, Path]:
+    from dl.data import builders
+
+    return builders.prepare(_FALLBACK, root)
 
 
 def _find(request: Request, root: Path) -> tuple[Path, Path] | None:

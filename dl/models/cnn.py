@@ -20,6 +20,7 @@ class CNN(nn.Module):
       num_classes: N.
       pool: whether a 2×2 max-pool follows each convolution.
       padding: of the convolutions, VALID or SAME.
+      crop: the side of the square in the centre that is seen of a larger image; None: all of it.
       dropout: the probability that a unit of the dense layers is dropped in training.
       dtype: of the computation; parameters stay float32.
     """
@@ -29,13 +30,14 @@ class CNN(nn.Module):
     num_classes: int
     pool: bool = False
     padding: str = "VALID"
+    crop: int | None = None
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits of shape (B, N)."""
-        x_BHWC = image_BHWC
+        x_BHWC = image_BHWC if self.crop is None else centre(image_BHWC, self.crop)
         for channels in self.channels:
             x_BHWC = nn.Conv(channels, (3, 3), padding=self.padding, dtype=self.dtype)(x_BHWC)
             x_BHWC = nn.relu(x_BHWC)
@@ -79,6 +81,12 @@ class ConvNet(nn.Module):
         x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
         x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x_BD)
+
+
+def centre(image_BHWC: jax.Array, side: int) -> jax.Array:
+    """Returns the square in the middle of each image; an odd rest is left at the bottom and on the right."""
+    top, left = ((size - side) // 2 for size in image_BHWC.shape[1:3])
+    return image_BHWC[:, top : top + side, left : left + side]
 
 
 def max_pool(x_BHWC: jax.Array, window: int = 2) -> jax.Array:

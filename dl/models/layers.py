@@ -49,7 +49,7 @@ class DepthwiseConv(nn.Module):
             for j in range(self.kernel[1]):
                 rows = slice(i, i + (height - 1) * self.strides + 1, self.strides)
                 columns = slice(j, j + (width - 1) * self.strides + 1, self.strides)
-                total = total + x_BHWC[:, rows, columns] * kernel[i, j]
+                total = total + x_BHWC[:, rows, columns] * kernel[i : i + 1, j : j + 1]
         return total
 
 

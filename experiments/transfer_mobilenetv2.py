@@ -1,0 +1,87 @@
+"""MobileNetV2 learns one set of images and serves another: a new head first, then fine-tuning.
+
+Without published weights on the machine the backbone is trained on CIFAR-10 first, and the run says so.
+
+    python -m experiments.transfer_mobilenetv2                      # all stages, each kept for later runs
+    python -m experiments.transfer_mobilenetv2 --stage head         # only the new head
+    python -m experiments.transfer_mobilenetv2 --stage head --backbone random
+    python -m experiments.transfer_mobilenetv2 --stage scratch
+"""
+
+from typing import Literal
+
+from dl import Experiment, KeepBest, PositiveInt, Seed, losses, main, optimizers, torch_names
+from dl.data import image_classification, steps_per_epoch
+from dl.data.image_data_generator import image_data_generator
+from dl.data.images import resized
+from dl.initial import Initial, nested, pretrained
+from dl.models.mobilenet import mobilenet_v2
+from dl.models.transfer import WithHead
+from dl.trained import Trained
+from experiments import mobilenetv2
+
+augment = image_data_generator(
+    rotation_range=40, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2, zoom_range=0.2,
+    horizontal_flip=True, fill_mode="nearest",
+)  # fmt: skip
+
+
+def experiment(
+    dataset: str = "flower_photos_96",
+    stage: Literal["head", "finetune", "scratch"] = "finetune",
+    backbone: str = "cifar10_jpeg",
+    image_size: PositiveInt = 96,
+    batch_size: PositiveInt = 32,
+    num_epochs: PositiveInt = 30,
+    smoke: bool = False,
+    seed: Seed = 0,
+) -> Experiment:
+    """Trains one stage, after the stages that it builds on.
+
+    Args:
+      dataset: NAME of a prepared image-classification set, or a folder with train/CLASS/*.jpg.
+      stage: head (the backbone is frozen), finetune (from the end of head), scratch (nothing before it).
+      backbone: a set to train it on, random, or published weights: a safetensors file or a name on the hub.
+      image_size: side of the square that images are resized to.
+      batch_size: examples of an update.
+      num_epochs: passes over the training split; a stage ends after ten without a lower validation loss.
+      smoke: a narrow network and tiny images, for a test in a minute.
+      seed: of parameters, order and augmentation.
+    """
+    width, image_size = (0.35, 32) if smoke else (1.0, image_size)
+    data = image_classification(dataset, image_size=image_size)
+    model = WithHead(mobilenet_v2(None, width), data.num_classes, hidden=(128,))
+    num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
+    initial: Initial | None = None
+    frozen: tuple[str, ...] = ()
+    tx = optimizers.adam(1e-3)
+    if stage == "head":
+        frozen = ("^backbone/",)
+        if "/" in backbone:
+            initial = pretrained(backbone, torch_names.mobilenet_v2, "backbone", skip=("head",))
+        elif backbone != "random":
+            options = {"dataset": backbone, "width": width, "num_epochs": 1 if smoke else 8}
+            initial = Trained(mobilenetv2.experiment, options, lambda v: nested(v, "backbone", ("head",)))
+    elif stage == "finetune":
+        before = {"dataset": dataset, "backbone": backbone, "image_size": image_size, "seed": seed}
+        initial = Trained(experiment, {**before, "stage": "head", "smoke": smoke})
+        frozen = ("^backbone/(stem|block[0-5])/",)
+        tx = optimizers.by_path({"^backbone/": optimizers.adam(1e-4), "": optimizers.adam(3e-4)})
+    return Experiment(
+        data=data,
+        model=model,
+        initial=initial,
+        frozen=frozen,
+        preprocess=resized(image_size, image_size),
+        augment=augment,
+        loss_fn=losses.classification(model),
+        tx=tx,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        keep_best=KeepBest(patience=10),
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)
