@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.loop import train
+from dl.members import consecutive
 from dl.options import NonNegativeFloat, PositiveInt, parse
 from dl.run import Run, code_digest
 from dl.sharding import make_mesh, parse_mesh
@@ -70,7 +71,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             mesh,
             log_every=run_options.log_every,
             save_every=run_options.save_every,
-            num_seeds=run_options.num_seeds,
+            members=consecutive(experiment.seed, run_options.num_seeds),
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

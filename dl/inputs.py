@@ -1,5 +1,7 @@
 """The batches of an experiment: of the training split and of each evaluation split."""
 
+from collections.abc import Sequence
+
 from jax.sharding import Mesh
 
 from dl.data.pipeline import Batches
@@ -12,7 +14,9 @@ from dl.sharding import num_batch_shards
 MAX_PADDED_BATCH = 1024
 
 
-def make_batches(experiment: Experiment, mesh: Mesh, seeds: list[int] | None = None) -> dict[str, Batches]:
+def make_batches(
+    experiment: Experiment, mesh: Mesh, seeds: Sequence[int] | None = None
+) -> dict[str, Batches]:
     """Returns the batches of `train` and of each evaluation split, which share one shape.
 
     Args:

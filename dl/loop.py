@@ -24,8 +24,9 @@ from dl.experiment import Experiment
 from dl.initial import Context, check_fits
 from dl.inputs import make_batches
 from dl.log import Averages, MetricsLog, means
+from dl.members import Members
 from dl.metrics import MetricTable
-from dl.program import Program, member_seeds
+from dl.program import Program
 from dl.progress import Progress
 from dl.run import Run
 from dl.selection import FINAL_SPLIT, Best, look_up
@@ -41,7 +42,7 @@ def train(
     *,
     log_every: int = 10,
     save_every: float = 30.0,
-    num_seeds: int = 1,
+    members: Members | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint of the run's folder, or from the start, to the end.
@@ -52,7 +53,7 @@ def train(
       mesh: the devices. A run may go on with another mesh than it began with.
       log_every: steps between two lines of metrics.
       save_every: seconds between two checkpoints.
-      num_seeds: how many seeds are trained at the same time, from the experiment's own on.
+      members: runs of the experiment that are trained at the same time; None: just the experiment.
       console: where a person watches.
 
     Returns:
@@ -64,20 +65,19 @@ def train(
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
-        seeds = member_seeds(experiment.seed, num_seeds) if num_seeds > 1 else None
-        batches = make_batches(experiment, mesh, seeds)
+        batches = make_batches(experiment, mesh, None if members is None else members.seeds)
         facts = _facts(experiment)
         run.check(facts)
         if run.result is not None:
             console.line(f"finished before: {final_line(run.result, run)}")
             return run.result
-        program = Program(experiment, mesh, batches, num_seeds if seeds else None)
+        program = Program(experiment, mesh, batches, members)
         _check_rules(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
         if start is not None:
             facts["initial"] = tree_digest(start)
             run.check(facts)
-        introduce(console, experiment, run, mesh, program.facts, num_seeds)
+        introduce(console, experiment, run, mesh, program.facts, members)
         run.open({**facts, **program.facts}, mesh)
         stack.callback(run.close)
         stop = stack.enter_context(StopSignals())
@@ -85,7 +85,7 @@ def train(
         stack.callback(console.stop)
         checkpoints = Checkpoints(run.checkpoints_path)
         stack.callback(checkpoints.close)
-        session = _Session(experiment, run, program, batches, checkpoints, console, stop, num_seeds)
+        session = _Session(experiment, run, program, batches, checkpoints, console, stop, members)
         stack.callback(session.close)
         session.restore(start)
         session.run_to_end(log_every, save_every)
@@ -125,7 +125,7 @@ class _Session:
         checkpoints: Checkpoints,
         console: Console,
         stop: StopSignals,
-        num_seeds: int,
+        members: Members | None,
     ):
         self.experiment = experiment
         self.run = run
@@ -134,8 +134,8 @@ class _Session:
         self.checkpoints = checkpoints
         self.console = console
         self.stop = stop
-        self.num_seeds = num_seeds
-        self.progress = Progress(best=Best.none_yet(num_seeds))
+        self.members = members
+        self.progress = Progress(best=Best.none_yet(len(members) if members else 1))
         self.step = 0  # whose metrics are recorded; the state is at this step or a few further
         self.steps_per_epoch = batches["train"].steps_per_epoch
         self.report_every = experiment.report_every or self.steps_per_epoch
@@ -314,7 +314,7 @@ class _Session:
         }
         return {
             "experiment": self.run.name,
-            **summarize(self.experiment, progress, metrics, variables, self.num_seeds),
+            **summarize(self.experiment, progress, metrics, variables, self.members),
             "steps": self.step,
             "epochs": self.step / self.steps_per_epoch,
             **measured,
@@ -336,7 +336,7 @@ class _Session:
         size = len(self.experiment.data.train)
         examples = epoch * size + min(within * self.experiment.batch_size, size)
         seconds = self.progress.training.seconds
-        return self.num_seeds * examples / seconds if seconds > 0 else 0.0
+        return len(self.members or [None]) * examples / seconds if seconds > 0 else 0.0
 
     def _place(self, step: int) -> str:
         if self.report_every % self.steps_per_epoch:

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from dl import freezing
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.flops import count_jaxpr_flops
+from dl.members import Members
 from dl.sharding import member_shardings, replicated, state_shardings
 from dl.state import TrainState, init_state, num_params
 from dl.step import make_eval_step, make_train_step, with_inputs
@@ -39,11 +41,12 @@ class Program:
         experiment: Experiment,
         mesh: Mesh,
         batches: Mapping[str, Batches],
-        num_members: int | None = None,
+        members: Members | None = None,
     ):
         self.mesh = mesh
         self._experiment = experiment
-        self._num_members = num_members
+        self._members = members
+        num_members = None if members is None else len(members)
         batch = jax.eval_shape(lambda: batches["train"][0])
         self._abstract_batch = jax.tree.map(
             lambda x: x if num_members is None else jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
@@ -67,7 +70,7 @@ class Program:
             grad_fn=experiment.grad_fn,
             ema_decay=experiment.ema_decay,
             frozen=experiment.frozen,
-            num_members=num_members,
+            members=members,
         )
         self._train = train_step.trace(self.abstract_state, batch)  # type: ignore[attr-defined]
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
@@ -83,14 +86,14 @@ class Program:
             self.metrics = self._eval.out_info.names
         self._select = jax.jit(_select, donate_argnums=0, out_shardings=shardings)
         _, frozen = freezing.split(abstract_state.params, experiment.frozen)
-        members = num_members or 1
+        copies = num_members or 1
         self.facts = {
-            "num_parameters": num_params(abstract_state.params) // members,
-            "num_frozen_parameters": num_params(frozen) // members,
+            "num_parameters": num_params(abstract_state.params) // copies,
+            "num_frozen_parameters": num_params(frozen) // copies,
             "train_flops_per_example": count_jaxpr_flops(self._train.jaxpr)
-            // (experiment.batch_size * members),
+            // (experiment.batch_size * copies),
             "forward_flops_per_example": (
-                count_jaxpr_flops(self._eval.jaxpr) // (evaluated.batch_size * members)
+                count_jaxpr_flops(self._eval.jaxpr) // (evaluated.batch_size * copies)
                 if self._eval is not None and evaluated is not None
                 else None
             ),
@@ -99,10 +102,10 @@ class Program:
     def _init(self, start: Variables | None) -> TrainState:
         experiment = self._experiment
 
-        def init_one(seed: Any) -> TrainState:
+        def init_one(seed: Any, tx: optax.GradientTransformation) -> TrainState:
             return init_state(
                 experiment.init,
-                experiment.tx,
+                tx,
                 jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._abstract_batch),
                 seed,
                 frozen=experiment.frozen,
@@ -112,9 +115,12 @@ class Program:
                 loss_scale=experiment.loss_scale,
             )
 
-        if self._num_members is None:
-            return init_one(experiment.seed)
-        return jax.vmap(init_one)(jnp.asarray(member_seeds(experiment.seed, self._num_members), jnp.uint32))
+        members = self._members
+        if members is None:
+            return init_one(experiment.seed, experiment.tx)
+        return jax.vmap(lambda seed, options: init_one(seed, members.tx(options, experiment.tx)))(
+            *members.arrays
+        )
 
     def init(self, start: Variables | None = None) -> TrainState:
         """Returns the state before the first step, on its devices.
@@ -134,14 +140,9 @@ class Program:
 
     def keep_best(self, state: TrainState, improved: np.ndarray) -> TrainState:
         """Returns the state whose best variables are the present ones, for the members that have improved."""
-        improved = improved if self._num_members else improved[0]
+        improved = improved if self._members else improved[0]
         best = self._select(state.best, state.eval_variables, improved)
         return state.replace(best=best)  # type: ignore[attr-defined]
-
-
-def member_seeds(seed: int, num_members: int) -> list[int]:
-    """Returns the seeds of runs that are trained at the same time: consecutive ones."""
-    return [seed + k for k in range(num_members)]
 
 
 def _select(old: Variables, new: Variables, is_new: jax.Array) -> Variables:

@@ -31,7 +31,7 @@ def cosine(learning_rate: float, num_steps: int, *, warmup_steps: int = 0, end: 
 
     Source: Loshchilov & Hutter 2017, eq. 5, without restarts.
     """
-    alpha = end / learning_rate if learning_rate else 0.0
+    alpha = end / learning_rate if end else 0.0
     fall = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1), alpha)
     return _warm(learning_rate, warmup_steps, fall)
 

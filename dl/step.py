@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dl import freezing
 from dl.gradients import mean_gradient
+from dl.members import Members, Traced
 from dl.metrics import Mean, MetricTable
 from dl.precision import all_finite
 from dl.sharding import batch_sharding
@@ -119,7 +120,7 @@ def make_train_step(
     grad_fn: GradFn = mean_gradient,
     ema_decay: float | None = None,
     frozen: freezing.Patterns = (),
-    num_members: int | None = None,
+    members: Members | None = None,
 ) -> TrainStep:
     """Returns the compiled step `(state, batch) -> (state, metrics)`. The state given is consumed.
 
@@ -131,17 +132,27 @@ def make_train_step(
       grad_fn: how the loss becomes a gradient.
       ema_decay: of the moving average of the parameters, where the state keeps one.
       frozen: patterns on the paths of parameters that stay as they are.
-      num_members: the size of a leading axis of independent members that state and batch carry, each with a
-        seed of its own; the metrics carry it too. None: there is no such axis.
+      members: the runs along a leading axis that state and batch carry; the metrics carry it too. None: there
+        is no such axis.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
         state, metrics = update_state(state, batch, loss_fn, tx, grad_fn, ema_decay, frozen)
         return state, MetricTable.of(metrics)
 
+    def train_members(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
+        assert members is not None
+
+        def train_one(state: TrainState, batch: Batch, options: Traced) -> tuple[TrainState, MetricTable]:
+            own = members.tx(options, tx)
+            state, metrics = update_state(state, batch, loss_fn, own, grad_fn, ema_decay, frozen)
+            return state, MetricTable.of(metrics)
+
+        return jax.vmap(train_one)(state, batch, members.arrays[1])
+
     return jax.jit(
-        train_step if num_members is None else jax.vmap(train_step),
-        in_shardings=(shardings, batch_sharding(mesh, num_members)),
+        train_step if members is None else train_members,
+        in_shardings=(shardings, batch_sharding(mesh, None if members is None else len(members))),
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
@@ -156,7 +167,7 @@ def make_eval_step(
       loss_fn: as in training.
       mesh: the devices.
       shardings: of the variables, leaf by leaf.
-      num_members: as in `make_train_step`; the members share the batch.
+      num_members: the size of a leading axis of the variables; the members share the batch.
     """
 
     def eval_step(variables: Variables, batch: Batch) -> MetricTable:

@@ -12,7 +12,7 @@ from dl.console import Console, format_count
 from dl.digest import tree_digest
 from dl.experiment import Experiment
 from dl.log import means
-from dl.program import member_seeds
+from dl.members import Members
 from dl.progress import Progress
 from dl.run import Run, describe_devices
 from dl.sharding import format_mesh
@@ -25,7 +25,7 @@ def introduce(
     run: Run,
     mesh: Mesh,
     facts: Mapping[str, Any],
-    num_seeds: int = 1,
+    members: Members | None = None,
 ) -> None:
     """Prints which data, devices, model and folder; `facts` are those of the program."""
     data = experiment.data
@@ -42,8 +42,9 @@ def introduce(
     if frozen := facts["num_frozen_parameters"]:
         parameters += f", of which {frozen:,} frozen and {facts['num_parameters'] - frozen:,} trained"
     seeds = f"seed {experiment.seed}"
-    if num_seeds > 1:
-        seeds = f"{num_seeds} seeds at the same time, {experiment.seed} to {experiment.seed + num_seeds - 1}"
+    if members is not None:
+        varied = ", ".join(["seed", *members.options])
+        seeds = f"{len(members)} runs at the same time that differ in {varied}"
     per_epoch = -(-len(data.train) // experiment.batch_size)
     console.facts(
         {
@@ -63,16 +64,16 @@ def summarize(
     progress: Progress,
     metrics: Mapping[str, Mapping[str, Any]],
     variables: Variables,
-    num_seeds: int = 1,
+    members: Members | None = None,
 ) -> dict[str, Any]:
     """Returns the figures of a run that has ended, as result.json holds them.
 
     Args:
       experiment: what was trained.
       progress: at the end.
-      metrics: by split; each figure a scalar, or one value for each of several seeds.
-      variables: that the run ended with; of several seeds, with a leading axis.
-      num_seeds: that were trained at the same time.
+      metrics: by split; each figure a scalar, or one value for each of several members.
+      variables: that the run ended with; of several members, with a leading axis.
+      members: that were trained at the same time.
     """
     result: dict[str, Any] = {
         "metrics": {split: means(values) for split, values in metrics.items()},
@@ -87,7 +88,7 @@ def summarize(
     if experiment.keep_best is not None:
         rule = experiment.keep_best
         result["best"] = {"split": rule.split, "metric": rule.metric}
-    if num_seeds == 1:
+    if members is None:
         if chosen:
             result["best"] |= chosen[0]
         return {**result, "params_digest": tree_digest(variables["params"])}
@@ -98,7 +99,7 @@ def summarize(
     host = jax.device_get(variables["params"])
     result["members"] = [
         {
-            "seed": seed,
+            **members.describe(k),
             "metrics": {
                 split: {name: float(np.asarray(value)[k]) for name, value in values.items()}
                 for split, values in metrics.items()
@@ -106,7 +107,7 @@ def summarize(
             **({"best": chosen[k]} if chosen else {}),
             "params_digest": tree_digest(jax.tree.map(lambda leaf, k=k: leaf[k], host)),
         }
-        for k, seed in enumerate(member_seeds(experiment.seed, num_seeds))
+        for k in range(len(members))
     ]
     return {**result, "params_digest": tree_digest(host)}
 

@@ -20,7 +20,7 @@ LAYERS = [
     ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals", "dl.pretrained"),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
-    ("dl.sharding", "dl.precision", "dl.types"),
+    ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
     ("dl.metrics", "dl.errors"),
 ]
 OUTSIDE = {

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from test_loop import DATA, EXPERIMENT, SignallingConsole, run_in, train_in, without_timing
 
+from dl import optimizers
 from dl.data.source import Source
 from dl.errors import UserError
 from dl.log import read_metrics
 from dl.loop import restore_variables
+from dl.members import Members, consecutive
 from dl.metrics import Mean
 from dl.selection import Best, KeepBest, Target
 from dl.signals import Stopped
@@ -31,8 +33,6 @@ def counting_loss(params, model_state, batch, key):
 
 
 def counting(keep_best=None, **changes):
-    from dl import optimizers
-
     return dataclasses.replace(
         EXPERIMENT,
         model=None,
@@ -175,8 +175,8 @@ def test_every_seed_has_its_own_best_and_its_own_end():
 def test_seeds_that_train_at_the_same_time_end_as_each_would_alone(tmp_path, mesh1, mesh8):
     rule = KeepBest(patience=2)
     experiment = dataclasses.replace(EXPERIMENT, num_steps=24, keep_best=rule)
-    together = train_in(tmp_path / "run", mesh1, experiment, num_seeds=4)
-    spread = train_in(tmp_path / "spread", mesh8, experiment, num_seeds=8)
+    together = train_in(tmp_path / "run", mesh1, experiment, members=consecutive(0, 4))
+    spread = train_in(tmp_path / "spread", mesh8, experiment, members=consecutive(0, 8))
     for k, member in enumerate(together["members"]):
         alone = train_in(tmp_path / f"seed{k}", mesh1, dataclasses.replace(experiment, seed=k))
         assert member["seed"] == k
@@ -191,21 +191,48 @@ def test_seeds_that_train_at_the_same_time_end_as_each_would_alone(tmp_path, mes
 
 
 def test_seeds_that_train_at_the_same_time_resume_too(tmp_path, mesh1):
-    expected = train_in(tmp_path / "whole", mesh1, num_seeds=3)
+    expected = train_in(tmp_path / "whole", mesh1, members=consecutive(0, 3))
     with pytest.raises(Stopped):
-        train_in(tmp_path / "run", mesh1, num_seeds=3, console=SignallingConsole(7))
-    result = train_in(tmp_path / "run", mesh1, num_seeds=3)
+        train_in(tmp_path / "run", mesh1, members=consecutive(0, 3), console=SignallingConsole(7))
+    result = train_in(tmp_path / "run", mesh1, members=consecutive(0, 3))
     assert result["params_digest"] == expected["params_digest"]
     assert result["members"] == expected["members"]
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all(len(line["seeds"]["loss"]) == 3 for line in lines)
 
 
+def with_rate(rate):
+    return optimizers.adam(optimizers.cosine(rate, 12, warmup_steps=3))
+
+
+def test_members_may_differ_in_the_numbers_of_the_optimizer(tmp_path, mesh1):
+    rates = (1e-3, 1e-2, 1e-1)
+    members = Members(
+        (0, 5, 0), {"learning_rate": rates}, lambda options: with_rate(options["learning_rate"])
+    )
+    together = train_in(tmp_path / "run", mesh1, members=members)
+    for k, member in enumerate(together["members"]):
+        assert (member["seed"], member["learning_rate"]) == (members.seeds[k], rates[k])
+        experiment = dataclasses.replace(EXPERIMENT, seed=members.seeds[k], tx=with_rate(rates[k]))
+        alone = train_in(tmp_path / str(k), mesh1, experiment)
+        for name, value in alone["metrics"]["test"].items():
+            assert member["metrics"]["test"][name] == pytest.approx(value, abs=1e-5)
+
+
+def test_an_option_that_decides_more_than_a_number_cannot_differ_between_members(tmp_path, mesh1):
+    def tx_of(options):
+        return optimizers.sgd(0.1 if options["learning_rate"] > 1 else 0.2)
+
+    members = Members((0, 1), {"learning_rate": (0.1, 0.2)}, tx_of)
+    with pytest.raises(UserError, match="learning_rate cannot differ between members of one program"):
+        train_in(tmp_path / "run", mesh1, members=members)
+
+
 def test_seeds_on_a_mesh_that_splits_parameters_are_refused(tmp_path):
     from dl.sharding import make_mesh
 
     with pytest.raises(UserError, match="use --mesh data=N"):
-        train_in(tmp_path / "run", make_mesh({"fsdp": 2}), num_seeds=2)
+        train_in(tmp_path / "run", make_mesh({"fsdp": 2}), members=consecutive(0, 2))
 
 
 def test_the_first_variables_may_be_given(tmp_path, mesh1):
