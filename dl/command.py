@@ -51,13 +51,12 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
     Exits with status 2 and one line on a user's mistake, with 130 or 143 after Ctrl-C or SIGTERM.
     """
     name = module_name(experiment_fn)
-    try:
-        arguments = sys.argv[1:] if argv is None else argv
-        options, run_options = parse(experiment_fn, RunOptions, arguments, f"python -m {name}")
-        mesh_sizes = parse_mesh(run_options.mesh) if run_options.mesh else None
+
+    def run_experiment() -> None:
+        options, run_options = parse(experiment_fn, RunOptions, argv, f"python -m {name}")
+        mesh = make_mesh_of(run_options.mesh)
         if run_options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
-        mesh = _make_mesh(mesh_sizes)
         recorded = {**options, "num_seeds": run_options.num_seeds} if run_options.num_seeds > 1 else options
         run = Run(run_options.workdir, name, recorded, code_of(experiment_fn))
         experiment = experiment_fn(**options)
@@ -73,6 +72,14 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             save_every=run_options.save_every,
             members=consecutive(experiment.seed, run_options.num_seeds),
         )
+
+    run_as_command(run_experiment)
+
+
+def run_as_command(run: Callable[[], None]) -> None:
+    """Runs a command, and exits as `main` says."""
+    try:
+        run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -99,8 +106,9 @@ def code_of(experiment_fn: Callable[..., Experiment]) -> str:
     return code_digest(Path(path)) if path and Path(path).exists() else ""
 
 
-def _make_mesh(sizes: dict[str, int] | None) -> Mesh:
+def make_mesh_of(text: str | None) -> Mesh:
     """Returns the mesh; where there is only a CPU, `--mesh data=8` makes eight devices of it."""
+    sizes = parse_mesh(text) if text else None
     wanted = math.prod((sizes or {}).values())
     if 1 < wanted <= MAX_VIRTUAL_DEVICES and "xla_force_host_platform_device_count" not in os.environ.get(
         "XLA_FLAGS", ""

@@ -240,7 +240,7 @@ class _Session:
         if progress.reported_step == self.step:
             return
         evaluations: dict[str, dict[str, np.ndarray]] = {}
-        variables = self.state.eval_variables
+        variables = self.program.eval_variables(self.state)
         for name in self.batches:
             if name not in ("train", FINAL_SPLIT):
                 figures = self._evaluate(name, variables)
@@ -295,7 +295,7 @@ class _Session:
     def result(self, mesh: Mesh) -> dict[str, Any]:
         """Evaluates the final split and returns what result.json says."""
         progress = self.progress
-        variables = self.state.eval_variables if self.state.best is None else self.state.best
+        variables = self.state.best or self.program.eval_variables(self.state)
         metrics: dict[str, Mapping[str, Any]] = {}
         if FINAL_SPLIT in self.batches:
             values = self._evaluate(FINAL_SPLIT, variables)

@@ -7,6 +7,7 @@ import inspect
 import io
 import math
 import re
+import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -51,20 +52,21 @@ Options = dict[str, Any]
 
 
 def parse(
-    experiment_fn: Callable[..., Any], run_options: type, argv: Sequence[str], prog: str
+    experiment_fn: Callable[..., Any], run_options: type, argv: Sequence[str] | None, prog: str
 ) -> tuple[Options, Any]:
     """Returns the experiment's options and the run's, from the arguments of a command line.
 
     Args:
       experiment_fn: its keyword arguments with annotations and defaults are options.
       run_options: a dataclass whose fields are options too.
-      argv: the arguments, without the program's name.
+      argv: the arguments, without the program's name; None: this process's.
       prog: the program's name, for the help text.
 
     Raises:
       UserError: an unknown option, a value of the wrong type or out of its range.
       SystemExit: with status 0, after the help text was printed.
     """
+    argv = sys.argv[1:] if argv is None else argv
     of_experiment = _fields(
         {name: parameter.default for name, parameter in inspect.signature(experiment_fn).parameters.items()},
         experiment_fn,

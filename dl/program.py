@@ -76,7 +76,7 @@ class Program:
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval = None
         self.metrics: tuple[str, ...] = ()
-        variables = jax.eval_shape(lambda state: state.eval_variables, self.abstract_state)
+        variables = jax.eval_shape(self.eval_variables, self.abstract_state)
         shardings = {"params": self.shardings.params, **self.shardings.model_state}
         if evaluated is not None:
             eval_step = make_eval_step(loss_fn, mesh, shardings, num_members=num_members)
@@ -138,10 +138,16 @@ class Program:
         self.eval_step = None if self._eval is None else self._eval.lower().compile()
         return time.monotonic() - started
 
+    def eval_variables(self, state: TrainState) -> Variables:
+        """Returns what is evaluated of a state, of each member."""
+        if self._members is None:
+            return state.eval_variables
+        return jax.vmap(lambda state: state.eval_variables)(state)
+
     def keep_best(self, state: TrainState, improved: np.ndarray) -> TrainState:
         """Returns the state whose best variables are the present ones, for the members that have improved."""
         improved = improved if self._members else improved[0]
-        best = self._select(state.best, state.eval_variables, improved)
+        best = self._select(state.best, self.eval_variables(state), improved)
         return state.replace(best=best)  # type: ignore[attr-defined]
 
 

@@ -24,6 +24,7 @@ import jax
 from jax.sharding import Mesh
 
 from dl.errors import UserError
+from dl.log import finite
 from dl.sharding import format_mesh
 
 PACKAGES = (
@@ -127,7 +128,7 @@ class Run:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes the result: from now on the run is finished."""
         if jax.process_index() == 0:
-            write_json(self.folder / "result.json", _plain(result))
+            write_json(self.folder / "result.json", finite(_plain(result)))
 
     def _describe(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         return {"experiment": self.name, "code": self.code, "options": self.options, **_plain(facts)}

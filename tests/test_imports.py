@@ -13,7 +13,7 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 # Each module may import modules of lower layers, and its own.
 LAYERS = [
     ("experiments",),
-    ("dl", "dl.command", "dl.trained"),
+    ("dl", "dl.command", "dl.trained", "dl.race"),
     ("dl.loop", "dl.program", "dl.summary", "dl.evaluate", "dl.inputs"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
     ("dl.selection", "dl.initial"),
@@ -36,7 +36,7 @@ OUTSIDE = {
 }
 MAY_TOUCH_THE_OUTSIDE = (
     *("dl.loop", "dl.program", "dl.progress", "dl.log", "dl.console"),
-    *("dl.checkpoint", "dl.initial", "dl.command", "dl.run", "dl.data", "dl.pretrained"),
+    *("dl.checkpoint", "dl.initial", "dl.command", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
 )
 
 

@@ -1,0 +1,180 @@
+"""A fair race: every contestant is tuned with the same budget, then measured with fresh seeds.
+
+The number that is tuned takes the same values for all, several seeds each, all in one program. The validation
+split chooses; the test split is read by the runs with fresh seeds only.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dl.command import code_of, make_mesh_of, module_name, run_as_command
+from dl.console import Console
+from dl.experiment import Experiment
+from dl.loop import train
+from dl.members import Members
+from dl.options import Options, PositiveInt, parse
+from dl.run import Run, write_json
+from dl.summary import mean_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class RaceOptions:
+    """Where a race happens, and with how many seeds.
+
+    Attributes:
+      workdir: the folder of the race; the same folder again goes on. None: runs/NAME-TIME.
+      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      mesh: device axes, such as data=8. None: all devices on data.
+      tuning_seeds: for each value of the number that is tuned.
+      final_seeds: fresh ones, for the figures.
+    """
+
+    workdir: Path | None = None
+    data_dir: Path | None = None
+    mesh: str | None = None
+    tuning_seeds: PositiveInt = 3
+    final_seeds: PositiveInt = 10
+
+
+def main(
+    experiment_fn: Callable[..., Experiment],
+    contestants: str,
+    names: Sequence[str],
+    tuned: str,
+    values: Sequence[float],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Reads the command line and holds the race; prints a table, writes race.json, race.md and race.png.
+
+    Args:
+      experiment_fn: as for an experiment; two of its options are the race's.
+      contestants: the option that tells the contestants apart, such as `optimizer`.
+      names: its values.
+      tuned: the option that is tuned for each, a number that only the optimizer depends on.
+      values: that it takes.
+      argv: the arguments of the command line.
+    """
+    name = module_name(experiment_fn)
+
+    def run() -> None:
+        options, race = parse(experiment_fn, RaceOptions, argv, f"python -m {name}")
+        if race.data_dir is not None:
+            os.environ["TFDS_DATA_DIR"] = str(race.data_dir)
+        stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = race.workdir or Path("runs") / stem
+        mesh = make_mesh_of(race.mesh)
+        lanes = [
+            _run_lane(experiment_fn, {**options, contestants: lane}, lane, tuned, values, race, folder, mesh)
+            for lane in names
+        ]
+        lanes.sort(key=lambda lane: -lane["test"])
+        table = format_table(lanes, contestants, tuned)
+        write_json(folder / "race.json", json.loads(json.dumps({"options": options, "lanes": lanes})))
+        (folder / "race.md").write_text(table + "\n")
+        plot(lanes, tuned, folder / "race.png")
+        print(f"\n{table}\n\nwritten to {folder}/race.json, race.md and race.png")
+
+    run_as_command(run)
+
+
+def _run_lane(
+    experiment_fn: Callable[..., Experiment],
+    options: Options,
+    lane: str,
+    tuned: str,
+    values: Sequence[float],
+    race: RaceOptions,
+    folder: Path,
+    mesh: Mesh,
+) -> dict[str, Any]:
+    """Returns the row of one contestant."""
+    first = options.get("seed", 0)
+    started = time.monotonic()
+
+    def train_members(part: str, seeds: Sequence[int], numbers: Sequence[float]) -> list[dict[str, Any]]:
+        grid = [(seed, number) for number in numbers for seed in seeds]
+        members = Members(
+            tuple(seed for seed, _ in grid),
+            {tuned: tuple(number for _, number in grid)},
+            lambda own: experiment_fn(**{**options, **own}).tx,
+        )
+        recorded = {**options, "members": [members.describe(k) for k in range(len(members))]}
+        run = Run(folder / f"{part}-{lane}", module_name(experiment_fn), recorded, code_of(experiment_fn))
+        result = train(experiment_fn(**options), run, mesh, members=members, console=Console(is_quiet=True))
+        return result["members"]
+
+    tuning = train_members("tune", range(first, first + race.tuning_seeds), values)
+    curve = []
+    for value in values:
+        losses = [m["metrics"]["validation"]["loss"] for m in tuning if m[tuned] == value]
+        # A run that diverged has no number, and no mean with it.
+        curve.append(math.inf if None in losses else float(np.mean(losses)))
+    curve = [loss if math.isfinite(loss) else math.inf for loss in curve]
+    best = int(np.argmin(curve))
+    # Seeds that chose nothing.
+    fresh = range(first + race.tuning_seeds, first + race.tuning_seeds + race.final_seeds)
+    final = train_members("final", fresh, [values[best]])
+    scores = np.array([member["metrics"]["test"]["accuracy"] for member in final])
+    row = {
+        "name": lane,
+        tuned: values[best],
+        "is_at_the_edge": best in (0, len(values) - 1),
+        "validation_losses": [loss if math.isfinite(loss) else None for loss in curve],
+        "values": list(values),
+        "test": float(scores.mean()),
+        "interval": mean_interval(scores) if len(scores) > 1 else 0.0,
+        "scores": scores.tolist(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    print(
+        f"{lane}: {tuned}={values[best]:g}, test accuracy {row['test']:.2%} ± {row['interval']:.2%}, "
+        f"{row['seconds']} s",
+        flush=True,
+    )
+    return row
+
+
+def format_table(lanes: Sequence[dict[str, Any]], contestants: str, tuned: str) -> str:
+    """Returns the rows as a Markdown table."""
+    lines = [
+        f"| {contestants} | {tuned} | test accuracy, mean of {len(lanes[0]['scores'])} seeds | ± 95 % |",
+        "|---|---|---|---|",
+    ]
+    for lane in lanes:
+        edge = " (edge of the range)" if lane["is_at_the_edge"] else ""
+        lines.append(
+            f"| {lane['name']} | {lane[tuned]:g}{edge} | {lane['test']:.2%} | {lane['interval']:.2%} |"
+        )
+    return "\n".join(lines).replace("%", " %").replace("95  %", "95 %")
+
+
+def plot(lanes: Sequence[dict[str, Any]], tuned: str, path: Path) -> None:
+    """Writes the validation loss over the tuned number, and the test accuracy with its interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = ["-", "--", ":", "-."]
+    for number, lane in enumerate(lanes):
+        losses = [math.nan if loss is None else loss for loss in lane["validation_losses"]]
+        style = styles[number // 10 % len(styles)]
+        left.plot(lane["values"], losses, style, marker=".", label=lane["name"], color=f"C{number % 10}")
+    left.set(xscale="log", yscale="log", xlabel=tuned, ylabel="validation loss (nats)")
+    left.legend(fontsize="small", ncols=2)
+    names = [lane["name"] for lane in reversed(lanes)]
+    means = [100 * lane["test"] for lane in reversed(lanes)]
+    right.errorbar(
+        means, names, xerr=[100 * lane["interval"] for lane in reversed(lanes)], fmt="o", capsize=3
+    )
+    right.set(xlabel="test accuracy (%), 95 % interval over seeds")
+    right.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
