@@ -73,7 +73,7 @@ def reliability(sums: Calibration) -> Reliability:
 
 def expected_calibration_error(sums: Calibration) -> jax.Array:
     """Returns Σ_k n_k / n |accuracy_k - confidence_k|, 0 of nothing (Guo et al. 2017, eq. 3)."""
-    gap_K = jnp.abs((Double.of(sums.hits) + -sums.confidence).high)
+    gap_K = jnp.abs(sums.hits - sums.confidence.high)
     return gap_K.sum() / jnp.maximum(sums.counts.sum(), 1)
 
 
