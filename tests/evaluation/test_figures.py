@@ -49,7 +49,8 @@ def test_single_figures_are_floats_and_the_others_arrays_on_the_host():
 
 
 def test_what_the_mask_hides_may_be_anything():
-    log_p, labels = np.where(MASK[:, None], LOG_P, np.nan), np.where(MASK, LABELS, -1)
+    labels = np.where(MASK, LABELS, -1)
+    log_p = np.where(MASK[:, None], LOG_P, np.array([[np.nan], [3.0]] * 32))
     hidden, clean = classification_figures(log_p, labels, MASK), classification_figures(LOG_P, LABELS, MASK)
     for name, figure in clean.items():
         np.testing.assert_array_equal(hidden[name], figure, err_msg=name)
