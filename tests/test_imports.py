@@ -18,6 +18,7 @@ LAYERS = [
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
     ("dl.selection", "dl.initial"),
     ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals", "dl.pretrained"),
+    ("dl.evaluation",),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.types", "dl.members"),

@@ -1,0 +1,88 @@
+"""Whether a classifier's confidence is its accuracy: reliability diagram and expected calibration error.
+
+Shapes: B examples, C classes, K bins.
+"""
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dl.evaluation.classification import valid_examples
+from dl.evaluation.sums import Double
+
+
+@flax.struct.dataclass
+class Calibration:
+    """Sums over K bins of equal width ((k - 1) / K, k / K] of the confidence: the prediction's probability.
+
+    Attributes:
+      counts: examples in each bin, int32, shape K.
+      hits: those whose prediction is the label, int32, shape K.
+      confidence: the sum of their confidences, shape K.
+    """
+
+    counts: jax.Array
+    hits: jax.Array
+    confidence: Double
+
+    @classmethod
+    def of(
+        cls,
+        log_probabilities_BC: jax.Array,
+        labels_B: jax.Array,
+        mask_B: jax.Array | None = None,
+        num_bins: int = 15,
+    ) -> "Calibration":
+        """Returns the sums over the valid examples: mask True (or no mask) and label in [0, C).
+
+        An example with a NaN makes its bin's confidence, and the error, NaN.
+        """
+        log_p_BC = jnp.asarray(log_probabilities_BC, jnp.float32)
+        valid_B = valid_examples(labels_B, mask_B, log_p_BC.shape[-1])
+        is_hit_B = log_p_BC.argmax(-1) == labels_B
+        log_confidence_B = log_p_BC.max(-1)
+        bin_B = (log_confidence_B[:, None] > _log_edges(num_bins)[None, :]).sum(-1)
+        in_bin_BK = valid_B[:, None] & (bin_B[:, None] == jnp.arange(num_bins)[None, :])
+        return cls(
+            in_bin_BK.sum(0, dtype=jnp.int32),
+            (in_bin_BK & is_hit_B[:, None]).sum(0, dtype=jnp.int32),
+            Double.sum(jnp.where(in_bin_BK, jnp.exp(log_confidence_B)[:, None], 0.0)),
+        )
+
+    def merge(self, other: "Calibration") -> "Calibration":
+        return Calibration(
+            self.counts + other.counts, self.hits + other.hits, self.confidence + other.confidence
+        )
+
+
+class Reliability(NamedTuple):
+    """What a reliability diagram shows of each bin, shape K: NaN where it is empty."""
+
+    accuracy: jax.Array
+    confidence: jax.Array
+
+
+def reliability(sums: Calibration) -> Reliability:
+    """Returns the accuracy and the mean confidence of each bin."""
+    counts_K = jnp.where(sums.counts > 0, sums.counts, jnp.nan)
+    return Reliability(sums.hits / counts_K, sums.confidence.high / counts_K)
+
+
+def expected_calibration_error(sums: Calibration) -> jax.Array:
+    """Returns Σ_k n_k / n |accuracy_k - confidence_k|, 0 of nothing (Guo et al. 2017, eq. 3)."""
+    gap_K = jnp.abs(sums.hits - sums.confidence.high)
+    return gap_K.sum() / jnp.maximum(sums.counts.sum(), 1)
+
+
+def _log_edges(num_bins: int) -> np.ndarray:
+    """Returns the logarithms of the inner edges, rounded down to float32.
+
+    A float32 is above the rounded edge exactly if it is above the edge, so that no rounding, neither of the
+    edge nor of an exp, puts an example into another bin.
+    """
+    edges = np.log(np.linspace(0.0, 1.0, num_bins + 1)[1:-1])
+    rounded = edges.astype(np.float32)
+    return np.where(rounded > edges, np.nextafter(rounded, np.float32(-np.inf)), rounded)

@@ -1,0 +1,153 @@
+"""Figures of a classifier: what is counted on the device, and what follows from the counts.
+
+Counts are int32, so that they are the same bits on any number of devices (up to 2^31 - 1 examples).
+
+Where scikit-learn has an answer it is the same, with `labels=range(C)` and `zero_division=0`: a class that
+never occurs and is never predicted has precision, recall and F1 0 and weighs as much as any other in the
+macro mean. Where no example is valid every figure is 0 (and the perplexity 1).
+
+Shapes: B examples, C classes; rows of the confusion matrix are labels, columns predictions.
+"""
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from dl.evaluation.sums import ExactMean
+
+
+@flax.struct.dataclass
+class Classification:
+    """Sums over examples that add up over batches and devices.
+
+    Attributes:
+      confusion: how often label i was predicted as j, int32, shape C × C. The prediction is the first of
+        the largest.
+      rank_counts: how often the label was the k-th best class, k = 0 for the best, int32, shape C.
+      log_loss: -log p(label), in nats. Not clipped: a label of probability 0 makes it infinite
+        (scikit-learn clips at the smallest step of the dtype).
+      brier: Σ_c (p_c - [c is the label])², in [0, 2] for every C (Brier 1950, eq. 2). scikit-learn's
+        `scale_by_half=False`; halve it for its default for two classes.
+    """
+
+    confusion: jax.Array
+    rank_counts: jax.Array
+    log_loss: ExactMean
+    brier: ExactMean
+
+    @classmethod
+    def of(
+        cls, log_probabilities_BC: jax.Array, labels_B: jax.Array, mask_B: jax.Array | None = None
+    ) -> "Classification":
+        """Returns the sums over the valid examples: mask True (or no mask) and label in [0, C).
+
+        A NaN among an example's log-probabilities makes log-loss and Brier score NaN, and its label the worst
+        class.
+        """
+        log_p_BC = jnp.asarray(log_probabilities_BC, jnp.float32)
+        num_classes = log_p_BC.shape[-1]
+        valid_B = valid_examples(labels_B, mask_B, num_classes)
+        labels_B = jnp.asarray(labels_B, jnp.int32)
+        predicted_B = log_p_BC.argmax(-1)
+        label_log_p_B1 = jnp.take_along_axis(log_p_BC, labels_B[:, None], axis=-1)
+        is_label_BC = jnp.arange(num_classes)[None, :] == labels_B[:, None]
+        # 1 - p by expm1: p of a confident prediction rounds to 1.
+        distance_BC = jnp.where(is_label_BC, jnp.expm1(log_p_BC), jnp.exp(log_p_BC))
+        return cls(
+            jnp.zeros((num_classes, num_classes), jnp.int32)
+            .at[labels_B, predicted_B]
+            .add(valid_B.astype(jnp.int32)),
+            jnp.zeros(num_classes, jnp.int32)
+            .at[_rank_of_label(log_p_BC, label_log_p_B1, labels_B[:, None])]
+            .add(valid_B.astype(jnp.int32)),
+            ExactMean.of(-label_log_p_B1[:, 0], valid_B),
+            ExactMean.of((distance_BC**2).sum(-1), valid_B),
+        )
+
+    def merge(self, other: "Classification") -> "Classification":
+        return Classification(
+            self.confusion + other.confusion,
+            self.rank_counts + other.rank_counts,
+            self.log_loss.merge(other.log_loss),
+            self.brier.merge(other.brier),
+        )
+
+
+class Scores(NamedTuple):
+    """Precision tp / (tp + fp), recall tp / (tp + fn) and their harmonic mean; 0 where the divisor is 0."""
+
+    precision: jax.Array
+    recall: jax.Array
+    f1: jax.Array
+
+
+def valid_examples(labels_B: jax.Array, mask_B: jax.Array | None, num_classes: int) -> jax.Array:
+    """Returns which examples count: mask True (or no mask) and label in [0, num_classes)."""
+    labels_B = jnp.asarray(labels_B, jnp.int32)
+    valid_B = (labels_B >= 0) & (labels_B < num_classes)
+    return valid_B if mask_B is None else valid_B & jnp.asarray(mask_B, bool)
+
+
+def accuracy(confusion_CC: jax.Array) -> jax.Array:
+    """Returns the fraction of examples on the diagonal, 0 of none."""
+    return _ratio(jnp.trace(confusion_CC), confusion_CC.sum())
+
+
+def top_k_accuracy(rank_counts_C: jax.Array, k: int) -> jax.Array:
+    """Returns the fraction of examples whose label is among the k best classes, 0 of none.
+
+    Of equal scores the later class counts as better; of two classes the earlier one. Both are what
+    `sklearn.metrics.top_k_accuracy_score` does, so that k = 1 may differ from `accuracy` where scores tie.
+    """
+    return _ratio(rank_counts_C[:k].sum(), rank_counts_C.sum())
+
+
+def per_class(confusion_CC: jax.Array) -> Scores:
+    """Returns the scores of each class against all others, shape C."""
+    hits_C, predicted_C, labelled_C = jnp.diag(confusion_CC), confusion_CC.sum(0), confusion_CC.sum(1)
+    return _scores(hits_C, predicted_C, labelled_C)
+
+
+def macro(confusion_CC: jax.Array) -> Scores:
+    """Returns the means over all classes."""
+    return Scores(*(score_C.mean() for score_C in per_class(confusion_CC)))
+
+
+def micro(confusion_CC: jax.Array) -> Scores:
+    """Returns the scores of the summed counts; with one label an example all three are the accuracy."""
+    return _scores(jnp.trace(confusion_CC), confusion_CC.sum(), confusion_CC.sum())
+
+
+def weighted(confusion_CC: jax.Array) -> Scores:
+    """Returns the means over the classes, weighted by how often each is the label."""
+    weights_C = _ratio(confusion_CC.sum(1), confusion_CC.sum())
+    return Scores(*((score_C * weights_C).sum() for score_C in per_class(confusion_CC)))
+
+
+def perplexity(log_loss: jax.Array) -> jax.Array:
+    """Returns exp(mean negative log-likelihood in nats): the number of equally likely classes."""
+    return jnp.exp(log_loss)
+
+
+def _scores(hits: jax.Array, predicted: jax.Array, labelled: jax.Array) -> Scores:
+    return Scores(
+        _ratio(hits, predicted),
+        _ratio(hits, labelled),
+        # 2 tp / (2 tp + fp + fn); halved, because the doubled counts might overflow.
+        jnp.where(hits > 0, hits / jnp.maximum(predicted / 2 + labelled / 2, 1), 0.0),
+    )
+
+
+def _ratio(count: jax.Array, total: jax.Array) -> jax.Array:
+    return count / jnp.maximum(total, 1)
+
+
+def _rank_of_label(scores_BC: jax.Array, label_score_B1: jax.Array, labels_B1: jax.Array) -> jax.Array:
+    """Returns how many classes come before the label; a NaN comes before it, and everything before a NaN."""
+    num_classes = scores_BC.shape[-1]
+    class_1C = jnp.arange(num_classes)[None, :]
+    wins_tie_BC = class_1C > labels_B1 if num_classes > 2 else class_1C < labels_B1
+    is_behind_BC = (scores_BC < label_score_B1) | ((scores_BC == label_score_B1) & ~wins_tie_BC)
+    return (~is_behind_BC & (class_1C != labels_B1)).sum(-1)
