@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 
 from dl.command import code_of, make_mesh_of, module_name, run_as_command
 from dl.console import Console
+from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
 from dl.run import Run, write_json
-from dl.summary import mean_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _run_lane(
         "validation_losses": [loss if math.isfinite(loss) else None for loss in curve],
         "values": list(values),
         "test": float(scores.mean()),
-        "interval": mean_interval(scores) if len(scores) > 1 else 0.0,
+        "interval": t_interval(scores).high - float(scores.mean()) if len(scores) > 1 else 0.0,
         "scores": scores.tolist(),
         "seconds": round(time.monotonic() - started, 1),
     }

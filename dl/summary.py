@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dl.console import Console, format_count
 from dl.digest import tree_digest
+from dl.evaluation.intervals import t_interval, wilson
 from dl.experiment import Experiment
 from dl.log import means
 from dl.members import Members
@@ -68,6 +69,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns the figures of a run that has ended, as result.json holds them.
 
+    `intervals` are of 95 %: over the seeds where there are several (Student), else of the accuracy as a share
+    of the split's examples (Wilson).
+
     Args:
       experiment: what was trained.
       progress: at the end.
@@ -91,9 +95,15 @@ def summarize(
     if members is None:
         if chosen:
             result["best"] |= chosen[0]
+        sizes = {split: len(source) for split, source in experiment.data.evaluations.items()}
+        result["intervals"] = {
+            split: {"accuracy": wilson(round(values["accuracy"] * sizes[split]), sizes[split])[1:]}
+            for split, values in result["metrics"].items()
+            if "accuracy" in values and split in sizes
+        }
         return {**result, "params_digest": tree_digest(variables["params"])}
     result["intervals"] = {
-        split: {name: mean_interval(np.asarray(value)) for name, value in values.items()}
+        split: {name: t_interval(value)[1:] for name, value in values.items()}
         for split, values in metrics.items()
     }
     host = jax.device_get(variables["params"])
@@ -130,8 +140,10 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
         for name, value in sorted(values.items())
     ]
     dataset = f"{result['dataset']['name']}:{result['dataset']['version']}"
-    for split, widths in result.get("intervals", {}).items():
-        figures += [f"{split}_{name}_ci95={width:.4f}" for name, width in sorted(widths.items())]
+    for split, intervals in result.get("intervals", {}).items():
+        figures += [
+            f"{split}_{name}_ci95={low:.4f}..{high:.4f}" for name, (low, high) in sorted(intervals.items())
+        ]
     line = (
         f"{' '.join(figures)} steps={result['steps']} seconds={result['seconds']:.1f} "
         f"examples_per_second={result['examples_per_second']:.0f} dataset={dataset} "
@@ -142,9 +154,3 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
     if result["notice"]:
         line += f" NOTE: {result['notice'].splitlines()[0]}"
     return line
-
-
-def mean_interval(values: np.ndarray, confidence: float = 0.95) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
