@@ -33,6 +33,7 @@ class RunOptions:
       mesh: device axes, such as data=8 or data=4,fsdp=2. None: all devices on data.
       log_every: steps between two lines of metrics.jsonl.
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.
+      debug_nans: stop at the first NaN and name the operation and the line that made it. Slower.
     """
 
     workdir: Path | None = None
@@ -40,6 +41,7 @@ class RunOptions:
     mesh: str | None = None
     log_every: PositiveInt = 10
     save_every: NonNegativeFloat = 30.0
+    debug_nans: bool = False
 
 
 def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
@@ -67,6 +69,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             mesh,
             log_every=run_options.log_every,
             save_every=run_options.save_every,
+            debug_nans=run_options.debug_nans,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

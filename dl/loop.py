@@ -22,6 +22,7 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.log import Averages, MetricsLog
 from dl.metrics import MetricTable
+from dl.nans import report_nans
 from dl.program import Program
 from dl.progress import Progress
 from dl.run import Run, describe_devices
@@ -45,6 +46,7 @@ def train(
     *,
     log_every: int = 10,
     save_every: float = 30.0,
+    debug_nans: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint of the run's folder, or from the start, to the end.
@@ -55,13 +57,15 @@ def train(
       mesh: the devices. A run may go on with another mesh than it began with.
       log_every: steps between two lines of metrics.
       save_every: seconds between two checkpoints.
+      debug_nans: end at the first NaN with the operation that made it; see `nans.report_nans`.
       console: where a person watches.
 
     Returns:
       The content of result.json.
 
     Raises:
-      UserError: a mistake in the options or the data, or a folder that holds another run.
+      UserError: a mistake in the options or the data, a folder that holds another run, or a loss that is
+        no number any more.
       Stopped: SIGINT or SIGTERM arrived; the state was saved.
     """
     console = console or Console()
@@ -83,7 +87,7 @@ def train(
         session = _Session(experiment, run, program, batches, checkpoints, console, stop)
         stack.callback(session.close)
         session.restore()
-        session.run_to_end(log_every, save_every)
+        session.run_to_end(log_every, save_every, debug_nans)
         result = session.result(mesh)
         run.finish(result)
         console.line(final_line(result, run))
@@ -131,7 +135,7 @@ class _Session:
         if hasattr(self, "log"):
             self.log.close()
 
-    def run_to_end(self, log_every: int, save_every: float) -> None:
+    def run_to_end(self, log_every: int, save_every: float, debug_nans: bool) -> None:
         experiment, num_steps = self.experiment, self.experiment.num_steps
         self.compile_seconds = self.program.compile()
         self.console.line(f"compiled in {self.compile_seconds:.1f} s")
@@ -144,6 +148,8 @@ class _Session:
         progress = self.progress
         progress.training.start()
         train_step = self.program.train_step
+        if debug_nans:
+            train_step = report_nans(train_step, experiment)
         for step, batch in self._numbered_batches(self.step, num_steps):
             self.state, metrics = train_step(self.state, batch)
             pending.append((step, metrics))
@@ -203,7 +209,8 @@ class _Session:
         at_rate = f" at learning rate {rate:.3g}" if rate else ""
         raise UserError(
             f"the loss became {loss} in step {self.step:,}{at_rate}; lower the learning "
-            "rate, clip the gradient, or look for labels and inputs out of range; checkpoints before it stand"
+            "rate, clip the gradient, look for labels and inputs out of range, or add --debug-nans; "
+            "checkpoints before it stand"
         )
 
     def _report(self) -> None:
