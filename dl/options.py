@@ -51,7 +51,11 @@ Options = dict[str, Any]
 
 
 def parse(
-    experiment_fn: Callable[..., Any], run_options: type, argv: Sequence[str], prog: str
+    experiment_fn: Callable[..., Any],
+    run_options: type,
+    argv: Sequence[str],
+    prog: str,
+    description: str | None = None,
 ) -> tuple[Options, Any]:
     """Returns the experiment's options and the run's, from the arguments of a command line.
 
@@ -60,6 +64,7 @@ def parse(
       run_options: a dataclass whose fields are options too.
       argv: the arguments, without the program's name.
       prog: the program's name, for the help text.
+      description: what the help text begins with. None: the docstring of the experiment's module.
 
     Raises:
       UserError: an unknown option, a value of the wrong type or out of its range.
@@ -81,8 +86,10 @@ def parse(
             for name, kind, default in (*of_experiment, *of_run)
         ],
     )
-    summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
-    values: Options = vars(_parse(both, argv, prog, summary.short_description or ""))
+    if description is None:
+        summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
+        description = summary.short_description or ""
+    values: Options = vars(_parse(both, argv, prog, description))
     for name, kind, _ in (*of_experiment, *of_run):
         _check_range(name, kind, values[name])
     return (
@@ -94,8 +101,9 @@ def parse(
 def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, Any]]:
     """Returns (name, annotation with help, default) of each option."""
     kinds = typing.get_type_hints(documented, include_extras=True)
-    text = docstring_parser.parse(inspect.getdoc(documented) or "")
-    help_texts = {p.arg_name: " ".join((p.description or "").split()) for p in text.params}
+    classes = reversed(inspect.getmro(documented)) if inspect.isclass(documented) else (documented,)
+    texts = [docstring_parser.parse(inspect.getdoc(described) or "") for described in classes]
+    help_texts = {p.arg_name: " ".join((p.description or "").split()) for t in texts for p in t.params}
     for name, default in defaults.items():
         lacks = [("annotation", name not in kinds), ("default", default is inspect.Parameter.empty)]
         if missing := [what for what, is_missing in lacks if is_missing]:
