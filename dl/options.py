@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 import math
 import re
 import typing
@@ -145,9 +146,10 @@ def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
 
 def _one_line(box: str, options: type) -> str:
     """Returns what tyro's error box says as one line of our own words, where it is understood."""
-    lines = box.splitlines()[1:]
-    rules = [i for i, line in enumerate(lines) if "──" in line]
-    text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in lines[: rules[0] if rules else None])
+    # The title, perhaps a rule, the error, a rule, hints; without the lines of a box where it cannot be shown.
+    lines = itertools.dropwhile(_is_rule, box.splitlines()[1:])
+    error = itertools.takewhile(lambda line: not _is_rule(line), lines)
+    text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in error)
     text = re.sub(r"\s+", " ", text).strip()
     if wrong := re.match(r"Error parsing (--[\w-]+):.*?('.*')", text):
         kinds = {_flag(field.name): field.type for field in dataclasses.fields(options)}
@@ -155,6 +157,10 @@ def _one_line(box: str, options: type) -> str:
     if missing := re.match(r"Missing value for argument '(--[\w-]+)'", text):
         return f"'{missing[1]}' needs a value; write {missing[1]} VALUE"
     return f"{text}; --help lists all options"
+
+
+def _is_rule(line: str) -> bool:
+    return "──" in line or re.fullmatch(r"\s*-{3,}\s*", line) is not None
 
 
 def _flag(name: str) -> str:

@@ -37,7 +37,7 @@ class RateTest:
       smoothed: the moving average of `losses`, with bias correction.
       has_diverged: whether the loss exploded before the rate was at its highest.
       suggested: the rate at the steepest descent of `smoothed` over log rate; None if it never fell.
-      low: the rate at which a tenth of the way to the minimum was gone.
+      low: the rate at which a tenth of the way to the minimum was gone; `suggested`, if that comes first.
       high: the rate at which `smoothed` was lowest.
     """
 
@@ -113,7 +113,7 @@ def _judge(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, has_dive
         start = smoothed[WARMUP]
         has_started = smoothed[falling] <= start - 0.1 * (start - smoothed[lowest])
         suggested = float(rates[falling][slopes.argmin()])
-        low = float(rates[falling][has_started.argmax()])
+        low = min(float(rates[falling][has_started.argmax()]), suggested)
         high = float(rates[lowest])
     return RateTest(rates, losses, smoothed, has_diverged, suggested, low, high)
 
