@@ -146,7 +146,7 @@ def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
 
 def _one_line(box: str, options: type) -> str:
     """Returns what tyro's error box says as one line of our own words, where it is understood."""
-    # The title, perhaps a rule, the error, a rule, hints; without the lines of a box where it cannot be shown.
+    # The title, the error, a rule, hints; where a box cannot be shown, a rule follows the title too.
     lines = itertools.dropwhile(_is_rule, box.splitlines()[1:])
     error = itertools.takewhile(lambda line: not _is_rule(line), lines)
     text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in error)

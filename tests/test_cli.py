@@ -21,7 +21,7 @@ from dl.data.augment import random_horizontal_flip
 from dl.models.mlp import MLP
 
 
-def experiment(hidden: PositiveInt = 32, learning_rate: PositiveFloat = 3e-2, flip: bool = True) -> Experiment:
+def experiment(hidden: PositiveInt = 32, learning_rate: PositiveFloat = 3e-2, flip: bool = True):
     """Trains.
 
     Args:
