@@ -35,6 +35,7 @@ class RunOptions:
       num_seeds: seeds trained at the same time in one program, from --seed on; the result is their mean.
       log_every: steps between two lines of metrics.jsonl.
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.
+      debug_nans: stop at the first NaN and name the operation and the line that made it. Slower.
     """
 
     workdir: Path | None = None
@@ -43,6 +44,7 @@ class RunOptions:
     num_seeds: PositiveInt = 1
     log_every: PositiveInt = 10
     save_every: NonNegativeFloat = 30.0
+    debug_nans: bool = False
 
 
 def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
@@ -71,6 +73,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             log_every=run_options.log_every,
             save_every=run_options.save_every,
             members=consecutive(experiment.seed, run_options.num_seeds),
+            debug_nans=run_options.debug_nans,
         )
 
     run_as_command(run_experiment)

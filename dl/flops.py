@@ -6,10 +6,13 @@ body counts as often as it runs.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jax
+
+Scope = tuple[str, ...]
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
@@ -19,22 +22,38 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
 
 def count_jaxpr_flops(jaxpr: Any) -> int:
     """Returns the FLOPs of a traced function, such as `jitted.trace(...).jaxpr`."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+    return sum(count_flops_by_scope(jaxpr).values())
 
 
-def _count_equation(equation: Any) -> int:
-    name = equation.primitive.name
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2 * equation.outvars[0].aval.size * math.prod(shape[dim] for dim in contracted)
-    if name == "conv_general_dilated":
-        return _count_convolution(equation)
-    branches = [count_jaxpr_flops(inner) for inner in _inner_jaxprs(equation.params)]
-    if name == "cond":
-        return max(branches, default=0)
-    return sum(branches) * (equation.params["length"] if name == "scan" else 1)
+def count_flops_by_scope(jaxpr: Any, outer: Scope = ()) -> Counter[Scope]:
+    """Returns the FLOPs of a traced function by `jax.named_scope`; every Linen module is such a scope.
+
+    Args:
+      jaxpr: traced, such as `jax.make_jaxpr(fn)(*args)`.
+      outer: the scopes that the whole lies in.
+    """
+    counts: Counter[Scope] = Counter()
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name = equation.primitive.name
+        scope = (*outer, *filter(None, str(equation.source_info.name_stack).split("/")))
+        if name == "dot_general":
+            counts[scope] += _count_product(equation)
+        elif name == "conv_general_dilated":
+            counts[scope] += _count_convolution(equation)
+        else:
+            branches = [count_flops_by_scope(inner, scope) for inner in _inner_jaxprs(equation.params)]
+            if name == "cond":
+                branches = [max(branches, key=Counter.total)]
+            times = equation.params["length"] if name == "scan" else 1
+            for branch in branches:
+                counts.update({inner: times * count for inner, count in branch.items()})
+    return counts
+
+
+def _count_product(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2 * equation.outvars[0].aval.size * math.prod(shape[dim] for dim in contracted)
 
 
 def _count_convolution(equation: Any) -> int:

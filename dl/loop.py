@@ -26,6 +26,7 @@ from dl.inputs import make_batches
 from dl.log import Averages, MetricsLog, means
 from dl.members import Members
 from dl.metrics import MetricTable
+from dl.nans import report_nans
 from dl.program import Program
 from dl.progress import Progress
 from dl.run import Run
@@ -43,6 +44,7 @@ def train(
     log_every: int = 10,
     save_every: float = 30.0,
     members: Members | None = None,
+    debug_nans: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint of the run's folder, or from the start, to the end.
@@ -54,17 +56,21 @@ def train(
       log_every: steps between two lines of metrics.
       save_every: seconds between two checkpoints.
       members: runs of the experiment that are trained at the same time; None: just the experiment.
+      debug_nans: end at the first NaN with the operation that made it; see `nans.report_nans`.
       console: where a person watches.
 
     Returns:
       The content of result.json.
 
     Raises:
-      UserError: a mistake in the options or the data, or a folder that holds another run.
+      UserError: a mistake in the options or the data, a folder that holds another run, or a loss that is
+        no number any more.
       Stopped: SIGINT or SIGTERM arrived; the state was saved.
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
+        if debug_nans and members is not None:
+            raise UserError("debug_nans follows one run; leave --num-seeds out")
         batches = make_batches(experiment, mesh, None if members is None else members.seeds)
         facts = _facts(experiment)
         run.check(facts)
@@ -88,7 +94,7 @@ def train(
         session = _Session(experiment, run, program, batches, checkpoints, console, stop, members)
         stack.callback(session.close)
         session.restore(start)
-        session.run_to_end(log_every, save_every)
+        session.run_to_end(log_every, save_every, debug_nans)
         result = session.result(mesh)
         run.finish(result)
         console.line(final_line(result, run))
@@ -156,7 +162,7 @@ class _Session:
         if hasattr(self, "log"):
             self.log.close()
 
-    def run_to_end(self, log_every: int, save_every: float) -> None:
+    def run_to_end(self, log_every: int, save_every: float, debug_nans: bool) -> None:
         experiment, num_steps = self.experiment, self.experiment.num_steps
         self.compile_seconds = self.program.compile()
         self.console.line(f"compiled in {self.compile_seconds:.1f} s")
@@ -169,6 +175,8 @@ class _Session:
         progress = self.progress
         progress.training.start()
         train_step = self.program.train_step
+        if debug_nans:
+            train_step = report_nans(train_step, experiment)
         end = self.step if progress.stopped_early else num_steps
         for step, batch in self._numbered_batches(self.step, end):
             self.state, metrics = train_step(self.state, batch)
@@ -231,7 +239,8 @@ class _Session:
         at_rate = f" at learning rate {rate:.3g}" if rate else ""
         raise UserError(
             f"the loss became {loss} in step {self.step:,}{at_rate}; lower the learning "
-            "rate, clip the gradient, or look for labels and inputs out of range; checkpoints before it stand"
+            "rate, clip the gradient, look for labels and inputs out of range, or add --debug-nans; "
+            "checkpoints before it stand"
         )
 
     def _report(self) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 import math
 import re
 import sys
@@ -52,7 +53,11 @@ Options = dict[str, Any]
 
 
 def parse(
-    experiment_fn: Callable[..., Any], run_options: type, argv: Sequence[str] | None, prog: str
+    experiment_fn: Callable[..., Any],
+    run_options: type,
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str | None = None,
 ) -> tuple[Options, Any]:
     """Returns the experiment's options and the run's, from the arguments of a command line.
 
@@ -61,6 +66,7 @@ def parse(
       run_options: a dataclass whose fields are options too.
       argv: the arguments, without the program's name; None: this process's.
       prog: the program's name, for the help text.
+      description: what the help text begins with. None: the docstring of the experiment's module.
 
     Raises:
       UserError: an unknown option, a value of the wrong type or out of its range.
@@ -83,8 +89,10 @@ def parse(
             for name, kind, default in (*of_experiment, *of_run)
         ],
     )
-    summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
-    values: Options = vars(_parse(both, argv, prog, summary.short_description or ""))
+    if description is None:
+        summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
+        description = summary.short_description or ""
+    values: Options = vars(_parse(both, argv, prog, description))
     for name, kind, _ in (*of_experiment, *of_run):
         _check_range(name, kind, values[name])
     return (
@@ -96,8 +104,9 @@ def parse(
 def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, Any]]:
     """Returns (name, annotation with help, default) of each option."""
     kinds = typing.get_type_hints(documented, include_extras=True)
-    text = docstring_parser.parse(inspect.getdoc(documented) or "")
-    help_texts = {p.arg_name: " ".join((p.description or "").split()) for p in text.params}
+    classes = reversed(inspect.getmro(documented)) if inspect.isclass(documented) else (documented,)
+    texts = [docstring_parser.parse(inspect.getdoc(described) or "") for described in classes]
+    help_texts = {p.arg_name: " ".join((p.description or "").split()) for t in texts for p in t.params}
     for name, default in defaults.items():
         lacks = [("annotation", name not in kinds), ("default", default is inspect.Parameter.empty)]
         if missing := [what for what, is_missing in lacks if is_missing]:
@@ -139,9 +148,10 @@ def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
 
 def _one_line(box: str, options: type) -> str:
     """Returns what tyro's error box says as one line of our own words, where it is understood."""
-    lines = box.splitlines()[1:]
-    rules = [i for i, line in enumerate(lines) if "──" in line]
-    text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in lines[: rules[0] if rules else None])
+    # The title, the error, a rule, hints; where a box cannot be shown, a rule follows the title too.
+    lines = itertools.dropwhile(_is_rule, box.splitlines()[1:])
+    error = itertools.takewhile(lambda line: not _is_rule(line), lines)
+    text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in error)
     text = re.sub(r"\s+", " ", text).strip()
     if wrong := re.match(r"Error parsing (--[\w-]+):.*?('.*')", text):
         kinds = {_flag(field.name): field.type for field in dataclasses.fields(options)}
@@ -149,6 +159,10 @@ def _one_line(box: str, options: type) -> str:
     if missing := re.match(r"Missing value for argument '(--[\w-]+)'", text):
         return f"'{missing[1]}' needs a value; write {missing[1]} VALUE"
     return f"{text}; --help lists all options"
+
+
+def _is_rule(line: str) -> bool:
+    return "──" in line or re.fullmatch(r"\s*-{3,}\s*", line) is not None
 
 
 def _flag(name: str) -> str:

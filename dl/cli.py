@@ -1,0 +1,299 @@
+"""`python -m dl COMMAND EXPERIMENT …`: looks at an experiment without running it.
+
+A command is a function of the experiment and of its own options, a dataclass, and a line in `COMMANDS`; its
+work stands in a module of its own.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from rich.console import Console as RichConsole
+
+from dl.console import Console
+from dl.debugging import overfit
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.options import PositiveFloat, PositiveInt, parse
+from dl.rate_finder import find_learning_rate, plot_rates
+from dl.tabulate import format_layers, layer_table
+
+EXPERIMENTS = "experiments"  # the package where a bare NAME is looked up
+MIN_WIDTH = 160  # of a table that no terminal limits
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of every command.
+
+    Attributes:
+      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """
+
+    data_dir: Path | None = None
+
+
+def summary(experiment: Experiment, options: Options) -> int:
+    """Prints every layer with its shapes, parameters and forward FLOPs, for one example."""
+    spec = experiment.data.train.spec
+    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
+    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
+    variables = jax.eval_shape(experiment.init, jax.random.key(0), example)
+    if experiment.preprocess is not None:
+        example = jax.eval_shape(experiment.preprocess, example)
+
+    def evaluate(variables: Any, batch: Any) -> Any:
+        state = {name: collection for name, collection in variables.items() if name != "params"}
+        return experiment.loss_fn(variables.get("params", {}), state, batch, None)[0]
+
+    layers = layer_table(evaluate, variables, example)
+    if not layers:
+        raise UserError("the loss of this experiment calls no Linen module; there are no layers to show")
+    _print_table(format_layers(layers, f"{layers[0].kind}, one example; a multiply-add is 2 FLOPs"))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OverfitOptions(Options):
+    """Options of `overfit`.
+
+    Attributes:
+      steps: updates at most.
+      threshold: the loss to fall under.
+    """
+
+    steps: PositiveInt = 300
+    threshold: PositiveFloat = 1e-3
+
+
+def check_overfit(experiment: Experiment, options: OverfitOptions) -> int:
+    """Trains on one batch: a sound experiment brings its loss down to nothing. Exit status 1 if not.
+
+    Augmentation is off, and dropout draws the same in each step; the optimizer is the experiment's own.
+    """
+    shown = {factor * 10**power for factor in (1, 2, 5) for power in range(7)} | {0}
+
+    def watch(step: int, loss: float) -> None:
+        if step in shown:
+            print(f"step {step:>5,}  loss {loss:.5f}", flush=True)
+
+    result = overfit(experiment, options.steps, options.threshold, watch)
+    last = f"loss {result.losses[-1]:.3g} on {result.num_examples} examples"
+    steps = len(result.losses) - 1
+    if result.has_passed:
+        print(f"PASS: {last} after {steps:,} steps, under {options.threshold:g}")
+        return 0
+    print(f"FAIL: {last} after {steps:,} steps, not under {options.threshold:g}; the likeliest causes:")
+    for number, cause in enumerate(result.causes, 1):
+        print(f"  {number}. {cause}")
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RateOptions(Options):
+    """Options of `lr-find`.
+
+    Attributes:
+      low: the first rate.
+      high: the last rate.
+      steps: from one to the other.
+      plot: a PNG file to draw the curve to.
+    """
+
+    low: PositiveFloat = 1e-6
+    high: PositiveFloat = 10.0
+    steps: PositiveInt = 100
+    plot: Path | None = None
+
+
+def find_rate(experiment: Experiment, options: RateOptions) -> int:
+    """Trains a little while the learning rate grows, and suggests where the loss falls fastest.
+
+    Exit status 1 if it never fell.
+    """
+    test = find_learning_rate(experiment, options.low, options.high, options.steps)
+    every = max(len(test.rates) // 12, 1)
+    for rate, loss in list(zip(test.rates, test.smoothed, strict=True))[::every]:
+        print(f"rate {rate:8.2e}  loss {loss:.4f}")
+    if test.has_diverged:
+        print(f"the loss exploded after rate {test.rates[-1]:.2e}")
+    if options.plot is not None:
+        _save(lambda path: plot_rates(test, "learning-rate range test").savefig(path, dpi=120), options.plot)
+    if test.suggested is None:
+        print(
+            f"FAIL: the loss never fell between {options.low:g} and {options.high:g}; widen the range, or "
+            "try `python -m dl overfit`"
+        )
+        return 1
+    print(
+        f"suggested learning rate {test.suggested:.2g}, the steepest descent; the loss falls from "
+        f"{test.low:.2g} and is lowest at {test.high:.2g}"
+    )
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewOptions(Options):
+    """Options of `augment-preview`.
+
+    Attributes:
+      num_examples: rows, from the first training batch.
+      num_draws: columns beside the stored image; one an epoch.
+      out: the PNG file to write.
+    """
+
+    num_examples: PositiveInt = 8
+    num_draws: PositiveInt = 7
+    out: Path = Path("augment.png")
+
+
+def preview_augmentation(experiment: Experiment, options: PreviewOptions) -> int:
+    """Draws examples as stored, and as the first epochs of the training would see them."""
+    from dl.preview import augmented_examples, contact_sheet  # Pillow
+
+    stored, drawn = augmented_examples(experiment, options.num_examples, options.num_draws)
+    _save(lambda path: contact_sheet(stored, drawn).save(path, "PNG"), options.out)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command about one experiment.
+
+    Attributes:
+      run: from the experiment and the options to the exit status; its docstring is the help text.
+      options: a dataclass derived from `Options`, with a default for each field.
+    """
+
+    run: Callable[[Experiment, Any], int]
+    options: type[Options]
+
+
+COMMANDS = {
+    "summary": Command(summary, Options),
+    "overfit": Command(check_overfit, OverfitOptions),
+    "lr-find": Command(find_rate, RateOptions),
+    "augment-preview": Command(preview_augmentation, PreviewOptions),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command and exits with its status; with 2 and one line on a user's mistake."""
+    try:
+        status = _run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def _run(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name}; {_hint(name, list(COMMANDS))}")
+    command, prog = COMMANDS[name], f"python -m dl {name}"
+    about = " ".join((inspect.getdoc(command.run) or "").split())
+    if rest and rest[0] in ("-h", "--help"):
+        parse(lambda: None, command.options, rest, f"{prog} EXPERIMENT", about)
+    if not rest or rest[0].startswith("-"):
+        raise UserError(
+            f"{name} needs an experiment first: {prog} NAME, where NAME is one of experiments/NAME.py"
+        )
+    experiment_fn = _find_experiment(rest[0])
+    options, own = parse(experiment_fn, command.options, rest[1:], f"{prog} {rest[0]}", about)
+    if own.data_dir is not None:
+        os.environ["TFDS_DATA_DIR"] = str(own.data_dir)
+    experiment = experiment_fn(**options)
+    if experiment.data.notice:
+        Console().box("NOT THE DATA YOU MAY EXPECT", experiment.data.notice)
+    return command.run(experiment, own)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        f"  {name:<{width}}  {(inspect.getdoc(command.run) or '').splitlines()[0]}"
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: python -m dl COMMAND EXPERIMENT [options of the experiment and of the command]",
+            "",
+            *lines,
+            "",
+            "EXPERIMENT is NAME, experiments.NAME or experiments/NAME.py. `python -m dl COMMAND EXPERIMENT",
+            "--help` lists the options; `python -m experiments.NAME` runs an experiment.",
+        ]
+    )
+
+
+def _find_experiment(name: str) -> Callable[..., Experiment]:
+    """Returns the function `experiment` of a module, given as NAME, experiments.NAME or a path."""
+    module = _load(Path(name)) if name.endswith(".py") else _import(name)
+    experiment_fn = getattr(module, "experiment", None)
+    if not callable(experiment_fn):
+        raise UserError(f"{name} has no function `experiment`; give a module that defines one")
+    return experiment_fn
+
+
+def _import(name: str) -> ModuleType:
+    full_name = name if "." in name else f"{EXPERIMENTS}.{name}"
+    try:
+        return importlib.import_module(full_name)
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{full_name}.".startswith(f"{error.name}."):
+            raise  # the experiment was found, and lacks something itself
+    package = importlib.import_module(EXPERIMENTS) if importlib.util.find_spec(EXPERIMENTS) else None
+    known = [module.name for module in pkgutil.iter_modules(package.__path__)] if package else []
+    raise UserError(f"there is no experiment {name}; {_hint(name.rpartition('.')[2], known)}")
+
+
+def _load(path: Path) -> ModuleType:
+    if not path.exists():
+        raise UserError(f"there is no file {path}; give the path of an experiment")
+    if not path.is_absolute() and importlib.util.find_spec(parts := ".".join(path.with_suffix("").parts)):
+        return importlib.import_module(parts)  # as `python -m` knows it
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, 1, 0.5)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+
+
+def _save(write: Callable[[Path], Any], path: Path) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); choose another file"
+        ) from None
+    print(f"wrote {path}")
+
+
+def _print_table(table: Any) -> None:
+    console = RichConsole(highlight=False)
+    if not console.is_terminal:
+        console = RichConsole(highlight=False, width=max(console.width, MIN_WIDTH))
+    console.print(table)

@@ -1,0 +1,137 @@
+"""The layers of a Linen model as a table: shapes, parameters and FLOPs, from shapes alone."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from rich.table import Table
+
+from dl.flops import count_flops_by_scope
+from dl.sharding import path_name
+from dl.types import Variables
+
+Path = tuple[str, ...]
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One module of a model, at its first call.
+
+    Attributes:
+      path: names from the model down; () is the model itself.
+      kind: the module's class, such as `Dense`.
+      input_shapes: of the arrays among its arguments.
+      output_shapes: of the arrays that it returns.
+      num_parameters: scalars of `params` that are its own and not a submodule's.
+      num_state: scalars of the other collections, such as batch statistics.
+      flops: of all its calls, again without its submodules'. A multiplication and an addition are two.
+    """
+
+    path: Path
+    kind: str
+    input_shapes: tuple[Shape, ...]
+    output_shapes: tuple[Shape, ...]
+    num_parameters: int
+    num_state: int
+    flops: int
+
+
+def layer_table(forward: Callable[..., Any], variables: Variables, *args: Any) -> list[Layer]:
+    """Returns the modules that `forward(variables, *args)` calls, in the order of their first calls.
+
+    Nothing is allocated or compiled: `forward` is traced once. Each parameter and each FLOP belongs to one
+    layer, so that columns add up to the model's. Under `nn.scan` and `nn.vmap` shapes are those of one turn,
+    parameters and FLOPs those of all.
+
+    Args:
+      forward: calls ONE Linen model, for example `model.apply`.
+      variables: the model's, as arrays or `jax.ShapeDtypeStruct`s.
+      args: further arguments, likewise.
+    """
+    calls: dict[Path, dict[str, Any]] = {}
+
+    def record(call: Callable[..., Any], call_args: Any, kwargs: Any, context: Any) -> Any:
+        path = tuple(context.module.path)
+        is_first = path not in calls
+        if is_first:
+            calls[path] = {
+                "kind": type(context.module).__name__,
+                "input_shapes": _shapes((call_args, kwargs)),
+            }
+        output = call(*call_args, **kwargs)
+        if is_first:
+            calls[path]["output_shapes"] = _shapes(output)
+        return output
+
+    with nn.intercept_methods(record):
+        jaxpr = jax.make_jaxpr(forward)(variables, *args)
+    flops: Counter[Path] = Counter()
+    for scope, count in count_flops_by_scope(jaxpr).items():
+        flops[_deepest(scope, calls)] += count
+    sizes = {name: _sizes(collection, calls) for name, collection in variables.items()}
+    return [
+        Layer(
+            path,
+            **call,
+            num_parameters=sizes["params"][path] if "params" in sizes else 0,
+            num_state=sum(owned[path] for name, owned in sizes.items() if name != "params"),
+            flops=flops[path],
+        )
+        for path, call in calls.items()
+    ]
+
+
+def format_layers(layers: Sequence[Layer], title: str) -> Table:
+    """Returns the table that a person reads, with totals in its last line."""
+    with_state = any(layer.num_state for layer in layers)
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column("layer", "total", no_wrap=True)
+    for name in ("module", "input", "output"):
+        table.add_column(name, no_wrap=True)
+    figures = {"parameters": [layer.num_parameters for layer in layers]}
+    if with_state:
+        figures["other state"] = [layer.num_state for layer in layers]
+    figures["forward FLOPs"] = [layer.flops for layer in layers]
+    for name, values in figures.items():
+        table.add_column(name, f"{sum(values):,}", justify="right", no_wrap=True)
+    for row, layer in enumerate(layers):
+        table.add_row(
+            "/".join(layer.path) or "(model)",
+            layer.kind,
+            *(_format_shapes(shapes) for shapes in (layer.input_shapes, layer.output_shapes)),
+            *(f"{values[row]:,}" if values[row] else "" for values in figures.values()),
+        )
+    return table
+
+
+def _shapes(tree: Any) -> tuple[Shape, ...]:
+    return tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
+
+
+def _format_shapes(shapes: Sequence[Shape]) -> str:
+    return ", ".join(" x ".join(map(str, shape)) or "scalar" for shape in shapes)
+
+
+def _deepest(scope: Sequence[str], known: Container[Path]) -> Path:
+    """Returns the module that a scope lies in; among its names there are others than modules'."""
+    path: Path = ()
+    for name in scope:
+        inner = (*path, name.partition(".")[0])  # Linen writes `name.method`
+        if inner in known:
+            path = inner
+    return path
+
+
+def _sizes(collection: Any, known: Container[Path]) -> Counter[Path]:
+    """Returns the number of scalars in a collection by the module that they belong to."""
+    sizes: Counter[Path] = Counter()
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(collection):
+        path: Path = tuple(path_name((key,)) for key in keys)
+        while path and path not in known:
+            path = path[:-1]
+        sizes[path] += leaf.size
+    return sizes
