@@ -1,6 +1,6 @@
 """Loss functions, and the builders that turn a model into a `LossFn`.
 
-Shapes: B examples, C classes.
+Shapes: B examples, C classes, D outputs.
 """
 
 import inspect
@@ -41,6 +41,22 @@ def binary_cross_entropy(logits_BC: jax.Array, targets_BC: jax.Array) -> jax.Arr
     Both halves: -y log p - (1 - y) log(1 - p).
     """
     return optax.sigmoid_binary_cross_entropy(logits_BC, targets_BC).sum(-1)
+
+
+def half_squared_error(output_BD: jax.Array, target_BD: jax.Array) -> jax.Array:
+    """Returns ½ Σ (output - target)² over D per example, shape B; its gradient is output - target."""
+    return jnp.square(_difference(output_BD, target_BD)).sum(-1) / 2
+
+
+def mean_squared_error(output_BD: jax.Array, target_BD: jax.Array) -> jax.Array:
+    """Returns the mean of (output - target)² over D per example, shape B."""
+    return jnp.square(_difference(output_BD, target_BD)).mean(-1)
+
+
+def _difference(output_BD: jax.Array, target_BD: jax.Array) -> jax.Array:
+    if output_BD.shape != target_BD.shape:  # (B, 1) and (B,) would broadcast to all pairs of examples
+        raise ValueError(f"outputs of shape {output_BD.shape} and targets of shape {target_BD.shape} differ")
+    return output_BD - target_BD
 
 
 def apply_model(
@@ -120,6 +136,11 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
                 f"a classifier's logits have shape (batch, classes), got {logits_BC.shape}; "
                 "is a flatten or a pooling missing before the last layer?"
             )
+        if len(logits_BC) != len(batch["mask"]):
+            raise ValueError(
+                f"the model made {len(logits_BC)} rows of logits from {len(batch['mask'])} examples; does it "
+                "reshape by (-1, ...)? state the batch size: x.reshape(x.shape[0], -1)"
+            )
         return cross_entropy(logits_BC, _labels(batch), label_smoothing)
 
     def example_metrics(logits_BC: jax.Array, batch: Batch) -> Metrics:
@@ -130,6 +151,31 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
         }
 
     return supervised(model, example_loss, example_metrics, input_name)
+
+
+def regression(
+    model: nn.Module,
+    example_loss: Callable[[jax.Array, jax.Array], jax.Array] = mean_squared_error,
+    *,
+    input_name: str = "image",
+) -> LossFn:
+    """Returns the mean of a per-example loss of outputs against the feature `target`, with the metric `loss`.
+
+    Targets have the shape of the model's output, B × D; where D is 1, shape B will do.
+
+    Args:
+      model: called as in `supervised`.
+      example_loss: from outputs and targets to one loss per example, shape B.
+      input_name: the feature that the model reads.
+    """
+
+    def loss_of_batch(output_BD: jax.Array, batch: Batch) -> jax.Array:
+        target_BD = batch["target"]
+        if target_BD.ndim == 1 and output_BD.shape[1:] == (1,):
+            target_BD = target_BD[:, None]
+        return example_loss(output_BD, target_BD)
+
+    return supervised(model, loss_of_batch, input_name=input_name)
 
 
 def _labels(batch: Batch) -> jax.Array:

@@ -1,8 +1,10 @@
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from backpropagation import backpropagate, sigmoid_squared_error, softmax_cross_entropy_error
 
 from dl import losses
 from dl.gradients import accumulated_gradient, mean_gradient, sharpness_aware_gradient
@@ -51,31 +53,35 @@ def test_a_full_batch_step_is_the_mean_of_single_examples(problem):
     chex.assert_trees_all_close(full, mean, atol=1e-6)
 
 
-def backpropagate(params, x_BD, labels_B):
-    """Backpropagation of softmax cross-entropy through one hidden ReLU layer, by hand, in NumPy."""
-    w1, b1 = params["Dense_0"]["kernel"], params["Dense_0"]["bias"]
-    w2, b2 = params["Dense_1"]["kernel"], params["Dense_1"]["bias"]
-    z_BH = x_BD @ w1 + b1
-    a_BH = np.maximum(z_BH, 0)
-    logits_BC = a_BH @ w2 + b2
-    p_BC = np.exp(logits_BC - logits_BC.max(-1, keepdims=True))
-    p_BC /= p_BC.sum(-1, keepdims=True)
-    delta_BC = (p_BC - np.eye(2)[labels_B]) / len(x_BD)
-    delta_BH = (delta_BC @ w2.T) * (z_BH > 0)
-    return {
-        "Dense_0": {"kernel": x_BD.T @ delta_BH, "bias": delta_BH.sum(0)},
-        "Dense_1": {"kernel": a_BH.T @ delta_BC, "bias": delta_BC.sum(0)},
-    }
+def squared_error_of_sigmoid(logits_BC, batch):
+    return losses.half_squared_error(jax.nn.sigmoid(logits_BC), jax.nn.one_hot(batch["label"], 2))
 
 
-def test_the_gradient_equals_backpropagation_by_hand(problem):
-    loss_fn, params, batch = problem
+PERCEPTRON = MLP(hidden=(4,), num_classes=2)
+HEADS = {
+    "softmax": (losses.classification(PERCEPTRON), softmax_cross_entropy_error),
+    "sigmoid": (losses.supervised(PERCEPTRON, squared_error_of_sigmoid), sigmoid_squared_error),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_gradient_equals_backpropagation_by_hand_and_finite_differences(problem, head):
+    loss_fn, output_error = HEADS[head]
+    _, params, batch = problem
     everything = {**batch, "mask": jnp.ones(12, bool)}
     _, gradient = mean_gradient(loss_fn)(params, {}, everything, None)
+    target = np.eye(2)[np.asarray(batch["label"])]
     by_hand = backpropagate(
-        jax.tree.map(np.asarray, params), np.asarray(batch["image"]), np.asarray(batch["label"])
+        jax.tree.map(np.asarray, params), np.asarray(batch["image"]), target, output_error
     )
     chex.assert_trees_all_close(gradient, jax.tree.map(np.float32, by_hand), atol=1e-6)
+
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    nearby = jnp.stack([flat[None] + sign * 1e-3 * jnp.eye(26) for sign in (1, -1)]).reshape(52, 26)
+    values = jax.vmap(lambda point: loss_fn(unravel(point), {}, everything, None)[0])(nearby)
+    differences = (values[:26] - values[26:]) / 2e-3
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(gradient)[0], differences, atol=1e-3)
+    assert abs(differences).max() > 0.02
 
 
 def test_the_sharpness_aware_gradient_of_a_parabola():

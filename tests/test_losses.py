@@ -49,6 +49,26 @@ def test_binary_cross_entropy_has_both_halves():
     np.testing.assert_allclose(loss_B, [0.10536], atol=1e-5)
 
 
+def test_the_squared_errors_equal_numpy():
+    random = np.random.default_rng(2)
+    output_BD, target_BD = random.normal(size=(2, 8, 3))
+    squares = (output_BD - target_BD) ** 2
+    np.testing.assert_allclose(losses.half_squared_error(output_BD, target_BD), squares.sum(1) / 2, rtol=1e-5)
+    np.testing.assert_allclose(losses.mean_squared_error(output_BD, target_BD), squares.mean(1), rtol=1e-5)
+
+
+def test_the_gradient_of_half_the_squared_error_is_the_error():
+    output_BD, target_BD = jax.random.normal(jax.random.key(0), (2, 8, 3))
+    gradient = jax.grad(lambda y: losses.half_squared_error(y, target_BD).sum())(output_BD)
+    chex.assert_trees_all_close(gradient, output_BD - target_BD, rtol=1e-6)
+
+
+@pytest.mark.parametrize("error", [losses.half_squared_error, losses.mean_squared_error])
+def test_outputs_are_never_broadcast_against_targets(error):
+    with pytest.raises(ValueError, match=r"shape \(8, 1\) and targets of shape \(8,\) differ"):
+        error(jnp.zeros((8, 1)), jnp.zeros(8))
+
+
 def batch_of(size: int, features: int = 3) -> dict[str, jax.Array]:
     return {
         "image": jax.random.normal(jax.random.key(0), (size, features)),
@@ -83,6 +103,41 @@ def test_a_missing_flatten_is_named():
     params = model.init(jax.random.key(0), batch["image"])["params"]
     with pytest.raises(ValueError, match=r"got \(2, 8, 8, 10\); is a flatten"):
         losses.classification(model)(params, {}, batch, None)
+
+
+def test_rows_that_are_no_examples_are_refused():
+    class ViewsTheBatchAway(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x.reshape(-1, 6)
+
+    batch = {"image": jnp.zeros((4, 3, 3, 1)), "label": jnp.zeros(4, int), "mask": jnp.ones(4, bool)}
+    with pytest.raises(ValueError, match=r"6 rows of logits from 4 examples; does it reshape by \(-1"):
+        losses.classification(ViewsTheBatchAway())({}, {}, batch, None)
+
+
+def test_a_regression_is_measured_over_valid_examples():
+    model, batch = MLP(hidden=(), num_classes=2), batch_of(8)
+    batch |= {"target": jax.random.normal(jax.random.key(1), (8, 2)), "mask": jnp.arange(8) < 5}
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+    loss, aux = losses.regression(model)(params, {}, batch, None)
+    output = np.asarray(batch["image"]) @ np.asarray(params["Dense_0"]["kernel"])
+    expected = ((output - batch["target"]) ** 2)[:5].mean()
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert aux.metrics["loss"].compute() == loss
+    half, _ = losses.regression(model, losses.half_squared_error)(params, {}, batch, None)
+    assert half == pytest.approx(float(expected), rel=1e-5)  # of two outputs half the sum is the mean
+
+
+def test_one_number_an_example_is_a_target_too():
+    model, batch = MLP(hidden=(), num_classes=1), batch_of(8)
+    params = model.init(jax.random.key(0), batch["image"])["params"]
+    target_B = jax.random.normal(jax.random.key(1), (8,))
+    flat, column = (
+        losses.regression(model)(params, {}, {**batch, "target": target}, None)[0]
+        for target in (target_B, target_B[:, None])
+    )
+    assert flat == column
 
 
 def test_dropout_acts_in_training_only():

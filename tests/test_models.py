@@ -1,8 +1,16 @@
+import functools
+
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from scipy.special import expit, softmax
+from scipy.stats import norm
 
+from dl import losses, optimizers
 from dl.models.cnn import CNN, ConvNet, max_pool
 from dl.models.mlp import MLP
 from dl.state import num_params
@@ -20,11 +28,72 @@ def params_of(model, *shape):
         (CNN(channels=(32,), hidden=(128,), num_classes=10), (28, 28, 1), 2_770_634),
         # 320 + 18,496 + 819,712 + 5,130: flattened is 64·5·5 = 1,600
         (CNN(channels=(32, 64), hidden=(512,), num_classes=10, pool=True), (28, 28, 1), 843_658),
+        # with kernels of 5×5 it is 64·4·4: 832 + 51,264 + 524,800 + 5,130
+        (
+            CNN(channels=(32, 64), hidden=(512,), num_classes=10, pool=True, kernel_size=(5, 5)),
+            (28, 28, 1),
+            582_026,
+        ),
+        # 1,792 + 73,856 + 8,193,000 + 10,010: flattened is 128·8·8 = 8,192; at 28×28 it is 128·7·7
+        (CNN((64, 128), (1000,), 10, pool=True, padding="SAME"), (32, 32, 3), 8_278_658),
+        (CNN((64, 128), (1000,), 10, pool=True, padding="SAME"), (28, 28, 3), 6_358_658),
         (ConvNet(num_classes=10), (28, 28, 1), 298_186),
     ],
 )
 def test_parameter_counts(model, shape, count):
     assert num_params(params_of(model, *shape)) == count
+
+
+def test_a_dense_layer_is_x_times_w_plus_b():
+    model, random = MLP(hidden=(), num_classes=4), np.random.default_rng(0)
+    x_BD, kernel, bias = (random.normal(size=s).astype(np.float32) for s in ((5, 3), (3, 4), (4,)))
+    y_BC = model.apply({"params": {"Dense_0": {"kernel": kernel, "bias": bias}}}, x_BD)
+    np.testing.assert_allclose(y_BC, x_BD @ kernel + bias, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [MLP((8,), 3), CNN((4,), (8,), 3, pool=True)], ids=["mlp", "cnn"])
+def test_the_forward_pass_is_a_function(model):
+    images = jax.random.normal(jax.random.key(0), (3, 6, 6, 1))
+    variables = model.init(jax.random.key(1), images)
+    first, second = (np.asarray(model.apply(variables, images)) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, images), first, atol=1e-6)
+
+
+X = np.array([-3.0, -0.7, 0.3, 1.1, 4.0])
+SIGMOID = expit(X)
+ACTIVATIONS = {  # values and derivatives at X
+    "sigmoid": (nn.sigmoid, SIGMOID, SIGMOID * (1 - SIGMOID)),
+    "tanh": (nn.tanh, np.tanh(X), 1 / np.cosh(X) ** 2),
+    "relu": (nn.relu, np.maximum(X, 0), X > 0),
+    "leaky_relu": (nn.leaky_relu, np.where(X > 0, X, 0.01 * X), np.where(X > 0, 1, 0.01)),
+    "silu": (nn.silu, X * SIGMOID, SIGMOID * (1 + X * (1 - SIGMOID))),
+    "gelu": (
+        functools.partial(nn.gelu, approximate=False),
+        X * norm.cdf(X),
+        norm.cdf(X) + X * norm.pdf(X),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_activation_of_a_hidden_unit(name):
+    activation, values, derivatives = ACTIVATIONS[name]
+    model = MLP((1,), 1, activation=activation, kernel_init=nn.initializers.ones)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 1)))
+    value, derivative = jax.vmap(jax.value_and_grad(lambda x: model.apply(variables, x.reshape(1, 1))[0, 0]))(
+        jnp.float32(X)
+    )
+    np.testing.assert_allclose(value, values, atol=1e-6)
+    np.testing.assert_allclose(derivative, derivatives, atol=1e-6)
+
+
+def test_softmax_is_stable_at_huge_logits():
+    logits = jnp.array([1e4, 1e4, -1e4])
+    np.testing.assert_array_equal(nn.softmax(logits), [0.5, 0.5, 0.0])
+    np.testing.assert_array_equal(jax.jacobian(nn.softmax)(logits)[0], [0.25, -0.25, 0.0])
+    equal = jnp.array([0.0, 1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_allclose(nn.softmax(equal), softmax(np.asarray(equal)), rtol=1e-6)
 
 
 def test_the_mlp_equals_numpy():
@@ -43,6 +112,15 @@ def test_any_image_size_and_any_batch(model, shape):
     variables = model.init(jax.random.key(0), jnp.zeros((1, *shape)))
     for batch in (1, 7):
         assert model.apply(variables, jnp.zeros((batch, *shape))).shape == (batch, 3)
+
+
+@pytest.mark.parametrize("side", [28, 32])
+def test_49_images_stay_49(side):
+    """49 · 128·8·8 values would also make 64 rows of 128·7·7."""
+    model = CNN((64, 128), (1000,), 10, pool=True, padding="SAME")
+    images = jax.ShapeDtypeStruct((49, side, side, 3), jnp.float32)
+    logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), images)
+    assert logits.shape == (49, 10)
 
 
 @pytest.mark.parametrize("side", [6, 7])
@@ -74,3 +152,53 @@ def test_he_initialisation_has_its_standard_deviation():
     kernel = model.init(jax.random.key(0), jnp.zeros((1, 1000)))["params"]["Dense_0"]["kernel"]
     assert kernel.size == 10**6
     assert float(kernel.std()) == pytest.approx((2 / 1000) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "value"),
+    [  # with ReLU and zeros nothing would move at all
+        (MLP((5,), 2, activation=nn.sigmoid), (3,), 0.0),
+        (MLP((5,), 2), (3,), 0.1),
+        (CNN((4,), (5,), 2), (4, 4, 1), 0.1),
+    ],
+    ids=["mlp-zeros", "mlp", "cnn"],
+)
+def test_units_that_start_equal_stay_equal(model, shape, value):
+    """Random initial weights are there to tell the units of a layer apart."""
+
+    def spread(model):
+        x = jax.random.normal(jax.random.key(0), (6, *shape))
+        params = model.init(jax.random.key(1), x)["params"]
+        loss_fn, tx = losses.classification(model), optimizers.sgd(1.0)
+        batch = {"image": x, "label": jnp.int32(jnp.arange(6) < 2), "mask": jnp.ones(6, bool)}
+
+        def body(carry, _):
+            params, state = carry
+            gradient = jax.grad(lambda p: loss_fn(p, {}, batch, None)[0])(params)
+            updates, state = tx.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (end, _), _ = jax.lax.scan(body, (params, tx.init(params)), length=20)
+        start, end = (np.asarray(tree["Dense_0"]["kernel"]) for tree in (params, end))
+        return np.ptp(end, axis=1).max(), np.abs(end - start).max()
+
+    unequal, moved = spread(model.clone(kernel_init=nn.initializers.constant(value)))
+    assert unequal < 1e-5
+    assert moved > 1e-2
+    assert spread(model)[0] > 0.1
+
+
+def test_the_initialiser_of_every_kernel_can_be_chosen_and_is_linens_own_by_default():
+    images = jnp.zeros((1, 6, 6, 1))
+    ones = CNN((4,), (5,), 2, kernel_init=nn.initializers.ones).init(jax.random.key(0), images)["params"]
+    assert {float(value) for layer in ones.values() for value in np.unique(layer["kernel"])} == {1.0}
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(4, (3, 3), padding="VALID")(x))
+            x = nn.relu(nn.Dense(5)(x.reshape(1, -1)))
+            return nn.Dense(2)(x)
+
+    key = jax.random.key(7)
+    chex.assert_trees_all_equal(CNN((4,), (5,), 2).init(key, images), Plain().init(key, images))

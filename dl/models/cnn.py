@@ -3,6 +3,7 @@
 Shapes: B batch, H height, W width, C channels, N classes.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,15 @@ class CNN(nn.Module):
     """Convolutions with ReLU, optionally each pooled, then dense layers (LeCun et al. 1998).
 
     Attributes:
-      channels: of each 3×3 convolution.
+      channels: of each convolution.
       hidden: the width of each dense layer before the last.
       num_classes: N.
       pool: whether a 2×2 max-pool follows each convolution.
       padding: of the convolutions, VALID or SAME.
       crop: the side of the square in the centre that is seen of a larger image; None: all of it.
+      kernel_size: height and width of the convolutions' kernels.
       dropout: the probability that a unit of the dense layers is dropped in training.
+      kernel_init: of every kernel; LeCun's is Linen's own default.
       dtype: of the computation; parameters stay float32.
     """
 
@@ -31,24 +34,33 @@ class CNN(nn.Module):
     pool: bool = False
     padding: str = "VALID"
     crop: int | None = None
+    kernel_size: tuple[int, int] = (3, 3)
     dropout: float = 0.0
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits of shape (B, N)."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        conv = functools.partial(
+            nn.Conv,
+            kernel_size=self.kernel_size,
+            padding=self.padding,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+        )
         x_BHWC = image_BHWC if self.crop is None else centre(image_BHWC, self.crop)
         for channels in self.channels:
-            x_BHWC = nn.Conv(channels, (3, 3), padding=self.padding, dtype=self.dtype)(x_BHWC)
-            x_BHWC = nn.relu(x_BHWC)
+            x_BHWC = nn.relu(conv(channels)(x_BHWC))
             if self.pool:
                 x_BHWC = max_pool(x_BHWC)
         # The batch size is stated, not inferred: a wrong shape must fail, not change the batch.
         x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
         for width in self.hidden:
-            x_BD = nn.relu(nn.Dense(width, dtype=self.dtype)(x_BD))
+            x_BD = nn.relu(dense(width)(x_BD))
             x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x_BD)
+        return dense(self.num_classes)(x_BD)
 
 
 class ConvNet(nn.Module):
