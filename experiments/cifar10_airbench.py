@@ -8,14 +8,11 @@ The target on the real CIFAR-10 is 94 % test accuracy, mean over seeds.
 
 from typing import Literal
 
-import numpy as np
-
 from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.data.augment import compose, random_crop, random_horizontal_flip
-from dl.initial import Context
-from dl.models.airbench import Airbench, whitening_filters
-from dl.types import Variables
+from dl.initial import whitened
+from dl.models.airbench import Airbench
 
 WIDTHS = {"full": (64, 256, 256), "small": (32, 96, 128)}
 
@@ -46,15 +43,11 @@ def experiment(
     num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
     model = Airbench(data.num_classes, WIDTHS[size])
 
-    def whiten(context: Context) -> Variables:
-        images = data.train[np.arange(min(len(data.train), 5000))]["image"]
-        return {"params": {"whiten": {"kernel": whitening_filters(images / np.float32(255))}}}
-
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
     return Experiment(
         data=data,
         model=model,
-        initial=whiten,
+        initial=whitened(data.train),
         frozen=("^whiten/kernel",),
         augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),
         loss_fn=losses.classification(model, label_smoothing=label_smoothing),

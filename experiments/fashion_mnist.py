@@ -3,14 +3,11 @@
 python -m experiments.fashion_mnist
 """
 
-import numpy as np
-
 from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.data.augment import compose, random_crop, random_horizontal_flip
-from dl.initial import Context
-from dl.models.airbench import Airbench, whitening_filters
-from dl.types import Variables
+from dl.initial import whitened
+from dl.models.airbench import Airbench
 
 
 def experiment(
@@ -37,15 +34,11 @@ def experiment(
     num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
     model = Airbench(data.num_classes, widths=(32, 96, 192))
 
-    def whiten(context: Context) -> Variables:
-        images = data.train[np.arange(min(len(data.train), 5000))]["image"]
-        return {"params": {"whiten": {"kernel": whitening_filters(images / np.float32(255))}}}
-
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
     return Experiment(
         data=data,
         model=model,
-        initial=whiten,
+        initial=whitened(data.train),
         frozen=("^whiten/kernel",),
         augment=compose(random_horizontal_flip(), random_crop(2)),
         loss_fn=losses.classification(model, label_smoothing=label_smoothing),

@@ -1,4 +1,4 @@
-"""The network of airbench, made to reach 94 % on CIFAR-10 with the least work (Jordan 2024, arXiv:2404.00498).
+"""The network of airbench, made to reach 94 % on CIFAR-10 with little work (Jordan 2024, arXiv:2404.00498).
 
 Shapes: B batch, H height, W width, C channels, D numbers of a patch, N classes.
 """
@@ -98,7 +98,5 @@ def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.floa
     kernel = nn.initializers.lecun_uniform()(key, shape, dtype)
     height, width, inputs, outputs = shape
     count = min(inputs, outputs)
-    identity = (
-        jnp.zeros(shape, dtype).at[height // 2, width // 2, :count, :count].set(jnp.eye(count, dtype=dtype))
-    )
-    return jnp.where(jnp.arange(outputs) < count, identity, kernel)
+    kernel = kernel.at[..., :count].set(0)
+    return kernel.at[height // 2, width // 2, :count, :count].set(jnp.eye(count, dtype=dtype))
