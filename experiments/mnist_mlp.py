@@ -2,6 +2,8 @@
 
     python -m experiments.mnist_mlp
     python -m experiments.mnist_mlp --num-seeds 8
+
+Member k of the eight ends as a run of its own with seed k would.
 """
 
 from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
