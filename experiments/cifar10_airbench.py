@@ -11,6 +11,7 @@ from typing import Literal
 from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.data.augment import compose, random_crop, random_horizontal_flip
+from dl.data.images import resized
 from dl.initial import whitened
 from dl.models.airbench import Airbench
 
@@ -49,6 +50,7 @@ def experiment(
         model=model,
         initial=whitened(data.train),
         frozen=("^whiten/kernel",),
+        preprocess=resized(32, 32),
         augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),
         loss_fn=losses.classification(model, label_smoothing=label_smoothing),
         tx=optimizers.muon(schedule, weight_decay=weight_decay),

@@ -6,6 +6,7 @@ python -m experiments.fashion_mnist
 from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.data.augment import compose, random_crop, random_horizontal_flip
+from dl.data.images import resized
 from dl.initial import whitened
 from dl.models.airbench import Airbench
 
@@ -40,6 +41,7 @@ def experiment(
         model=model,
         initial=whitened(data.train),
         frozen=("^whiten/kernel",),
+        preprocess=resized(28, 28),
         augment=compose(random_horizontal_flip(), random_crop(2)),
         loss_fn=losses.classification(model, label_smoothing=label_smoothing),
         tx=optimizers.muon(schedule, weight_decay=weight_decay),
