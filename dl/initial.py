@@ -38,12 +38,20 @@ class Context:
 Initial = Callable[[Context], Variables]
 
 
-def pretrained(source: str | Path, name_map: NameMap, under: str, **options: Any) -> Initial:
-    """Returns what `load_pretrained(source, ..., name_map, **options)` does, for the submodule `under`."""
+def pretrained(
+    source: str | Path, name_map: NameMap, under: str, skip: Sequence[str] = (), **options: Any
+) -> Initial:
+    """Returns what `load_pretrained(source, ..., name_map, **options)` reads, for the submodule `under`.
+
+    Its modules `skip` are not read: what the model has of them starts from the seed.
+    """
 
     def initial(context: Context) -> Variables:
         shapes = {name: tree[under] for name, tree in context.shapes.items() if under in tree}
-        return nested(load_pretrained(source, shapes, name_map, **options), under)
+        if not shapes:
+            known = ", ".join(context.shapes["params"])
+            raise UserError(f"under={under!r} is no module of the model, expected one of {known}")
+        return nested(load_pretrained(source, shapes, name_map, skip=skip, **options), under, drop=skip)
 
     return initial
 

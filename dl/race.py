@@ -1,7 +1,7 @@
 """A fair race: every contestant is tuned with the same budget, then measured with fresh seeds.
 
-The number that is tuned takes the same values for all, several seeds each, all in one program. The validation
-split chooses; the test split is read by the runs with fresh seeds only.
+The number that is tuned takes the same values for all, several seeds each, all in one program. The mean
+validation loss chooses; the test split is read by the runs with fresh seeds only.
 """
 
 import dataclasses
@@ -18,12 +18,15 @@ from jax.sharding import Mesh
 
 from dl.command import code_of, make_mesh_of, module_name, run_as_command
 from dl.console import Console
+from dl.data.splits import Splits, without
+from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
 from dl.run import Run, write_json
+from dl.selection import FINAL_SPLIT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +74,12 @@ def main(
             os.environ["TFDS_DATA_DIR"] = str(race.data_dir)
         stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = race.workdir or Path("runs") / stem
+        resume = Run(folder, name, options).resume_command
         mesh = make_mesh_of(race.mesh)
         lanes = [
-            _run_lane(experiment_fn, {**options, contestants: lane}, lane, tuned, values, race, folder, mesh)
+            _run_lane(
+                experiment_fn, {**options, contestants: lane}, lane, tuned, values, race, folder, mesh, resume
+            )
             for lane in names
         ]
         lanes.sort(key=lambda lane: -lane["test"])
@@ -95,12 +101,15 @@ def _run_lane(
     race: RaceOptions,
     folder: Path,
     mesh: Mesh,
+    resume: str,
 ) -> dict[str, Any]:
     """Returns the row of one contestant."""
     first = options.get("seed", 0)
-    started = time.monotonic()
+    experiment = experiment_fn(**options)
 
-    def train_members(part: str, seeds: Sequence[int], numbers: Sequence[float]) -> list[dict[str, Any]]:
+    def train_members(
+        part: str, seeds: Sequence[int], numbers: Sequence[float], data: Splits
+    ) -> dict[str, Any]:
         grid = [(seed, number) for number in numbers for seed in seeds]
         members = Members(
             tuple(seed for seed, _ in grid),
@@ -108,22 +117,26 @@ def _run_lane(
             lambda own: experiment_fn(**{**options, **own}).tx,
         )
         recorded = {**options, "members": [members.describe(k) for k in range(len(members))]}
-        run = Run(folder / f"{part}-{lane}", module_name(experiment_fn), recorded, code_of(experiment_fn))
-        result = train(experiment_fn(**options), run, mesh, members=members, console=Console(is_quiet=True))
-        return result["members"]
+        name, code = module_name(experiment_fn), code_of(experiment_fn)
+        run = Run(folder / f"{part}-{lane}", name, recorded, code, resume)
+        quiet = Console(is_quiet=True)
+        return train(dataclasses.replace(experiment, data=data), run, mesh, members=members, console=quiet)
 
-    tuning = train_members("tune", range(first, first + race.tuning_seeds), values)
+    first_seeds = range(first, first + race.tuning_seeds)
+    tuning = train_members("tune", first_seeds, values, without(experiment.data, FINAL_SPLIT))
     curve = []
     for value in values:
-        losses = [m["metrics"]["validation"]["loss"] for m in tuning if m[tuned] == value]
-        # A run that diverged has no number, and no mean with it.
-        curve.append(math.inf if None in losses else float(np.mean(losses)))
-    curve = [loss if math.isfinite(loss) else math.inf for loss in curve]
+        losses = [m["metrics"]["validation"]["loss"] for m in tuning["members"] if m[tuned] == value]
+        # A run that diverged has no number (None where it is read from a file), and no mean with it.
+        mean = math.inf if None in losses else float(np.mean(losses))
+        curve.append(mean if math.isfinite(mean) else math.inf)
     best = int(np.argmin(curve))
+    if math.isinf(curve[best]):
+        raise UserError(f"{lane} diverges at every {tuned} of {list(values)}; let the race try lower ones")
     # Seeds that chose nothing.
     fresh = range(first + race.tuning_seeds, first + race.tuning_seeds + race.final_seeds)
-    final = train_members("final", fresh, [values[best]])
-    scores = np.array([member["metrics"]["test"]["accuracy"] for member in final])
+    final = train_members("final", fresh, [values[best]], experiment.data)
+    scores = np.array([member["metrics"][FINAL_SPLIT]["accuracy"] for member in final["members"]])
     row = {
         "name": lane,
         tuned: values[best],
@@ -131,16 +144,20 @@ def _run_lane(
         "validation_losses": [loss if math.isfinite(loss) else None for loss in curve],
         "values": list(values),
         "test": float(scores.mean()),
-        "interval": t_interval(scores).high - float(scores.mean()) if len(scores) > 1 else 0.0,
+        "interval": t_interval(scores).high - float(scores.mean()) if len(scores) > 1 else None,
         "scores": scores.tolist(),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(tuning["seconds"] + final["seconds"], 1),
     }
     print(
-        f"{lane}: {tuned}={values[best]:g}, test accuracy {row['test']:.2%} ± {row['interval']:.2%}, "
+        f"{lane}: {tuned}={values[best]:g}, test accuracy {row['test']:.2%} ± {_margin(row)}, "
         f"{row['seconds']} s",
         flush=True,
     )
     return row
+
+
+def _margin(lane: dict[str, Any]) -> str:
+    return "unknown" if lane["interval"] is None else f"{lane['interval']:.2%}"
 
 
 def format_table(lanes: Sequence[dict[str, Any]], contestants: str, tuned: str) -> str:
@@ -151,9 +168,7 @@ def format_table(lanes: Sequence[dict[str, Any]], contestants: str, tuned: str) 
     ]
     for lane in lanes:
         edge = " (edge of the range)" if lane["is_at_the_edge"] else ""
-        lines.append(
-            f"| {lane['name']} | {lane[tuned]:g}{edge} | {lane['test']:.2%} | {lane['interval']:.2%} |"
-        )
+        lines.append(f"| {lane['name']} | {lane[tuned]:g}{edge} | {lane['test']:.2%} | {_margin(lane)} |")
     return "\n".join(lines).replace("%", " %").replace("95  %", "95 %")
 
 
@@ -172,9 +187,8 @@ def plot(lanes: Sequence[dict[str, Any]], tuned: str, path: Path) -> None:
     figure.legend(loc="outside lower center", fontsize="small", ncols=7)
     names = [lane["name"] for lane in reversed(lanes)]
     means = [100 * lane["test"] for lane in reversed(lanes)]
-    right.errorbar(
-        means, names, xerr=[100 * lane["interval"] for lane in reversed(lanes)], fmt="o", capsize=3
-    )
+    margins = [100 * (lane["interval"] or 0.0) for lane in reversed(lanes)]  # none of a single seed
+    right.errorbar(means, names, xerr=margins, fmt="o", capsize=3)
     right.set(xlabel="test accuracy (%), 95 % interval over seeds")
     right.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)

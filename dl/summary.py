@@ -135,14 +135,15 @@ def describe_data_and_devices(experiment: Experiment, mesh: Mesh) -> dict[str, A
 def final_line(result: Mapping[str, Any], run: Run) -> str:
     """Returns the figures of a finished run as `name=value` words, to be read and to be searched for."""
     figures = [
-        f"{split}_{name}={value:.4f}"
+        f"{split}_{name}={_number(value)}"
         for split, values in result["metrics"].items()
         for name, value in sorted(values.items())
     ]
     dataset = f"{result['dataset']['name']}:{result['dataset']['version']}"
     for split, intervals in result.get("intervals", {}).items():
         figures += [
-            f"{split}_{name}_ci95={low:.4f}..{high:.4f}" for name, (low, high) in sorted(intervals.items())
+            f"{split}_{name}_ci95={_number(low)}..{_number(high)}"
+            for name, (low, high) in sorted(intervals.items())
         ]
     line = (
         f"{' '.join(figures)} steps={result['steps']} seconds={result['seconds']:.1f} "
@@ -154,3 +155,8 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
     if result["notice"]:
         line += f" NOTE: {result['notice'].splitlines()[0]}"
     return line
+
+
+def _number(value: float | None) -> str:
+    """Formats a figure; result.json holds None for one that is no number, such as a diverged loss."""
+    return "nan" if value is None else f"{value:.4f}"

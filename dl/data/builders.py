@@ -1,57 +1,42 @@
 """Builders: sets that TFDS can prepare only with TensorFlow, prepared without it.
 
-The MNIST family is TFDS's own (same name, version, URLs, checksums, features), so that
+The MNIST family and CIFAR are TFDS's own (same name, version, URLs, checksums, features), so that
 `tfds.data_source(name, download=False)` reads the result too. `digits` lies inside scikit-learn,
 for machines without a network. Imported only when something must be prepared.
 """
 
 import contextlib
 import gzip
-import hashlib
 import logging
 import os
 import shutil
 import struct
 import tempfile
-import threading
 import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core.download import (
-    checksums,
-    download_manager,
-    downloader,
-    resource,
-    util,
-)
+from tensorflow_datasets.core.download import download_manager, downloader, util
 from tensorflow_datasets.image_classification import mnist
 
-from dl.data import folders
+from dl.data import folders, raw_files
+from dl.data.cifar import Cifar10, Cifar100
 from dl.data.order import random_order
 from dl.errors import UserError
 
-PREFLIGHT_SECONDS = 5.0
 RAW_FILES = {  # of the MNIST family: split -> images, labels
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 _DIGITS_TEST_SIZE = 360
-
-
-class UnreachableError(UserError):
-    """There are no raw files, and no network to fetch them; `reason` says so without advice."""
-
-    def __init__(self, reason: str, advice: str):
-        super().__init__(f"{reason}: {advice}")
-        self.reason, self.advice = reason, advice
+_MANY_BYTES = 100_000_000
 
 
 class _IdxWithoutTensorFlow:
@@ -59,13 +44,14 @@ class _IdxWithoutTensorFlow:
 
     URL: str
 
+    @classmethod
+    def raw_urls(cls) -> dict[str, str]:
+        return {name: urljoin(cls.URL, name) for pair in RAW_FILES.values() for name in pair}
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        names = [name for pair in RAW_FILES.values() for name in pair]
-        paths = dl_manager.download({name: urljoin(self.URL, name) for name in names})
-        for name, path in paths.items():
-            _verify(Path(path), urljoin(self.URL, name))
+        paths = raw_files.download(dl_manager, self.raw_urls())
         return {
-            split: self._generate_examples(Path(paths[images]), Path(paths[labels]))
+            split: self._generate_examples(paths[images], paths[labels])
             for split, (images, labels) in RAW_FILES.items()
         }
 
@@ -100,6 +86,10 @@ with tfds.core.registered.skip_registration():  # the names stay TFDS's
         name = "digits"
         VERSION = tfds.core.Version("1.0.0")
 
+        @classmethod
+        def raw_urls(cls) -> dict[str, str]:
+            return {}
+
         def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(
                 builder=self,
@@ -132,7 +122,7 @@ with tfds.core.registered.skip_registration():  # the names stay TFDS's
                 yield row, {"image": Image.fromarray(images[row]), "label": int(labels[row])}
 
 
-BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Kmnist, Digits)}
+BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Kmnist, Cifar10, Cifar100, Digits)}
 
 
 def prepare(name: str, root: Path) -> tuple[Path, Path]:
@@ -152,7 +142,10 @@ def prepare(name: str, root: Path) -> tuple[Path, Path]:
       UserError: if a raw file is not the one that TFDS knows, or the disk does not take the set.
     """
     builder_class = BUILDERS[name]
-    manual = _provide_raw_files(builder_class, root) if name != "digits" else None
+    urls = builder_class.raw_urls()
+    manual = raw_files.provide(name, urls, root)
+    if (size := raw_files.size(urls)) > _MANY_BYTES:  # most of a minute of silence, and the download
+        print(f"preparing {name} once, from {size / 1e6:.0f} MB of raw files ...", flush=True)
     for target in (root, folders.user_cache() / "tensorflow_datasets", None):
         try:
             if target is None:
@@ -184,7 +177,7 @@ def _build(builder_class: Any, staging: Path, target: Path, manual: Path | None)
                 file_format="array_record",
             )
     except (requests.RequestException, util.DownloadError) as error:
-        raise _unreachable(builder_class, target, type(error).__name__) from error
+        raise raw_files.unreachable(name, builder_class.raw_urls(), target, type(error).__name__) from error
     except download_manager.NonMatchingChecksumError as error:
         text = " ".join(str(error).partition("To debug")[0].split())
         raise UserError(f"{name}: {text}: delete that file and fetch it again") from error
@@ -207,74 +200,6 @@ def _publish(staged: Path, final: Path) -> Path:
             with contextlib.suppress(OSError):  # half-prepared by somebody: out of the way
                 final.rename(final.with_name(f"{final.name}.incomplete-{uuid.uuid4().hex}"))
     raise UserError(f"{final} could not be written: {failure}")
-
-
-def _provide_raw_files(builder_class: Any, root: Path) -> Path | None:
-    """The folder with raw files, verified; makes sure that the network can give what is missing."""
-    names = [name for pair in RAW_FILES.values() for name in pair]
-    name = builder_class.name
-    places = [root / "manual" / name, root / "manual", root / "downloads" / "manual"]
-    held = {folder: [name for name in names if (folder / name).is_file()] for folder in places}
-    manual = max(places, key=lambda folder: len(held[folder]))
-    for file_name in held[manual]:
-        _verify(manual / file_name, urljoin(builder_class.URL, file_name))
-    for file_name in names:
-        if file_name not in held[manual]:
-            url = urljoin(builder_class.URL, file_name)
-            fetched = resource.get_dl_fname(url, checksums.get_all_url_infos()[url].checksum)
-            if not resource.is_locally_cached(tfds.core.Path(root / "downloads" / name / fetched)):
-                _preflight(builder_class, root, url)
-                break
-    return manual if held[manual] else None
-
-
-def _preflight(builder_class: Any, root: Path, url: str) -> None:
-    """Raises UnreachableError, within `PREFLIGHT_SECONDS`, unless `url` starts to give a gzip file.
-
-    In a thread, because a name server that does not answer blocks for as long as it likes.
-    """
-    outcome = []
-
-    def attempt() -> None:
-        try:
-            with requests.get(url, stream=True, timeout=PREFLIGHT_SECONDS / 2) as response:
-                is_gzip = response.raw.read(2) == b"\x1f\x8b"
-                if response.status_code != 200:
-                    outcome.append(f"HTTP status {response.status_code}")
-                else:
-                    outcome.append("" if is_gzip else "what answers there is not the file")
-        except Exception as error:  # whatever goes wrong in a thread must reach the caller
-            outcome.append(type(error).__name__)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(PREFLIGHT_SECONDS)
-    reason = outcome[0] if outcome else f"no answer within {PREFLIGHT_SECONDS:g} s"
-    if reason:
-        raise _unreachable(builder_class, root, reason)
-
-
-def _unreachable(builder_class: Any, root: Path, reason: str) -> UnreachableError:
-    name, host = builder_class.name, urlsplit(builder_class.URL).netloc
-    files = ", ".join(name for pair in RAW_FILES.values() for name in pair)
-    return UnreachableError(
-        f"{name} is not prepared in {root}, its raw files are not all in {root / 'manual'}, "
-        f"and {host} could not be reached ({reason})",
-        f"connect to the network, or put {files} into {root / 'manual'}, or point --data-dir "
-        f"(TFDS_DATA_DIR) at a folder that holds {name}",
-    )
-
-
-def _verify(path: Path, url: str) -> None:
-    expected = checksums.get_all_url_infos()[url]
-    with path.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
-    if (size, got) != (int(expected.size), expected.checksum):
-        raise UserError(
-            f"{path} is not the file of {url}: it has {size} bytes and sha256 {got}, expected "
-            f"{int(expected.size)} bytes and {expected.checksum}: delete it and fetch it again"
-        )
 
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:

@@ -20,7 +20,14 @@ from dl.data.splits import Identity
 from dl.data.stored import Stored, StoredSource
 from dl.errors import UserError
 
-PREPARABLE = {"mnist": "3.0.1", "fashion_mnist": "3.0.1", "kmnist": "3.0.1", "digits": "1.0.0"}
+PREPARABLE = {
+    "mnist": "3.0.1",
+    "fashion_mnist": "3.0.1",
+    "kmnist": "3.0.1",
+    "cifar10": "3.0.2",
+    "cifar100": "3.0.2",
+    "digits": "1.0.0",
+}
 _FALLBACK = "digits"
 # What must stand beside every figure on a set that is not what its name may suggest.
 _CAVEATS = {
@@ -277,11 +284,11 @@ def _find_or_prepare(wanted: Sequence[str], may_fall_back: bool) -> tuple[Path, 
             raise _not_found(request, root)
         found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
         return *found, _notice(request, f"it is not prepared in {root}", str(_not_found(request, root)))
-    from dl.data import builders
+    from dl.data import builders, raw_files
 
     try:
         return *builders.prepare(request.name, root), None
-    except builders.UnreachableError as error:
+    except raw_files.UnreachableError as error:
         if not may_fall_back:
             raise
         found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)

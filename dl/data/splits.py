@@ -81,3 +81,18 @@ class ArraySplits:
                 content.update(np.ascontiguousarray(array).tobytes())
         sizes = {split: len(source) for split, source in sources.items()}
         return Identity(self.name, "1.0.0", content.hexdigest(), sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    train: Source
+    evaluations: Mapping[str, Source]
+    identity: Identity
+    provenance: str
+    notice: str | None
+
+
+def without(splits: Splits, name: str) -> Splits:
+    """Returns splits of which the evaluation split `name` cannot be read; what they are stays as it was."""
+    rest = {split: source for split, source in splits.evaluations.items() if split != name}
+    return _Part(splits.train, rest, splits.identity, splits.provenance, splits.notice)

@@ -268,8 +268,8 @@ def test_an_unknown_name_is_answered_with_the_nearest(write_set, data_dir):
         _ = image_classification("tinny").train
     with pytest.raises(UserError, match="did you mean mnist"):
         _ = image_classification("minst").train
-    with pytest.raises(UserError, match="tfds build cifar10 --file_format=array_record"):
-        _ = image_classification("cifar10").train
+    with pytest.raises(UserError, match="tfds build svhn_cropped --file_format=array_record"):
+        _ = image_classification("svhn_cropped").train
 
 
 @pytest.mark.parametrize("dataset", ["auto", "tiny"])

@@ -1,0 +1,180 @@
+"""A whole race on digits: what chooses, what is measured with what, and that nothing happens twice."""
+
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from dl import Experiment, PositiveFloat, Seed, losses, optimizers, race
+from dl.data import ArraySource, ArraySplits
+from dl.models.mlp import MLP
+from dl.signals import Stopped
+
+DIGITS = load_digits()
+
+
+def source_of(start, stop, shift=0):
+    labels = np.int32((DIGITS.target[start:stop] + shift) % 10)
+    return ArraySource({"image": np.float32(DIGITS.images[start:stop, :, :, None] / 16), "label": labels})
+
+
+# The labels of test are wrong: whoever chose by it would choose not to learn.
+DATA = ArraySplits(
+    "digits",
+    train=source_of(0, 128),
+    evaluations={"validation": source_of(128, 192), "test": source_of(192, 256, shift=1)},
+)
+FACTORS = {"plain": 1.0, "small": 1e-31}
+RATES = (1e-6, 0.1, 1e30)
+
+
+def experiment(optimizer: str = "plain", learning_rate: PositiveFloat = 0.1, seed: Seed = 3) -> Experiment:
+    """A perceptron: with two layers a rate of 1e30 overflows.
+
+    Args:
+      optimizer: plain gradient descent, or with a rate that is scaled down.
+      learning_rate: before it is scaled.
+      seed: the first one.
+    """
+    model = MLP(hidden=(16,), num_classes=10)
+    return Experiment(
+        data=DATA,
+        model=model,
+        loss_fn=losses.classification(model),
+        tx=optimizers.sgd(FACTORS[optimizer] * learning_rate),
+        num_steps=6,
+        batch_size=64,
+        seed=seed,
+    )
+
+
+def hold(folder, *words):
+    argv = ["--workdir", str(folder), "--mesh", "data=1", "--tuning-seeds", "2", "--final-seeds", "2", *words]
+    race.main(experiment, "optimizer", list(FACTORS), "learning_rate", RATES, argv)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("race")
+    hold(folder)
+    return folder
+
+
+def lanes_of(folder):
+    return {lane["name"]: lane for lane in json.loads((folder / "race.json").read_text())["lanes"]}
+
+
+def result_of(folder, run):
+    return json.loads((folder / run / "result.json").read_text())
+
+
+def test_it_leaves_a_table_its_numbers_and_a_figure(folder):
+    table = (folder / "race.md").read_text()
+    assert table.splitlines()[0] == "| optimizer | learning_rate | test accuracy, mean of 2 seeds | ± 95 % |"
+    assert len(table.splitlines()) == 4
+    assert set(lanes_of(folder)) == set(FACTORS)
+    assert (folder / "race.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validation_chooses_the_rate_and_test_does_not(folder):
+    tuned = result_of(folder, "tune-plain")["members"]
+    means = [
+        np.mean([m["metrics"]["validation"]["loss"] or math.nan for m in tuned if m["learning_rate"] == rate])
+        for rate in RATES
+    ]
+    assert means[1] < means[0] < math.log(10) * 3
+    assert lanes_of(folder)["plain"]["learning_rate"] == RATES[1]
+    np.testing.assert_allclose(lanes_of(folder)["plain"]["validation_losses"][:2], means[:2])
+    # The rate that does not learn would have had the better test loss; the tuning never saw that.
+    assert all(set(member["metrics"]) == {"validation"} for member in tuned)
+    for run in folder.glob("tune-*"):
+        assert '"test"' not in (run / "metrics.jsonl").read_text()
+    assert [m["seed"] for m in tuned] == [3, 4] * 3
+
+
+def test_a_rate_that_diverges_never_wins(folder):
+    lane = lanes_of(folder)["plain"]
+    assert lane["validation_losses"][2] is None
+    diverged = [m for m in result_of(folder, "tune-plain")["members"] if m["learning_rate"] == RATES[2]]
+    assert [m["metrics"]["validation"]["loss"] for m in diverged] == [None, None]
+
+
+def test_an_optimum_at_the_edge_is_marked(folder):
+    rows = {line.split()[1]: line for line in (folder / "race.md").read_text().splitlines()[2:]}
+    assert "1e+30 (edge of the range)" in rows["small"]
+    assert "edge" not in rows["plain"]
+
+
+def test_the_figure_is_the_mean_over_fresh_seeds_with_its_interval(folder):
+    for name, lane in lanes_of(folder).items():
+        members = result_of(folder, f"final-{name}")["members"]
+        assert [m["seed"] for m in members] == [5, 6]
+        assert {m["learning_rate"] for m in members} == {lane["learning_rate"]}
+        one, two = (m["metrics"]["test"]["accuracy"] for m in members)
+        assert lane["test"] == pytest.approx((one + two) / 2)
+        # Of two values: t (0.975, 1 degree of freedom) times half their distance.
+        assert lane["interval"] == pytest.approx(12.7062 * abs(one - two) / 2, rel=1e-4, abs=1e-9)
+
+
+def test_a_race_that_goes_on_does_nothing_twice(folder, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    hold(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
+    assert len(json.loads((folder / "tune-plain" / "run.json").read_text())["starts"]) == 1
+    assert capsys.readouterr().out.splitlines()[0].startswith("plain: learning_rate=0.1, test accuracy")
+
+
+def test_other_options_in_the_same_folder_are_refused(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        hold(folder, "--seed", "9")
+    assert caught.value.code == 2
+    assert "seed: 3 there, 9 here" in capsys.readouterr().err
+
+
+# Without training.
+
+
+def member(seed, rate, loss):
+    metrics = {"validation": {"loss": loss}, "test": {"accuracy": 0.5}}
+    return {"seed": seed, "learning_rate": rate, "metrics": metrics}
+
+
+def test_a_rate_with_one_diverged_seed_loses_and_one_final_seed_has_no_interval(
+    tmp_path, monkeypatch, capsys
+):
+    tuning = [(1e-6, 2.0), (1e-6, 2.2), (0.1, 0.1), (0.1, None), (1e30, 0.1), (1e30, math.nan)]
+
+    def train(experiment, run, mesh, members, console):
+        run.folder.mkdir()
+        rows = [member(k, rate, loss) for k, (rate, loss) in enumerate(tuning)]
+        return {"members": rows if len(members) > 1 else [member(7, 1e-6, 2.0)], "seconds": 1.0}
+
+    monkeypatch.setattr(race, "train", train)
+    hold(tmp_path, "--final-seeds", "1")
+    lane = lanes_of(tmp_path)["plain"]
+    assert (lane["learning_rate"], lane["test"], lane["interval"]) == (1e-6, 0.5, None)
+    assert lane["validation_losses"] == [pytest.approx(2.1), None, None]
+    assert "| 50.00 % | unknown |" in (tmp_path / "race.md").read_text()
+
+
+def test_who_diverges_at_every_rate_ends_the_race_in_one_line(tmp_path, monkeypatch, capsys):
+    rows = [member(k, rate, None) for k, rate in enumerate(np.repeat(RATES, 2))]
+    monkeypatch.setattr(race, "train", lambda *args, **kwargs: {"members": rows, "seconds": 1.0})
+    with pytest.raises(SystemExit) as caught:
+        hold(tmp_path)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: plain diverges at every learning_rate of [1e-06, 0.1")
+
+
+def test_what_goes_on_with_a_stopped_race_is_the_race(tmp_path, monkeypatch, capsys):
+    def train(experiment, run, *args, **kwargs):
+        raise Stopped(signal.SIGTERM, run.resume_command)
+
+    monkeypatch.setattr(race, "train", train)
+    with pytest.raises(SystemExit) as caught:
+        hold(tmp_path)
+    assert caught.value.code == 143
+    assert capsys.readouterr().err.rstrip().endswith(f"--workdir {tmp_path}")
