@@ -14,7 +14,7 @@ import flax.linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dl.errors import UserError
-from dl.types import Params
+from dl.types import Params, Variables
 
 Patterns = Sequence[str]
 
@@ -51,6 +51,17 @@ def part_like(params: Params, part: Params) -> Params:
     """Returns those of the parameters that `part` has too."""
     wanted = flatten_dict(part)
     return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if path in wanted})
+
+
+def frozen_part(variables: Variables, patterns: Patterns) -> dict[str, Any]:
+    """Returns the leaves of all collections in whose path, without the collection, a pattern is found."""
+    leaves = {
+        f"{collection}/{name}": leaf
+        for collection, tree in variables.items()
+        for name, leaf in flatten_dict(tree, sep="/").items()
+        if is_frozen(name, patterns)
+    }
+    return leaves
 
 
 def is_frozen(name: str, patterns: Patterns) -> bool:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
+import numpy as np
 from jax.sharding import Mesh
 
+from dl.data.source import Source
 from dl.errors import UserError
+from dl.models.airbench import whitening_filters
 from dl.pretrained import load_pretrained
 from dl.torch_names import NameMap
 from dl.types import Variables
@@ -41,6 +44,17 @@ def pretrained(source: str | Path, name_map: NameMap, under: str, **options: Any
     def initial(context: Context) -> Variables:
         shapes = {name: tree[under] for name, tree in context.shapes.items() if under in tree}
         return nested(load_pretrained(source, shapes, name_map, **options), under)
+
+    return initial
+
+
+def whitened(source: Source, num_images: int = 5000) -> Initial:
+    """Returns the fixed filters of `Airbench`'s first layer, from the first images of a training split."""
+
+    def initial(context: Context) -> Variables:
+        images = source[np.arange(min(len(source), num_images))]["image"]
+        kernel = whitening_filters(images / np.float32(255))
+        return {"params": {"whiten": {"kernel": kernel}}}
 
     return initial
 

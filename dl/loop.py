@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dl import freezing
 from dl.checkpoint import Checkpoints
 from dl.console import Console, format_figures
 from dl.data.pipeline import Batches
@@ -151,6 +152,7 @@ class _Session:
         restored = self.checkpoints.restore(self.program.abstract_state)
         if restored is None:
             self.state = self.program.init(start)
+            self.progress.frozen_digest = self._frozen_digest(self.program.eval_variables(self.state))
         else:
             self.state, progress = restored
             self.progress = Progress.from_json(progress)
@@ -318,7 +320,7 @@ class _Session:
             metrics[FINAL_SPLIT] = values
         metrics.update(progress.evaluations)
         self._keep_predictions(variables, mesh)
-        measured = {
+        measured: dict[str, Any] = {
             "seconds": round(progress.total.seconds, 3),
             "train_seconds": round(progress.training.seconds, 3),
             "compile_seconds": round(progress.compiling.seconds, 3),
@@ -328,6 +330,12 @@ class _Session:
             "examples_per_second": round(self._examples_per_second(), 1),
             **self.program.facts,
         }
+        if (frozen := self._frozen_digest(variables)) != progress.frozen_digest:
+            raise RuntimeError(f"frozen variables have changed: {progress.frozen_digest} became {frozen}")
+        if frozen:
+            count = self.program.facts["num_frozen_parameters"]
+            self.console.line(f"the {count:,} frozen parameters are as they were, sha256 {frozen[:12]}")
+            measured["frozen_digest"] = frozen
         return {
             "experiment": self.run.name,
             **summarize(self.experiment, progress, metrics, variables, self.members),
@@ -336,6 +344,11 @@ class _Session:
             **measured,
             **describe_data_and_devices(self.experiment, mesh),
         }
+
+    def _frozen_digest(self, variables: Variables) -> str:
+        """Returns the SHA-256 of what is frozen, parameters and statistics; empty where nothing is."""
+        patterns = self.experiment.frozen
+        return tree_digest(freezing.frozen_part(variables, patterns)) if patterns else ""
 
     def _keep_predictions(self, variables: Variables, mesh: Mesh) -> None:
         """Writes what the run's end predicts for the final split; what it measured stands without that."""

@@ -64,6 +64,7 @@ class Progress:
       reported_step: the step of the last report, -1 before the first.
       evaluations: the figures of the last report, by split; of the best one where that is kept.
       best: which report was the best.
+      frozen_digest: of what is frozen, at the start; empty where nothing is.
       stopped_early: why the run ended before its last step; empty while it goes on.
     """
 
@@ -78,6 +79,7 @@ class Progress:
     reported_step: int = -1
     evaluations: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     best: Best = dataclasses.field(default_factory=lambda: Best.none_yet(1))
+    frozen_digest: str = ""
     stopped_early: str = ""
 
     def to_json(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, metrics, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, Target, losses, main, metrics, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -26,6 +26,7 @@ def experiment(
     num_examples: PositiveInt = 200,
     learning_rate: PositiveFloat = 0.01,
     head: Literal["softmax", "sigmoid"] = "softmax",
+    loss_below: PositiveFloat | None = None,
     seed: Seed = 0,
 ) -> Experiment:
     """Gradient descent.
@@ -36,6 +37,7 @@ def experiment(
       num_examples: points, normally distributed.
       learning_rate: of gradient descent.
       head: softmax, one distribution over both classes, or sigmoid, a probability for each class of its own.
+      loss_below: stop as soon as a printed loss is at most this.
       seed: of the initial parameters.
     """
     features = np.random.default_rng(0).normal(size=(num_examples, 3)).astype(np.float32)
@@ -63,6 +65,7 @@ def experiment(
         batch_size=num_examples,
         report_every=steps_log,
         report_start=True,
+        target=None if loss_below is None else Target(value=loss_below, split="all"),
         seed=seed,
     )
 

@@ -13,7 +13,18 @@ from typing import Literal
 
 import flax.linen as nn
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import (
+    Experiment,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Target,
+    losses,
+    main,
+    optimizers,
+)
 from dl.data import image_classification, steps_per_epoch
 from dl.data.augment import random_affine
 from dl.data.images import resized
@@ -28,6 +39,7 @@ def experiment(
     learning_rate: PositiveFloat | None = None,
     weight_decay: NonNegativeFloat = 0.05,
     image_size: PositiveInt = 28,
+    target_accuracy: Fraction | None = None,
     seed: Seed = 0,
 ) -> Experiment:
     """Trains a classifier.
@@ -41,6 +53,7 @@ def experiment(
       learning_rate: the highest rate of AdamW. None: 0.003. Of classic's Adam, constant; None: 0.001.
       weight_decay: of AdamW, on kernels; pyramid only.
       image_size: side of the square that images are resized to.
+      target_accuracy: stop after the epoch in which validation accuracy reaches this.
       seed: of parameters, order, dropout and augmentation.
     """
     data = image_classification(dataset, image_size=image_size)
@@ -65,6 +78,7 @@ def experiment(
         tx=tx,
         num_steps=num_steps,
         batch_size=batch_size,
+        target=None if target_accuracy is None else Target(value=target_accuracy, metric="accuracy"),
         seed=seed,
     )
 

@@ -10,6 +10,8 @@ Without published weights on the machine the backbone is trained on CIFAR-10 fir
 
 from typing import Literal
 
+import optax
+
 from dl import Experiment, KeepBest, PositiveInt, Seed, losses, main, optimizers, torch_names
 from dl.data import image_classification, steps_per_epoch
 from dl.data.image_data_generator import image_data_generator
@@ -30,8 +32,7 @@ def experiment(
     dataset: str = "flower_photos_96",
     stage: Literal["head", "finetune", "scratch"] = "finetune",
     backbone: str = "cifar10_jpeg",
-    image_size: PositiveInt = 96,
-    batch_size: PositiveInt = 32,
+    image_size: PositiveInt = 64,
     num_epochs: PositiveInt = 30,
     smoke: bool = False,
     seed: Seed = 0,
@@ -43,30 +44,31 @@ def experiment(
       stage: head (the backbone is frozen), finetune (from the end of head), scratch (nothing before it).
       backbone: a set to train it on, random, or published weights: a safetensors file or a name on the hub.
       image_size: side of the square that images are resized to.
-      batch_size: examples of an update.
       num_epochs: passes over the training split; a stage ends after ten without a lower validation loss.
       smoke: a narrow network and tiny images, for a test in a minute.
       seed: of parameters, order and augmentation.
     """
+    before = {**locals(), "stage": "head"}
     width, image_size = (0.35, 32) if smoke else (1.0, image_size)
     data = image_classification(dataset, image_size=image_size)
     model = WithHead(mobilenet_v2(None, width), data.num_classes, hidden=(128,))
-    num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
+    num_steps = num_epochs * steps_per_epoch(len(data.train), 32)
+
+    def adam(peak: float) -> optax.GradientTransformation:
+        return optimizers.adam(optimizers.cosine(peak, num_steps, warmup_steps=num_steps // 10))
+
     initial: Initial | None = None
-    frozen: tuple[str, ...] = ()
-    tx = optimizers.adam(1e-3)
+    frozen = {"head": ("^backbone/",), "finetune": ("^backbone/stem/",), "scratch": ()}[stage]
+    tx = adam(1e-3)
     if stage == "head":
-        frozen = ("^backbone/",)
         if "/" in backbone:
             initial = pretrained(backbone, torch_names.mobilenet_v2, "backbone", skip=("head",))
         elif backbone != "random":
-            options = {"dataset": backbone, "width": width, "num_epochs": 1 if smoke else 8}
-            initial = Trained(mobilenetv2.experiment, options, lambda v: nested(v, "backbone", ("head",)))
+            source = {"dataset": backbone, "width": width, "num_epochs": 1 if smoke else 8}
+            initial = Trained(mobilenetv2.experiment, source, lambda v: nested(v, "backbone", ("head",)))
     elif stage == "finetune":
-        before = {"dataset": dataset, "backbone": backbone, "image_size": image_size, "seed": seed}
-        initial = Trained(experiment, {**before, "stage": "head", "smoke": smoke})
-        frozen = ("^backbone/(stem|block[0-5])/",)
-        tx = optimizers.by_path({"^backbone/": optimizers.adam(1e-4), "": optimizers.adam(3e-4)})
+        initial = Trained(experiment, before)
+        tx = optimizers.by_path({"^backbone/block[0-6]/": adam(5e-4), "": adam(1e-3)})
     return Experiment(
         data=data,
         model=model,
@@ -77,7 +79,7 @@ def experiment(
         loss_fn=losses.classification(model),
         tx=tx,
         num_steps=num_steps,
-        batch_size=batch_size,
+        batch_size=32,
         keep_best=KeepBest(patience=10),
         seed=seed,
     )

@@ -38,7 +38,7 @@ class Killing(Console):
 
 experiment_fn = importlib.import_module(f"experiments.{name}").experiment
 parameters = inspect.signature(experiment_fn).parameters
-small = {"dataset": "digits", "backbone": "digits", "smoke": True}
+small = {"dataset": "digits", "backbone": "random", "smoke": True}
 options = {option: value for option, value in small.items() if option in parameters}
 experiment = dataclasses.replace(
     experiment_fn(**options), num_steps=6, batch_size=8, eval_batch_size=180, report_every=4

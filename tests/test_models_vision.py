@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dl.losses import classification
-from dl.models import inception, scaling
+from dl.models import airbench, inception, scaling
 from dl.models.alexnet import AlexNet, alexnet
 from dl.models.inception import Block, Inception, Layer, inception_v3
 from dl.models.layers import DepthwiseConv
@@ -242,3 +242,40 @@ def test_a_depthwise_convolution_is_a_convolution_with_one_group_a_channel(strid
     expected = nn.Conv(5, (3, 3), feature_group_count=5, use_bias=False, **options).apply(variables, x_BHWC)
     actual = DepthwiseConv((3, 3), **options).apply(variables, x_BHWC)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_whitened_patches_are_uncorrelated_with_variance_one():
+    random = np.random.default_rng(0)
+    smooth = np.cumsum(random.normal(0, 0.3, (50, 9, 9, 3)), axis=1).astype(np.float32)
+    kernel = airbench.whitening_filters(smooth, epsilon=0.0)
+    whitened = np.asarray(airbench.patches(jnp.asarray(smooth))).reshape(-1, 12) @ kernel
+    np.testing.assert_allclose(whitened.T @ whitened / len(whitened), np.eye(12), atol=1e-3)
+
+
+def test_a_partial_identity_passes_its_input_on():
+    kernel = airbench.partial_identity(jax.random.key(0), (3, 3, 4, 6))
+    x_BHWC = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
+    y_BHWC = jax.lax.conv_general_dilated(
+        x_BHWC, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(y_BHWC[..., :4], x_BHWC, atol=1e-6)
+    assert np.abs(y_BHWC[..., 4:]).max() > 0.1
+
+
+def test_airbench_sees_an_image_and_its_mirror_image_alike_in_evaluation():
+    model = airbench.Airbench(5, widths=(8, 12))
+    x_BHWC = jax.random.uniform(jax.random.key(0), (3, 12, 12, 3))
+    variables = model.init(jax.random.key(1), x_BHWC)
+    logits_BN = model.apply(variables, x_BHWC)
+    assert logits_BN.shape == (3, 5)
+    np.testing.assert_allclose(model.apply(variables, x_BHWC[:, :, ::-1]), logits_BN, atol=1e-5)
+    trained, _ = model.apply(variables, x_BHWC, train=True, mutable=["batch_stats"])
+    assert trained.shape == (3, 5)
+
+
+def test_airbench_on_cifar_has_the_parameters_of_its_shapes():
+    # Patches of 2×2×3 whitened (12·12 + 12), six 3×3 convolutions with a bias each after them, a head.
+    shapes = jax.eval_shape(airbench.Airbench(10).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    convolutions = [(24, 64), (64, 64), (64, 256), (256, 256), (256, 256), (256, 256)]
+    expected = 12 * 13 + sum(9 * i * o + o for i, o in convolutions) + 2560
+    assert num_params(shapes["params"]) == expected

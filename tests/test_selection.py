@@ -10,6 +10,7 @@ from test_loop import DATA, EXPERIMENT, SignallingConsole, run_in, train_in, wit
 
 from dl import optimizers
 from dl.data.source import Source
+from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.log import read_metrics
 from dl.loop import restore_variables
@@ -247,7 +248,8 @@ def test_the_first_variables_may_be_given(tmp_path, mesh1):
     experiment = dataclasses.replace(
         EXPERIMENT, initial=initial, frozen=["Dense_1/bias"], tx=EXPERIMENT.tx, num_steps=2
     )
-    train_in(tmp_path / "run", mesh1, experiment)
+    result = train_in(tmp_path / "run", mesh1, experiment)
+    assert result["frozen_digest"] == tree_digest({"params/Dense_1/bias": start["params"]["Dense_1"]["bias"]})
     variables = restore_variables(experiment, run_in(tmp_path / "run"), mesh1)
     np.testing.assert_array_equal(variables["params"]["Dense_1"]["bias"], 7.0)
     assert seen[0]["params"]["Dense_1"]["bias"] == (2,)

@@ -1,0 +1,62 @@
+"""CIFAR-10 by the recipe of airbench: eight epochs of Muon on whitened patches.
+
+    python -m experiments.cifar10_airbench                     # made for a GPU
+    python -m experiments.cifar10_airbench --size small        # for a few cores
+
+The target on the real CIFAR-10 is 94 % test accuracy, mean over seeds.
+"""
+
+from typing import Literal
+
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl.data import image_classification, steps_per_epoch
+from dl.data.augment import compose, random_crop, random_horizontal_flip
+from dl.initial import whitened
+from dl.models.airbench import Airbench
+
+WIDTHS = {"full": (64, 256, 256), "small": (32, 96, 128)}
+
+
+def experiment(
+    dataset: str = "auto",
+    size: Literal["full", "small"] = "full",
+    batch_size: PositiveInt = 500,
+    num_epochs: PositiveInt = 8,
+    learning_rate: PositiveFloat = 1e-2,
+    weight_decay: PositiveFloat = 0.05,
+    label_smoothing: PositiveFloat = 0.2,
+    seed: Seed = 0,
+) -> Experiment:
+    """Muon for kernels, Adam for the rest; the rate rises for a fifth of the steps, then falls to 0.
+
+    Args:
+      dataset: NAME of a prepared set or a folder of images; auto is CIFAR-10, else its JPEG copy.
+      size: channels of the stages: full 64, 256, 256, or small 32, 96, 128.
+      batch_size: examples of an update.
+      num_epochs: passes over the training split.
+      learning_rate: the highest.
+      weight_decay: of kernels.
+      label_smoothing: how much of the target is spread over all classes.
+      seed: of parameters, order and augmentation.
+    """
+    data = image_classification(dataset, auto=("cifar10", "cifar10_jpeg"), image_size=32)
+    num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
+    model = Airbench(data.num_classes, WIDTHS[size])
+
+    schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
+    return Experiment(
+        data=data,
+        model=model,
+        initial=whitened(data.train),
+        frozen=("^whiten/kernel",),
+        augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),
+        loss_fn=losses.classification(model, label_smoothing=label_smoothing),
+        tx=optimizers.muon(schedule, weight_decay=weight_decay),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)
