@@ -33,7 +33,7 @@ def headline(record: Record) -> Mapping[str, str] | None:
     if bounds is not None:
         low, high = bounds
         over = (
-            f"over {seeds} seeds (Student)" if seeds else f"over {text(sizes.get(split))} examples (Wilson)"
+            f"over {seeds} seeds (Student)" if seeds else f"over {_count(sizes.get(split))} examples (Wilson)"
         )
         spread = f"95 % interval {_share(low, name)} to {_share(high, name)}, {over}"
         if seeds:
@@ -167,7 +167,7 @@ def data_identity(record: Record) -> list[tuple[str, str]]:
     """Returns which data the figures were measured on."""
     data = mapping(record.result.get("dataset") or record.run.get("dataset"))
     found = [(name, text(data[name])) for name in ("name", "version", "checksum") if name in data]
-    found += [(f"examples of {split}", text(size)) for split, size in mapping(data.get("sizes")).items()]
+    found += [(f"examples of {split}", _count(size)) for split, size in mapping(data.get("sizes")).items()]
     if "initial" in record.run:
         found.append(("digest of the variables at the start", text(record.run["initial"])))
     return [*found, ("notice", record.notice or "none")]
@@ -177,7 +177,7 @@ def model_card(record: Record, classifier: Classifier | None) -> list[tuple[str,
     """Returns the sections of a model card (Mitchell et al. 2019) as far as the run can fill them."""
     data = mapping(record.result.get("dataset") or record.run.get("dataset"))
     name = f"{text(data.get('name'))} {text(data.get('version'))}"
-    sizes = ", ".join(f"{text(size)} {split}" for split, size in mapping(data.get("sizes")).items())
+    sizes = ", ".join(f"{_count(size)} {split}" for split, size in mapping(data.get("sizes")).items())
     parameters = number(record.result.get("num_parameters", record.run.get("num_parameters")))
     model = [f"Made by the experiment {text(record.run.get('experiment'))}."]
     if math.isfinite(parameters):
@@ -229,3 +229,7 @@ def _scale(name: str) -> float:
 
 def _share(value: float, name: str) -> str:
     return f"{value:.2%}".replace("%", " %") if _scale(name) > 1 else f"{value:.4g}"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else text(value)
