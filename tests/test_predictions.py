@@ -121,10 +121,11 @@ def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
     assert 2**20 < result["peak_memory_bytes"]["host"] < 2**40
 
 
-def test_several_seeds_leave_none(tmp_path, mesh1):
+def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
     run = Run(tmp_path, "noise", {})
-    train(EXPERIMENT, run, mesh1, members=consecutive(0, 2), console=Console(is_quiet=True))
+    train(EXPERIMENT, run, mesh1, members=consecutive(0, 2))
     assert not run.predictions_path.exists()
+    assert "no predictions" not in capsys.readouterr().out  # they were not tried
 
 
 def test_a_failure_to_collect_them_does_not_fail_the_run(tmp_path, mesh1, capsys):

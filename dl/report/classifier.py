@@ -138,7 +138,10 @@ def _classes(figures: Mapping[str, Any], names: Sequence[str]) -> Table:
     if len(names) > MAX_ROWS:
         shown = np.argsort(figures["f1"], kind="stable")[:MAX_ROWS]
         title = f"The {MAX_ROWS} classes of {len(names):,} with the lowest F1"
-    rows = [(names[c], f"{count_C[c]:,}", *(f"{figures[name][c]:.4f}" for name in columns)) for c in shown]
+    rows = [
+        (names[c], f"{count_C[c]:,}", *(f"{figures[name][c]:.4f}" for name in columns))
+        for c in shown.tolist()
+    ]
     heads = ("class", "examples", "precision", "recall", "F1", "ROC-AUC", "average precision")
     return Table(title, heads, rows)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from dl.report.plots import MAX_POINTS, Plot, Series, Table, plot
 from dl.report.record import interval_of, mapping, number
+from dl.selection import FINAL_SPLIT
 
 # One panel each, whatever the loss measures; the words for the axis.
 _OF_TRAINING = {
@@ -23,8 +24,7 @@ MAX_PANELS = 12
 def curves(lines: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Returns a plot of each metric over the epochs, the loss first, then what only training has."""
     kinds = [kind for kind in dict.fromkeys(str(line.get("kind")) for line in lines) if kind != "train"]
-    # What evaluates once, at the end, is a figure and no curve.
-    splits = [k for k in kinds if k != "epoch" and sum(str(line.get("kind")) == k for line in lines) > 1]
+    splits = [kind for kind in kinds if kind not in ("epoch", FINAL_SPLIT)]  # the final one has but a figure
     names = dict.fromkeys(
         name
         for line in lines

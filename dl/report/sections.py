@@ -61,9 +61,9 @@ def facts(record: Record) -> list[tuple[str, str]]:
     if math.isfinite(parameters):
         found.append(("parameters", f"{parameters:,.0f}"))
     if result:
-        found.append(
-            ("steps", f"{number(result.get('steps')):,.0f} ({number(result.get('epochs')):g} epochs)")
-        )
+        epochs = number(result.get("epochs"))
+        passes = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+        found.append(("steps", f"{number(result.get('steps')):,.0f} ({passes})"))
         found.append(("wall time", duration(number(result.get("seconds")))))
         found.append(("throughput", f"{number(result.get('examples_per_second')):,.0f} training examples/s"))
     flops = number(result.get("forward_flops_per_example"))
