@@ -1,34 +1,31 @@
-"""`python -m dl COMMAND EXPERIMENT …`: looks at an experiment without running it.
+"""`python -m dl COMMAND …`: looks at an experiment without running it, or at what a run left.
 
-A command is a function of the experiment and of its own options, a dataclass, and a line in `COMMANDS`; its
-work stands in a module of its own.
+A command is a function and its own options, a dataclass, and a line in `COMMANDS` or `RUN_COMMANDS`; its work
+stands in a module of its own.
 """
 
 import dataclasses
-import difflib
-import importlib
-import importlib.util
 import inspect
 import os
-import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import jax
 from rich.console import Console as RichConsole
 
 from dl.console import Console
 from dl.debugging import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.lookup import find_experiment, hint
 from dl.options import PositiveFloat, PositiveInt, parse
 from dl.rate_finder import find_learning_rate, plot_rates
-from dl.tabulate import format_layers, layer_table
+from dl.rebuild import open_run, rebuild
+from dl.sharding import make_mesh
+from dl.summary import experiment_layers
+from dl.tabulate import format_layers
 
-EXPERIMENTS = "experiments"  # the package where a bare NAME is looked up
 MIN_WIDTH = 160  # of a table that no terminal limits
 
 
@@ -45,18 +42,7 @@ class Options:
 
 def summary(experiment: Experiment, options: Options) -> int:
     """Prints every layer with its shapes, parameters and forward FLOPs, for one example."""
-    spec = experiment.data.train.spec
-    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
-    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
-    variables = jax.eval_shape(experiment.init, jax.random.key(0), example)
-    if experiment.preprocess is not None:
-        example = jax.eval_shape(experiment.preprocess, example)
-
-    def evaluate(variables: Any, batch: Any) -> Any:
-        state = {name: collection for name, collection in variables.items() if name != "params"}
-        return experiment.loss_fn(variables.get("params", {}), state, batch, None)[0]
-
-    layers = layer_table(evaluate, variables, example)
+    layers = experiment_layers(experiment)
     if not layers:
         raise UserError("the loss of this experiment calls no Linen module; there are no layers to show")
     _print_table(format_layers(layers, f"{layers[0].kind}, one example; a multiply-add is 2 FLOPs"))
@@ -167,6 +153,85 @@ def preview_augmentation(experiment: Experiment, options: PreviewOptions) -> int
 
 
 @dataclasses.dataclass(frozen=True)
+class ReportOptions(Options):
+    """Options of `report`.
+
+    Attributes:
+      out: the HTML file to write. None: report.html in the run's folder.
+      experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
+    """
+
+    out: Path | None = None
+    experiment: str | None = None
+
+
+def report(folder: Path, paths: Sequence[Path], options: ReportOptions) -> int:
+    """Writes the report of a run again: one HTML file with all that the run left."""
+    from dl.report import write_report  # Jinja
+
+    out = options.out or open_run(folder).report_path
+    experiment, trouble = None, []
+    try:
+        rebuilt = rebuild(folder, options.experiment)
+        experiment, trouble = rebuilt.experiment, [f"Certainty: {rebuilt.warning}."] * bool(rebuilt.warning)
+    except Exception as error:  # neither its code nor its data need be on this machine, or fit any more
+        trouble = [f"Layers and pictures: {type(error).__name__}: {error}."]
+    write_report(folder, out, experiment, trouble)
+    print(f"wrote {out}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions(Options):
+    """Options of `predict`.
+
+    Attributes:
+      top: classes to name for each image.
+      csv: a file to write the predictions to.
+      experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
+    """
+
+    top: PositiveInt = 3
+    csv: Path | None = None
+    experiment: str | None = None
+
+
+def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int:
+    """Prints the class of images, with its probability; of several images or a folder as CSV.
+
+    Exit status 1 if an image cannot be read.
+    """
+    from dl import predict as prediction  # the loop, orbax
+
+    files = prediction.image_files(paths)
+    rebuilt = rebuild(folder, options.experiment)
+    if rebuilt.num_seeds > 1:
+        raise UserError(
+            f"{folder} trained {rebuilt.num_seeds} seeds at the same time; predict with a run of one"
+        )
+    if rebuilt.warning:
+        print(f"warning: {rebuilt.warning}", file=sys.stderr)
+    classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
+    refused: list[UserError] = []
+
+    def refuse(error: UserError) -> None:
+        refused.append(error)
+        print(f"error: {error}", file=sys.stderr)
+
+    predicted = prediction.predict_files(classifier, files, refuse)
+    names = classifier.class_names
+    if options.csv is not None:
+        _save(lambda path: prediction.write_csv_file(path, predicted, names, options.top), options.csv)
+    elif len(files) > 1 or paths[0].is_dir():
+        prediction.write_csv(sys.stdout, predicted, names, options.top)
+    else:
+        for _, probabilities_C in predicted:
+            for name, probability in prediction.best_classes(probabilities_C, names, options.top):
+                print(f"{probability:8.4f}  {name}")
+    return 1 if refused else 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Command:
     """A command about one experiment.
 
@@ -179,11 +244,30 @@ class Command:
     options: type[Options]
 
 
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+    """A command about what a run left.
+
+    Attributes:
+      run: from the run's folder, further paths and the options to the exit status; its docstring is the help.
+      options: as of a `Command`.
+      words: what is written before the options.
+    """
+
+    run: Callable[[Path, Sequence[Path], Any], int]
+    options: type[Options]
+    words: tuple[str, ...] = ("RUN",)
+
+
 COMMANDS = {
     "summary": Command(summary, Options),
     "overfit": Command(check_overfit, OverfitOptions),
     "lr-find": Command(find_rate, RateOptions),
     "augment-preview": Command(preview_augmentation, PreviewOptions),
+}
+RUN_COMMANDS = {
+    "report": RunCommand(report, ReportOptions),
+    "predict": RunCommand(predict, PredictOptions, ("RUN", "IMAGE")),
 }
 
 
@@ -204,8 +288,10 @@ def _run(argv: Sequence[str]) -> int:
         print(_help())
         return 0 if argv else 2
     name, *rest = argv
+    if name in RUN_COMMANDS:
+        return _run_on_folder(name, rest)
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name}; {_hint(name, list(COMMANDS))}")
+        raise UserError(f"there is no command {name}; {hint(name, [*COMMANDS, *RUN_COMMANDS])}")
     command, prog = COMMANDS[name], f"python -m dl {name}"
     about = " ".join((inspect.getdoc(command.run) or "").split())
     if rest and rest[0] in ("-h", "--help"):
@@ -214,7 +300,7 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(
             f"{name} needs an experiment first: {prog} NAME, where NAME is one of experiments/NAME.py"
         )
-    experiment_fn = _find_experiment(rest[0])
+    experiment_fn = find_experiment(rest[0])
     options, own = parse(experiment_fn, command.options, rest[1:], f"{prog} {rest[0]}", about)
     if own.data_dir is not None:
         os.environ["TFDS_DATA_DIR"] = str(own.data_dir)
@@ -224,62 +310,50 @@ def _run(argv: Sequence[str]) -> int:
     return command.run(experiment, own)
 
 
+def _run_on_folder(name: str, argv: Sequence[str]) -> int:
+    command = RUN_COMMANDS[name]
+    prog = f"python -m dl {name} {' '.join(command.words)}"
+    about = " ".join((inspect.getdoc(command.run) or "").split())
+    num_words = next((k for k, word in enumerate(argv) if word.startswith("-")), len(argv))
+    words, rest = [Path(word) for word in argv[:num_words]], argv[num_words:]
+    if rest and rest[0] in ("-h", "--help"):
+        parse(lambda: None, command.options, rest, prog, about)
+    if len(words) < len(command.words):
+        raise UserError(
+            f"{name} needs {command.words[len(words)]} first: {prog}, where RUN is a run's folder"
+        )
+    if len(command.words) == 1 and len(words) > 1:
+        raise UserError(f"{name} takes one run's folder, and {words[1]} is one word too many")
+    _, own = parse(lambda: None, command.options, rest, prog, about)
+    if own.data_dir is not None:
+        os.environ["TFDS_DATA_DIR"] = str(own.data_dir)
+    return command.run(words[0], words[1:], own)
+
+
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [
-        f"  {name:<{width}}  {(inspect.getdoc(command.run) or '').splitlines()[0]}"
-        for name, command in COMMANDS.items()
-    ]
+    commands: dict[str, Command | RunCommand] = {**COMMANDS, **RUN_COMMANDS}
+    width = max(map(len, commands))
+    lines = {
+        name: f"  {name:<{width}}  {(inspect.getdoc(command.run) or '').splitlines()[0]}"
+        for name, command in commands.items()
+    }
     return "\n".join(
         [
             "usage: python -m dl COMMAND EXPERIMENT [options of the experiment and of the command]",
             "",
-            *lines,
+            *(lines[name] for name in COMMANDS),
             "",
             "EXPERIMENT is NAME, experiments.NAME or experiments/NAME.py. `python -m dl COMMAND EXPERIMENT",
             "--help` lists the options; `python -m experiments.NAME` runs an experiment.",
+            "",
+            "usage: python -m dl report RUN [options]",
+            "       python -m dl predict RUN IMAGE [IMAGE …] [options]",
+            "",
+            *(lines[name] for name in RUN_COMMANDS),
+            "",
+            "RUN is the folder that a run left, IMAGE a file or a folder of images.",
         ]
     )
-
-
-def _find_experiment(name: str) -> Callable[..., Experiment]:
-    """Returns the function `experiment` of a module, given as NAME, experiments.NAME or a path."""
-    module = _load(Path(name)) if name.endswith(".py") else _import(name)
-    experiment_fn = getattr(module, "experiment", None)
-    if not callable(experiment_fn):
-        raise UserError(f"{name} has no function `experiment`; give a module that defines one")
-    return experiment_fn
-
-
-def _import(name: str) -> ModuleType:
-    full_name = name if "." in name else f"{EXPERIMENTS}.{name}"
-    try:
-        return importlib.import_module(full_name)
-    except ModuleNotFoundError as error:
-        if not error.name or not f"{full_name}.".startswith(f"{error.name}."):
-            raise  # the experiment was found, and lacks something itself
-    package = importlib.import_module(EXPERIMENTS) if importlib.util.find_spec(EXPERIMENTS) else None
-    known = [module.name for module in pkgutil.iter_modules(package.__path__)] if package else []
-    raise UserError(f"there is no experiment {name}; {_hint(name.rpartition('.')[2], known)}")
-
-
-def _load(path: Path) -> ModuleType:
-    if not path.exists():
-        raise UserError(f"there is no file {path}; give the path of an experiment")
-    if not path.is_absolute() and importlib.util.find_spec(parts := ".".join(path.with_suffix("").parts)):
-        return importlib.import_module(parts)  # as `python -m` knows it
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _hint(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
 
 
 def _save(write: Callable[[Path], Any], path: Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class RunOptions:
       num_seeds: seeds trained at the same time in one program, from --seed on; the result is their mean.
       log_every: steps between two lines of metrics.jsonl.
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.
+      report: write report.html into the run's folder at the end.
       debug_nans: stop at the first NaN and name the operation and the line that made it. Slower.
     """
 
@@ -44,6 +46,7 @@ class RunOptions:
     num_seeds: PositiveInt = 1
     log_every: PositiveInt = 10
     save_every: NonNegativeFloat = 30.0
+    report: bool = True
     debug_nans: bool = False
 
 
@@ -60,7 +63,9 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         if run_options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
         recorded = {**options, "num_seeds": run_options.num_seeds} if run_options.num_seeds > 1 else options
-        run = Run(run_options.workdir, name, recorded, code_of(experiment_fn))
+        parameters = inspect.signature(experiment_fn).parameters
+        defaults = {option: p.default for option, p in parameters.items()} | {"num_seeds": 1}
+        run = Run(run_options.workdir, name, recorded, code_of(experiment_fn), defaults=defaults)
         experiment = experiment_fn(**options)
         if not isinstance(experiment, Experiment):
             raise UserError(
@@ -75,8 +80,26 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             members=consecutive(experiment.seed, run_options.num_seeds),
             debug_nans=run_options.debug_nans,
         )
+        if run_options.report:
+            _report(run, experiment)
 
     run_as_command(run_experiment)
+
+
+def _report(run: Run, experiment: Experiment) -> None:
+    """Writes the report of a run that has ended; whatever goes wrong with it, the run stands."""
+    if jax.process_index() or run.report_path.exists():
+        return
+    try:
+        from dl.report import write_report  # Jinja, scikit-learn
+
+        write_report(run.folder, run.report_path, experiment)
+    except Exception as error:
+        brief = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        again = shlex.join(["python", "-m", "dl", "report", str(run.folder)])
+        print(f"there is no report ({brief}); to try again: {again}", file=sys.stderr)
+    else:
+        print(f"report: {run.report_path}")
 
 
 def run_as_command(run: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import optax
 
 from dl.data.images import to_unit_range
@@ -32,6 +33,7 @@ class Experiment:
       model: initialised as `model.init(key, batch[input_name])`.
       input_name: the feature that the model reads.
       init_fn: from a key and a batch to variables, where `model` and `input_name` do not say it.
+      predict_fn: from variables and a preprocessed batch to the outputs, likewise.
       initial: variables to start from, such as a pretrained backbone; what they lack is initialised.
       frozen: patterns; the parameters in whose paths one is found stay as they are, and so do the
         statistics of their batch norms.
@@ -58,6 +60,7 @@ class Experiment:
     model: nn.Module | None = None
     input_name: str = "image"
     init_fn: Callable[[Key, Batch], Variables] | None = None
+    predict_fn: Callable[[Variables, Batch], jax.Array] | None = None
     initial: Initial | None = None
     frozen: Patterns = ()
     preprocess: Preprocess | None = to_unit_range

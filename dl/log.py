@@ -13,8 +13,8 @@ Where several seeds are trained at the same time, a figure is the mean over them
 values of each, in the order of the seeds.
 
 Losses are in nats, `accuracy` is a fraction. `examples_per_second` is over the time spent in training steps,
-without compilation and evaluation, since step 0; `seconds` is all wall time since the start. A figure that is
-no finite number is null.
+without compilation, evaluation and saving, since step 0; `seconds` is all wall time since the start. A figure
+that is no finite number is null.
 """
 
 import importlib.util

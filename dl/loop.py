@@ -28,9 +28,10 @@ from dl.log import Averages, MetricsLog, means
 from dl.members import Members
 from dl.metrics import MetricTable
 from dl.nans import report_nans
+from dl.predictions import collect_predictions
 from dl.program import Program
 from dl.progress import Progress
-from dl.run import Run
+from dl.run import Run, peak_memory
 from dl.selection import FINAL_SPLIT, Best, look_up
 from dl.signals import Stopped, StopSignals
 from dl.summary import describe_data_and_devices, final_line, introduce, summarize
@@ -146,7 +147,6 @@ class _Session:
         self.step = 0  # whose metrics are recorded; the state is at this step or a few further
         self.steps_per_epoch = batches["train"].steps_per_epoch
         self.report_every = experiment.report_every or self.steps_per_epoch
-        self.compile_seconds = 0.0
 
     def restore(self, start: Variables | None) -> None:
         restored = self.checkpoints.restore(self.program.abstract_state)
@@ -166,8 +166,9 @@ class _Session:
 
     def run_to_end(self, log_every: int, save_every: float, debug_nans: bool) -> None:
         experiment, num_steps = self.experiment, self.experiment.num_steps
-        self.compile_seconds = self.program.compile()
-        self.console.line(f"compiled in {self.compile_seconds:.1f} s")
+        with self.progress.compiling.running():
+            seconds = self.program.compile()
+        self.console.line(f"compiled in {seconds:.1f} s")
         if self.step == 0 and experiment.report_start:
             self._report()
         elif self.step and self._is_report_step(self.step):
@@ -192,7 +193,8 @@ class _Session:
                 with progress.training.paused():
                     self._report()
             if is_save and not self.stop.received:
-                self._save()
+                with progress.training.paused():
+                    self._save()
                 last_save = time.monotonic()
             if self.stop.received or progress.stopped_early:
                 break
@@ -301,7 +303,8 @@ class _Session:
     def _evaluate(self, name: str, variables: Variables) -> dict[str, np.ndarray] | None:
         """Returns the means over a split; None if a signal cut it short."""
         assert self.program.eval_step is not None
-        return evaluate(self.program.eval_step, variables, self.batches[name], self.stop)
+        with self.progress.evaluating.running():
+            return evaluate(self.program.eval_step, variables, self.batches[name], self.stop)
 
     def result(self, mesh: Mesh) -> dict[str, Any]:
         """Evaluates the final split and returns what result.json says."""
@@ -316,10 +319,14 @@ class _Session:
             self._write(FINAL_SPLIT, values)
             metrics[FINAL_SPLIT] = values
         metrics.update(progress.evaluations)
+        self._keep_predictions(variables, mesh)
         measured: dict[str, Any] = {
             "seconds": round(progress.total.seconds, 3),
             "train_seconds": round(progress.training.seconds, 3),
-            "compile_seconds": round(self.compile_seconds, 3),
+            "compile_seconds": round(progress.compiling.seconds, 3),
+            "evaluation_seconds": round(progress.evaluating.seconds, 3),
+            "saving_seconds": round(progress.saving.seconds, 3),
+            "peak_memory_bytes": peak_memory(mesh),
             "examples_per_second": round(self._examples_per_second(), 1),
             **self.program.facts,
         }
@@ -343,10 +350,32 @@ class _Session:
         patterns = self.experiment.frozen
         return tree_digest(freezing.frozen_part(variables, patterns)) if patterns else ""
 
+    def _keep_predictions(self, variables: Variables, mesh: Mesh) -> None:
+        """Writes what the run's end predicts for the final split; what it measured stands without that."""
+        split = FINAL_SPLIT if FINAL_SPLIT in self.batches else list(self.batches)[-1]
+        if self.members is not None or split == "train":
+            return
+        try:
+            with self.progress.evaluating.running():
+                predictions = collect_predictions(
+                    self.experiment,
+                    variables,
+                    self.batches[split],
+                    mesh,
+                    split,
+                    lambda: bool(self.stop.received),
+                )
+            if predictions is not None and jax.process_index() == 0:
+                predictions.save(self.run.predictions_path)
+        except Exception as error:
+            brief = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            self.console.line(f"no predictions of {split} were written ({brief}); see Experiment.predict_fn")
+
     def _save(self) -> None:
         """Saves the state and the progress; both are at the same step here."""
         if self.step:
-            self.checkpoints.save(self.step, self.state, self.progress.to_json())
+            with self.progress.saving.running():
+                self.checkpoints.save(self.step, self.state, self.progress.to_json())
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         self.log.write(kind, self.step, self.step / self.steps_per_epoch, values)

@@ -34,6 +34,14 @@ class Stopwatch:
         self._before, self._since = self.seconds, None
 
     @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         self.stop()
         yield
@@ -47,8 +55,11 @@ class Progress:
     Attributes:
       line: means since the last line of metrics.
       epoch: means since the last report.
-      training: time spent in training steps, and in saving between them.
-      total: time since the start, compilation and evaluation included.
+      training: time spent in training steps.
+      compiling: time spent in compiling them and the eval step, at every start.
+      evaluating: time spent in evaluation.
+      saving: time that training waited for checkpoints.
+      total: time since the start, all of these included.
       log_size: bytes of metrics.jsonl.
       reported_step: the step of the last report, -1 before the first.
       evaluations: the figures of the last report, by split; of the best one where that is kept.
@@ -60,6 +71,9 @@ class Progress:
     line: Averages = dataclasses.field(default_factory=Averages)
     epoch: Averages = dataclasses.field(default_factory=Averages)
     training: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    compiling: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    evaluating: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    saving: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     total: Stopwatch = dataclasses.field(default_factory=lambda: Stopwatch(is_running=True))
     log_size: int = 0
     reported_step: int = -1
@@ -73,8 +87,7 @@ class Progress:
             **vars(self),
             "line": self.line.to_json(),
             "epoch": self.epoch.to_json(),
-            "training": self.training.seconds,
-            "total": self.total.seconds,
+            **{name: watch.seconds for name, watch in vars(self).items() if isinstance(watch, Stopwatch)},
             "evaluations": {
                 split: {name: np.asarray(value).tolist() for name, value in figures.items()}
                 for split, figures in self.evaluations.items()
@@ -87,6 +100,7 @@ class Progress:
         objects = {
             "line": Averages(values["line"]),
             "epoch": Averages(values["epoch"]),
+            **{name: Stopwatch(values.get(name, 0.0)) for name in ("compiling", "evaluating", "saving")},
             "training": Stopwatch(values["training"]),
             "total": Stopwatch(values["total"], is_running=True),
             "best": Best(**values["best"]),

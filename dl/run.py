@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
@@ -47,6 +48,7 @@ class Run:
       name: the experiment's module, such as `experiments.mnist_cnn`.
       options: every option of the experiment, resolved.
       code: a digest of the experiment's own code, as `code_digest` gives it.
+      defaults: of the options, for the reader of run.json.
 
     With `resume_command` None, what goes on with the run is this process's command line, with the folder.
     """
@@ -58,11 +60,13 @@ class Run:
         options: Mapping[str, Any],
         code: str = "",
         resume_command: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ):
         self.name = name
         self._resume_command = resume_command
         self.code = code
         self.options = json.loads(json.dumps(dict(options), default=str))
+        self.defaults = json.loads(json.dumps(dict(defaults or {}), default=str))
         self.folder = folder or _new_folder(name)
         self._lock: TextIO | None = None
 
@@ -73,6 +77,19 @@ class Run:
     @property
     def checkpoints_path(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def predictions_path(self) -> Path:
+        return self.folder / "predictions.npz"
+
+    @property
+    def report_path(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What run.json says, once the run has started."""
+        return _read(self.folder / "run.json")
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -97,7 +114,7 @@ class Run:
           UserError: it holds something else.
         """
         with self._usable():
-            record = _read(self.folder / "run.json")
+            record = self.record
             if record is None:
                 if self.folder.exists() and any(self.folder.iterdir()):
                     raise UserError(
@@ -118,9 +135,10 @@ class Run:
         with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._acquire()
-            record = _read(self.folder / "run.json")
+            record = self.record
             if record is None:
-                record = {**self._describe(facts), "created": _now(), **_software(), "starts": []}
+                asked = {**self._describe(facts), "defaults": self.defaults}
+                record = {**asked, "created": _now(), **_software(), "starts": []}
             start = {"time": _now(), "argv": sys.argv, "mesh": format_mesh(mesh.shape), **_machine()}
             if jax.process_index() == 0:
                 write_json(self.folder / "run.json", {**record, "starts": [*record["starts"], start]})
@@ -251,6 +269,16 @@ def _machine() -> dict[str, Any]:
         "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
     }
+
+
+def peak_memory(mesh: Mesh) -> dict[str, int]:
+    """Returns the most memory that was in use, in bytes: `host`, of this process, and `device` where told."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    if used := [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]:
+        peak["device"] = max(used)
+    return peak
 
 
 def describe_devices(mesh: Mesh) -> list[str]:

@@ -17,6 +17,7 @@ from dl.members import Members
 from dl.progress import Progress
 from dl.run import Run, describe_devices
 from dl.sharding import format_mesh
+from dl.tabulate import Layer, layer_table
 from dl.types import Variables
 
 
@@ -120,6 +121,22 @@ def summarize(
         for k in range(len(members))
     ]
     return {**result, "params_digest": tree_digest(host)}
+
+
+def experiment_layers(experiment: Experiment) -> list[Layer]:
+    """Returns the layers that the loss of an experiment calls, for one example; empty if it calls none."""
+    spec = experiment.data.train.spec
+    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
+    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
+    variables = jax.eval_shape(experiment.init, jax.random.key(0), example)
+    if experiment.preprocess is not None:
+        example = jax.eval_shape(experiment.preprocess, example)
+
+    def evaluate(variables: Any, batch: Any) -> Any:
+        state = {name: collection for name, collection in variables.items() if name != "params"}
+        return experiment.loss_fn(variables.get("params", {}), state, batch, None)[0]
+
+    return layer_table(evaluate, variables, example)
 
 
 def describe_data_and_devices(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def format_layers(layers: Sequence[Layer], title: str) -> Table:
         table.add_row(
             "/".join(layer.path) or "(model)",
             layer.kind,
-            *(_format_shapes(shapes) for shapes in (layer.input_shapes, layer.output_shapes)),
+            *(format_shapes(shapes) for shapes in (layer.input_shapes, layer.output_shapes)),
             *(f"{values[row]:,}" if values[row] else "" for values in figures.values()),
         )
     return table
@@ -112,7 +112,8 @@ def _shapes(tree: Any) -> tuple[Shape, ...]:
     return tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape"))
 
 
-def _format_shapes(shapes: Sequence[Shape]) -> str:
+def format_shapes(shapes: Sequence[Shape]) -> str:
+    """Returns the shapes as a person reads them: `1 x 28 x 28 x 1, scalar`."""
     return ", ".join(" x ".join(map(str, shape)) or "scalar" for shape in shapes)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from dl.data import folders
-from dl.data.stored import DEFAULT_IMAGE_SIZE, Stored, StoredSource, to_pixels
+from dl.data.stored import DEFAULT_IMAGE_SIZE, Stored, StoredSource, fit_pixels, to_pixels
 from dl.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,6 +111,24 @@ class FileSource(StoredSource):
         if pixels.shape != folder.image_shape:
             raise _unreadable(path, f"its size has changed to {pixels.shape}, from {folder.image_shape}")
         return pixels, self._label_of[path.parent.name]
+
+
+def read_image(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Returns one image file upright, its middle cropped and resized to (H, W, C), uint8.
+
+    Raises:
+      UserError: it cannot be read as an image.
+    """
+    from PIL import ImageOps
+
+    try:
+        with _open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return fit_pixels(image, image_shape, is_resized=image.size != (image_shape[1], image_shape[0]))
+    except (ImportError, MemoryError, UserError):
+        raise
+    except Exception as error:  # Pillow's plugins each raise their own
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path | str, reason: object) -> UserError:

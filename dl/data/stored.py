@@ -109,23 +109,29 @@ class StoredSource(ABC):
 
 
 def to_pixels(image: "Image.Image", stored: Stored) -> np.ndarray:
-    """An image as it is handed out: (H, W, C) uint8, cropped and resized only if sizes vary.
+    """An image as it is handed out: (H, W, C) uint8, cropped and resized only if sizes vary."""
+    return fit_pixels(image, stored.image_shape, stored.is_resized)
+
+
+def fit_pixels(image: "Image.Image", image_shape: tuple[int, int, int], is_resized: bool) -> np.ndarray:
+    """An image with the channels of `image_shape` and, if `is_resized`, its middle in that height and width.
 
     Transparency is dropped where C has no place for it; of 16 bits the upper 8 are kept.
     """
     from PIL import Image
 
-    height, width, channels = stored.image_shape
+    height, width, channels = image_shape
     if image.mode.startswith("I;16"):  # which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # Pillow warns of any other way
     if image.mode != _MODES[channels]:
         image = image.convert(_MODES[channels])
-    if stored.is_resized:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        image = square.resize((width, height), Image.Resampling.BILINEAR)
+    if is_resized:
+        scale = min(image.width / width, image.height / height)
+        wide, high = round(width * scale), round(height * scale)
+        left, top = (image.width - wide) // 2, (image.height - high) // 2
+        middle = image.crop((left, top, left + wide, top + high))
+        image = middle.resize((width, height), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array

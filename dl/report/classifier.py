@@ -1,0 +1,279 @@
+"""What the predictions of a classifier show: confusions, curves of each class, calibration, mistakes."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dl.data.source import Source
+from dl.evaluation import classification_figures
+from dl.evaluation.ranking import precision_recall_curve, roc_curve
+from dl.predictions import Predictions
+from dl.report.plots import MAX_POINTS, NUM_STYLES, Plot, Series, Table, plot
+
+MAX_MATRIX = 20  # classes of a confusion matrix that is shown whole
+MAX_ROWS = 50  # classes in a table
+NUM_CONFUSIONS = 15
+NUM_MISTAKES = 25
+MAX_SIDE = 128  # pixels of a picture; larger ones are made smaller
+NUM_SHADES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix: rows are labels, columns predictions; each cell a count and a shade."""
+
+    class_names: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[int, int]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """An example whose label is not the class that the model is surest of.
+
+    Attributes:
+      row: in the split.
+      label: its class.
+      predicted: what the model says.
+      confidence: the probability of that.
+      label_probability: of the label.
+      picture: a PNG as a data URI; empty without one.
+    """
+
+    row: int
+    label: str
+    predicted: str
+    confidence: str
+    label_probability: str
+    picture: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The sections of a classifier.
+
+    Attributes:
+      sample: of how many examples, in words.
+      figures: name and value of each.
+      accuracy: of these examples.
+      error: the expected calibration error.
+      classes: precision, recall, … of each class.
+      worst: name and recall of the classes with the lowest recall.
+      matrix: None if there are too many classes.
+      confusions: the most frequent ones.
+      curves: ROC, precision and recall, reliability.
+      mistakes: the most confident first.
+      num_mistakes: of all these examples.
+    """
+
+    sample: str
+    figures: Sequence[tuple[str, str]]
+    accuracy: float
+    error: float
+    classes: Table
+    worst: Sequence[str]
+    matrix: Matrix | None
+    confusions: Table
+    curves: Sequence[Plot]
+    mistakes: Sequence[Mistake]
+    num_mistakes: int
+
+
+def classifier_sections(predictions: Predictions, pictures: Source | None) -> Classifier:
+    """Returns what is shown of a classifier.
+
+    Args:
+      predictions: of one split.
+      pictures: the split itself, whose feature `image` is shown; None: no pictures.
+
+    Raises:
+      UserError: the predictions are no log-probabilities.
+    """
+    names, label_N = predictions.class_names, predictions.label
+    log_p_NC = predictions.log_probabilities
+    figures = classification_figures(log_p_NC, label_N)
+    size, of = len(label_N), f"the {predictions.split} split"
+    sample = f"all {size:,} examples of {of}"
+    if size < predictions.num_examples:
+        sample = f"a random {size:,} of the {predictions.num_examples:,} examples of {of}"
+    wrong_N = np.flatnonzero(log_p_NC.argmax(-1) != label_N)
+    confusion_CC = np.asarray(figures["confusion"])
+    recall_C, labelled_C = np.asarray(figures["recall"]), confusion_CC.sum(1)
+    by_recall = [c for c in np.argsort(recall_C, kind="stable") if labelled_C[c]][:3]
+    return Classifier(
+        sample,
+        _figures(figures),
+        float(figures["accuracy"]),
+        float(figures["expected_calibration_error"]),
+        _classes(figures, names),
+        [f"{names[c]} (recall {recall_C[c]:.1%})".replace("%", " %") for c in by_recall],
+        _matrix(confusion_CC, names) if len(names) <= MAX_MATRIX else None,
+        _confusions(confusion_CC, names),
+        [*_curves_by_class(predictions, figures), _reliability(figures)],
+        _mistakes(predictions, wrong_N, pictures),
+        len(wrong_N),
+    )
+
+
+def _figures(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+    low, high = figures["accuracy_interval"]
+    shown = [("accuracy", f"{figures['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})")]
+    for name in (
+        *("top_5_accuracy", "precision_macro", "recall_macro", "f1_macro", "roc_auc_macro"),
+        *("average_precision_macro", "log_loss", "brier_score", "expected_calibration_error"),
+    ):
+        if name in figures:
+            shown.append((name.replace("_", " "), f"{figures[name]:.4f}"))
+    return shown
+
+
+def _classes(figures: Mapping[str, Any], names: Sequence[str]) -> Table:
+    count_C = np.asarray(figures["confusion"]).sum(1)
+    columns = ("precision", "recall", "f1", "roc_auc", "average_precision")
+    shown = np.arange(len(names))
+    title = "Figures of each class"
+    if len(names) > MAX_ROWS:
+        shown = np.argsort(figures["f1"], kind="stable")[:MAX_ROWS]
+        title = f"The {MAX_ROWS} classes of {len(names):,} with the lowest F1"
+    rows = [
+        (names[c], f"{count_C[c]:,}", *(f"{figures[name][c]:.4f}" for name in columns))
+        for c in shown.tolist()
+    ]
+    heads = ("class", "examples", "precision", "recall", "F1", "ROC-AUC", "average precision")
+    return Table(title, heads, rows)
+
+
+def _matrix(confusion_CC: np.ndarray, names: Sequence[str]) -> Matrix:
+    share_CC = confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
+    # A root: a few confusions in a hundred are what one looks for.
+    shade_CC = np.ceil(np.sqrt(share_CC) * NUM_SHADES).astype(int)
+    return Matrix(
+        names,
+        [
+            (names[c], list(zip(confusion_CC[c].tolist(), shade_CC[c].tolist(), strict=True)))
+            for c in range(len(names))
+        ],
+    )
+
+
+def _confusions(confusion_CC: np.ndarray, names: Sequence[str]) -> Table:
+    off_CC = confusion_CC - np.diag(np.diag(confusion_CC))
+    order = np.argsort(-off_CC, axis=None, kind="stable")[:NUM_CONFUSIONS]
+    rows = []
+    for label, predicted in zip(*np.unravel_index(order, off_CC.shape), strict=True):
+        if count := off_CC[label, predicted]:
+            share = f"{count / confusion_CC[label].sum():.1%}".replace("%", " %")
+            rows.append((names[label], names[predicted], f"{count:,}", share))
+    return Table("The most frequent confusions", ("label", "predicted", "examples", "of the label"), rows)
+
+
+def _curves_by_class(predictions: Predictions, figures: Mapping[str, Any]) -> list[Plot]:
+    names = predictions.class_names
+    precision_C = np.asarray(figures["average_precision"])
+    seen = np.unique(predictions.label)
+    shown = seen[np.argsort(precision_C[seen], kind="stable")][:NUM_STYLES]
+    which = "each class" if len(shown) == len(names) else f"the {len(shown)} classes with the lowest area"
+    plots = []
+    for title, area, curve, labels in (
+        ("ROC", "roc_auc", roc_curve, ("false positive rate", "true positive rate")),
+        ("Precision and recall", "average_precision", precision_recall_curve, ("recall", "precision")),
+    ):
+        series = []
+        for style, c in enumerate(sorted(shown)):
+            points = curve(predictions.log_probabilities[:, c], predictions.label == c)
+            series.append(Series(names[c], *_spread(points.x, points.y), style))
+        areas = [(names[c], f"{figures[area][c]:.4f}") for c in sorted(shown)]
+        least = min((figures[area][c] for c in shown), default=float("nan"))
+        plots.append(
+            plot(
+                f"{title}, of {which} against the others",
+                f"{labels[1].capitalize()} over {labels[0]}. The smallest area under a curve is {least:.4f}.",
+                *labels,
+                series,
+                x_range=(0.0, 1.0),
+                y_range=(0.0, 1.0),
+                table=Table(f"Area under the curve: {title}", ("class", "area"), areas),
+            )
+        )
+    return plots
+
+
+def _spread(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns points evenly spread along the curve: most thresholds crowd in one corner."""
+    if len(x) <= MAX_POINTS:
+        return x, y
+    length = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
+    keep = np.unique(np.searchsorted(length, np.linspace(0, length[-1], MAX_POINTS)).clip(0, len(x) - 1))
+    return x[keep], y[keep]
+
+
+def _reliability(figures: Mapping[str, Any]) -> Plot:
+    count_K = np.asarray(figures["calibration_count"])
+    accuracy_K = np.asarray(figures["calibration_accuracy"])
+    confidence_K = np.asarray(figures["calibration_confidence"])
+    edges = np.linspace(0, 1, len(count_K) + 1)
+    filled = np.flatnonzero(count_K)
+    error = figures["expected_calibration_error"]
+    rows = [
+        (
+            f"{edges[k]:.2f} to {edges[k + 1]:.2f}",
+            f"{count_K[k]:,}",
+            f"{confidence_K[k]:.4f}",
+            f"{accuracy_K[k]:.4f}",
+        )
+        for k in filled
+    ]
+    return plot(
+        f"Reliability; expected calibration error {error:.4f}",
+        f"Accuracy over confidence in {len(count_K)} bins; on the diagonal it is as often right as it says."
+        f" The expected calibration error is {error:.4f}.",
+        "confidence: probability of the prediction",
+        "accuracy",
+        [
+            Series("as often right as it says", [0.0, 1.0], [0.0, 1.0], 9),
+            Series("bin", confidence_K[filled], accuracy_K[filled], 1, has_dots=True, has_line=False),
+        ],
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+        bars=[(edges[k] + 0.004, edges[k + 1] - 0.004, float(accuracy_K[k])) for k in filled],
+        table=Table("Reliability", ("confidence", "examples", "mean confidence", "accuracy"), rows),
+    )
+
+
+def _mistakes(predictions: Predictions, wrong_N: np.ndarray, pictures: Source | None) -> list[Mistake]:
+    log_p_NC, names = predictions.log_probabilities, predictions.class_names
+    chosen = wrong_N[np.argsort(-log_p_NC[wrong_N].max(-1), kind="stable")][:NUM_MISTAKES]
+    images: Sequence[str] = [""] * len(chosen)
+    if pictures is not None and len(chosen):
+        images = [to_data_uri(image) for image in pictures[predictions.index[chosen]]["image"]]
+    return [
+        Mistake(
+            int(predictions.index[n]),
+            names[predictions.label[n]],
+            names[int(log_p_NC[n].argmax())],
+            f"{np.exp(log_p_NC[n].max()):.1%}".replace("%", " %"),
+            f"{np.exp(log_p_NC[n, predictions.label[n]]):.1%}".replace("%", " %"),
+            image,
+        )
+        for n, image in zip(chosen, images, strict=True)
+    ]
+
+
+def to_data_uri(image: np.ndarray) -> str:
+    """Returns a uint8 image (H, W, 1) or (H, W, 3) as the data URI of a PNG."""
+    from PIL import Image
+
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] < 3 else image[..., :3])
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    content = io.BytesIO()
+    picture.save(content, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def can_be_shown(source: Source) -> bool:
+    """Whether a split holds pictures as bytes."""
+    image = source.spec.get("image")
+    return image is not None and len(image.shape) == 3 and image.dtype == np.uint8

@@ -1,0 +1,145 @@
+"""Learning curves of a run, from the lines of its metrics."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dl.report.plots import MAX_POINTS, Plot, Series, Table, plot
+from dl.report.record import interval_of, mapping, number
+from dl.selection import FINAL_SPLIT
+
+# One panel each, whatever the loss measures; the words for the axis.
+_OF_TRAINING = {
+    "learning_rate": ("Learning rate", "rate"),
+    "gradient_norm": ("Norm of the gradient", "norm"),
+    "loss_scale": ("Loss scale", "factor"),
+    "examples_per_second": ("Throughput", "examples a second, since step 0"),
+}
+_NO_METRICS = {"kind", "step", "epoch", "seconds", "seeds", *_OF_TRAINING}
+MAX_ROWS = 40  # of a table beside a plot
+MAX_PANELS = 12
+
+
+def curves(lines: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """Returns a plot of each metric over the epochs, the loss first, then what only training has."""
+    kinds = [kind for kind in dict.fromkeys(str(line.get("kind")) for line in lines) if kind != "train"]
+    splits = [kind for kind in kinds if kind not in ("epoch", FINAL_SPLIT)]  # the final one has but a figure
+    names = dict.fromkeys(
+        name
+        for line in lines
+        for name, value in line.items()
+        if name not in _NO_METRICS and _is_number(value)
+    )
+    ordered = sorted(names, key=lambda name: (name != "loss", name != "accuracy"))[:MAX_PANELS]
+    panels = [_metric(lines, name, splits) for name in ordered]
+    panels += [
+        _of_training(lines, name, title, unit)
+        for name, (title, unit) in _OF_TRAINING.items()
+        if any(_is_number(line.get(name)) for line in lines if line.get("kind") == "train")
+    ]
+    return panels
+
+
+def _metric(lines: Sequence[Mapping[str, Any]], name: str, splits: Sequence[str]) -> Plot:
+    series = [Series("training, by step", *_smoothed(*_points(lines, "train", name)), style=9)]
+    series.append(Series("training, mean of the epoch", *_points(lines, "epoch", name), 0, has_dots=True))
+    for number_, split in enumerate(splits, 1):
+        series.append(Series(split, *_points(lines, split, name), number_, has_dots=True))
+    series = [line for line in series if len(line.x)]
+    shown = [line for line in series if line.has_dots] or series
+    unit = {"loss": "nats", "accuracy": "fraction"}.get(name, "value")
+    title = name.replace("_", " ").capitalize()
+    return plot(
+        title,
+        f"{title} over the epochs, of {', '.join(line.name for line in series)}. {_ends(shown)}",
+        "epoch",
+        unit,
+        series,
+        table=_table(title, shown),
+    )
+
+
+def _of_training(lines: Sequence[Mapping[str, Any]], name: str, title: str, unit: str) -> Plot:
+    line = Series(title, *_smoothed(*_points(lines, "train", name)))
+    return plot(
+        title, f"{title} over the epochs. {_ends([line])}", "epoch", unit, [line], table=_table(title, [line])
+    )
+
+
+def _points(lines: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [
+        (number(line.get("epoch")), number(line.get(name))) for line in lines if line.get("kind") == kind
+    ]
+    array = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def _smoothed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns means over neighbours, so that there are no more than `MAX_POINTS`."""
+    if len(x) <= MAX_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MAX_POINTS)
+    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+
+
+def _table(title: str, series: Sequence[Series]) -> Table:
+    values = [
+        dict(zip(np.round(line.x, 3).tolist(), np.asarray(line.y).tolist(), strict=True)) for line in series
+    ]
+    epochs = sorted({epoch for line in values for epoch in line})
+    if len(epochs) > MAX_ROWS:
+        epochs = [epochs[k] for k in np.linspace(0, len(epochs) - 1, MAX_ROWS).round().astype(int)]
+    rows = [
+        (f"{epoch:g}", *(f"{line[epoch]:.5g}" if epoch in line else "" for line in values))
+        for epoch in epochs
+    ]
+    return Table(title, ("epoch", *(line.name for line in series)), rows)
+
+
+def _ends(series: Sequence[Series]) -> str:
+    return " ".join(f"{s.name}: {s.y[0]:.4g} at first, {s.y[-1]:.4g} at last." for s in series if len(s.y))
+
+
+def _is_number(value: Any) -> bool:
+    return bool(np.isfinite(number(value)))
+
+
+def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
+    """Returns a plot of each figure of a split: a point for each seed, their mean and its interval."""
+    members = [mapping(member) for member in result.get("members") or ()]
+    plots = []
+    for name, mean in mapping(mapping(result.get("metrics")).get(split)).items():
+        values = [number(mapping(mapping(m.get("metrics")).get(split)).get(name)) for m in members]
+        low, high = interval_of(result, split, name) or (np.nan, np.nan)
+        places = np.arange(1, len(values) + 1)
+        ends = np.array([0.5, len(values) + 0.5])
+        title = f"{name.replace('_', ' ').capitalize()} by seed, {split} split"
+        rows = [(str(m.get("seed")), f"{value:.5g}") for m, value in zip(members, values, strict=True)]
+        rows += [("mean", f"{number(mean):.5g}"), ("95 % interval", f"{low:.5g} to {high:.5g}")]
+        plots.append(
+            plot(
+                title,
+                f"{len(values)} points; mean {number(mean):.4g}, 95 % interval {low:.4g} to {high:.4g}.",
+                "run",
+                name,
+                [
+                    Series("one seed", places, values, 0, has_dots=True, has_line=False),
+                    Series("mean", ends, np.full(2, number(mean)), 1),
+                    Series("95 % interval of the mean", ends, np.full(2, low), 2),
+                    Series("", ends, np.full(2, high), 2),
+                ],
+                x_range=(0.5, len(values) + 0.5),
+                y_range=_tight([*values, low, high]),
+                table=Table(title, ("seed", name), rows),
+            )
+        )
+    return plots
+
+
+def _tight(values: Sequence[float]) -> tuple[float, float] | None:
+    finite = [value for value in values if np.isfinite(value)]
+    if not finite or max(finite) == min(finite):
+        return None
+    pad = 0.08 * (max(finite) - min(finite))
+    return min(finite) - pad, max(finite) + pad

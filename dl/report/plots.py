@@ -1,0 +1,195 @@
+"""Small plots as numbers that a template draws as SVG: colours, fonts and dark mode are left to the page.
+
+A plot is 360 units wide, so that at the width of a phone its letters are still as large as print.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+WIDTH, HEIGHT = 360, 240
+LEFT, RIGHT, TOP, BOTTOM = 46, 352, 10, 204
+MAX_POINTS = 200  # of a line
+NUM_STYLES = 10  # that the page's style sheet has: a colour and a dash each
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table as text; the first column names the rows.
+
+    Attributes:
+      title: what it shows.
+      columns: their names.
+      rows: one string a column.
+      marked: numbers of rows to be marked.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    marked: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A line, or points, in the coordinates of the data.
+
+    Attributes:
+      name: in the legend.
+      x: where.
+      y: how much; points that are no finite number are left out.
+      style: number of a colour.
+      has_dots: whether each point is marked.
+      has_line: whether points are joined.
+    """
+
+    name: str
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    style: int = 0
+    has_dots: bool = False
+    has_line: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A series in the coordinates of the plot: `points` as SVG writes them, and the same as pairs."""
+
+    name: str
+    style: int
+    points: str
+    dots: Sequence[tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """What a template needs to draw.
+
+    Attributes:
+      title: of the plot.
+      description: what it shows, in words, for those who do not see it.
+      x_label: of the axis, with its unit.
+      y_label: likewise.
+      x_ticks: place and text of each.
+      y_ticks: likewise.
+      series: the lines.
+      bars: x, y, width and height of each.
+      table: the same in numbers.
+    """
+
+    title: str
+    description: str
+    x_label: str
+    y_label: str
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    series: Sequence[Drawn]
+    bars: Sequence[tuple[float, float, float, float]]
+    table: Table | None
+
+
+def plot(
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+    series: Sequence[Series],
+    *,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    bars: Sequence[tuple[float, float, float]] = (),
+    table: Table | None = None,
+) -> Plot:
+    """Returns a plot of lines and bars.
+
+    Args:
+      title: of the plot.
+      description: in words.
+      x_label: of the axis.
+      y_label: likewise.
+      series: lines, each thinned to `MAX_POINTS`.
+      x_range: of the axis; None: of the data.
+      y_range: likewise, and from 0 where the data begin near it.
+      bars: left edge, right edge and height of each.
+      table: the same in numbers.
+    """
+    finite = [_finite(line) for line in series]
+    xs = np.concatenate([x for x, _ in finite]) if finite else np.empty(0)
+    ys = np.concatenate([y for _, y in finite]) if finite else np.empty(0)
+    x_low, x_high = x_range or _range(xs)
+    y_low, y_high = y_range or _range(ys, from_zero=True)
+
+    def place_x(x: np.ndarray | float) -> np.ndarray:
+        return LEFT + (RIGHT - LEFT) * (np.asarray(x, np.float64) - x_low) / (x_high - x_low)
+
+    def place_y(y: np.ndarray | float) -> np.ndarray:
+        share = np.clip((np.asarray(y, np.float64) - y_low) / (y_high - y_low), 0, 1)
+        return BOTTOM + (TOP - BOTTOM) * share
+
+    drawn = []
+    for line, (x, y) in zip(series, finite, strict=True):
+        keep = _thinned(len(x))
+        points = [
+            (round(float(a), 1), round(float(b), 1)) for a, b in zip(place_x(x), place_y(y), strict=True)
+        ]
+        points = [points[k] for k in keep]
+        text = " ".join(f"{a:g},{b:g}" for a, b in points) if line.has_line else ""
+        drawn.append(Drawn(line.name, line.style % NUM_STYLES, text, points if line.has_dots else ()))
+    return Plot(
+        title,
+        description,
+        x_label,
+        y_label,
+        [(round(float(place_x(tick)), 1), text) for tick, text in ticks(x_low, x_high)],
+        [(round(float(place_y(tick)), 1), text) for tick, text in ticks(y_low, y_high)],
+        drawn,
+        [_bar(float(place_x(a)), float(place_x(b)), float(place_y(h)), BOTTOM) for a, b, h in bars],
+        table,
+    )
+
+
+def ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
+    """Returns round numbers in [low, high], at most about `most`, a power of ten times 1, 2 or 5 apart."""
+    rough = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [(k * step, format_tick(k * step)) for k in range(first, last + 1)]
+
+
+def format_tick(value: float) -> str:
+    """Returns a round number in few letters: `0.05`, `12k`, `1e-05`."""
+    if abs(value) >= 10_000:
+        for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+            if abs(value) >= size:
+                return f"{value / size:.4g}{prefix}"
+    return f"{value:.4g}"
+
+
+def _bar(left: float, right: float, top: float, bottom: float) -> tuple[float, float, float, float]:
+    return round(left, 1), round(top, 1), round(right - left, 1), round(bottom - top, 1)
+
+
+def _finite(line: Series) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
+    keep = np.isfinite(x) & np.isfinite(y)
+    return x[keep], y[keep]
+
+
+def _range(values: np.ndarray, from_zero: bool = False) -> tuple[float, float]:
+    if not values.size:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    if from_zero and 0 <= low < high / 2:
+        low = 0.0
+    pad = (high - low) * 0.03 or abs(high) * 0.1 or 1.0
+    return (low if low == 0 and high > 0 else low - pad), high + pad
+
+
+def _thinned(size: int) -> np.ndarray:
+    if size <= MAX_POINTS:
+        return np.arange(size)
+    return np.unique(np.linspace(0, size - 1, MAX_POINTS).round().astype(int))

@@ -1,0 +1,235 @@
+"""The sections of a report that every run has: headline, budget, energy, options, environment, data, card."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dl.report.classifier import Classifier
+from dl.report.energy import estimate_energy
+from dl.report.plots import Table
+from dl.report.record import Record, interval_of, mapping, number, text
+
+INTENDED_USE = (
+    "Research and teaching: to check, compare and repeat a measurement. Nothing here was tested for "
+    "decisions about people, or on other data than those named below."
+)
+
+
+def headline(record: Record) -> Mapping[str, str] | None:
+    """Returns the figure that the run stands for, with its interval in words; None before its end."""
+    split = record.final_split
+    if split is None:
+        return None
+    figures = mapping(mapping(record.result.get("metrics")).get(split))
+    name = "accuracy" if "accuracy" in figures else next(iter(figures), None)
+    if name is None:
+        return None
+    value = number(figures[name])
+    seeds = len(record.result.get("members") or ())
+    bounds = interval_of(record.result, split, name)
+    sizes = mapping(mapping(record.result.get("dataset")).get("sizes"))
+    shown, spread = _share(value, name), "no interval is known for this figure"
+    if bounds is not None:
+        low, high = bounds
+        over = (
+            f"over {seeds} seeds (Student)" if seeds else f"over {_count(sizes.get(split))} examples (Wilson)"
+        )
+        spread = f"95 % interval {_share(low, name)} to {_share(high, name)}, {over}"
+        if seeds:
+            shown += f" ± {(high - low) / 2 * _scale(name):.2g}"
+    return {"name": f"{split} {name}".replace("_", " "), "value": shown, "interval": spread}
+
+
+def figures_table(record: Record) -> Table:
+    """Returns every figure of every split with its interval, where there is one."""
+    rows = []
+    for split, figures in mapping(record.result.get("metrics")).items():
+        for name, value in mapping(figures).items():
+            bounds = interval_of(record.result, split, name)
+            interval = "" if bounds is None else f"{bounds[0]:.5g} to {bounds[1]:.5g}"
+            rows.append((str(split), name.replace("_", " "), f"{number(value):.5g}", interval))
+    return Table("Figures at the end of the run", ("split", "figure", "value", "95 % interval"), rows)
+
+
+def facts(record: Record) -> list[tuple[str, str]]:
+    """Returns what a reader asks first, beside the headline."""
+    result, run = record.result, record.run
+    data = mapping(result.get("dataset") or run.get("dataset"))
+    found = [("data", f"{text(data.get('name'))} {text(data.get('version'))}")]
+    parameters = number(result.get("num_parameters", run.get("num_parameters")))
+    if math.isfinite(parameters):
+        found.append(("parameters", f"{parameters:,.0f}"))
+    if result:
+        epochs = number(result.get("epochs"))
+        passes = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+        found.append(("steps", f"{number(result.get('steps')):,.0f} ({passes})"))
+        found.append(("wall time", duration(number(result.get("seconds")))))
+        found.append(("throughput", f"{number(result.get('examples_per_second')):,.0f} training examples/s"))
+    flops = number(result.get("forward_flops_per_example"))
+    if math.isfinite(flops):
+        found.append(("forward FLOPs an example", f"{flops:,.0f}"))
+    found.append(("seed", text(result.get("seed", mapping(run.get("options")).get("seed", "not stated")))))
+    if best := mapping(result.get("best")):
+        step = f" at step {text(best['step'])}" if "step" in best else ""
+        found.append(("kept", f"the best {text(best.get('split'))} {text(best.get('metric'))}{step}"))
+    if "stopped_early" in result:
+        found.append(("stopped early", text(result["stopped_early"])))
+    if "params_digest" in result:
+        found.append(("digest of the parameters", text(result["params_digest"])))
+    return found
+
+
+def budget(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Returns what the wall time went to: name, seconds, share of the whole."""
+    total = number(result.get("seconds"))
+    if not total > 0:
+        return []
+    parts = {
+        "compilation": number(result.get("compile_seconds")),
+        "training steps": number(result.get("train_seconds")),
+        "evaluation": number(result.get("evaluation_seconds")),
+        "saving": number(result.get("saving_seconds")),
+    }
+    known = {name: seconds for name, seconds in parts.items() if math.isfinite(seconds)}
+    known["rest (initialisation, restoring, recording)"] = max(0.0, total - sum(known.values()))
+    return [(name, seconds, min(seconds / total, 1.0)) for name, seconds in known.items()]
+
+
+def budget_table(parts: Sequence[tuple[str, float, float]]) -> Table:
+    rows = [(name, duration(seconds), percent(share)) for name, seconds, share in parts]
+    return Table("Where the wall time went", ("part", "time", "share"), rows)
+
+
+def memory(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the most memory that was in use, of the last start."""
+    peak = mapping(result.get("peak_memory_bytes"))
+    words = {"host": "host (resident memory of the process)", "device": "device (of the fullest one)"}
+    return [(words[name], f"{number(peak[name]) / 2**20:,.0f} MiB") for name in words if name in peak]
+
+
+def energy(record: Record) -> tuple[list[tuple[str, str]], Sequence[str]]:
+    """Returns the estimate as names and values, and what it rests on; or why there is none."""
+    seconds = number(record.result.get("seconds"))
+    starts = [mapping(start) for start in record.run.get("starts") or ()]
+    cores = (
+        number(starts[-1].get("cpus")) * max(number(starts[-1].get("processes")), 1) if starts else math.nan
+    )
+    if not (seconds >= 0 and cores >= 1):
+        return [], ["There is no estimate: the time or the number of cores is not recorded."]
+    devices = [text(kind) for kind in record.result.get("devices") or ()]
+    estimate = estimate_energy(devices, int(cores), seconds)
+    if isinstance(estimate, str):
+        return [], [f"There is no estimate: {estimate}."]
+    return [
+        ("power", f"{estimate.watts:,.4g} W"),
+        ("energy, at most about", f"{estimate.kilowatt_hours * 1000:,.3g} Wh"),
+        ("carbon dioxide", f"{estimate.grams_co2:,.3g} g"),
+    ], estimate.assumptions
+
+
+def options_table(run: Mapping[str, Any]) -> Table:
+    """Returns the resolved options; those that differ from their defaults are marked."""
+    options, defaults = mapping(run.get("options")), mapping(run.get("defaults"))
+    rows, marked = [], set()
+    for place, (name, value) in enumerate(options.items()):
+        is_known = name in defaults
+        is_changed = is_known and defaults[name] != value
+        if is_changed:
+            marked.add(place)
+        default = text(defaults[name]) if is_known else "not recorded"
+        rows.append((str(name), text(value), default, "changed" if is_changed else ""))
+    return Table("Options", ("option", "value", "default", ""), rows, frozenset(marked))
+
+
+def environment(run: Mapping[str, Any]) -> tuple[Table, Table]:
+    """Returns the versions of the software, and every start of the run with its machine."""
+    versions = [(str(name), text(version)) for name, version in mapping(run.get("versions")).items()]
+    commit = run.get("commit")
+    versions.append(("commit", text(commit) if commit else "no git checkout"))
+    if run.get("uncommitted_changes"):
+        versions.append(("uncommitted changes", "yes: the commit is not all of the code"))
+    versions.append(("digest of the experiment's code", text(run.get("code", ""))))
+    columns = ("time", "host", "platform", "cpus", "processes", "devices", "mesh", "argv")
+    rows = []
+    for start in map(mapping, run.get("starts") or ()):
+        words = start.get("argv")
+        argv = shlex.join(map(text, words)) if isinstance(words, list) else text(words)
+        kinds = start.get("devices")
+        devices = ", ".join(map(text, kinds)) if isinstance(kinds, list) else text(kinds)
+        rows.append(
+            (*(text(start.get(name, "")) for name in columns[:5]), devices, text(start.get("mesh")), argv)
+        )
+    return Table("Software", ("package", "version"), versions), Table("Starts", columns, rows)
+
+
+def data_identity(record: Record) -> list[tuple[str, str]]:
+    """Returns which data the figures were measured on."""
+    data = mapping(record.result.get("dataset") or record.run.get("dataset"))
+    found = [(name, text(data[name])) for name in ("name", "version", "checksum") if name in data]
+    found += [(f"examples of {split}", _count(size)) for split, size in mapping(data.get("sizes")).items()]
+    if "initial" in record.run:
+        found.append(("digest of the variables at the start", text(record.run["initial"])))
+    return [*found, ("notice", record.notice or "none")]
+
+
+def model_card(record: Record, classifier: Classifier | None) -> list[tuple[str, Sequence[str]]]:
+    """Returns the sections of a model card (Mitchell et al. 2019) as far as the run can fill them."""
+    data = mapping(record.result.get("dataset") or record.run.get("dataset"))
+    name = f"{text(data.get('name'))} {text(data.get('version'))}"
+    sizes = ", ".join(f"{_count(size)} {split}" for split, size in mapping(data.get("sizes")).items())
+    parameters = number(record.result.get("num_parameters", record.run.get("num_parameters")))
+    model = [f"Made by the experiment {text(record.run.get('experiment'))}."]
+    if math.isfinite(parameters):
+        model.append(f"{parameters:,.0f} parameters.")
+    shown = headline(record)
+    figures = (
+        [f"{shown['name']}: {shown['value']}; {shown['interval']}."] if shown else ["The run has not ended."]
+    )
+    used = [f"{name}: {sizes}."] + ([record.notice] if record.notice else [])
+    limits = []
+    if record.final_split not in ("test", None):
+        limits.append(
+            f"The headline is of the {record.final_split} split, which training has looked at: it flatters."
+        )
+    if not record.result.get("members"):
+        limits.append("One seed: the interval is over the examples and says nothing of other seeds.")
+    if classifier is not None:
+        figures += [f"Expected calibration error {classifier.error:.4f}, on {classifier.sample}."]
+        limits.append(f"Weakest classes: {', '.join(classifier.worst)}.")
+    limits.append(
+        "Images and inputs unlike the training data were not tried; nor were groups of people compared."
+    )
+    return [
+        ("Model", model),
+        ("Intended use", [INTENDED_USE]),
+        ("Data", used),
+        ("Figures", figures),
+        ("Limits", limits),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as a person reads it: `12.3 s`, `4 min 05 s`, `3 h 20 min`."""
+    if not math.isfinite(seconds):
+        return "not recorded"
+    if seconds < 60:
+        return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def _scale(name: str) -> float:
+    return 100.0 if "accuracy" in name else 1.0
+
+
+def _share(value: float, name: str) -> str:
+    return f"{value:.2%}".replace("%", " %") if _scale(name) > 1 else f"{value:.4g}"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else text(value)

@@ -1,0 +1,280 @@
+"""What a run keeps of its last predictions, and `python -m dl predict`."""
+
+import csv
+import dataclasses
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import log_softmax
+
+from dl import losses, optimizers, predictions
+from dl.cli import main
+from dl.console import Console
+from dl.data import ArraySource, ArraySplits
+from dl.data.pipeline import Batches
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.loop import train
+from dl.members import consecutive
+from dl.models.mlp import MLP
+from dl.predictions import Predictions, collect_outputs, collect_predictions, outputs_fn, read_predictions
+from dl.run import Run
+
+MODEL = MLP(hidden=(), num_classes=3)
+
+
+def source_of(size, seed):
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (size, 2, 2, 1), np.uint8)
+    return ArraySource({"image": images, "label": random.integers(0, 3, size).astype(np.int32)})
+
+
+EXPERIMENT = Experiment(
+    data=ArraySplits("noise", train=source_of(12, 0), evaluations={"test": source_of(21, 1)}),
+    model=MODEL,
+    loss_fn=losses.classification(MODEL),
+    tx=optimizers.sgd(0.1),
+    num_steps=2,
+    batch_size=8,
+    eval_batch_size=8,
+)
+VARIABLES = MODEL.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+
+
+def expected(source):
+    """The model, in NumPy."""
+    dense = VARIABLES["params"]["Dense_0"]
+    inputs = source.arrays["image"].reshape(len(source), -1) / 255
+    return log_softmax(inputs @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"]), axis=-1)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_every_row_once_and_in_order_on_any_number_of_devices(devices, request):
+    mesh = request.getfixturevalue(f"mesh{devices}")
+    source = EXPERIMENT.data.evaluations["test"]
+    found = collect_predictions(EXPERIMENT, VARIABLES, Batches(source, 8, mesh), mesh, "test")
+    np.testing.assert_array_equal(found.index, np.arange(21))
+    np.testing.assert_array_equal(found.label, source.arrays["label"])
+    np.testing.assert_allclose(found.log_probabilities, expected(source), atol=1e-5)
+    assert found.log_probabilities.dtype == np.float32
+    assert (found.split, found.num_examples, found.class_names) == ("test", 21, ("0", "1", "2"))
+
+
+def test_of_a_large_split_the_same_sample_is_kept(monkeypatch, mesh1):
+    monkeypatch.setattr(predictions, "MAX_BYTES", 5 * 3 * 4)
+    source = EXPERIMENT.data.evaluations["test"]
+    found = collect_predictions(EXPERIMENT, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
+    assert len(found.index) == 5
+    assert found.num_examples == 21
+    assert (np.diff(found.index) > 0).all()
+    assert found.index[-1] - found.index[0] > 5  # not the first five
+    np.testing.assert_array_equal(found.label, source.arrays["label"][found.index])
+    np.testing.assert_allclose(found.log_probabilities, expected(source)[found.index], atol=1e-5)
+
+
+def test_a_signal_cuts_it_short(mesh1):
+    batches = Batches(EXPERIMENT.data.evaluations["test"], 8, mesh1)
+    assert collect_outputs(outputs_fn(EXPERIMENT), VARIABLES, batches, mesh1, None, lambda: True) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "arrays"),
+    [
+        ({}, {"label": np.zeros(21, np.float32)}),
+        ({}, {"label": np.zeros((21, 2), np.int32)}),
+        ({}, {"label": np.full(21, 3, np.int32)}),
+        ({"predict_fn": lambda variables, batch: batch["image"][:, 0, :, 0]}, {"label": np.full(21, -1)}),
+        ({"predict_fn": lambda variables, batch: batch["image"]}, {}),
+        ({"predict_fn": lambda variables, batch: batch["label"]}, {}),
+        ({"input_name": "text"}, {}),
+    ],
+    ids=["float", "vector", "no class", "negative", "four dimensions", "one dimension", "no input"],
+)
+def test_what_is_no_classification_has_no_predictions(change, arrays, mesh1):
+    source = ArraySource({**source_of(21, 1).arrays, **arrays})
+    experiment = dataclasses.replace(EXPERIMENT, **change)
+    assert collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test") is None
+
+
+def test_an_experiment_may_say_what_its_outputs_are(mesh1):
+    experiment = dataclasses.replace(
+        EXPERIMENT, predict_fn=lambda variables, batch: batch["image"].reshape(-1, 4)[:, :3]
+    )
+    source = EXPERIMENT.data.evaluations["test"]
+    found = collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
+    logits = source.arrays["image"].reshape(-1, 4)[:, :3] / 255
+    np.testing.assert_allclose(found.log_probabilities, log_softmax(logits, axis=-1), atol=1e-5)
+
+
+def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
+    result = train(EXPERIMENT, Run(tmp_path, "noise", {}), mesh8, console=Console(is_quiet=True))
+    found = read_predictions(tmp_path / "predictions.npz")
+    accuracy = (found.log_probabilities.argmax(-1) == found.label).mean()
+    assert result["metrics"]["test"]["accuracy"] == pytest.approx(accuracy)
+    parts = [result[f"{part}_seconds"] for part in ("compile", "train", "evaluation", "saving")]
+    assert all(seconds > 0 for seconds in parts)
+    assert sum(parts) <= result["seconds"] + 0.01
+    assert 2**20 < result["peak_memory_bytes"]["host"] < 2**40
+
+
+def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
+    run = Run(tmp_path, "noise", {})
+    train(EXPERIMENT, run, mesh1, members=consecutive(0, 2))
+    assert not run.predictions_path.exists()
+    assert "no predictions" not in capsys.readouterr().out  # they were not tried
+
+
+def test_a_failure_to_collect_them_does_not_fail_the_run(tmp_path, mesh1, capsys):
+    def broken(variables, batch):
+        raise TypeError("needs another argument\nand more")
+
+    experiment = dataclasses.replace(EXPERIMENT, predict_fn=broken)
+    result = train(experiment, Run(tmp_path, "noise", {}), mesh1)
+    assert result["steps"] == 2
+    assert (
+        "no predictions of test were written (TypeError: needs another argument)" in capsys.readouterr().out
+    )
+
+
+def test_the_file_is_read_without_pickles(tmp_path):
+    path = tmp_path / "predictions.npz"
+    kept = Predictions("test", 9, np.arange(2), np.arange(2), np.zeros((2, 3), np.float32), ("a", "β", "c"))
+    kept.save(path)
+    found = read_predictions(path)
+    assert (found.split, found.num_examples, found.class_names) == ("test", 9, ("a", "β", "c"))
+    np.testing.assert_array_equal(found.log_probabilities, kept.log_probabilities)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file}
+    for name, value in {
+        "class_names": np.array(["a", {}, "c"], object),
+        "label": np.arange(3),
+        "log_probabilities": np.zeros(3),
+    }.items():
+        np.savez(path, **{**arrays, name: value})
+        with pytest.raises(UserError, match="does not hold predictions") as caught:
+            read_predictions(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match="does not hold predictions"):
+        read_predictions(path)
+
+
+SOURCE = '''
+"""Bright or dark."""
+import numpy as np
+
+from dl import Experiment, losses, main, optimizers
+from dl.data import ArraySource, ArraySplits
+from dl.models.mlp import MLP
+
+
+class Splits(ArraySplits):
+    class_names = ("dark", "bright")
+
+
+def experiment(rate: float = 1.0):
+    random = np.random.default_rng(0)
+    label = np.arange(64, dtype=np.int32) % 2
+    images = (random.integers(0, 100, (64, 4, 4, 1)) + 150 * label[:, None, None, None]).astype(np.uint8)
+    source = ArraySource({"image": images, "label": label})
+    model = MLP(hidden=(), num_classes=2)
+    return Experiment(data=Splits("shades", train=source, evaluations={"validation": source}), model=model,
+                      loss_fn=losses.classification(model), tx=optimizers.adam(0.1), num_steps=40,
+                      batch_size=64)
+
+
+if __name__ == "__main__":
+    main(experiment)
+'''
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    """The folder of a finished run, and its code."""
+    from dl.command import main as run
+    from dl.lookup import find_experiment
+
+    folder = tmp_path_factory.mktemp("shades")
+    path = folder / "shades_of_grey.py"
+    path.write_text(SOURCE)
+    run(find_experiment(str(path)), ["--workdir", str(folder / "run"), "--mesh", "data=1", "--no-report"])
+    Image.new("L", (4, 4), 240).save(folder / "a.png")
+    Image.new("RGB", (90, 30), (20, 30, 10)).save(folder / "b.jpg")
+    return folder
+
+
+@pytest.fixture
+def predict(shades, capsys):
+    def run(*argv):
+        with pytest.raises(SystemExit) as exit_:
+            main(["predict", *map(str, argv), "--experiment", str(shades / "shades_of_grey.py")])
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, printed.err
+
+    return run
+
+
+def test_one_image_is_a_list_of_classes(shades, predict):
+    status, out, err = predict(shades / "run", shades / "a.png")
+    assert (status, err) == (0, "")
+    (p, first), (q, second) = (line.split() for line in out.splitlines())
+    assert (first, second) == ("bright", "dark")
+    assert float(p) + float(q) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_folder_is_csv_and_what_is_no_image_is_named(shades, predict, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / "sub" / name).write_bytes((shades / name).read_bytes())
+    (tmp_path / "c.png").write_text("no image")
+    status, out, err = predict(shades / "run", tmp_path, "--top", "1")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "c.png cannot be read as an image" in err
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["class_1"] for row in rows] == ["bright", "dark"]
+    assert set(rows[0]) == {"image", "class_1", "probability_1"}
+    file = tmp_path / "found.csv"
+    status, out, _ = predict(shades / "run", shades / "a.png", shades / "b.jpg", "--csv", file)
+    assert (status, out) == (0, f"wrote {file}\n")
+    assert [row["class_1"] for row in csv.DictReader(io.StringIO(file.read_text()))] == ["bright", "dark"]
+
+
+def test_code_that_has_changed_is_a_line_of_warning(shades, capsys, tmp_path):
+    other = tmp_path / "other_shades.py"
+    other.write_text(SOURCE.replace("adam(0.1)", "adam(0.2)"))
+    with pytest.raises(SystemExit) as exit_:
+        main(["predict", str(shades / "run"), str(shades / "a.png"), "--experiment", str(other)])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().err == "warning: the code of shades_of_grey has changed since this run\n"
+
+
+def test_options_that_are_gone_are_one_line(shades, capsys, tmp_path):
+    other = tmp_path / "no_rate.py"
+    other.write_text(SOURCE.replace("rate: float = 1.0", ""))
+    with pytest.raises(SystemExit):
+        main(["predict", str(shades / "run"), str(shades / "a.png"), "--experiment", str(other)])
+    assert "has no option rate any more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "predict needs RUN first"),
+        (["RUN"], "predict needs IMAGE first"),
+        (["nowhere", "IMAGE"], "nowhere holds no run"),
+        (["RUN", "absent.png"], "there is no file absent.png"),
+        (["RUN", "RUN/checkpoints"], "holds no images"),
+        (["RUN", "IMAGE", "--tpo", "2"], "there is no option --tpo; did you mean --top?"),
+    ],
+)
+def test_mistakes_are_one_line(shades, predict, argv, message):
+    words = [w.replace("RUN", str(shades / "run")).replace("IMAGE", str(shades / "a.png")) for w in argv]
+    status, _, err = predict(*words)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
