@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
-    ("dl", "dl.command", "dl.trained", "dl.race"),
+    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
     ("dl.loop", "dl.program", "dl.summary", "dl.evaluate", "dl.inputs"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
