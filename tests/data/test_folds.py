@@ -43,7 +43,8 @@ def test_folds_are_mixed_and_always_the_same():
     first, again = stratified_folds(labels, 4), stratified_folds(labels, 4)
     for rows, same in zip(first, again, strict=True):
         np.testing.assert_array_equal(rows, same)
-    assert np.ptp(first[0]) > 20
+    # Not every fourth row of a class: neighbours in the files may resemble one another.
+    assert len(set(np.diff(first[0][first[0] % 2 == 0]).tolist())) > 1
 
 
 class Streamed:
