@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from rich.console import Console as RichConsole
 
+from dl.compare import compare_runs
 from dl.console import Console
 from dl.debugging import overfit
 from dl.errors import UserError
@@ -187,6 +188,19 @@ COMMANDS = {
 }
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Shows how finished runs differ, and tests which is better: RUN_A RUN_B, or by seed A1,A2 B1,B2."""
+    tables, lines = compare_runs(argv)
+    for table in tables:
+        _print_table(table.to_rich())
+    print("\n".join(lines))
+    return 0
+
+
+# Commands that read their own arguments.
+TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"compare": compare}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; with 2 and one line on a user's mistake."""
     try:
@@ -204,8 +218,10 @@ def _run(argv: Sequence[str]) -> int:
         print(_help())
         return 0 if argv else 2
     name, *rest = argv
+    if name in TOOLS:
+        return TOOLS[name](rest)
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name}; {_hint(name, list(COMMANDS))}")
+        raise UserError(f"there is no command {name}; {_hint(name, [*COMMANDS, *TOOLS])}")
     command, prog = COMMANDS[name], f"python -m dl {name}"
     about = " ".join((inspect.getdoc(command.run) or "").split())
     if rest and rest[0] in ("-h", "--help"):
@@ -225,10 +241,11 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS))
+    functions = {**{name: command.run for name, command in COMMANDS.items()}, **TOOLS}
+    width = max(map(len, functions))
     lines = [
-        f"  {name:<{width}}  {(inspect.getdoc(command.run) or '').splitlines()[0]}"
-        for name, command in COMMANDS.items()
+        f"  {name:<{width}}  {(inspect.getdoc(function) or '').splitlines()[0]}"
+        for name, function in functions.items()
     ]
     return "\n".join(
         [
