@@ -27,6 +27,8 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.options import PositiveFloat, PositiveInt, parse
 from dl.rate_finder import find_learning_rate, plot_rates
+from dl.signals import Stopped
+from dl.sweep import sweep_options
 from dl.tabulate import format_layers, layer_table
 
 EXPERIMENTS = "experiments"  # the package where a bare NAME is looked up
@@ -197,8 +199,17 @@ def compare(argv: Sequence[str]) -> int:
     return 0
 
 
+def sweep(argv: Sequence[str]) -> int:
+    """Searches the options of an experiment: EXPERIMENT learning_rate=log:1e-4:1e-1 batch_size=32,64."""
+    has_name = bool(argv) and not argv[0].startswith("-")
+    table, line = sweep_options(_find_experiment(argv[0]) if has_name else None, argv[has_name:])
+    _print_table(table.to_rich())
+    print(line)
+    return 0
+
+
 # Commands that read their own arguments.
-TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"compare": compare}
+TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"compare": compare, "sweep": sweep}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -208,6 +219,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        status = 128 + stopped.number
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

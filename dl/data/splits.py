@@ -81,3 +81,38 @@ class ArraySplits:
                 content.update(np.ascontiguousarray(array).tobytes())
         sizes = {split: len(source) for split, source in sources.items()}
         return Identity(self.name, "1.0.0", content.hexdigest(), sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Without:
+    """The splits of other data but one, which is never asked for, so that nobody can read it.
+
+    Attributes:
+      data: the other.
+      split: that is left out.
+    """
+
+    data: Splits
+    split: str
+
+    @property
+    def train(self) -> Source:
+        return self.data.train
+
+    @property
+    def evaluations(self) -> Mapping[str, Source]:
+        return {name: source for name, source in self.data.evaluations.items() if name != self.split}
+
+    @property
+    def identity(self) -> Identity:
+        identity = self.data.identity
+        sizes = {name: size for name, size in identity.sizes.items() if name != self.split}
+        return dataclasses.replace(identity, sizes=sizes)
+
+    @property
+    def provenance(self) -> str:
+        return self.data.provenance
+
+    @property
+    def notice(self) -> str | None:
+        return self.data.notice
