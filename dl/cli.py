@@ -25,6 +25,7 @@ from dl.console import Console
 from dl.debugging import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.learning_curve import learning_curve
 from dl.options import PositiveFloat, PositiveInt, parse
 from dl.rate_finder import find_learning_rate, plot_rates
 from dl.signals import Stopped
@@ -208,8 +209,22 @@ def sweep(argv: Sequence[str]) -> int:
     return 0
 
 
+def curve(argv: Sequence[str]) -> int:
+    """Trains with more and more of the data, and fits a power law to the error: EXPERIMENT."""
+    if not argv or argv[0].startswith("-"):
+        raise UserError("learning-curve needs an experiment first: python -m dl learning-curve NAME")
+    table, line = learning_curve(_find_experiment(argv[0]), argv[1:])
+    _print_table(table.to_rich())
+    print(line)
+    return 0
+
+
 # Commands that read their own arguments.
-TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"compare": compare, "sweep": sweep}
+TOOLS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare,
+    "sweep": sweep,
+    "learning-curve": curve,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

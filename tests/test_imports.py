@@ -14,12 +14,12 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
-    ("dl.compare", "dl.sweep", "dl.trials"),
+    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve"),
     ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
     ("dl.loop", "dl.program", "dl.summary", "dl.evaluate", "dl.inputs"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    ("dl.comparison", "dl.search", "dl.sweep_report"),
+    ("dl.comparison", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
     ("dl.step", "dl.data", "dl.optimizers", "dl.losses", "dl.gradients", "dl.signals", "dl.pretrained"),
     ("dl.evaluation",),
@@ -42,7 +42,7 @@ OUTSIDE = {
 MAY_TOUCH_THE_OUTSIDE = (
     *("dl.loop", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
-    *("dl.compare", "dl.sweep", "dl.trials"),
+    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve"),
 )
 
 
