@@ -11,6 +11,7 @@ import inspect
 import itertools
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,8 +92,8 @@ def sweep_options(experiment_fn: Callable[..., Experiment] | None, argv: Sequenc
         os.environ["TFDS_DATA_DIR"] = str(how.data_dir)
     stem = f"{name.rpartition('.')[2]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = how.workdir or Path("runs") / stem
-    told = [word for word in argv if word not in ("--workdir", str(how.workdir))]
-    resume = shlex.join([*PROG.split(), name, *told, "--workdir", str(folder)])
+    told = [word for word in sys.argv[1:] if word not in ("--workdir", str(how.workdir))]
+    resume = shlex.join(["python", "-m", "dl", *told, "--workdir", str(folder)])
     trials = Trials(experiment_fn, fixed, rule, folder, make_mesh_of(how.mesh), how.together, resume)
     trials.check_metric(space)
     num_trials = how.num_trials or NUM_TRIALS
