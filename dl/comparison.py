@@ -118,7 +118,15 @@ def table_of(differences: Sequence[Difference], first: Side, other: Side, confid
         p_value = "" if row.p_value is None else f"{row.p_value:.2g}"
         figures = [f"{row.first:.4f}", f"{row.other:.4f}", shown, bounds, p_value]
         rows.append([f"{row.split} {row.metric}", *figures, row.test, row.verdict])
-    header = ["", name_of(first), name_of(other), "difference", f"{confidence:.4g} interval", "p", "test"]
+    header = [
+        "",
+        name_of(first),
+        name_of(other),
+        "difference",
+        f"{100 * confidence:.4g} % interval",
+        "p",
+        "test",
+    ]
     return Table(f"{name_of(other)} against {name_of(first)}", [*header, name_of(other)], rows)
 
 

@@ -6,6 +6,8 @@ one, always the same; the splits to evaluate on stay whole.
 
 import dataclasses
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +94,8 @@ def part_of(data: Splits, fraction: float) -> Part:
 def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]) -> tuple[Table, str]:
     """Trains with more and more of the data, and fits a power law to the error.
 
+    The interval says how far the runs scatter, not whether the law goes on beyond them.
+
     Returns:
       The table of sizes, and a line with the law and its bootstrap interval.
 
@@ -108,6 +112,8 @@ def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]
     folder = how.workdir or Path("runs") / f"{name.rpartition('.')[2]}-curve-{time.strftime('%Y%m%d-%H%M%S')}"
     mesh, experiment = make_mesh_of(how.mesh), experiment_fn(**options)
     split = FINAL_SPLIT if FINAL_SPLIT in experiment.data.evaluations else "validation"
+    told = [word for word in sys.argv[1:] if word not in ("--workdir", str(how.workdir))]
+    resume = shlex.join(["python", "-m", "dl", *told, "--workdir", str(folder)])
     note = ""
     if notice := experiment.data.notice:
         Console().box("NOT THE DATA YOU MAY EXPECT", notice)
@@ -117,7 +123,7 @@ def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]
     for fraction in fractions:
         part = dataclasses.replace(experiment, data=part_of(experiment.data, fraction))
         recorded = {**options, "num_seeds": how.num_seeds, "fraction": fraction}
-        run = Run(folder / f"fraction-{fraction:g}", name, recorded, code_of(experiment_fn))
+        run = Run(folder / f"fraction-{fraction:g}", name, recorded, code_of(experiment_fn), resume)
         result = train(part, run, mesh, members=Members(seeds), console=Console(is_quiet=True))
         if "accuracy" not in result["metrics"].get(split, {}):
             raise UserError(f"{name} measures no accuracy on {split}; a learning curve needs one")
