@@ -93,6 +93,8 @@ class MetricsLog:
         self.size = self._file.tell()
         if self._board is not None:
             for name, value in values.items():
+                if not math.isfinite(value):
+                    continue  # a plot has no place for it
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from dl.descent import Rate, decay_weights, recipe
 from dl.errors import UserError
 from dl.regularizers import kernels
-from dl.schedules import Plateau, Schedule, constant, cosine, linear, plateau, step, wsd
+from dl.schedules import Schedule, constant, cosine, linear, plateau, step, wsd
 from dl.sharding import path_name
 from dl.types import Params
 
@@ -42,11 +42,8 @@ __all__ = [
     "schedule_free_adamw",
     "sgd",
     "step",
-    "with_rate",
     "wsd",
 ]
-
-Rate = float | Schedule | Plateau
 
 
 def sgd(
@@ -66,9 +63,9 @@ def sgd(
       weight_decay: λ, added to the gradient of kernels as λ θ (L2, coupled).
       clip_norm: the global norm that a gradient is scaled down to before all else.
     """
-    return _recipe(
+    return recipe(
         clip_norm,
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         optax.trace(momentum, nesterov) if momentum else optax.identity(),
         learning_rate=learning_rate,
     )
@@ -86,7 +83,7 @@ def adam(
 
     m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − α m̂ / (√v̂ + ε).
     """
-    return _recipe(clip_norm, optax.scale_by_adam(b1, b2, eps), learning_rate=learning_rate)
+    return recipe(clip_norm, optax.scale_by_adam(b1, b2, eps), learning_rate=learning_rate)
 
 
 def adamw(
@@ -103,10 +100,10 @@ def adamw(
     θ ← θ − α (m̂ / (√v̂ + ε) + λ θ), where λ = `weight_decay` on kernels and 0 on biases and the scales of
     norms: a parameter that gets no gradient shrinks by exactly (1 − α λ) a step.
     """
-    return _recipe(
+    return recipe(
         clip_norm,
         optax.scale_by_adam(b1, b2, eps),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         learning_rate=learning_rate,
     )
 
@@ -126,10 +123,10 @@ def adagrad(
     Args:
       initial_accumulator: s before the first step; above 0 the first steps are damped.
     """
-    return _recipe(
+    return recipe(
         clip_norm,
         optax.scale_by_rss(initial_accumulator, eps=0.0),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         learning_rate=learning_rate,
     )
 
@@ -152,11 +149,11 @@ def rmsprop(
       eps: ε.
       momentum: of a velocity over the scaled gradients; 0 keeps none.
     """
-    return _recipe(
+    return recipe(
         clip_norm,
         optax.scale_by_rms(decay, eps, eps_in_sqrt=False),
         optax.trace(momentum) if momentum else optax.identity(),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         learning_rate=learning_rate,
     )
 
@@ -174,10 +171,10 @@ def lion(
     Then m ← β₂ m + (1 − β₂) g. Every entry moves by α: the rate is 3 to 10 times lower than Adam's, the
     decay as many times higher (§5).
     """
-    return _recipe(
+    return recipe(
         clip_norm,
         optax.scale_by_lion(b1, b2),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         learning_rate=learning_rate,
     )
 
@@ -196,10 +193,10 @@ def lamb(
     u = m̂ / (√v̂ + ε) + λ θ, θ ← θ − α u ‖θ‖ / ‖u‖, norms per parameter. Biases and norms, which the paper's
     code exempts too, and parameters that are 0 take the step α u.
     """
-    return _recipe(
+    return recipe(
         clip_norm,
         optax.scale_by_adam(b1, b2, eps),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         optax.masked(optax.scale_by_trust_ratio(), kernels),
         learning_rate=learning_rate,
     )
@@ -224,9 +221,9 @@ def lars(
       momentum: μ.
       trust_coefficient: η.
     """
-    descend = _recipe(
+    descend = recipe(
         clip_norm,
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), kernels),
         learning_rate=learning_rate,
     )
@@ -258,14 +255,14 @@ def adafactor(
     def decay_rate(count: jax.Array, exponent: float) -> jax.Array:
         return 1.0 - (count + 1.0) ** (-exponent)  # optax's own is float32 at most
 
-    return _recipe(
+    return recipe(
         clip_norm,
         optax.scale_by_factored_rms(
             decay_rate=decay_exponent, min_dim_size_to_factor=min_factored_dim, decay_rate_fn=decay_rate
         ),
         optax.clip_by_block_rms(clip_threshold),
         optax.scale_by_param_block_rms() if relative_step else optax.identity(),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         learning_rate=learning_rate,
     )
 
@@ -313,10 +310,10 @@ def muon(
         optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=dims),
         optax.stateless_with_tree_map(rescale),
     )
-    return _recipe(
+    return recipe(
         clip_norm,
         optax.partition({"matrix": orthogonal, "rest": optax.scale_by_adam(b1, b2, eps)}, label),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         learning_rate=learning_rate,
     )
 
@@ -336,10 +333,10 @@ def schedule_free_adamw(
     without momentum; x is the average of z weighted by the squared rate, and `state.eval_params` returns it:
     that is what is evaluated. β₁ > 0. Give a constant rate with warm-up. The weight decays at y.
     """
-    steps = _recipe(
+    steps = recipe(
         clip_norm,
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
-        _decay(weight_decay),
+        decay_weights(weight_decay),
         learning_rate=learning_rate,
     )
     # optax counts from 1 here, and from 0 in the recipe.
@@ -377,63 +374,3 @@ def by_path(parts: Mapping[str, optax.GradientTransformation]) -> optax.Gradient
         return labels
 
     return optax.partition(dict(parts), label)
-
-
-def _decay(weight_decay: float) -> optax.GradientTransformation:
-    return optax.add_decayed_weights(weight_decay, kernels) if weight_decay else optax.identity()
-
-
-def _recipe(
-    clip_norm: float | None, *parts: optax.GradientTransformation, learning_rate: Rate
-) -> optax.GradientTransformation:
-    """Chains clipping, the parts and the final −α; α stands in the state, where the log finds it."""
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, *parts, _descend(learning_rate))
-
-
-def _descend(learning_rate: Rate) -> optax.GradientTransformationExtraArgs:
-    """Returns −α times the update; α follows its schedule unless `update` is given a `learning_rate`."""
-    descend = optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate)
-
-    def update(
-        updates: Params,
-        state: optax.OptState,
-        params: Params | None = None,
-        *,
-        learning_rate: jax.Array | None = None,
-        **extra: Any,
-    ) -> tuple[Params, optax.OptState]:
-        scheduled, state = descend.update(updates, state, params, **extra)
-        if learning_rate is None:
-            return scheduled, state
-        rate = jnp.asarray(learning_rate)
-        dtype = state.hyperparams["learning_rate"].dtype
-        state = state._replace(hyperparams={**state.hyperparams, "learning_rate": rate.astype(dtype)})
-        return jax.tree.map(lambda leaf: -rate.astype(leaf.dtype) * leaf, updates), state
-
-    return optax.GradientTransformationExtraArgs(descend.init, update)
-
-
-def with_rate(tx: optax.GradientTransformation, schedule: Schedule) -> optax.GradientTransformation:
-    """Returns a recipe of this module with another schedule in place of its own.
-
-    `schedule_free_adamw` goes on weighting its average by its own. What is no recipe of this module keeps its
-    rate: the metric `learning_rate` of a step tells.
-    """
-    tx = optax.with_extra_args_support(tx)
-
-    def init(params: Params) -> tuple[jax.Array, optax.OptState]:
-        return jnp.zeros((), jnp.int32), tx.init(params)
-
-    def update(
-        updates: Params,
-        state: tuple[jax.Array, optax.OptState],
-        params: Params | None = None,
-        **extra: Any,
-    ) -> tuple[Params, tuple[jax.Array, optax.OptState]]:
-        count, inner = state
-        rate = jnp.asarray(schedule(count), jnp.float32)
-        updates, inner = tx.update(updates, inner, params, **{**extra, "learning_rate": rate})
-        return updates, (count + 1, inner)
-
-    return optax.GradientTransformationExtraArgs(init, update)

@@ -161,7 +161,7 @@ def plot(lanes: Sequence[dict[str, Any]], tuned: str, path: Path) -> None:
     """Writes the validation loss over the tuned number, and the test accuracy with its interval."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = ["-", "--", ":", "-."]
     for number, lane in enumerate(lanes):
@@ -169,7 +169,7 @@ def plot(lanes: Sequence[dict[str, Any]], tuned: str, path: Path) -> None:
         style = styles[number // 10 % len(styles)]
         left.plot(lane["values"], losses, style, marker=".", label=lane["name"], color=f"C{number % 10}")
     left.set(xscale="log", yscale="log", xlabel=tuned, ylabel="validation loss (nats)")
-    left.legend(fontsize="small", ncols=2)
+    figure.legend(loc="outside lower center", fontsize="small", ncols=7)
     names = [lane["name"] for lane in reversed(lanes)]
     means = [100 * lane["test"] for lane in reversed(lanes)]
     right.errorbar(

@@ -13,9 +13,9 @@ import numpy as np
 
 from dl.data.pipeline import Batches
 from dl.debugging import judged_loss, make_update
+from dl.descent import with_rate
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.optimizers import with_rate
 from dl.sharding import make_mesh
 from dl.step import with_inputs
 

@@ -6,6 +6,10 @@ crop to 28×28 (6,358,658 parameters; cut at a random place in training, in the 
 
     python -m experiments.cifar10_net
     python -m experiments.cifar10_net --variant crop
+
+71.2 % test accuracy (95 % interval 70.3 to 72.1) on CIFAR-10 encoded anew as JPEG, which is not comparable
+with published figures, at the epoch that validation chose (5 of 10); seed 0, 36 min while other work ran on
+the same two cores of an Intel Xeon, jax 0.10.2.
 """
 
 from typing import Literal

@@ -6,6 +6,11 @@ Without published weights on the machine the backbone is trained on CIFAR-10 fir
     python -m experiments.transfer_mobilenetv2 --stage head         # only the new head
     python -m experiments.transfer_mobilenetv2 --stage head --backbone random
     python -m experiments.transfer_mobilenetv2 --stage scratch
+
+Test accuracy on 736 photographs of flowers in 5 classes, with 95 % intervals, at 64×64 pixels: a head on the
+frozen backbone 42.1 % (38.6 to 45.7), on a random frozen backbone 26.8 % (23.7 to 30.1), fine-tuned 70.5 %
+(67.1 to 73.7). Seed 0; 143, 198 and 1,333 s, and 20 min before for the backbone, all while other work ran on
+the same two cores of an Intel Xeon, jax 0.10.2.
 """
 
 from typing import Literal

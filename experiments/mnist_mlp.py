@@ -1,0 +1,44 @@
+"""A perceptron on MNIST: 784-128-64-10, Adam, five epochs; small enough to train many seeds at the same time.
+
+    python -m experiments.mnist_mlp
+    python -m experiments.mnist_mlp --num-seeds 8
+
+Member k of the eight ends as a run of its own with seed k would.
+"""
+
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl.data import image_classification, steps_per_epoch
+from dl.models.mlp import MLP
+
+
+def experiment(
+    dataset: str = "auto",
+    batch_size: PositiveInt = 128,
+    num_epochs: PositiveInt = 5,
+    learning_rate: PositiveFloat = 1e-3,
+    seed: Seed = 0,
+) -> Experiment:
+    """Adam at a constant rate.
+
+    Args:
+      dataset: NAME of a prepared set or a folder of images; auto is MNIST, else the embedded digits.
+      batch_size: examples of an update.
+      num_epochs: passes over the training split.
+      learning_rate: of Adam.
+      seed: of parameters and order; the first one with --num-seeds.
+    """
+    data = image_classification(dataset)
+    model = MLP(hidden=(128, 64), num_classes=data.num_classes)
+    return Experiment(
+        data=data,
+        model=model,
+        loss_fn=losses.classification(model),
+        tx=optimizers.adam(learning_rate),
+        num_steps=num_epochs * steps_per_epoch(len(data.train), batch_size),
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)
