@@ -14,16 +14,20 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 
+from dl.compare import compare_runs
 from dl.console import Console
 from dl.debugging import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.learning_curve import learning_curve
 from dl.lookup import find_experiment, hint
 from dl.options import PositiveFloat, PositiveInt, parse
 from dl.rate_finder import find_learning_rate, plot_rates
 from dl.rebuild import open_run, rebuild
 from dl.sharding import make_mesh
+from dl.signals import Stopped
 from dl.summary import experiment_layers
+from dl.sweep import sweep_options
 from dl.tabulate import format_layers
 
 MIN_WIDTH = 160  # of a table that no terminal limits
@@ -271,6 +275,42 @@ RUN_COMMANDS = {
 }
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Shows how finished runs differ, and tests which is better: RUN_A RUN_B, or by seed A1,A2 B1,B2."""
+    tables, lines = compare_runs(argv)
+    for table in tables:
+        _print_table(table.to_rich())
+    print("\n".join(lines))
+    return 0
+
+
+def sweep(argv: Sequence[str]) -> int:
+    """Searches the options of an experiment: EXPERIMENT learning_rate=log:1e-4:1e-1 batch_size=32,64."""
+    has_name = bool(argv) and not argv[0].startswith("-")
+    table, line = sweep_options(find_experiment(argv[0]) if has_name else None, argv[has_name:])
+    _print_table(table.to_rich())
+    print(line)
+    return 0
+
+
+def curve(argv: Sequence[str]) -> int:
+    """Trains with more and more of the data, and fits a power law to the error: EXPERIMENT."""
+    if not argv or argv[0].startswith("-"):
+        raise UserError("learning-curve needs an experiment first: python -m dl learning-curve NAME")
+    table, line = learning_curve(find_experiment(argv[0]), argv[1:])
+    _print_table(table.to_rich())
+    print(line)
+    return 0
+
+
+# Commands that read their own arguments.
+TOOLS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare,
+    "sweep": sweep,
+    "learning-curve": curve,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; with 2 and one line on a user's mistake."""
     try:
@@ -278,6 +318,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        status = 128 + stopped.number
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
@@ -290,8 +333,10 @@ def _run(argv: Sequence[str]) -> int:
     name, *rest = argv
     if name in RUN_COMMANDS:
         return _run_on_folder(name, rest)
+    if name in TOOLS:
+        return TOOLS[name](rest)
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name}; {hint(name, [*COMMANDS, *RUN_COMMANDS])}")
+        raise UserError(f"there is no command {name}; {hint(name, [*COMMANDS, *RUN_COMMANDS, *TOOLS])}")
     command, prog = COMMANDS[name], f"python -m dl {name}"
     about = " ".join((inspect.getdoc(command.run) or "").split())
     if rest and rest[0] in ("-h", "--help"):
@@ -332,16 +377,17 @@ def _run_on_folder(name: str, argv: Sequence[str]) -> int:
 
 def _help() -> str:
     commands: dict[str, Command | RunCommand] = {**COMMANDS, **RUN_COMMANDS}
-    width = max(map(len, commands))
+    functions = {**{name: command.run for name, command in commands.items()}, **TOOLS}
+    width = max(map(len, functions))
     lines = {
-        name: f"  {name:<{width}}  {(inspect.getdoc(command.run) or '').splitlines()[0]}"
-        for name, command in commands.items()
+        name: f"  {name:<{width}}  {(inspect.getdoc(function) or '').splitlines()[0]}"
+        for name, function in functions.items()
     }
     return "\n".join(
         [
             "usage: python -m dl COMMAND EXPERIMENT [options of the experiment and of the command]",
             "",
-            *(lines[name] for name in COMMANDS),
+            *(lines[name] for name in (*COMMANDS, *TOOLS)),
             "",
             "EXPERIMENT is NAME, experiments.NAME or experiments/NAME.py. `python -m dl COMMAND EXPERIMENT",
             "--help` lists the options; `python -m experiments.NAME` runs an experiment.",

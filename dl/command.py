@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -9,15 +10,17 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import jax
 from jax.sharding import Mesh
 
+from dl.cross_validation import cross_validate
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import consecutive
-from dl.options import NonNegativeFloat, PositiveInt, parse
+from dl.options import NonNegativeFloat, PositiveInt, Range, parse
 from dl.run import Run, code_digest
 from dl.sharding import make_mesh, parse_mesh
 from dl.signals import Stopped
@@ -34,6 +37,8 @@ class RunOptions:
       data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       mesh: device axes, such as data=8 or data=4,fsdp=2. None: all devices on data.
       num_seeds: seeds trained at the same time in one program, from --seed on; the result is their mean.
+      folds: train once for each of so many stratified folds of train and validation, in WORKDIR/fold-1, …;
+        the result is the mean over the held-out folds, and the test split is not read.
       log_every: steps between two lines of metrics.jsonl.
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.
       report: write report.html into the run's folder at the end.
@@ -44,6 +49,7 @@ class RunOptions:
     data_dir: Path | None = None
     mesh: str | None = None
     num_seeds: PositiveInt = 1
+    folds: Annotated[int, Range(2)] | None = None
     log_every: PositiveInt = 10
     save_every: NonNegativeFloat = 30.0
     report: bool = True
@@ -71,7 +77,9 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             raise UserError(
                 f"{name}: {experiment_fn.__name__}() returned {experiment!r}; it must return an Experiment"
             )
-        train(
+        folds = run_options.folds
+        run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
+        run_all(
             experiment,
             run,
             mesh,

@@ -84,15 +84,35 @@ class ArraySplits:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    train: Source
-    evaluations: Mapping[str, Source]
-    identity: Identity
-    provenance: str
-    notice: str | None
+class Without:
+    """The splits of other data but one, which is never asked for, so that nobody can read it.
 
+    Attributes:
+      data: the other.
+      split: that is left out.
+    """
 
-def without(splits: Splits, name: str) -> Splits:
-    """Returns splits of which the evaluation split `name` cannot be read; what they are stays as it was."""
-    rest = {split: source for split, source in splits.evaluations.items() if split != name}
-    return _Part(splits.train, rest, splits.identity, splits.provenance, splits.notice)
+    data: Splits
+    split: str
+
+    @property
+    def train(self) -> Source:
+        return self.data.train
+
+    @property
+    def evaluations(self) -> Mapping[str, Source]:
+        return {name: source for name, source in self.data.evaluations.items() if name != self.split}
+
+    @property
+    def identity(self) -> Identity:
+        identity = self.data.identity
+        sizes = {name: size for name, size in identity.sizes.items() if name != self.split}
+        return dataclasses.replace(identity, sizes=sizes)
+
+    @property
+    def provenance(self) -> str:
+        return self.data.provenance
+
+    @property
+    def notice(self) -> str | None:
+        return self.data.notice

@@ -1,0 +1,140 @@
+"""Cross-validation: an experiment trained once for each fold, evaluated on the fold it has not seen.
+
+The folds run one after the other: members of one program share their data, and folds do not. The test split
+is not read.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dl.console import Console
+from dl.data.folds import Folds
+from dl.errors import UserError
+from dl.evaluation.intervals import t_interval
+from dl.experiment import Experiment
+from dl.log import finite
+from dl.loop import train
+from dl.run import Run, write_json
+
+
+def cross_validate(
+    experiment: Experiment, run: Run, mesh: Mesh, *, num_folds: int, **how: Any
+) -> dict[str, Any]:
+    """Trains on all folds but one, for each in turn, in the folders fold-1, fold-2, … of the run's folder.
+
+    Number of steps, batch size and schedule stay the experiment's own. The interval is Student's over the
+    folds (Kohavi 1995); as their training sets overlap it is narrower than it should be, and no unbiased one
+    is known (Bengio & Grandvalet 2004). Of statistics that the experiment took from its own training split,
+    such as channel means, a fold may have been a part.
+
+    Args:
+      experiment: what to train; with its own splits.
+      run: the folder of all folds.
+      mesh: the devices.
+      num_folds: K.
+      how: further arguments of `train`.
+
+    Returns:
+      The content of folds.json.
+
+    Raises:
+      UserError: as `train`, or the folder holds a run of its own, or what the runs start from was trained on
+        the same data.
+    """
+    if (run.folder / "run.json").exists():
+        raise UserError(
+            f"workdir={run.folder} holds a run that is no cross-validation; choose another folder"
+        )
+    _refuse_leaks(experiment)
+    folds = Folds(experiment.data, num_folds)
+    console = how.setdefault("console", None) or Console()
+    results = []
+    for k in range(num_folds):
+        console.line(f"fold {k + 1} of {num_folds}")
+        part = Run(
+            run.folder / f"fold-{k + 1}",
+            run.name,
+            {**run.options, "folds": num_folds, "fold": k + 1},
+            run.code,
+            run.resume_command,
+        )
+        results.append(train(dataclasses.replace(experiment, data=folds[k]), part, mesh, **how))
+    summary = summarize(experiment, run, results)
+    if jax.process_index() == 0:
+        write_json(run.folder / "folds.json", finite(summary))
+    console.line(final_line(summary, run))
+    return summary
+
+
+def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what folds.json says: each fold's figures, and their mean with its 95 % interval."""
+    identity = experiment.data.identity
+    rows = [result["metrics"]["validation"] for result in results]
+    values = {name: [_number(row[name]) for row in rows] for name in rows[0]}
+    return {
+        "experiment": run.name,
+        "options": run.options,
+        "dataset": {"name": identity.name, "version": identity.version, "checksum": identity.checksum},
+        "notice": experiment.data.notice,
+        "is_selected_on_validation": experiment.keep_best is not None or experiment.target is not None,
+        "folds": [
+            {
+                "folder": f"fold-{k}",
+                "sizes": result["dataset"]["sizes"],
+                "steps": result["steps"],
+                "seconds": result["seconds"],
+                "metrics": result["metrics"],
+            }
+            for k, result in enumerate(results, 1)
+        ],
+        "metrics": {"validation": {name: t_interval(of_folds)[0] for name, of_folds in values.items()}},
+        "intervals": {
+            "validation": {name: list(t_interval(of_folds)[1:]) for name, of_folds in values.items()}
+        },
+    }
+
+
+def final_line(summary: dict[str, Any], run: Run) -> str:
+    """Returns the figures as `name=value` words, to be read and to be searched for; accuracy is the last."""
+    metrics, intervals = summary["metrics"]["validation"], summary["intervals"]["validation"]
+    words = []
+    for name in sorted(metrics, key=lambda name: (name == "accuracy", name)):
+        low, high = intervals[name]
+        words += [f"validation_{name}={metrics[name]:.4f}", f"validation_{name}_ci95={low:.4f}..{high:.4f}"]
+    dataset = summary["dataset"]
+    words += [
+        f"folds={len(summary['folds'])}",
+        f"seconds={sum(fold['seconds'] for fold in summary['folds']):.1f}",
+        f"dataset={dataset['name']}:{dataset['version']}",
+        f"run={run.folder}",
+    ]
+    if summary["is_selected_on_validation"]:
+        words.append("NOTE: each run ended where its own fold looked best")
+    if summary["notice"]:
+        words.append(f"NOTE: {summary['notice'].splitlines()[0]}")
+    return " ".join(words)
+
+
+def _refuse_leaks(experiment: Experiment) -> None:
+    """Raises UserError if what the runs start from was trained on the rows that are held out here."""
+    from dl.trained import Trained  # which needs the command line's module, and that needs this one
+
+    start = experiment.initial
+    while isinstance(start, Trained):
+        before = start.experiment_fn(**start.options)
+        if before.data.identity.checksum == experiment.data.identity.checksum:
+            raise UserError(
+                "the runs would start from parameters that were trained on all of "
+                f"{before.data.identity.name}, the held-out folds included; choose another start, or leave "
+                "--folds out"
+            )
+        start = before.initial
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value  # as result.json holds what is no number

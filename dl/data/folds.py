@@ -1,0 +1,169 @@
+"""Folds for cross-validation: train and validation in parts of equal size and mix of classes; never test."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from dl.data.order import random_order
+from dl.data.source import ArraySource, Source
+from dl.data.splits import Identity, Splits
+from dl.errors import UserError
+
+_FOLD_KEY = (1, 2**63)  # apart from the keys of epochs, (seed, epoch), and of the catalogue's splits
+_CHUNK = 1024  # examples read at once
+
+
+def stratified_folds(labels: np.ndarray, num_folds: int) -> list[np.ndarray]:
+    """Returns the rows of each fold, in increasing order: disjoint, and together all rows.
+
+    The counts of a class differ by at most one between folds, and so do the sizes of the folds, as in
+    scikit-learn's StratifiedKFold. The same labels always give the same folds.
+
+    Args:
+      labels: the class of each row, any integers.
+      num_folds: at least 2, at most the size of the smallest class.
+
+    Raises:
+      UserError: `num_folds` is out of range.
+    """
+    labels = np.asarray(labels)
+    if num_folds < 2:
+        raise UserError(f"folds={num_folds} is out of range; it must be at least 2")
+    classes, counts = np.unique(labels, return_counts=True)
+    if num_folds > counts.min(initial=len(labels)):
+        smallest = int(counts.argmin())
+        raise UserError(
+            f"folds={num_folds} is more than class {classes[smallest]} has examples, {counts[smallest]}; "
+            "choose at most that"
+        )
+    order = random_order(len(labels), *_FOLD_KEY)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    return [np.sort(by_class[fold::num_folds]) for fold in range(num_folds)]
+
+
+class Rows:
+    """Some rows of a source that need not fit into memory; nothing is copied."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self._source = source
+        self._rows = rows
+
+    @property
+    def spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        return self._source.spec
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return self._source[self._rows[indices]]
+
+
+class Joined:
+    """The rows of several sources with the same features, one source after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    @property
+    def spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        return self._sources[0].spec
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        indices = np.asarray(indices)
+        owner = np.searchsorted(self._ends, indices, "right")
+        result = {name: np.empty((len(indices), *leaf.shape), leaf.dtype) for name, leaf in self.spec.items()}
+        for k, source in enumerate(self._sources):
+            if (mine := owner == k).any():
+                for name, values in source[indices[mine] - self._ends[k] + len(source)].items():
+                    result[name][mine] = values
+        return result
+
+
+def take(source: Source, rows: np.ndarray) -> Source:
+    """Returns the rows `rows` of a source: a copy of arrays in memory, a view of anything else."""
+    return source.take(rows) if isinstance(source, ArraySource) else Rows(source, rows)
+
+
+def join(sources: Sequence[Source]) -> Source:
+    """Returns the rows of all sources: a copy of arrays in memory, a view of anything else."""
+    arrays = [source.arrays for source in sources if isinstance(source, ArraySource)]
+    if len(arrays) == len(sources):
+        return ArraySource({name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]})
+    return Joined(sources)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The splits of one fold: `validation` is that fold, `train` are all others; there is no test split.
+
+    The checksum is that of the whole data set; the name says which fold of how many it is.
+    """
+
+    train: Source
+    validation: Source
+    identity: Identity
+    provenance: str
+    notice: str | None
+
+    @property
+    def evaluations(self) -> dict[str, Source]:
+        return {"validation": self.validation}
+
+
+class Folds:
+    """Train and validation of a classification set, split anew into stratified folds.
+
+    Rows of train come first, then those of validation; other splits are not looked at.
+    """
+
+    def __init__(self, data: Splits, num_folds: int):
+        """Reads all labels: of a set that is too large for memory that decodes it once.
+
+        Raises:
+          UserError: the examples have no class as `label`, or `num_folds` is out of range.
+        """
+        own = [data.train, *(data.evaluations[name] for name in ("validation",) if name in data.evaluations)]
+        self._data = data
+        self._pool = join(own)
+        label = self._pool.spec.get("label")
+        if label is None or label.shape or not np.issubdtype(label.dtype, np.integer):
+            raise UserError(
+                f"{data.identity.name} has no whole number `label` for each example, and folds are "
+                "stratified by it; leave --folds out"
+            )
+        self._folds = stratified_folds(_labels(self._pool), num_folds)
+
+    def __len__(self) -> int:
+        return len(self._folds)
+
+    def __getitem__(self, fold: int) -> Fold:
+        """Returns a fold, numbered from 0."""
+        held_out = self._folds[fold]
+        others = np.sort(np.concatenate([rows for k, rows in enumerate(self._folds) if k != fold]))
+        identity = self._data.identity
+        return Fold(
+            train=take(self._pool, others),
+            validation=take(self._pool, held_out),
+            identity=Identity(
+                f"{identity.name}/fold-{fold + 1}-of-{len(self)}",
+                identity.version,
+                identity.checksum,
+                {"train": len(others), "validation": len(held_out)},
+            ),
+            provenance=f"{self._data.provenance}; fold {fold + 1} of {len(self)} held out",
+            notice=self._data.notice,
+        )
+
+
+def _labels(source: Source) -> np.ndarray:
+    if isinstance(source, ArraySource):
+        return source.arrays["label"]
+    chunks = [np.arange(at, min(at + _CHUNK, len(source))) for at in range(0, len(source), _CHUNK)]
+    return np.concatenate([source[chunk]["label"] for chunk in chunks])

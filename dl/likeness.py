@@ -1,0 +1,61 @@
+"""Whether experiments differ in their optimizers alone, so that one program can train them all."""
+
+import hashlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from dl.experiment import Experiment
+from dl.step import with_inputs
+from dl.types import Variables
+
+_COMPARED = (
+    *("num_steps", "batch_size", "input_name", "frozen", "keep_best", "target", "ema_decay", "loss_scale"),
+    *("sharding_rules", "eval_batch_size", "report_every", "report_start"),
+)
+
+
+def fingerprint(experiment: Experiment) -> str | None:
+    """Returns a digest of all but the optimizer and the seed: data, model, loss, gradient, number of steps.
+
+    What is computed goes in as traced, constants included: a number that a loss or an augmentation closes
+    over makes a difference. None where this cannot be told, as of start values.
+    """
+    if experiment.initial is not None:
+        return None
+    content = hashlib.sha256(repr(experiment.data.identity).encode())
+    content.update(repr([getattr(experiment, name) for name in _COMPARED]).encode())
+    closed = jax.make_jaxpr(_make_pass(experiment))(jax.random.key(0), _batch(experiment))
+    content.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())  # without addresses
+    for constant in closed.consts:
+        content.update(np.asarray(constant).tobytes())
+    return content.hexdigest()
+
+
+def metric_names(experiment: Experiment) -> list[str]:
+    """Returns the names of what an evaluation measures."""
+    return list(jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1].metrics)
+
+
+def _make_pass(experiment: Experiment) -> Any:
+    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+
+    def initial_variables_training_and_evaluation(key: Any, batch: Any) -> Any:
+        variables: Variables = experiment.init(key, batch)
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        params = variables.get("params", {})
+        _, in_evaluation = loss_fn(params, state, batch, None)
+        return experiment.grad_fn(loss_fn)(params, state, batch, key), in_evaluation, variables
+
+    return initial_variables_training_and_evaluation
+
+
+def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    size, spec = experiment.batch_size, experiment.data.train.spec
+    batch = {name: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
+    return batch | {
+        "index": jax.ShapeDtypeStruct((size,), np.int32),
+        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
+    }

@@ -1,0 +1,236 @@
+"""Folds: disjoint, covering and stratified; trained and evaluated without a look at the test split."""
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.model_selection import StratifiedKFold
+
+from dl import Experiment, PositiveInt, losses, main, optimizers
+from dl.cross_validation import cross_validate
+from dl.data import ArraySource
+from dl.data.folds import Folds, join, stratified_folds, take
+from dl.data.splits import Identity
+from dl.errors import UserError
+from dl.models.mlp import MLP
+from dl.run import Run
+from dl.trained import Trained
+
+
+@given(st.lists(st.integers(0, 3), min_size=8, max_size=60), st.integers(2, 5))
+@settings(deadline=None, max_examples=60)
+def test_folds_are_disjoint_cover_and_have_the_counts_of_scikit_learn(labels, num_folds):
+    labels = np.array(sorted(labels))  # so that scikit-learn numbers the classes by size too
+    if np.unique(labels, return_counts=True)[1].min() < num_folds:
+        return
+    folds = stratified_folds(labels, num_folds)
+    np.testing.assert_array_equal(np.sort(np.concatenate(folds)), np.arange(len(labels)))
+    theirs = StratifiedKFold(num_folds).split(np.zeros(len(labels)), labels)
+    for rows, (_, their_rows) in zip(folds, theirs, strict=True):
+        np.testing.assert_array_equal(np.bincount(labels[rows]), np.bincount(labels[their_rows]))
+    for label in np.unique(labels):
+        assert np.ptp([(labels[rows] == label).sum() for rows in folds]) <= 1
+
+
+def test_folds_are_mixed_and_always_the_same():
+    labels = np.arange(40) % 2
+    first, again = stratified_folds(labels, 4), stratified_folds(labels, 4)
+    for rows, same in zip(first, again, strict=True):
+        np.testing.assert_array_equal(rows, same)
+    # Not every fourth row of a class: neighbours in the files may resemble one another.
+    assert len(set(np.diff(first[0][first[0] % 2 == 0]).tolist())) > 1
+
+
+class Streamed:
+    """A source that is no array; what it reads is counted."""
+
+    def __init__(self, source, may_be_read=True):
+        self.source, self.may_be_read = source, may_be_read
+
+    spec = property(lambda self: self.source.spec)
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, indices):
+        assert self.may_be_read, "the test split was read"
+        return self.source[indices]
+
+
+IDENTITY = Identity("points", "1.0.0", "c" * 64, {"train": 22, "validation": 8, "test": 5})
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Splits whose test split fails when a row is read."""
+
+    train: object
+    validation: object
+    identity: Identity = IDENTITY
+    provenance: str = "in memory"
+    notice: str | None = "a caveat"
+
+    @property
+    def evaluations(self):
+        return {"validation": self.validation, "test": Streamed(points(5, 2), may_be_read=False)}
+
+
+def points(size, seed):
+    features = np.random.default_rng(seed).normal(size=(size, 3)).astype(np.float32)
+    return ArraySource({"features": features, "label": np.arange(size, dtype=np.int32) % 2})
+
+
+def data_of(wrap=lambda source: source):
+    return Data(wrap(points(22, 0)), wrap(points(8, 1)))
+
+
+@pytest.mark.parametrize("wrap", [lambda source: source, Streamed])
+def test_each_fold_holds_out_its_rows_of_train_and_validation(wrap):
+    whole = np.concatenate([points(22, 0).arrays["features"], points(8, 1).arrays["features"]])
+    folds = Folds(data_of(wrap), 3)
+    seen = []
+    for k in range(3):
+        fold = folds[k]
+        assert set(fold.evaluations) == {"validation"}
+        assert fold.identity.sizes == {"train": 20, "validation": 10}
+        parts = [s[np.arange(len(s))]["features"] for s in (fold.train, fold.validation)]
+        seen.append(parts[1])
+        # Together the rows of both splits, each once.
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts), 0), np.sort(whole, 0))
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen), 0), np.sort(whole, 0))
+    assert {folds[k].identity.name for k in range(3)} == {f"points/fold-{k}-of-3" for k in (1, 2, 3)}
+
+
+def test_views_give_any_rows_in_any_order():
+    sources = [points(4, 0), points(3, 1)]
+    arrays, streamed = join(sources), join([Streamed(source) for source in sources])
+    index = np.array([6, 0, 3, 4, 0])
+    for name in ("features", "label"):
+        expected = np.concatenate([source.arrays[name] for source in sources])
+        np.testing.assert_array_equal(arrays[index][name], expected[index])
+        np.testing.assert_array_equal(streamed[index][name], expected[index])
+        for source in (arrays, streamed):
+            np.testing.assert_array_equal(
+                take(source, np.array([5, 2]))[np.array([1, 0])][name], expected[[2, 5]]
+            )
+    assert streamed.spec == arrays.spec
+
+
+@pytest.mark.parametrize(
+    ("change", "num_folds", "message"),
+    [
+        ({}, 1, "folds=1 is out of range; it must be at least 2"),
+        ({}, 16, "folds=16 is more than class 0 has examples, 15; choose at most that"),
+        ({"label": np.zeros((22, 2), np.int32)}, 2, "points has no whole number `label`"),
+        ({"label": np.zeros(22, np.float32)}, 2, "points has no whole number `label`"),
+    ],
+)
+def test_mistakes_are_one_line(change, num_folds, message):
+    data = data_of()
+    if change:
+        whole = ArraySource({**data.train.arrays, **change})
+        data = dataclasses.replace(data, train=whole, validation=whole)
+    with pytest.raises(UserError, match=message):
+        Folds(data, num_folds)
+
+
+def experiment(num_steps: PositiveInt = 4, seed: PositiveInt = 3) -> Experiment:
+    """Trains.
+
+    Args:
+      num_steps: updates.
+      seed: of everything.
+    """
+    model = MLP(hidden=(4,), num_classes=2)
+    return Experiment(
+        data=data_of(),
+        model=model,
+        input_name="features",
+        loss_fn=losses.classification(model, input_name="features"),
+        tx=optimizers.adam(1e-2),
+        num_steps=num_steps,
+        batch_size=8,
+        eval_batch_size=8,
+        seed=seed,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A cross-validation by the command line, and what it printed."""
+    folder = tmp_path_factory.mktemp("folds") / "run"
+    argv = ["--folds", "3", "--num-steps", "4", "--mesh", "data=1", "--workdir", str(folder)]
+    before, sys.argv = sys.argv, ["program", *argv]
+    try:
+        main(experiment, argv)
+    finally:
+        sys.argv = before
+    return folder, argv
+
+
+def test_the_mean_over_folds_has_students_interval(finished, capsys):
+    folder, argv = finished
+    summary = json.loads((folder / "folds.json").read_text())
+    results = [json.loads((folder / f"fold-{k}" / "result.json").read_text()) for k in (1, 2, 3)]
+    for result in results:
+        assert set(result["metrics"]) == {"validation"}
+        assert result["steps"] == 4
+    assert [fold["metrics"] for fold in summary["folds"]] == [result["metrics"] for result in results]
+    accuracies = [result["metrics"]["validation"]["accuracy"] for result in results]
+    low, high = stats.t.interval(0.95, 2, np.mean(accuracies), stats.sem(accuracies))
+    assert summary["metrics"]["validation"]["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert summary["intervals"]["validation"]["accuracy"] == pytest.approx([low, high])
+    options = json.loads((folder / "fold-2" / "run.json").read_text())["options"]
+    assert options == {"num_steps": 4, "seed": 3, "folds": 3, "fold": 2}
+    main(experiment, argv)  # again: nothing is trained, the last line is the result
+    *_, last = capsys.readouterr().out.splitlines()
+    found = f"validation_accuracy={np.mean(accuracies):.4f} validation_accuracy_ci95={low:.4f}..{high:.4f} "
+    assert f"{found}folds=3 " in last
+    assert last.endswith("NOTE: a caveat")
+    assert [len(json.loads((folder / f"fold-{k}/run.json").read_text())["starts"]) for k in (1, 2, 3)] == [
+        1
+    ] * 3
+
+
+def test_a_fold_without_its_end_is_finished(finished, tmp_path):
+    folder, argv = finished
+    whole = json.loads((folder / "folds.json").read_text())
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    (copy / "folds.json").unlink()
+    (copy / "fold-3" / "result.json").unlink()
+    main(experiment, [*argv[:-1], str(copy)])
+    again = json.loads((copy / "folds.json").read_text())
+    assert again["metrics"] == whole["metrics"]
+    starts = [len(json.loads((copy / f"fold-{k}/run.json").read_text())["starts"]) for k in (1, 2, 3)]
+    assert starts == [1, 1, 2]
+
+
+def test_what_was_trained_on_the_same_data_is_no_start(tmp_path, mesh1):
+    leaking = dataclasses.replace(experiment(), initial=Trained(experiment))
+    with pytest.raises(UserError, match="trained on all of points, the held-out folds included"):
+        cross_validate(leaking, Run(tmp_path / "run", "t", {}), mesh1, num_folds=2)
+
+
+def test_other_folders_are_refused(finished, tmp_path, mesh1):
+    folder, argv = finished
+    run = Run(folder / "fold-1", "t", {})
+    with pytest.raises(UserError, match="holds a run that is no cross-validation"):
+        cross_validate(experiment(), run, mesh1, num_folds=2)
+    with pytest.raises(SystemExit):
+        main(experiment, ["--folds", "2", *argv[2:]])
+    with pytest.raises(SystemExit):
+        main(experiment, argv[2:])
+
+
+def test_the_command_that_goes_on_names_the_folder_of_all_folds(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["x", "--folds", "3"])
+    run = Run(tmp_path / "all", "experiments.x", {})
+    part = Run(run.folder / "fold-1", run.name, {}, run.code, run.resume_command)
+    assert part.resume_command == f"python -m experiments.x --folds 3 --workdir {tmp_path}/all"
