@@ -88,7 +88,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             members=consecutive(experiment.seed, run_options.num_seeds),
             debug_nans=run_options.debug_nans,
         )
-        if run_options.report:
+        if run_options.report and folds is None:
             _report(run, experiment)
 
     run_as_command(run_experiment)
