@@ -98,13 +98,13 @@ def summarize(
             result["best"] |= chosen[0]
         sizes = {split: len(source) for split, source in experiment.data.evaluations.items()}
         result["intervals"] = {
-            split: {"accuracy": wilson(round(values["accuracy"] * sizes[split]), sizes[split])[1:]}
+            split: {"accuracy": list(wilson(round(values["accuracy"] * sizes[split]), sizes[split])[1:])}
             for split, values in result["metrics"].items()
             if "accuracy" in values and split in sizes
         }
         return {**result, "params_digest": tree_digest(variables["params"])}
     result["intervals"] = {
-        split: {name: t_interval(value)[1:] for name, value in values.items()}
+        split: {name: list(t_interval(value)[1:]) for name, value in values.items()}
         for split, values in metrics.items()
     }
     host = jax.device_get(variables["params"])
