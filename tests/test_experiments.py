@@ -53,6 +53,8 @@ train(experiment, Run(folder, name, options), make_mesh({"data": 1}), log_every=
 def run(name, folder, data_folder, kill_at=0):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment |= {"TFDS_DATA_DIR": str(data_folder), "JAX_PLATFORMS": "cpu"}
+    # What the first run compiles, the other two load: most of the time of this test is compilation.
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(data_folder / ".compiled")}
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, name, str(folder), str(kill_at)],
         cwd=ROOT,
