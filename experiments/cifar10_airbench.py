@@ -8,7 +8,7 @@ The target on the real CIFAR-10 is 94 % test accuracy, mean over seeds.
 
 from typing import Literal
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.data.augment import compose, random_crop, random_horizontal_flip
 from dl.data.images import resized
@@ -25,7 +25,7 @@ def experiment(
     num_epochs: PositiveInt = 8,
     learning_rate: PositiveFloat = 1e-2,
     weight_decay: PositiveFloat = 0.05,
-    label_smoothing: PositiveFloat = 0.2,
+    label_smoothing: Fraction = 0.2,
     seed: Seed = 0,
 ) -> Experiment:
     """Muon for kernels, Adam for the rest; the rate rises for a fifth of the steps, then falls to 0.
@@ -43,7 +43,6 @@ def experiment(
     data = image_classification(dataset, auto=("cifar10", "cifar10_jpeg"), image_size=32)
     num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
     model = Airbench(data.num_classes, WIDTHS[size])
-
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
     return Experiment(
         data=data,

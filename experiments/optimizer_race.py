@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import optax
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, gradients, losses, optimizers, race
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, UserError, gradients, losses, optimizers, race
 from dl.data import image_classification, steps_per_epoch
 from dl.models.mlp import MLP
 
@@ -51,6 +51,8 @@ def experiment(
       num_epochs: passes over the training split.
       seed: the first one.
     """
+    if optimizer not in RECIPES:
+        raise UserError(f"--optimizer {optimizer} is none of {', '.join(RECIPES)}")
     data = image_classification(dataset)
     num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
     model = MLP(hidden=(128, 128), num_classes=data.num_classes)
