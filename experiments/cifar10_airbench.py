@@ -11,6 +11,7 @@ from typing import Literal
 from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.data.augment import compose, random_crop, random_horizontal_flip
+from dl.data.catalogue import ImageClassification
 from dl.data.images import resized
 from dl.initial import whitened
 from dl.models.airbench import Airbench
@@ -41,15 +42,32 @@ def experiment(
       seed: of parameters, order and augmentation.
     """
     data = image_classification(dataset, auto=("cifar10", "cifar10_jpeg"), image_size=32)
+    return recipe(
+        data, WIDTHS[size], 32, batch_size, num_epochs, learning_rate, weight_decay, label_smoothing, seed
+    )
+
+
+def recipe(
+    data: ImageClassification,
+    widths: tuple[int, int, int],
+    image_size: int,
+    batch_size: int,
+    num_epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    label_smoothing: float,
+    seed: int,
+) -> Experiment:
+    """Returns the same for images of another kind: `image_size` pixels a side, `widths` of the stages."""
     num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
-    model = Airbench(data.num_classes, WIDTHS[size])
+    model = Airbench(data.num_classes, widths)
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
     return Experiment(
         data=data,
         model=model,
         initial=whitened(data.train),
         frozen=("^whiten/kernel",),
-        preprocess=resized(32, 32),
+        preprocess=resized(image_size, image_size),
         augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),
         loss_fn=losses.classification(model, label_smoothing=label_smoothing),
         tx=optimizers.muon(schedule, weight_decay=weight_decay),

@@ -6,12 +6,9 @@
 cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
-from dl.data import image_classification, steps_per_epoch
-from dl.data.augment import compose, random_crop, random_horizontal_flip
-from dl.data.images import resized
-from dl.initial import whitened
-from dl.models.airbench import Airbench
+from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, main
+from dl.data import image_classification
+from experiments.cifar10_airbench import recipe
 
 
 def experiment(
@@ -35,22 +32,8 @@ def experiment(
       seed: of parameters, order and augmentation.
     """
     data = image_classification(dataset, image_size=28)
-    num_steps = num_epochs * steps_per_epoch(len(data.train), batch_size)
-    model = Airbench(data.num_classes, widths=(32, 96, 192))
-
-    schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
-    return Experiment(
-        data=data,
-        model=model,
-        initial=whitened(data.train),
-        frozen=("^whiten/kernel",),
-        preprocess=resized(28, 28),
-        augment=compose(random_horizontal_flip(), random_crop(2)),
-        loss_fn=losses.classification(model, label_smoothing=label_smoothing),
-        tx=optimizers.muon(schedule, weight_decay=weight_decay),
-        num_steps=num_steps,
-        batch_size=batch_size,
-        seed=seed,
+    return recipe(
+        data, (32, 96, 192), 28, batch_size, num_epochs, learning_rate, weight_decay, label_smoothing, seed
     )
 
 
