@@ -50,6 +50,15 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = ()) -> Counter[Scope]:
     return counts
 
 
+def has_convolution(jaxpr: Any) -> bool:
+    """Says whether a traced function convolves, anywhere in it."""
+    return any(
+        equation.primitive.name == "conv_general_dilated"
+        or any(has_convolution(inner) for inner in _inner_jaxprs(equation.params))
+        for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns
+    )
+
+
 def _count_product(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape

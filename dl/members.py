@@ -4,6 +4,7 @@ Member k computes what a run of its own with its seed and its options computes.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,6 +66,24 @@ class Members:
     def describe(self, k: int) -> dict[str, Any]:
         """Returns what is particular to member k."""
         return {"seed": self.seeds[k], **{name: values[k] for name, values in self.options.items()}}
+
+
+def over_members(fn: Callable[..., Any], num_members: int, is_unrolled: bool) -> Callable[..., Any]:
+    """Returns `fn` of one member as a function of all: a leading axis on its arguments and results.
+
+    Args:
+      fn: of arrays.
+      num_members: the size of that axis.
+      is_unrolled: whether each member is computed apart instead of all in one vectorized operation.
+    """
+    if not is_unrolled:
+        return jax.vmap(fn)
+
+    def unrolled(*args: Any) -> Any:
+        results = [fn(*jax.tree.map(operator.itemgetter(k), args)) for k in range(num_members)]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+    return unrolled
 
 
 def consecutive(seed: int, num_seeds: int) -> Members | None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dl import freezing
 from dl.gradients import mean_gradient
-from dl.members import Members, Traced
+from dl.members import Members, Traced, over_members
 from dl.metrics import Mean, MetricTable
 from dl.precision import all_finite
 from dl.sharding import batch_sharding
@@ -121,6 +121,7 @@ def make_train_step(
     ema_decay: float | None = None,
     frozen: freezing.Patterns = (),
     members: Members | None = None,
+    is_unrolled: bool = False,
 ) -> TrainStep:
     """Returns the compiled step `(state, batch) -> (state, metrics)`. The state given is consumed.
 
@@ -134,6 +135,7 @@ def make_train_step(
       frozen: patterns on the paths of parameters that stay as they are.
       members: the runs along a leading axis that state and batch carry; the metrics carry it too. None: there
         is no such axis.
+      is_unrolled: as of `over_members`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
@@ -148,7 +150,7 @@ def make_train_step(
             state, metrics = update_state(state, batch, loss_fn, own, grad_fn, ema_decay, frozen)
             return state, MetricTable.of(metrics)
 
-        return jax.vmap(train_one)(state, batch, members.arrays[1])
+        return over_members(train_one, len(members), is_unrolled)(state, batch, members.arrays[1])
 
     return jax.jit(
         train_step if members is None else train_members,
@@ -159,7 +161,12 @@ def make_train_step(
 
 
 def make_eval_step(
-    loss_fn: LossFn, mesh: Mesh, shardings: Variables, *, num_members: int | None = None
+    loss_fn: LossFn,
+    mesh: Mesh,
+    shardings: Variables,
+    *,
+    num_members: int | None = None,
+    is_unrolled: bool = False,
 ) -> EvalStep:
     """Returns the compiled step `(variables, batch) -> metrics`, without randomness or updates.
 
@@ -168,6 +175,7 @@ def make_eval_step(
       mesh: the devices.
       shardings: of the variables, leaf by leaf.
       num_members: the size of a leading axis of the variables; the members share the batch.
+      is_unrolled: as of `over_members`.
     """
 
     def eval_step(variables: Variables, batch: Batch) -> MetricTable:
@@ -175,8 +183,12 @@ def make_eval_step(
         _, aux = loss_fn(model_state.pop("params"), model_state, batch, None)
         return MetricTable.of(aux.metrics)
 
+    def eval_members(variables: Variables, batch: Batch) -> MetricTable:
+        assert num_members is not None
+        return over_members(lambda one: eval_step(one, batch), num_members, is_unrolled)(variables)
+
     return jax.jit(
-        eval_step if num_members is None else jax.vmap(eval_step, in_axes=(0, None)),
+        eval_step if num_members is None else eval_members,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )

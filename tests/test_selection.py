@@ -2,20 +2,23 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_loop import DATA, EXPERIMENT, SignallingConsole, run_in, train_in, without_timing
 
-from dl import optimizers
+from dl import losses, optimizers
 from dl.data.source import Source
 from dl.digest import tree_digest
 from dl.errors import UserError
+from dl.inputs import make_batches
 from dl.log import read_metrics
 from dl.loop import restore_variables
 from dl.members import Members, consecutive
 from dl.metrics import Mean
+from dl.program import Program
 from dl.selection import Best, KeepBest, Target
 from dl.signals import Stopped
 from dl.types import Aux
@@ -201,6 +204,29 @@ def test_seeds_that_train_at_the_same_time_resume_too(tmp_path, mesh1):
     assert result["members"] == expected["members"]
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all(len(line["seeds"]["loss"]) == 3 for line in lines)
+
+
+class Convolution(nn.Module):
+    @nn.compact
+    def __call__(self, features_BF, train=False):
+        x_BFC = nn.relu(nn.Conv(4, (2,))(features_BF[..., None]))
+        return nn.Dense(2)(nn.Conv(3, (2,))(x_BFC).mean(1))
+
+
+def test_seeds_of_a_network_with_convolutions_share_a_program_without_grouped_ones(tmp_path, mesh1):
+    # As grouped convolutions, which is what vectorizing makes of them, they are many times slower on a CPU.
+    model = Convolution()
+    loss_fn = losses.classification(model, input_name="features")
+    experiment = dataclasses.replace(EXPERIMENT, model=model, loss_fn=loss_fn, num_steps=4)
+    members = consecutive(3, 2)
+    program = Program(experiment, mesh1, make_batches(experiment, mesh1, members.seeds), members)
+    program.compile()
+    assert "convolution" in program.train_step.as_text()
+    assert "feature_group_count" not in program.train_step.as_text() + program.eval_step.as_text()
+    together = train_in(tmp_path / "run", mesh1, experiment, members=members)
+    for k, member in enumerate(together["members"]):
+        alone = train_in(tmp_path / str(k), mesh1, dataclasses.replace(experiment, seed=members.seeds[k]))
+        assert member["metrics"]["test"] == pytest.approx(alone["metrics"]["test"], abs=1e-5)
 
 
 def with_rate(rate):
