@@ -94,7 +94,8 @@ def compare(first: Side, other: Side, confidence: float = 0.95) -> list[Differen
 
     Where both sides have the same seeds, at least two: Student's paired test, and his interval of the mean
     difference. Where both are one run that has predictions of the same examples: McNemar's exact test of the
-    accuracies, with `paired_interval`, which excludes zero exactly where that test rejects.
+    accuracies, with `paired_interval`, which excludes zero exactly where that test rejects; Student's of the
+    losses, over the examples.
 
     Raises:
       UserError: members of a run differ in more than their seeds, or there is no common figure.
@@ -149,6 +150,7 @@ def paired_interval(only_a: int, only_b: int, num_pairs: int, confidence: float 
     return Interval((only_a - only_b) / num_pairs, low, high)
 
 
+_PAIRED = ("accuracy", "loss")  # what predictions tell of each example
 BySeed = dict[int, Mapping[str, Mapping[str, Any]]]
 
 
@@ -175,10 +177,11 @@ def _difference(
             p_value = paired_t(values_b, values_a)
     elif len(values_a) > 1 or len(values_b) > 1:
         test = "the seeds are not the same on both sides"
-    elif metric != "accuracy" or _split_of(first[0]) != split or _split_of(other[0]) != split:
+    elif metric not in _PAIRED or _split_of(first[0]) != split or _split_of(other[0]) != split:
         test = "one seed, and no predictions to pair"
     else:
-        test, interval, p_value = _same_examples(first[0], other[0], confidence)
+        losses = (values_a[0], values_b[0]) if metric == "loss" else None
+        test, interval, p_value = _same_examples(first[0], other[0], losses, confidence)
     if interval is not None:
         sign = KeepBest(metric=metric).sign
         verdict = NO_DIFFERENCE
@@ -188,25 +191,38 @@ def _difference(
     return Difference(split, metric, *means, interval, p_value, test, verdict)
 
 
-def _same_examples(a: Evidence, b: Evidence, confidence: float) -> tuple[str, Interval | None, float | None]:
+def _same_examples(
+    a: Evidence, b: Evidence, losses: tuple[float, float] | None, confidence: float
+) -> tuple[str, Interval | None, float | None]:
+    """Returns the test, the interval of b - a and p: of the accuracies, or of the `losses` as measured."""
     assert a.predictions is not None
     assert b.predictions is not None
-    (index_a, label_a, right_a), (index_b, label_b, right_b) = map(_right, (a.predictions, b.predictions))
-    if not np.array_equal(index_a, index_b) or not np.array_equal(label_a, label_b):
+    (index_a, label_N, log_p_a_NC), (index_b, label_b, log_p_b_NC) = map(
+        _in_order, (a.predictions, b.predictions)
+    )
+    if not np.array_equal(index_a, index_b) or not np.array_equal(label_N, label_b):
         return "the predictions are of different examples or labels", None, None
-    test = mcnemar(right_b, right_a)
-    interval = paired_interval(test.only_a, test.only_b, len(index_a), confidence)
+    if losses is not None:
+        each_a, each_b = (
+            -log_p_NC[np.arange(len(label_N)), label_N] for log_p_NC in (log_p_a_NC, log_p_b_NC)
+        )
+        # Another loss, such as one with a penalty, is not what the predictions tell of each example.
+        if not np.allclose((each_a.mean(dtype=float), each_b.mean(dtype=float)), losses, rtol=1e-3):
+            return "the loss is not the mean log-loss of the predictions", None, None
+        words = f"paired t over {len(label_N):,} examples"
+        return words, t_interval(each_b - each_a, confidence), paired_t(each_b, each_a)
+    test = mcnemar(log_p_b_NC.argmax(1) == label_N, log_p_a_NC.argmax(1) == label_N)
+    interval = paired_interval(test.only_a, test.only_b, len(label_N), confidence)
     words = (
-        f"McNemar, exact, {len(index_a):,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
+        f"McNemar, exact, {len(label_N):,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
     )
     return words, interval, test.p_value
 
 
-def _right(predictions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns index, label and whether it was predicted, in the order of the index."""
+def _in_order(predictions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns index, label and log-probabilities, in the order of the index."""
     order = np.argsort(predictions["index"], kind="stable")
-    label = predictions["label"][order]
-    return predictions["index"][order], label, predictions["log_probabilities"][order].argmax(1) == label
+    return tuple(predictions[name][order] for name in ("index", "label", "log_probabilities"))  # type: ignore[return-value]
 
 
 def _split_of(evidence: Evidence) -> str | None:

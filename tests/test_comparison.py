@@ -54,6 +54,9 @@ def rights(only_a, only_b, size=200):
     return is_right_a, is_right_b
 
 
+RIGHT_A, RIGHT_B = rights(3, 20)
+
+
 def accuracy_of(differences):
     return next(row for row in differences if row.metric == "accuracy")
 
@@ -72,6 +75,29 @@ def test_the_same_examples_are_compared_by_mcnemar(only_a, only_b, verdict):
     # Twice the smaller tail of a fair coin.
     tail = stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)
     assert row.p_value == pytest.approx(min(2 * tail, 1))
+
+
+def losses_of(predictions):
+    order = np.argsort(predictions["index"])
+    label_N = predictions["label"][order]
+    return -predictions["log_probabilities"][order][np.arange(len(label_N)), label_N]
+
+
+def test_the_losses_of_the_same_examples_are_compared_by_students_paired_test():
+    one, two = predictions_of(RIGHT_A, 0), predictions_of(RIGHT_B, 1)
+    losses = losses_of(one), losses_of(two)
+    a, b = (
+        evidence(loss=float(each.mean()), predictions=p) for each, p in zip(losses, (one, two), strict=True)
+    )
+    row = next(row for row in compare([a], [b]) if row.metric == "loss")
+    expected = stats.ttest_rel(losses[1], losses[0])
+    assert row.p_value == pytest.approx(expected.pvalue)
+    assert row.difference[1:] == pytest.approx(expected.confidence_interval(0.95))
+    assert row.verdict == "better"
+    # A loss with more in it than the log-probabilities is not tested by them.
+    a.result["metrics"]["test"]["loss"] += 0.1
+    row = next(row for row in compare([a], [b]) if row.metric == "loss")
+    assert (row.p_value, row.test) == (None, "the loss is not the mean log-loss of the predictions")
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(5, 1), (6, 0), (5, 0), (9, 2), (10, 2), (3, 3)])
@@ -113,9 +139,6 @@ def test_members_of_one_run_are_seeds():
     row = accuracy_of(compare([members(values_a)], [members(values_b)]))
     assert row.p_value == pytest.approx(stats.ttest_rel(values_b, values_a).pvalue)
     assert row.first == pytest.approx(0.91)
-
-
-RIGHT_A, RIGHT_B = rights(3, 20)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +236,7 @@ def test_the_command_prints_and_writes_tables(dl, tmp_path):
     p_value = stats.binomtest(3, 23).pvalue
     assert f"test accuracy: {b} is better than {a} by +0.0850, 95 % +" in out
     assert f"p={p_value:.2g}" in out
-    assert "test loss: not tested (one seed, and no predictions to pair)" in out
+    assert "test loss: not tested (the loss is not the mean log-loss of the predictions)" in out
     assert "NOTE: a copy of other data\n" in out
     assert "| width | null | 2 |" in (tmp_path / "t.md").read_text()
     assert r"test accuracy & 0.9000 & 0.9850 & +0.0850" in (tmp_path / "t.tex").read_text()
