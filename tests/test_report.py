@@ -27,6 +27,8 @@ from dl.models.mlp import MLP
 from dl.predictions import Predictions
 from dl.report import plots, write_report
 from dl.report.energy import CPU_WATTS_PER_CORE, GRAMS_CO2_PER_KILOWATT_HOUR, estimate_energy
+from dl.report.record import Record
+from dl.report.sections import facts
 
 NUM_CLASSES, SIZE = 4, 120
 RANDOM = np.random.default_rng(0)
@@ -324,6 +326,16 @@ def test_energy_is_rated_power_times_time(devices, watts):
 
 def test_an_unknown_device_has_no_estimate():
     assert estimate_energy(["Abacus 1"], 4, 1.0) == "the rated power of Abacus 1 is not known here"
+
+
+def test_utilization_is_what_the_model_needs_over_what_the_devices_could():
+    flops = {"examples_per_second": 1e4, "train_flops_per_example": 6e9}
+    found = dict(facts(Record({}, [], {**flops, "devices": ["NVIDIA A100-SXM4-40GB"] * 2}, None, [])))
+    assert found["computed in training"] == "6e+04 GFLOPs a second"
+    assert found["model FLOPs utilization"] == "9.6 % of the devices' 16-bit peak"
+    assert "model FLOPs utilization" not in dict(
+        facts(Record({}, [], {**flops, "devices": ["cpu"]}, None, []))
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dl.report.classifier import Classifier
 from dl.report.energy import estimate_energy
 from dl.report.plots import Table
 from dl.report.record import Record, interval_of, mapping, number, text
+from dl.report.utilization import peak_flops
 
 INTENDED_USE = (
     "Research and teaching: to check, compare and repeat a measurement. Nothing here was tested for "
@@ -66,6 +67,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found.append(("steps", f"{number(result.get('steps')):,.0f} ({passes})"))
         found.append(("wall time", duration(number(result.get("seconds")))))
         found.append(("throughput", f"{number(result.get('examples_per_second')):,.0f} training examples/s"))
+        found += _utilization(result)
     flops = number(result.get("forward_flops_per_example"))
     if math.isfinite(flops):
         found.append(("forward FLOPs an example", f"{flops:,.0f}"))
@@ -77,6 +79,17 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found.append(("stopped early", text(result["stopped_early"])))
     if "params_digest" in result:
         found.append(("digest of the parameters", text(result["params_digest"])))
+    return found
+
+
+def _utilization(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what the model needs a second, and its share of what the devices could do."""
+    flops = number(result.get("examples_per_second")) * number(result.get("train_flops_per_example"))
+    if not math.isfinite(flops):
+        return []
+    found = [("computed in training", f"{flops / 1e9:,.4g} GFLOPs a second")]
+    if peak := peak_flops([text(kind) for kind in result.get("devices") or ()]):
+        found.append(("model FLOPs utilization", f"{percent(flops / peak)} of the devices' 16-bit peak"))
     return found
 
 
