@@ -48,6 +48,9 @@ class Stopwatch:
         self.start()
 
 
+_STOPPED = ("waiting", "compiling", "evaluating", "saving")  # watches that run for a spell only
+
+
 @dataclasses.dataclass
 class Progress:
     """Saved with the state, so that a resumed run logs what an uninterrupted one logs.
@@ -56,6 +59,7 @@ class Progress:
       line: means since the last line of metrics.
       epoch: means since the last report.
       training: time spent in training steps.
+      waiting: the part of it that was spent on the next batch.
       compiling: time spent in compiling them and the eval step, at every start.
       evaluating: time spent in evaluation.
       saving: time that training waited for checkpoints.
@@ -71,6 +75,7 @@ class Progress:
     line: Averages = dataclasses.field(default_factory=Averages)
     epoch: Averages = dataclasses.field(default_factory=Averages)
     training: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    waiting: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     compiling: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     evaluating: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     saving: Stopwatch = dataclasses.field(default_factory=Stopwatch)
@@ -100,7 +105,7 @@ class Progress:
         objects = {
             "line": Averages(values["line"]),
             "epoch": Averages(values["epoch"]),
-            **{name: Stopwatch(values.get(name, 0.0)) for name in ("compiling", "evaluating", "saving")},
+            **{name: Stopwatch(values.get(name, 0.0)) for name in _STOPPED},
             "training": Stopwatch(values["training"]),
             "total": Stopwatch(values["total"], is_running=True),
             "best": Best(**values["best"]),

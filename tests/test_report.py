@@ -103,7 +103,8 @@ def make_run(folder, word="plain", notice="made up"):
         "examples_per_second": 100.0,
         "num_parameters": 99,
         "seconds": 100.0,
-        "train_seconds": 60.0,
+        "train_seconds": 63.0,
+        "input_seconds": 3.0,
         "compile_seconds": 20.0,
         "evaluation_seconds": 10.0,
         "saving_seconds": 4.0,
@@ -236,9 +237,15 @@ def test_the_notice_stands_beside_every_figure(tmp_path):
 def test_layers_budget_memory_energy_and_changed_options(plain):
     inner = 9 * 5 + 5
     assert f"Dense_0 Dense 1 x 9 1 x 5 {inner} {2 * 9 * 5}" in plain.words
-    for text in ("compilation 20.0 s 20.0 %", "training steps 1 min 00 s 60.0 %", "saving 4 s 4.0 %"):
+    waiting = "waiting for input 3 s 3.0 %"
+    for text in (
+        waiting,
+        "compilation 20.0 s 20.0 %",
+        "training steps 1 min 00 s 60.0 %",
+        "saving 4 s 4.0 %",
+    ):
         assert text in plain.words
-    assert "recording) 6 s 6.0 %" in plain.words
+    assert "recording) 3 s 3.0 %" in plain.words
     assert "host (resident memory of the process) 3 MiB" in plain.words
     assert "rate 2 1 changed" in plain.words
     assert "depth 3 3 changed" not in plain.words

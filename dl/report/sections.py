@@ -98,9 +98,11 @@ def budget(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     total = number(result.get("seconds"))
     if not total > 0:
         return []
+    waiting = number(result.get("input_seconds"))
     parts = {
         "compilation": number(result.get("compile_seconds")),
-        "training steps": number(result.get("train_seconds")),
+        "waiting for input": waiting,
+        "training steps": number(result.get("train_seconds")) - (waiting if math.isfinite(waiting) else 0.0),
         "evaluation": number(result.get("evaluation_seconds")),
         "saving": number(result.get("saving_seconds")),
     }
