@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from dl.command import code_of, make_mesh_of, module_name
 from dl.console import Console
 from dl.data.folds import take
 from dl.data.order import random_order
-from dl.data.source import Source
-from dl.data.splits import Identity, Splits
+from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
@@ -59,36 +58,12 @@ class CurveOptions:
     mesh: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Other splits with a part of their training examples."""
-
-    data: Splits
-    train: Source
-
-    @property
-    def evaluations(self) -> Any:
-        return self.data.evaluations
-
-    @property
-    def identity(self) -> Identity:
-        identity = self.data.identity
-        return dataclasses.replace(identity, sizes={**identity.sizes, "train": len(self.train)})
-
-    @property
-    def provenance(self) -> str:
-        return self.data.provenance
-
-    @property
-    def notice(self) -> str | None:
-        return self.data.notice
-
-
-def part_of(data: Splits, fraction: float) -> Part:
+def part_of(data: Splits, fraction: float) -> ChangedSplits:
     """Returns splits that train on the first rows of one fixed random order."""
     size = len(data.train)
     order = random_order(size, *_PART_KEY)
-    return Part(data, take(data.train, np.sort(order[: max(round(fraction * size), 1)])))
+    rows = np.sort(order[: max(round(fraction * size), 1)])
+    return ChangedSplits(data, {"train": take(data.train, rows)})
 
 
 def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]) -> tuple[Table, str]:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from dl.command import code_of, make_mesh_of, module_name, run_as_command
 from dl.console import Console
-from dl.data.splits import Splits, Without
+from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
@@ -123,7 +123,8 @@ def _run_lane(
         return train(dataclasses.replace(experiment, data=data), run, mesh, members=members, console=quiet)
 
     first_seeds = range(first, first + race.tuning_seeds)
-    tuning = train_members("tune", first_seeds, values, Without(experiment.data, FINAL_SPLIT))
+    unseen = ChangedSplits(experiment.data, without=[FINAL_SPLIT])
+    tuning = train_members("tune", first_seeds, values, unseen)
     curve = []
     for value in values:
         losses = [m["metrics"]["validation"]["loss"] for m in tuning["members"] if m[tuned] == value]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from dl.command import code_of, module_name
 from dl.console import Console
-from dl.data.splits import Without
+from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.likeness import fingerprint, metric_names
@@ -199,7 +199,7 @@ class Trials:
 
     def _experiment(self, options: Options) -> Experiment:
         experiment = self._experiment_fn(**options)
-        return dataclasses.replace(experiment, data=Without(experiment.data, FINAL_SPLIT))
+        return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))
 
     def _finish(self, row: Row, metrics: dict[str, Any]) -> None:
         value = look_up(metrics, self._rule.split, self._rule.metric).item()

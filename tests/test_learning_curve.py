@@ -57,7 +57,7 @@ def test_a_smaller_part_lies_in_a_larger_one():
     assert [len(part) for part in parts] == [4, 20, 40]
     assert parts[0] < parts[1] < parts[2]
     part = part_of(data, 0.5)
-    assert part.evaluations is data.evaluations
+    assert part.evaluations == data.evaluations
     assert part.identity.sizes == {"train": 20, "test": 40}
     assert part.identity.checksum == data.identity.checksum
 
