@@ -6,8 +6,6 @@ one, always the same; the splits to evaluate on stay whole.
 
 import dataclasses
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from dl.loop import train
 from dl.members import Members
 from dl.options import PositiveInt, parse
 from dl.power_law import PowerLaw, bootstrap, fit
-from dl.run import Run, write_json
+from dl.run import Run, this_command, write_json
 from dl.selection import FINAL_SPLIT
 from dl.tables import Table
 
@@ -87,8 +85,7 @@ def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]
     folder = how.workdir or Path("runs") / f"{name.rpartition('.')[2]}-curve-{time.strftime('%Y%m%d-%H%M%S')}"
     mesh, experiment = make_mesh_of(how.mesh), experiment_fn(**options)
     split = FINAL_SPLIT if FINAL_SPLIT in experiment.data.evaluations else "validation"
-    told = [word for word in sys.argv[1:] if word not in ("--workdir", str(how.workdir))]
-    resume = shlex.join(["python", "-m", "dl", *told, "--workdir", str(folder)])
+    resume = this_command("dl", folder)
     note = ""
     if notice := experiment.data.notice:
         Console().box("NOT THE DATA YOU MAY EXPECT", notice)

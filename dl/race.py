@@ -25,7 +25,7 @@ from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
-from dl.run import Run, write_json
+from dl.run import Run, this_command, write_json
 from dl.selection import FINAL_SPLIT
 
 
@@ -74,7 +74,7 @@ def main(
             os.environ["TFDS_DATA_DIR"] = str(race.data_dir)
         stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = race.workdir or Path("runs") / stem
-        resume = Run(folder, name, options).resume_command
+        resume = this_command(name, folder)
         mesh = make_mesh_of(race.mesh)
         lanes = [
             _run_lane(

@@ -11,7 +11,6 @@ import inspect
 import itertools
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from dl.command import code_of, make_mesh_of, module_name
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.options import Options, PositiveInt, Seed, parse
+from dl.run import this_command
 from dl.search import Space, Tpe, grid_points, parse_space, random_points, rungs
 from dl.selection import KeepBest
 from dl.sweep_report import plot, table_of
@@ -92,8 +92,7 @@ def sweep_options(experiment_fn: Callable[..., Experiment] | None, argv: Sequenc
         os.environ["TFDS_DATA_DIR"] = str(how.data_dir)
     stem = f"{name.rpartition('.')[2]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = how.workdir or Path("runs") / stem
-    told = [word for word in sys.argv[1:] if word not in ("--workdir", str(how.workdir))]
-    resume = shlex.join(["python", "-m", "dl", *told, "--workdir", str(folder)])
+    resume = this_command("dl", folder)
     trials = Trials(experiment_fn, fixed, rule, folder, make_mesh_of(how.mesh), how.together, resume)
     trials.check_metric(space)
     num_trials = how.num_trials or NUM_TRIALS
