@@ -26,7 +26,7 @@ from dl.loop import train
 from dl.members import Members
 from dl.options import PositiveInt, parse
 from dl.power_law import PowerLaw, bootstrap, fit
-from dl.run import Run, this_command, write_json
+from dl.run import Run, as_recorded, this_command, write_json
 from dl.selection import FINAL_SPLIT
 from dl.tables import Table
 
@@ -105,7 +105,13 @@ def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]
     errors_SR = np.array(errors)
     law, laws = fit(sizes, errors_SR.mean(1)), bootstrap(sizes, errors_SR)
     intervals = [t_interval(1 - row) for row in errors_SR]
-    summary = {"experiment": name, "options": options, "split": split, "law": law._asdict(), "sizes": sizes}
+    summary = {
+        "experiment": name,
+        "options": as_recorded(options),
+        "split": split,
+        "law": law._asdict(),
+        "sizes": sizes,
+    }
     write_json(folder / "curve.json", finite({**summary, "errors": errors}))
     plot(sizes, errors_SR, law, laws, split).savefig(folder / "curve.png", dpi=120)
     rows = [

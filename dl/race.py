@@ -5,7 +5,6 @@ validation loss chooses; the test split is read by the runs with fresh seeds onl
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
-from dl.run import Run, this_command, write_json
+from dl.run import Run, as_recorded, this_command, write_json
 from dl.selection import FINAL_SPLIT
 
 
@@ -84,7 +83,7 @@ def main(
         ]
         lanes.sort(key=lambda lane: -lane["test"])
         table = format_table(lanes, contestants, tuned)
-        write_json(folder / "race.json", json.loads(json.dumps({"options": options, "lanes": lanes})))
+        write_json(folder / "race.json", {"options": as_recorded(options), "lanes": lanes})
         (folder / "race.md").write_text(table + "\n")
         plot(lanes, tuned, folder / "race.png")
         print(f"\n{table}\n\nwritten to {folder}/race.json, race.md and race.png")

@@ -65,8 +65,8 @@ class Run:
         self.name = name
         self._resume_command = resume_command
         self.code = code
-        self.options = json.loads(json.dumps(dict(options), default=str))
-        self.defaults = json.loads(json.dumps(dict(defaults or {}), default=str))
+        self.options = as_recorded(options)
+        self.defaults = as_recorded(defaults or {})
         self.folder = folder or _new_folder(name)
         self._lock: TextIO | None = None
 
@@ -192,6 +192,11 @@ def this_command(module: str, folder: Path) -> str:
         elif not word.startswith("--workdir="):
             words.append(word)
     return shlex.join(["python", "-m", module, *words, "--workdir", str(folder)])
+
+
+def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as run.json holds them: what JSON does not know, such as a path, is text there."""
+    return json.loads(json.dumps(dict(options), default=str))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options
-from dl.run import Run, write_json
+from dl.run import Run, as_recorded, write_json
 from dl.search import Point, Space
 from dl.selection import FINAL_SPLIT, KeepBest, look_up
 
@@ -83,7 +83,7 @@ class Trials:
           UserError: it holds something else than this sweep.
         """
         path = self.folder / "sweep.json"
-        self.header = json.loads(json.dumps(header, default=str))
+        self.header = as_recorded(header)
         try:
             if path.exists():
                 there = json.loads(path.read_text())
@@ -112,7 +112,7 @@ class Trials:
         start = len(self.rows)
         rows = []
         for k, point in enumerate(points, start):
-            row: Row = {"trial": k, "options": json.loads(json.dumps(point, default=str))}
+            row: Row = {"trial": k, "options": as_recorded(point)}
             recorded = self._recorded.get(k, row)
             if recorded["options"] != row["options"]:
                 raise UserError(
