@@ -14,6 +14,7 @@ from dl.models.mlp import MLP
 
 def experiment(
     dataset: str = "auto",
+    hidden: PositiveInt = 128,
     batch_size: PositiveInt = 128,
     num_epochs: PositiveInt = 5,
     learning_rate: PositiveFloat = 1e-3,
@@ -23,13 +24,14 @@ def experiment(
 
     Args:
       dataset: NAME of a prepared set or a folder of images; auto is MNIST, else the embedded digits.
+      hidden: units of the first layer; the second has half as many.
       batch_size: examples of an update.
       num_epochs: passes over the training split.
       learning_rate: of Adam.
       seed: of parameters and order; the first one with --num-seeds.
     """
     data = image_classification(dataset)
-    model = MLP(hidden=(128, 64), num_classes=data.num_classes)
+    model = MLP(hidden=(hidden, -(-hidden // 2)), num_classes=data.num_classes)
     return Experiment(
         data=data,
         model=model,
