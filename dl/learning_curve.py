@@ -102,7 +102,7 @@ def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]
         sizes.append(point.size)
         errors.append([1 - member["metrics"][split]["accuracy"] for member in result["members"]])
         print(
-            f"{plan.varied}={point.value}, {point.size:,} {axis.unit}: {split} accuracy "
+            f"{plan.varied}={point.value} ({point.size:,} {axis.unit}): {split} accuracy "
             f"{1 - np.mean(errors[-1]):.4f}",
             flush=True,
         )

@@ -5,9 +5,8 @@
     python -m dl learning-curve mnist_mlp --over hidden=16,32,64,128,256
 
 97.1 % test accuracy on MNIST (seed 0) in 6 s from start to end; the eight seeds together, each as in a run of
-its own, 97.4 % in 15 s: two and a half runs. Over its n parameters, three seeds each, the test error
-falls from 6.8 % (12,786) to 2.4 % (235,146), as 211 n^-0.886 + 0.0195. Two cores of an Intel Xeon,
-jax 0.10.2.
+its own, 97.4 % in 15 s: two and a half runs. Over its n parameters, three seeds each, the test error falls
+from 6.8 % (12,786) to 2.4 % (235,146), as 211 n^-0.886 + 0.0195. Two cores of an Intel Xeon, jax 0.10.2.
 """
 
 from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
