@@ -294,7 +294,7 @@ def sweep(argv: Sequence[str]) -> int:
 
 
 def curve(argv: Sequence[str]) -> int:
-    """Trains with more and more of the data, and fits a power law to the error: EXPERIMENT."""
+    """Fits a power law to the error over more and more data, or larger and larger models: EXPERIMENT."""
     if not argv or argv[0].startswith("-"):
         raise UserError("learning-curve needs an experiment first: python -m dl learning-curve NAME")
     table, line = learning_curve(find_experiment(argv[0]), argv[1:])

@@ -101,6 +101,31 @@ def parse(
     )
 
 
+def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
+    """Returns the value that a text means for one option of an experiment.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    parameter = inspect.signature(experiment_fn).parameters.get(name)
+    if parameter is not None and isinstance(parameter.default, bool):  # a flag, which takes no value
+        if text not in ("True", "False"):
+            raise UserError(f"{_flag(name)} {text!r} is not understood; it must be True or False")
+        return text == "True"
+    values, _ = parse(experiment_fn, _Nothing, [f"{_flag(name)}={text}"], "")
+    return values[name]
+
+
+def named(argv: Sequence[str]) -> set[str]:
+    """Returns the options that the arguments of a command line name, such as `batch_size`."""
+    return {word.partition("=")[0].strip("-").replace("-", "_") for word in argv if word.startswith("-")}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nothing:
+    """No options."""
+
+
 def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, Any]]:
     """Returns (name, annotation with help, default) of each option."""
     kinds = typing.get_type_hints(documented, include_extras=True)

@@ -1,4 +1,7 @@
-"""How an error falls with the number of examples: a power law down to a floor (Hestness et al. 2017)."""
+"""How an error falls with the number of examples or of parameters: a power law down to a floor.
+
+Hestness et al. 2017; Henighan et al. 2020, eq. 1.1.
+"""
 
 from typing import NamedTuple
 
@@ -17,8 +20,8 @@ class PowerLaw(NamedTuple):
     exponent: float
     floor: float
 
-    def __call__(self, num_examples: ArrayLike) -> np.ndarray:
-        return self.scale * np.asarray(num_examples, float) ** -self.exponent + self.floor
+    def __call__(self, sizes: ArrayLike) -> np.ndarray:
+        return self.scale * np.asarray(sizes, float) ** -self.exponent + self.floor
 
 
 def fit(sizes: ArrayLike, errors: ArrayLike) -> PowerLaw:
@@ -34,9 +37,7 @@ def fit(sizes: ArrayLike, errors: ArrayLike) -> PowerLaw:
 
     sizes, errors = np.asarray(sizes, float).ravel(), np.asarray(errors, float).ravel()
     if len(set(sizes.tolist())) < 3:
-        raise UserError(
-            f"{len(set(sizes.tolist()))} data sizes do not determine a power law; give three at least"
-        )
+        raise UserError(f"{len(set(sizes.tolist()))} sizes do not determine a power law; give three at least")
     reference = np.exp(np.log(sizes).mean())  # or the columns differ by orders of magnitude
 
     def solve(exponent: float) -> tuple[np.ndarray, float]:

@@ -5,7 +5,6 @@ validation loss chooses; the test split is read by the runs with fresh seeds onl
 """
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -18,14 +17,14 @@ from jax.sharding import Mesh
 
 from dl.command import code_of, make_mesh_of, module_name, run_as_command
 from dl.console import Console
-from dl.data.splits import Splits, Without
+from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
-from dl.run import Run, write_json
+from dl.run import Run, as_recorded, this_command, write_json
 from dl.selection import FINAL_SPLIT
 
 
@@ -74,7 +73,7 @@ def main(
             os.environ["TFDS_DATA_DIR"] = str(race.data_dir)
         stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = race.workdir or Path("runs") / stem
-        resume = Run(folder, name, options).resume_command
+        resume = this_command(name, folder)
         mesh = make_mesh_of(race.mesh)
         lanes = [
             _run_lane(
@@ -84,7 +83,7 @@ def main(
         ]
         lanes.sort(key=lambda lane: -lane["test"])
         table = format_table(lanes, contestants, tuned)
-        write_json(folder / "race.json", json.loads(json.dumps({"options": options, "lanes": lanes})))
+        write_json(folder / "race.json", {"options": as_recorded(options), "lanes": lanes})
         (folder / "race.md").write_text(table + "\n")
         plot(lanes, tuned, folder / "race.png")
         print(f"\n{table}\n\nwritten to {folder}/race.json, race.md and race.png")
@@ -123,7 +122,8 @@ def _run_lane(
         return train(dataclasses.replace(experiment, data=data), run, mesh, members=members, console=quiet)
 
     first_seeds = range(first, first + race.tuning_seeds)
-    tuning = train_members("tune", first_seeds, values, Without(experiment.data, FINAL_SPLIT))
+    unseen = ChangedSplits(experiment.data, without=[FINAL_SPLIT])
+    tuning = train_members("tune", first_seeds, values, unseen)
     curve = []
     for value in values:
         losses = [m["metrics"]["validation"]["loss"] for m in tuning["members"] if m[tuned] == value]

@@ -65,8 +65,8 @@ class Run:
         self.name = name
         self._resume_command = resume_command
         self.code = code
-        self.options = json.loads(json.dumps(dict(options), default=str))
-        self.defaults = json.loads(json.dumps(dict(defaults or {}), default=str))
+        self.options = as_recorded(options)
+        self.defaults = as_recorded(defaults or {})
         self.folder = folder or _new_folder(name)
         self._lock: TextIO | None = None
 
@@ -101,8 +101,7 @@ class Run:
         """The command line that goes on with this run."""
         if self._resume_command is not None:
             return self._resume_command
-        words = [word for word in sys.argv[1:] if word not in ("--workdir", str(self.folder))]
-        return shlex.join(["python", "-m", self.name, *words, "--workdir", str(self.folder)])
+        return this_command(self.name, self.folder)
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Makes sure that the folder is new, empty or holds this very run; changes nothing.
@@ -177,6 +176,27 @@ class Run:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def this_command(module: str, folder: Path) -> str:
+    """Returns this process's command line with `folder` as its --workdir, to be typed again.
+
+    Args:
+      module: what `python -m` runs.
+      folder: in place of the one that was given, if one was.
+    """
+    words, told = [], iter(sys.argv[1:])
+    for word in told:
+        if word == "--workdir":
+            next(told, None)
+        elif not word.startswith("--workdir="):
+            words.append(word)
+    return shlex.join(["python", "-m", module, *words, "--workdir", str(folder)])
+
+
+def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as run.json holds them: what JSON does not know, such as a path, is text there."""
+    return json.loads(json.dumps(dict(options), default=str))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dl import freezing
 from dl.console import Console, format_count
 from dl.digest import tree_digest
 from dl.evaluation.intervals import t_interval, wilson
@@ -17,6 +18,7 @@ from dl.members import Members
 from dl.progress import Progress
 from dl.run import Run, describe_devices
 from dl.sharding import format_mesh
+from dl.state import num_params
 from dl.tabulate import Layer, layer_table
 from dl.types import Variables
 
@@ -125,10 +127,7 @@ def summarize(
 
 def experiment_layers(experiment: Experiment) -> list[Layer]:
     """Returns the layers that the loss of an experiment calls, for one example; empty if it calls none."""
-    spec = experiment.data.train.spec
-    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
-    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
-    variables = jax.eval_shape(experiment.init, jax.random.key(0), example)
+    variables, example = _abstract(experiment)
     if experiment.preprocess is not None:
         example = jax.eval_shape(experiment.preprocess, example)
 
@@ -137,6 +136,21 @@ def experiment_layers(experiment: Experiment) -> list[Layer]:
         return experiment.loss_fn(variables.get("params", {}), state, batch, None)[0]
 
     return layer_table(evaluate, variables, example)
+
+
+def num_trained_parameters(experiment: Experiment) -> int:
+    """Returns the number of parameters that the optimizer sees: without frozen ones; nothing is allocated."""
+    variables, _ = _abstract(experiment)
+    trained, _ = freezing.split(variables.get("params", {}), experiment.frozen)
+    return num_params(trained)
+
+
+def _abstract(experiment: Experiment) -> tuple[Variables, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the shapes of the initial variables and of a stored batch of one example."""
+    spec = experiment.data.train.spec
+    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
+    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
+    return jax.eval_shape(experiment.init, jax.random.key(0), example), example
 
 
 def describe_data_and_devices(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:

@@ -7,20 +7,19 @@ or in their seeds, are trained in one program.
 
 import dataclasses
 import functools
-import inspect
 import itertools
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dl.command import code_of, make_mesh_of, module_name
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.options import Options, PositiveInt, Seed, parse
+from dl.options import Options, PositiveInt, Seed, named, parse, parse_value
+from dl.run import this_command
 from dl.search import Space, Tpe, grid_points, parse_space, random_points, rungs
 from dl.selection import KeepBest
 from dl.sweep_report import plot, table_of
@@ -58,11 +57,6 @@ class SweepOptions:
     search_seed: Seed = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """No options."""
-
-
 def sweep_options(experiment_fn: Callable[..., Experiment] | None, argv: Sequence[str]) -> tuple[Table, str]:
     """Searches the options of an experiment for the best value of a validation metric.
 
@@ -84,16 +78,15 @@ def sweep_options(experiment_fn: Callable[..., Experiment] | None, argv: Sequenc
         raise UserError(f"sweep needs an experiment first: {PROG} NAME learning_rate=log:1e-4:1e-1")
     name = module_name(experiment_fn)
     fixed, how = parse(experiment_fn, SweepOptions, rest, f"{PROG} {name} NAME=VALUES …", about)
-    space = parse_space(words, functools.partial(_parse_value, experiment_fn))
-    if twice := space.keys() & {word.partition("=")[0].strip("-").replace("-", "_") for word in rest}:
+    space = parse_space(words, functools.partial(parse_value, experiment_fn))
+    if twice := space.keys() & named(rest):
         raise UserError(f"{twice.pop()} is searched and given a value too; choose one")
     rule = _rule(how.metric)
     if how.data_dir is not None:
         os.environ["TFDS_DATA_DIR"] = str(how.data_dir)
     stem = f"{name.rpartition('.')[2]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = how.workdir or Path("runs") / stem
-    told = [word for word in sys.argv[1:] if word not in ("--workdir", str(how.workdir))]
-    resume = shlex.join(["python", "-m", "dl", *told, "--workdir", str(folder)])
+    resume = this_command("dl", folder)
     trials = Trials(experiment_fn, fixed, rule, folder, make_mesh_of(how.mesh), how.together, resume)
     trials.check_metric(space)
     num_trials = how.num_trials or NUM_TRIALS
@@ -187,17 +180,6 @@ def _conclude(trials: Trials, rule: KeepBest, name: str, budget_option: str | No
         "the best of many looks better than it is; the test split says how good:\n"
         f"  {shlex.join(['python', '-m', name, *changed])}"
     )
-
-
-def _parse_value(experiment_fn: Callable[..., Experiment], name: str, text: str) -> Any:
-    flag = "--" + name.replace("_", "-")
-    parameter = inspect.signature(experiment_fn).parameters.get(name)
-    if parameter is not None and isinstance(parameter.default, bool):  # a flag, which takes no value
-        if text not in ("True", "False"):
-            raise UserError(f"{flag} {text!r} is not understood; it must be True or False")
-        return text == "True"
-    values, _ = parse(experiment_fn, _Nothing, [f"{flag}={text}"], PROG)
-    return values[name]
 
 
 def _rule(metric: str) -> KeepBest:

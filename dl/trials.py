@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from dl.command import code_of, module_name
 from dl.console import Console
-from dl.data.splits import Without
+from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.likeness import fingerprint, metric_names
@@ -20,7 +20,7 @@ from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options
-from dl.run import Run, write_json
+from dl.run import Run, as_recorded, write_json
 from dl.search import Point, Space
 from dl.selection import FINAL_SPLIT, KeepBest, look_up
 
@@ -83,7 +83,7 @@ class Trials:
           UserError: it holds something else than this sweep.
         """
         path = self.folder / "sweep.json"
-        self.header = json.loads(json.dumps(header, default=str))
+        self.header = as_recorded(header)
         try:
             if path.exists():
                 there = json.loads(path.read_text())
@@ -112,7 +112,7 @@ class Trials:
         start = len(self.rows)
         rows = []
         for k, point in enumerate(points, start):
-            row: Row = {"trial": k, "options": json.loads(json.dumps(point, default=str))}
+            row: Row = {"trial": k, "options": as_recorded(point)}
             recorded = self._recorded.get(k, row)
             if recorded["options"] != row["options"]:
                 raise UserError(
@@ -199,7 +199,7 @@ class Trials:
 
     def _experiment(self, options: Options) -> Experiment:
         experiment = self._experiment_fn(**options)
-        return dataclasses.replace(experiment, data=Without(experiment.data, FINAL_SPLIT))
+        return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))
 
     def _finish(self, row: Row, metrics: dict[str, Any]) -> None:
         value = look_up(metrics, self._rule.split, self._rule.metric).item()

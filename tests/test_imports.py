@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
-    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.predict", "dl.rebuild"),
+    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.curve_plan", "dl.predict", "dl.rebuild"),
     ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
     ("dl.report",),
     ("dl.loop",),

@@ -8,11 +8,46 @@ from scipy import optimize
 from test_sweep import EXPERIMENT
 
 from dl.cli import main
+from dl.curve_plan import part_of
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
-from dl.learning_curve import part_of
 from dl.power_law import PowerLaw, bootstrap, fit
 
+WIDTHS = '''
+"""A perceptron on the embedded digits; the bias of its last layer stays as it is."""
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from dl import Experiment, PositiveInt, Seed, losses, optimizers
+from dl.data import ArraySource, ArraySplits
+from dl.models.mlp import MLP
+
+
+def experiment(
+    hidden: PositiveInt = 5, pixels: PositiveInt = 64, notes: Path = Path("notes.txt"), seed: Seed = 0
+) -> Experiment:
+    digits = load_digits()
+
+    def source(start, stop):
+        pixels_BD = np.float32(digits.data[start:stop, :pixels] / 16)
+        return ArraySource({"features": pixels_BD, "label": np.int32(digits.target[start:stop])})
+
+    model = MLP(hidden=(hidden,), num_classes=10)
+    return Experiment(
+        data=ArraySplits("digits", train=source(0, 96), evaluations={"test": source(96, 196)}),
+        model=model,
+        input_name="features",
+        loss_fn=losses.classification(model, input_name="features"),
+        frozen=("Dense_1/bias",),
+        tx=optimizers.sgd(0.5),
+        num_steps=6,
+        batch_size=48,
+        eval_batch_size=100,
+        seed=seed,
+    )
+'''
 SIZES = np.array([100, 200, 500, 1000, 5000, 20000])
 
 
@@ -46,7 +81,7 @@ def test_the_bootstrap_covers_the_law():
     assert sum(is_inside) >= 7
     with pytest.raises(UserError, match="one run of each size"):
         bootstrap(SIZES, np.ones((6, 1)))
-    with pytest.raises(UserError, match="2 data sizes do not determine a power law"):
+    with pytest.raises(UserError, match="2 sizes do not determine a power law"):
         fit([10, 10, 20], [0.3, 0.2, 0.1])
 
 
@@ -57,7 +92,7 @@ def test_a_smaller_part_lies_in_a_larger_one():
     assert [len(part) for part in parts] == [4, 20, 40]
     assert parts[0] < parts[1] < parts[2]
     part = part_of(data, 0.5)
-    assert part.evaluations is data.evaluations
+    assert part.evaluations == data.evaluations
     assert part.identity.sizes == {"train": 20, "test": 40}
     assert part.identity.checksum == data.identity.checksum
 
@@ -82,6 +117,74 @@ def test_the_command_trains_fits_and_draws(path, tmp_path, capsys):
         assert errors == [1 - member["metrics"]["test"]["accuracy"] for member in result["members"]]
         assert result["steps"] == 2
     assert (tmp_path / "c" / "curve.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def widths(tmp_path):
+    file = tmp_path / "widths.py"
+    file.write_text(WIDTHS)
+    return str(file)
+
+
+def test_the_curve_over_parameters_trains_each_size_once(widths, tmp_path, capsys):
+    argv = [
+        "learning-curve",
+        widths,
+        "--num-seeds",
+        "2",
+        "--mesh",
+        "data=1",
+        "--workdir",
+        str(tmp_path / "c"),
+    ]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as exit_:
+            main([*argv, "--over", "hidden=16,4,8"])
+        assert exit_.value.code == 0
+    curve = json.loads((tmp_path / "c" / "curve.json").read_text())
+    assert (curve["varied"], curve["values"], curve["unit"]) == ("hidden", ["4", "8", "16"], "parameters")
+    assert curve["options"] == {"pixels": 64, "notes": "notes.txt", "seed": 0}
+    # Of 64 inputs, the hidden units and 10 classes; the bias of the classes is frozen.
+    assert curve["sizes"] == [64 * hidden + hidden + hidden * 10 for hidden in (4, 8, 16)]
+    for name, size, errors in zip(curve["values"], curve["sizes"], curve["errors"], strict=True):
+        run = tmp_path / "c" / f"hidden-{name}"
+        result = json.loads((run / "result.json").read_text())
+        assert errors == [1 - member["metrics"]["test"]["accuracy"] for member in result["members"]]
+        assert result["num_parameters"] - result["num_frozen_parameters"] == size
+        record = json.loads((run / "run.json").read_text())
+        assert record["options"]["hidden"] == int(name)
+        assert len(record["starts"]) == 1
+    law = curve["law"]
+    accuracy = 1 - law["scale"] * 2400 ** -law["exponent"] - law["floor"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"test_accuracy_with_twice_the_parameters={accuracy:.4f} ci95=")
+    assert " parameters=2400 " in last
+    assert (tmp_path / "c" / "curve.png").stat().st_size > 1000
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    assert "holds a curve over hidden, not fraction; use another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["hidden=4,8"], "--over 'hidden=4,8' must have three or more values"),
+        (["hidden=4:16"], "'hidden=4:16' is a range; write behind it how many values, as in hidden=4:16:5"),
+        (["hidden"], "'hidden' is no option with values"),
+        (["hiden=4,8,16"], "there is no option --hiden; did you mean --hidden?"),
+        (["hidden=4,8,x"], "--hidden 'x' is not understood; it must be a whole number"),
+        (["seed=1,2,3"], "seed=1 and seed=2 both train 375 parameters; --over takes an option that changes"),
+        (["pixels=64,16,32"], "pixels=16 and pixels=32 have other data; --over takes an option that changes"),
+        (["hidden=4,8,16", "--hidden", "4"], "hidden takes the values of --over and is given another too"),
+        (["hidden=4,8,16", "--fractions", "0.1,0.5,1"], "--fractions and --over ask for two curves"),
+    ],
+)
+def test_mistakes_in_over_are_one_line(widths, capsys, argv, message):
+    with pytest.raises(SystemExit) as exit_:
+        main(["learning-curve", widths, "--over", *argv])
+    error = capsys.readouterr().err
+    assert (exit_.value.code, message in error, error.count("\n")) == (2, True, 1)
 
 
 @pytest.mark.parametrize(

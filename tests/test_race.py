@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,12 +32,18 @@ FACTORS = {"plain": 1.0, "small": 1e-31}
 RATES = (1e-6, 0.1, 1e30)
 
 
-def experiment(optimizer: str = "plain", learning_rate: PositiveFloat = 0.1, seed: Seed = 3) -> Experiment:
+def experiment(
+    optimizer: str = "plain",
+    learning_rate: PositiveFloat = 0.1,
+    notes: Path = Path("notes.txt"),
+    seed: Seed = 3,
+) -> Experiment:
     """A perceptron: with two layers a rate of 1e30 overflows.
 
     Args:
       optimizer: plain gradient descent, or with a rate that is scaled down.
       learning_rate: before it is scaled.
+      notes: a file that is not read.
       seed: the first one.
     """
     model = MLP(hidden=(16,), num_classes=10)
@@ -63,8 +70,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+def race_of(folder):
+    return json.loads((folder / "race.json").read_text())
+
+
 def lanes_of(folder):
-    return {lane["name"]: lane for lane in json.loads((folder / "race.json").read_text())["lanes"]}
+    return {lane["name"]: lane for lane in race_of(folder)["lanes"]}
 
 
 def result_of(folder, run):
@@ -76,6 +87,7 @@ def test_it_leaves_a_table_its_numbers_and_a_figure(folder):
     assert table.splitlines()[0] == "| optimizer | learning_rate | test accuracy, mean of 2 seeds | ± 95 % |"
     assert len(table.splitlines()) == 4
     assert set(lanes_of(folder)) == set(FACTORS)
+    assert race_of(folder)["options"]["notes"] == "notes.txt"
     assert (folder / "race.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from dl.cli import main
 from dl.data import ArraySource, ArraySplits
-from dl.data.splits import Without
+from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.likeness import fingerprint
 from dl.search import Choices, Interval, Tpe, grid_points, parse_space, random_points, rungs
@@ -169,7 +169,7 @@ def test_tpe_comes_closer_to_the_best_than_random_and_repeats_itself():
 
 def test_a_split_that_is_left_out_is_never_asked_for():
     source = ArraySource({"label": np.zeros(3, np.int32)})
-    data = Without(ArraySplits("d", source, {"validation": source, "test": source}), "test")
+    data = ChangedSplits(ArraySplits("d", source, {"validation": source, "test": source}), without=["test"])
     assert list(data.evaluations) == ["validation"]
     assert data.identity.sizes == {"train": 3, "validation": 3}
     assert data.identity.checksum == data.data.identity.checksum

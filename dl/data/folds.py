@@ -1,14 +1,13 @@
 """Folds for cross-validation: train and validation in parts of equal size and mix of classes; never test."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from dl.data.order import random_order
 from dl.data.source import ArraySource, Source
-from dl.data.splits import Identity, Splits
+from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
 
 _FOLD_KEY = (1, 2**63)  # apart from the keys of epochs, (seed, epoch), and of the catalogue's splits
@@ -99,24 +98,6 @@ def join(sources: Sequence[Source]) -> Source:
     return Joined(sources)
 
 
-@dataclass(frozen=True)
-class Fold:
-    """The splits of one fold: `validation` is that fold, `train` are all others; there is no test split.
-
-    The checksum is that of the whole data set; the name says which fold of how many it is.
-    """
-
-    train: Source
-    validation: Source
-    identity: Identity
-    provenance: str
-    notice: str | None
-
-    @property
-    def evaluations(self) -> dict[str, Source]:
-        return {"validation": self.validation}
-
-
 class Folds:
     """Train and validation of a classification set, split anew into stratified folds.
 
@@ -143,22 +124,19 @@ class Folds:
     def __len__(self) -> int:
         return len(self._folds)
 
-    def __getitem__(self, fold: int) -> Fold:
-        """Returns a fold, numbered from 0."""
+    def __getitem__(self, fold: int) -> ChangedSplits:
+        """Returns the splits of a fold, numbered from 0; `validation` is that fold, `train` are all others.
+
+        There is no other split. The name says which fold of how many it is.
+        """
         held_out = self._folds[fold]
         others = np.sort(np.concatenate([rows for k, rows in enumerate(self._folds) if k != fold]))
-        identity = self._data.identity
-        return Fold(
-            train=take(self._pool, others),
-            validation=take(self._pool, held_out),
-            identity=Identity(
-                f"{identity.name}/fold-{fold + 1}-of-{len(self)}",
-                identity.version,
-                identity.checksum,
-                {"train": len(others), "validation": len(held_out)},
-            ),
-            provenance=f"{self._data.provenance}; fold {fold + 1} of {len(self)} held out",
-            notice=self._data.notice,
+        return ChangedSplits(
+            self._data,
+            {"train": take(self._pool, others), "validation": take(self._pool, held_out)},
+            without=self._data.evaluations.keys() - {"validation"},
+            name_suffix=f"/fold-{fold + 1}-of-{len(self)}",
+            provenance_suffix=f"; fold {fold + 1} of {len(self)} held out",
         )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -84,34 +84,42 @@ class ArraySplits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Without:
-    """The splits of other data but one, which is never asked for, so that nobody can read it.
+class ChangedSplits:
+    """The splits of other data with changes; one that is left out is never asked for, so nobody can read it.
 
     Attributes:
-      data: the other.
-      split: that is left out.
+      data: the other; the checksum stays that of all of it.
+      own: splits in place of those of the same name, or beside them.
+      without: names of evaluations that are left out.
+      name_suffix: what follows the name of the data.
+      provenance_suffix: likewise.
     """
 
     data: Splits
-    split: str
+    own: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    without: Collection[str] = ()
+    name_suffix: str = ""
+    provenance_suffix: str = ""
 
     @property
     def train(self) -> Source:
-        return self.data.train
+        return self.own.get("train", self.data.train)
 
     @property
     def evaluations(self) -> Mapping[str, Source]:
-        return {name: source for name, source in self.data.evaluations.items() if name != self.split}
+        kept = {name: source for name, source in self.data.evaluations.items() if name not in self.without}
+        return kept | {name: source for name, source in self.own.items() if name != "train"}
 
     @property
     def identity(self) -> Identity:
         identity = self.data.identity
-        sizes = {name: size for name, size in identity.sizes.items() if name != self.split}
-        return dataclasses.replace(identity, sizes=sizes)
+        kept = {name: size for name, size in identity.sizes.items() if name not in self.without}
+        sizes = kept | {name: len(source) for name, source in self.own.items()}
+        return dataclasses.replace(identity, name=identity.name + self.name_suffix, sizes=sizes)
 
     @property
     def provenance(self) -> str:
-        return self.data.provenance
+        return self.data.provenance + self.provenance_suffix
 
     @property
     def notice(self) -> str | None:

@@ -99,7 +99,7 @@ def test_each_fold_holds_out_its_rows_of_train_and_validation(wrap):
         fold = folds[k]
         assert set(fold.evaluations) == {"validation"}
         assert fold.identity.sizes == {"train": 20, "validation": 10}
-        parts = [s[np.arange(len(s))]["features"] for s in (fold.train, fold.validation)]
+        parts = [s[np.arange(len(s))]["features"] for s in (fold.train, fold.evaluations["validation"])]
         seen.append(parts[1])
         # Together the rows of both splits, each once.
         np.testing.assert_array_equal(np.sort(np.concatenate(parts), 0), np.sort(whole, 0))
