@@ -1,15 +1,21 @@
 """What a person sees while a run goes on: a bar in a terminal, a line an epoch anywhere else."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console as RichConsole
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
 from rich.text import Text
 
+from dl.errors import UserError
+
 BAR_REFRESH_SECONDS = 0.2
+MIN_WIDTH = 160  # of a table that no terminal limits
 
 
 class Console:
@@ -98,3 +104,22 @@ def format_count(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {prefix}"
     return f"{count:.0f} "
+
+
+def print_table(table: RichTable) -> None:
+    """Prints a table: as wide as the terminal, or as it needs to be where there is none."""
+    console = RichConsole(highlight=False)
+    if not console.is_terminal:
+        console = RichConsole(highlight=False, width=max(console.width, MIN_WIDTH))
+    console.print(table)
+
+
+def save(write: Callable[[Path], Any], path: Path) -> None:
+    """Calls `write` with the path of a file, and says so; raises UserError where it cannot be written."""
+    try:
+        write(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); choose another file"
+        ) from None
+    print(f"wrote {path}")

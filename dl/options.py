@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import docstring_parser
@@ -50,6 +51,17 @@ Fraction = Annotated[float, Range(0, 1)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 Options = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandOptions:
+    """Options of every `python -m dl` command.
+
+    Attributes:
+      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """
+
+    data_dir: Path | None = None
 
 
 def parse(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dl.cli import COMMANDS, main
+from dl.cli import main
+from dl.experiment_commands import COMMANDS
 
 EXPERIMENT = '''
 """A tiny experiment."""

@@ -14,6 +14,7 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
+    ("dl.experiment_commands", "dl.run_commands"),
     ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.curve_plan", "dl.predict", "dl.rebuild"),
     ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
     ("dl.report",),
@@ -55,6 +56,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.session", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
+    *("dl.options", "dl.experiment_commands", "dl.run_commands"),
     *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve"),
 )
 

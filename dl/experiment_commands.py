@@ -1,0 +1,151 @@
+"""Commands about one experiment, without running it: layers, one batch, learning rates, augmentation.
+
+A command is a function, its own options, and a line in `COMMANDS`; its work has a module of its own.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dl.console import print_table, save
+from dl.debugging import overfit
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.options import CommandOptions, PositiveFloat, PositiveInt
+from dl.rate_finder import find_learning_rate, plot_rates
+from dl.summary import experiment_layers
+from dl.tabulate import format_layers
+
+
+def summary(experiment: Experiment, options: CommandOptions) -> int:
+    """Prints every layer with its shapes, parameters and forward FLOPs, for one example."""
+    layers = experiment_layers(experiment)
+    if not layers:
+        raise UserError("the loss of this experiment calls no Linen module; there are no layers to show")
+    print_table(format_layers(layers, f"{layers[0].kind}, one example; a multiply-add is 2 FLOPs"))
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OverfitOptions(CommandOptions):
+    """Options of `overfit`.
+
+    Attributes:
+      steps: updates at most.
+      threshold: the loss to fall under.
+    """
+
+    steps: PositiveInt = 300
+    threshold: PositiveFloat = 1e-3
+
+
+def check_overfit(experiment: Experiment, options: OverfitOptions) -> int:
+    """Trains on one batch: a sound experiment brings its loss down to nothing. Exit status 1 if not.
+
+    Augmentation is off, and dropout draws the same in each step; the optimizer is the experiment's own.
+    """
+    shown = {factor * 10**power for factor in (1, 2, 5) for power in range(7)} | {0}
+
+    def watch(step: int, loss: float) -> None:
+        if step in shown:
+            print(f"step {step:>5,}  loss {loss:.5f}", flush=True)
+
+    result = overfit(experiment, options.steps, options.threshold, watch)
+    last = f"loss {result.losses[-1]:.3g} on {result.num_examples} examples"
+    steps = len(result.losses) - 1
+    if result.has_passed:
+        print(f"PASS: {last} after {steps:,} steps, under {options.threshold:g}")
+        return 0
+    print(f"FAIL: {last} after {steps:,} steps, not under {options.threshold:g}; the likeliest causes:")
+    for number, cause in enumerate(result.causes, 1):
+        print(f"  {number}. {cause}")
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RateOptions(CommandOptions):
+    """Options of `lr-find`.
+
+    Attributes:
+      low: the first rate.
+      high: the last rate.
+      steps: from one to the other.
+      plot: a PNG file to draw the curve to.
+    """
+
+    low: PositiveFloat = 1e-6
+    high: PositiveFloat = 10.0
+    steps: PositiveInt = 100
+    plot: Path | None = None
+
+
+def find_rate(experiment: Experiment, options: RateOptions) -> int:
+    """Trains a little while the learning rate grows, and suggests where the loss falls fastest.
+
+    Exit status 1 if it never fell.
+    """
+    test = find_learning_rate(experiment, options.low, options.high, options.steps)
+    every = max(len(test.rates) // 12, 1)
+    for rate, loss in list(zip(test.rates, test.smoothed, strict=True))[::every]:
+        print(f"rate {rate:8.2e}  loss {loss:.4f}")
+    if test.has_diverged:
+        print(f"the loss exploded after rate {test.rates[-1]:.2e}")
+    if options.plot is not None:
+        save(lambda path: plot_rates(test, "learning-rate range test").savefig(path, dpi=120), options.plot)
+    if test.suggested is None:
+        print(
+            f"FAIL: the loss never fell between {options.low:g} and {options.high:g}; widen the range, or "
+            "try `python -m dl overfit`"
+        )
+        return 1
+    print(
+        f"suggested learning rate {test.suggested:.2g}, the steepest descent; the loss falls from "
+        f"{test.low:.2g} and is lowest at {test.high:.2g}"
+    )
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewOptions(CommandOptions):
+    """Options of `augment-preview`.
+
+    Attributes:
+      num_examples: rows, from the first training batch.
+      num_draws: columns beside the stored image; one an epoch.
+      out: the PNG file to write.
+    """
+
+    num_examples: PositiveInt = 8
+    num_draws: PositiveInt = 7
+    out: Path = Path("augment.png")
+
+
+def preview_augmentation(experiment: Experiment, options: PreviewOptions) -> int:
+    """Draws examples as stored, and as the first epochs of the training would see them."""
+    from dl.preview import augmented_examples, contact_sheet  # Pillow
+
+    stored, drawn = augmented_examples(experiment, options.num_examples, options.num_draws)
+    save(lambda path: contact_sheet(stored, drawn).save(path, "PNG"), options.out)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command about one experiment.
+
+    Attributes:
+      run: from the experiment and the options to the exit status; its docstring is the help text.
+      options: a dataclass derived from `CommandOptions`, with a default for each field.
+    """
+
+    run: Callable[[Experiment, Any], int]
+    options: type[CommandOptions]
+
+
+COMMANDS = {
+    "summary": Command(summary, CommandOptions),
+    "overfit": Command(check_overfit, OverfitOptions),
+    "lr-find": Command(find_rate, RateOptions),
+    "augment-preview": Command(preview_augmentation, PreviewOptions),
+}

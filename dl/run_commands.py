@@ -1,0 +1,116 @@
+"""Commands about what a run left: its report again, predictions for images.
+
+A command is a function, its own options, and a line in `RUN_COMMANDS`; its work has a module of its own.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dl.console import save
+from dl.errors import UserError
+from dl.options import CommandOptions, PositiveInt
+from dl.rebuild import open_run, rebuild
+from dl.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions(CommandOptions):
+    """Options of `report`.
+
+    Attributes:
+      out: the HTML file to write. None: report.html in the run's folder.
+      experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
+    """
+
+    out: Path | None = None
+    experiment: str | None = None
+
+
+def report(folder: Path, paths: Sequence[Path], options: ReportOptions) -> int:
+    """Writes the report of a run again: one HTML file with all that the run left."""
+    from dl.report import write_report  # Jinja
+
+    out = options.out or open_run(folder).report_path
+    experiment, trouble = None, []
+    try:
+        rebuilt = rebuild(folder, options.experiment)
+        experiment, trouble = rebuilt.experiment, [f"Certainty: {rebuilt.warning}."] * bool(rebuilt.warning)
+    except Exception as error:  # neither its code nor its data need be on this machine, or fit any more
+        trouble = [f"Layers and pictures: {type(error).__name__}: {error}."]
+    write_report(folder, out, experiment, trouble)
+    print(f"wrote {out}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions(CommandOptions):
+    """Options of `predict`.
+
+    Attributes:
+      top: classes to name for each image.
+      csv: a file to write the predictions to.
+      experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
+    """
+
+    top: PositiveInt = 3
+    csv: Path | None = None
+    experiment: str | None = None
+
+
+def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int:
+    """Prints the class of images, with its probability; of several images or a folder as CSV.
+
+    Exit status 1 if an image cannot be read.
+    """
+    from dl import predict as prediction  # the loop, orbax
+
+    files = prediction.image_files(paths)
+    rebuilt = rebuild(folder, options.experiment)
+    if rebuilt.num_seeds > 1:
+        raise UserError(
+            f"{folder} trained {rebuilt.num_seeds} seeds at the same time; predict with a run of one"
+        )
+    if rebuilt.warning:
+        print(f"warning: {rebuilt.warning}", file=sys.stderr)
+    classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
+    refused: list[UserError] = []
+
+    def refuse(error: UserError) -> None:
+        refused.append(error)
+        print(f"error: {error}", file=sys.stderr)
+
+    predicted = prediction.predict_files(classifier, files, refuse)
+    names = classifier.class_names
+    if options.csv is not None:
+        save(lambda path: prediction.write_csv_file(path, predicted, names, options.top), options.csv)
+    elif len(files) > 1 or paths[0].is_dir():
+        prediction.write_csv(sys.stdout, predicted, names, options.top)
+    else:
+        for _, probabilities_C in predicted:
+            for name, probability in prediction.best_classes(probabilities_C, names, options.top):
+                print(f"{probability:8.4f}  {name}")
+    return 1 if refused else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCommand:
+    """A command about what a run left.
+
+    Attributes:
+      run: from the run's folder, further paths and the options to the exit status; its docstring is the help.
+      options: as of a `Command`.
+      words: what is written before the options.
+    """
+
+    run: Callable[[Path, Sequence[Path], Any], int]
+    options: type[CommandOptions]
+    words: tuple[str, ...] = ("RUN",)
+
+
+RUN_COMMANDS = {
+    "report": RunCommand(report, ReportOptions),
+    "predict": RunCommand(predict, PredictOptions, ("RUN", "IMAGE")),
+}
