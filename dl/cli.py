@@ -24,6 +24,7 @@ from dl.lookup import find_experiment, hint
 from dl.options import PositiveFloat, PositiveInt, parse
 from dl.rate_finder import find_learning_rate, plot_rates
 from dl.rebuild import open_run, rebuild
+from dl.robustness import assess
 from dl.sharding import make_mesh
 from dl.signals import Stopped
 from dl.summary import experiment_layers
@@ -303,9 +304,18 @@ def curve(argv: Sequence[str]) -> int:
     return 0
 
 
+def robustness(argv: Sequence[str]) -> int:
+    """Measures a finished classifier on corrupted images, by corruption and severity, and mCE: RUN."""
+    table, lines = assess(argv)
+    _print_table(table.to_rich())
+    print("\n".join(lines))
+    return 0
+
+
 # Commands that read their own arguments.
 TOOLS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
+    "robustness": robustness,
     "sweep": sweep,
     "learning-curve": curve,
 }

@@ -14,13 +14,13 @@ MODULES = sorted((ROOT / "dl").rglob("*.py"))
 LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
-    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.predict", "dl.rebuild"),
+    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.predict", "dl.rebuild", "dl.robustness"),
     ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
     ("dl.report",),
     ("dl.loop", "dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    ("dl.comparison", "dl.search", "dl.sweep_report", "dl.power_law"),
+    ("dl.comparison", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
     (
         "dl.step",
@@ -53,7 +53,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.loop", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
-    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve"),
+    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
 )
 
 
