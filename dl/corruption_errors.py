@@ -138,8 +138,8 @@ def _resampled(measure: Callable[..., np.ndarray], *counts: np.ndarray) -> dict[
         return float(measure(*map(_rates, counts)).mean())
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        # Where the baseline loses nothing a ratio is infinite or NaN: of all examples, then the mean is too, or
-        # of some resamples, then the interval.
+        # Where the baseline loses nothing a ratio is infinite or NaN, and so is the mean; or the interval, if
+        # that happens in some resamples only.
         warnings.simplefilter("ignore", DegenerateDataWarning)
         found = bootstrap(mean, *counts, num_resamples=NUM_RESAMPLES)
     return {"value": found.estimate, "interval": [found.low, found.high]}
