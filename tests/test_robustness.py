@@ -201,6 +201,9 @@ def test_figures_of_two_corruptions_by_hand(monkeypatch):
     assert found["relative_mCE"]["value"] == pytest.approx(sum(relative.values()) / 2)
     assert [cell["accuracy"] for cell in found["corruptions"]["fog"]] == [0.75] * 3 + [1.0] * 2
     assert found["baseline"]["clean"]["accuracy"] == 0.75
+    # Of four examples some resamples have none that the baseline has wrong.
+    (line,) = (line for line in corruption_errors.lines_of(found, "it") if line.startswith("mCE"))
+    assert line == "mCE 77.5 % (no interval: in some resamples the baseline loses nothing): 100 % is it"
     # Wilson: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with n = 4
     z = 1.959964
     centre, half = 0.75 + z**2 / 8, z * (0.75 * 0.25 / 4 + z**2 / 64) ** 0.5
