@@ -79,4 +79,5 @@ def robustness_section(found: Mapping[str, Any]) -> Robustness | None:
 def _with_interval(cell: Mapping[str, Any], key: str) -> str:
     bounds = cell.get("interval")
     low, high = map(number, bounds) if isinstance(bounds, list) and len(bounds) == 2 else (np.nan, np.nan)
-    return f"{number(cell.get(key)):.4f} ({low:.4f} to {high:.4f})"
+    spread = f"{low:.4f} to {high:.4f}" if np.isfinite([low, high]).all() else "no interval"
+    return f"{number(cell.get(key)):.4f} ({spread})"
