@@ -16,6 +16,7 @@ from dl.experiment_commands import COMMANDS, Command
 from dl.learning_curve import learning_curve
 from dl.lookup import find_experiment, hint
 from dl.options import parse
+from dl.robustness import assess
 from dl.run_commands import RUN_COMMANDS, RunCommand
 from dl.signals import Stopped
 from dl.sweep import sweep_options
@@ -49,12 +50,20 @@ def curve(argv: Sequence[str]) -> int:
     return 0
 
 
+def robustness(argv: Sequence[str]) -> int:
+    """Measures a finished classifier on corrupted images, by corruption and severity, and mCE: RUN."""
+    table, lines = assess(argv)
+    print_table(table.to_rich())
+    print("\n".join(lines))
+    return 0
+
+
 # Commands that read their own arguments.
 TOOLS: dict[str, Callable[[Sequence[str]], int]] = {
-    "compare": compare,
     "sweep": sweep,
     "learning-curve": curve,
 }
+RUN_TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"compare": compare, "robustness": robustness}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,10 +88,12 @@ def _run(argv: Sequence[str]) -> int:
     name, *rest = argv
     if name in RUN_COMMANDS:
         return _run_on_folder(name, rest)
-    if name in TOOLS:
-        return TOOLS[name](rest)
+    if tool := {**TOOLS, **RUN_TOOLS}.get(name):
+        return tool(rest)
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name}; {hint(name, [*COMMANDS, *RUN_COMMANDS, *TOOLS])}")
+        raise UserError(
+            f"there is no command {name}; {hint(name, [*COMMANDS, *TOOLS, *RUN_COMMANDS, *RUN_TOOLS])}"
+        )
     command, prog = COMMANDS[name], f"python -m dl {name}"
     about = " ".join((inspect.getdoc(command.run) or "").split())
     if rest and rest[0] in ("-h", "--help"):
@@ -123,7 +134,7 @@ def _run_on_folder(name: str, argv: Sequence[str]) -> int:
 
 def _help() -> str:
     commands: dict[str, Command | RunCommand] = {**COMMANDS, **RUN_COMMANDS}
-    functions = {**{name: command.run for name, command in commands.items()}, **TOOLS}
+    functions = {**{name: command.run for name, command in commands.items()}, **TOOLS, **RUN_TOOLS}
     width = max(map(len, functions))
     lines = {
         name: f"  {name:<{width}}  {(inspect.getdoc(function) or '').splitlines()[0]}"
@@ -140,8 +151,10 @@ def _help() -> str:
             "",
             "usage: python -m dl report RUN [options]",
             "       python -m dl predict RUN IMAGE [IMAGE …] [options]",
+            "       python -m dl compare RUN_A RUN_B [RUN_C …] [options]",
+            "       python -m dl robustness RUN [options]",
             "",
-            *(lines[name] for name in RUN_COMMANDS),
+            *(lines[name] for name in (*RUN_COMMANDS, *RUN_TOOLS)),
             "",
             "RUN is the folder that a run left, IMAGE a file or a folder of images.",
         ]

@@ -1,5 +1,7 @@
 """A contact sheet of augmentation: what the training step makes of a few examples, epoch by epoch."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from dl.types import Aux, Batch
 CELL = 96  # pixels that the longer side of a smaller image is enlarged to, or nearly so
 GAP = 4
 HEADING = 16
+LABEL = 96  # pixels beside the rows, where they have labels
 
 
 def augmented_examples(
@@ -64,7 +67,9 @@ def augmented_examples(
     return np.asarray(examples[name]), np.asarray(drawn)
 
 
-def contact_sheet(stored: np.ndarray, drawn: np.ndarray) -> Image.Image:
+def contact_sheet(
+    stored: np.ndarray, drawn: np.ndarray, headings: Sequence[str] = (), labels: Sequence[str] = ()
+) -> Image.Image:
     """Returns a row for each example, enlarged: as stored, then each draw.
 
     Floats in [0, 1] are shown as they are; those of another range are stretched to it, all draws alike.
@@ -72,19 +77,26 @@ def contact_sheet(stored: np.ndarray, drawn: np.ndarray) -> Image.Image:
     Args:
       stored: shape E × H × W × C.
       drawn: shape E × D × h × w × c.
+      headings: one for each column; none: `stored`, then epochs.
+      labels: one for each row, written beside it.
     """
     columns = [_to_bytes(stored), *_to_bytes(drawn).swapaxes(0, 1)]
     sides = [max(column.shape[1:3]) for column in columns]
     factors = [max(1, CELL // side) for side in sides]
     pitch = max(side * factor for side, factor in zip(sides, factors, strict=True)) + GAP
-    sheet = Image.new("RGB", (pitch * len(columns) + GAP, pitch * len(stored) + GAP + HEADING), "white")
+    margin = LABEL if labels else 0
+    size = (margin + pitch * len(columns) + GAP, pitch * len(stored) + GAP + HEADING)
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
+    for y, label in enumerate(labels):
+        pen.text((GAP, HEADING + GAP + y * pitch + pitch // 2), label, fill="black", anchor="lm")
     for x, column in enumerate(columns):
-        pen.text((GAP + x * pitch, 2), "stored" if x == 0 else f"epoch {x}", fill="black")
+        heading = headings[x] if headings else "stored" if x == 0 else f"epoch {x}"
+        pen.text((margin + GAP + x * pitch, 2), heading, fill="black")
         for y, pixels in enumerate(column):
             image = Image.fromarray(pixels)
             size = (image.width * factors[x], image.height * factors[x])
-            place = (GAP + x * pitch, HEADING + GAP + y * pitch)
+            place = (margin + GAP + x * pitch, HEADING + GAP + y * pitch)
             sheet.paste(image.resize(size, Image.Resampling.NEAREST).convert("RGB"), place)
     return sheet
 

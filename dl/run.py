@@ -83,6 +83,10 @@ class Run:
         return self.folder / "predictions.npz"
 
     @property
+    def robustness_path(self) -> Path:
+        return self.folder / "robustness.json"
+
+    @property
     def report_path(self) -> Path:
         return self.folder / "report.html"
 
@@ -95,6 +99,11 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """The result, once the run has finished."""
         return _read(self.folder / "result.json")
+
+    @property
+    def robustness(self) -> dict[str, Any] | None:
+        """What robustness.json says, once it was measured."""
+        return _read(self.robustness_path)
 
     @property
     def resume_command(self) -> str:

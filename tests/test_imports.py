@@ -15,7 +15,8 @@ LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
     ("dl.experiment_commands", "dl.run_commands"),
-    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.curve_plan", "dl.predict", "dl.rebuild"),
+    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.curve_plan"),
+    ("dl.predict", "dl.rebuild", "dl.robustness"),
     ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
     ("dl.report",),
     ("dl.loop",),
@@ -23,7 +24,7 @@ LAYERS = [
     ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    ("dl.comparison", "dl.search", "dl.sweep_report", "dl.power_law"),
+    ("dl.comparison", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
     (
         "dl.step",
@@ -57,7 +58,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
     *("dl.options", "dl.experiment_commands", "dl.run_commands"),
-    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve"),
+    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
 )
 
 

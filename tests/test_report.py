@@ -126,6 +126,19 @@ def make_run(folder, word="plain", notice="made up"):
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    cell = {"accuracy": 0.625, "interval": [0.5, 0.75]}
+    robustness = {
+        "split": word,
+        "num_examples": SIZE,
+        "dataset": data,
+        "constants": word,
+        "params_digest": word,
+        "clean": cell,
+        "corruptions": {word: [cell, {**cell, "accuracy": 0.5}], f"{word}_2": [cell, cell]},
+        "mean_corruption_error": {"value": 0.4375, "interval": [0.25, 0.625]},
+        "mCE": {"value": 1.5, "interval": [1.25, None]},
+    }
+    (folder / "robustness.json").write_text(json.dumps(robustness))
     names = tuple(name.encode("utf-8", "replace").decode() for name in experiment.data.class_names)
     index = np.arange(SIZE, dtype=np.int32)
     Predictions("test", SIZE, index, LABELS, LOG_P, names).save(folder / "predictions.npz")
@@ -232,6 +245,37 @@ def test_the_notice_stands_beside_every_figure(tmp_path):
     assert figures >= 7
     assert page.words.count("NOT COMPARABLE") >= figures + 8
     assert "More." in page.words
+
+
+def test_robustness_is_a_plot_and_its_figures(plain):
+    assert f"Of {SIZE} examples of the plain split of plain, with the constants of plain" in plain.words
+    assert "mean corruption error, not normalised by a baseline 0.4375 (0.2500 to 0.6250)" in plain.words
+    assert "mCE; 1 is the baseline 1.5000 (no interval)" in plain.words
+    assert (
+        "plain 0.6250 (0.5000 to 0.7500) 0.6250 (0.5000 to 0.7500) 0.5000 (0.5000 to 0.7500)" in plain.words
+    )
+    assert "The lowest is 0.5000, under plain." in plain.words
+    assert "were tried as corrupted copies only" in plain.words
+    place = f"{plots.RIGHT:g},{plots.BOTTOM + (plots.TOP - plots.BOTTOM) * 0.5:g}"
+    assert any(attrs.get("points", "").split()[-1:] == [place] for _, attrs in plain.tags)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "Robustness: "),
+        ('{"corruptions": {"a": [{}]}}', "Robustness: it was measured with other parameters"),
+        ('{"params_digest": "plain", "corruptions": [1]}', ""),
+        ('{"params_digest": "plain", "corruptions": {"a": 1, "b": [2, {"accuracy": "c"}]}}', ""),
+        ("[]", ""),
+    ],
+)
+def test_a_robustness_file_of_another_form_does_not_break_the_report(tmp_path, content, message):
+    make_run(tmp_path)
+    (tmp_path / "robustness.json").write_text(content)
+    page = page_of(tmp_path)
+    assert message in page.words
+    assert ("What is missing here Robustness" in page.words) == bool(message)
 
 
 def test_layers_budget_memory_energy_and_changed_options(plain):

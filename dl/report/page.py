@@ -13,6 +13,7 @@ from dl.experiment import Experiment
 from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
 from dl.report.record import Record, mapping, read_record, text
+from dl.report.robustness import robustness_section
 from dl.summary import experiment_layers
 from dl.tabulate import Layer, format_shapes
 
@@ -66,6 +67,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
     energy, assumptions = sections.energy(record)
     software, runs = sections.environment(record.run)
     shown = curves.curves(record.lines)
+    robustness = robustness_section(record.robustness)
     figures = sections.figures_table(record)
     style = resources.files("dl.report").joinpath("templates/style.css").read_text()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -75,6 +77,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         ("curves", "Learning curves", shown),
         ("classes", "Classes", classifier),
         ("mistakes", "Mistakes", classifier),
+        ("robustness", "Robustness", robustness),
         ("layers", "Layers", layers),
         *(("cost", "Time, memory, energy", True), ("data", "Data", True), ("options", "Options", True)),
         *(("environment", "Environment", True), ("card", "Model card", True)),
@@ -100,6 +103,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         seeds=seeds,
         curves=shown,
         classifier=classifier,
+        robustness=robustness,
         layers=layers,
         budget=budget,
         budget_table=sections.budget_table(budget),

@@ -22,6 +22,7 @@ class Record:
       lines: of metrics.jsonl.
       result: result.json; empty if the run has not ended.
       predictions: of the final split, where they were kept.
+      robustness: robustness.json; empty if it was not measured.
       missing: what is not there, in sentences.
     """
 
@@ -29,6 +30,7 @@ class Record:
     lines: list[Mapping[str, Any]]
     result: Mapping[str, Any]
     predictions: Predictions | None
+    robustness: Mapping[str, Any]
     missing: list[str]
 
     @property
@@ -71,7 +73,7 @@ def read_record(folder: Path) -> Record:
         missing.append("Predictions: they are kept of runs with one seed only.")
     elif result:
         missing.append("Predictions: none were kept. They are of classifications, at the end of a run.")
-    return Record(record, lines, result, predictions, missing)
+    return Record(record, lines, result, predictions, _read_robustness(run, result, missing), missing)
 
 
 def interval_of(result: Mapping[str, Any], split: str, name: str) -> tuple[float, float] | None:
@@ -97,6 +99,18 @@ def text(value: Any) -> str:
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _read_robustness(run: Run, result: Mapping[str, Any], missing: list[str]) -> Mapping[str, Any]:
+    try:
+        found = mapping(run.robustness)
+    except UserError as error:
+        missing.append(f"Robustness: {error}.")
+        return {}
+    if found and found.get("params_digest") != result.get("params_digest"):
+        missing.append("Robustness: it was measured with other parameters; measure it again.")
+        return {}
+    return found
 
 
 def _read_lines(path: Path) -> list[Mapping[str, Any]]:

@@ -212,8 +212,9 @@ def model_card(record: Record, classifier: Classifier | None) -> list[tuple[str,
     if classifier is not None:
         figures += [f"Expected calibration error {classifier.error:.4f}, on {classifier.sample}."]
         limits.append(f"Weakest classes: {', '.join(classifier.worst)}.")
+    tried = "tried as corrupted copies only" if record.robustness else "not tried"
     limits.append(
-        "Images and inputs unlike the training data were not tried; nor were groups of people compared."
+        f"Images and inputs unlike the training data were {tried}; nor were groups of people compared."
     )
     return [
         ("Model", model),
