@@ -106,7 +106,7 @@ class Program:
     def _is_better_unrolled(self, loss_fn: LossFn) -> bool:
         """Says whether the members are computed faster apart, one after another, than all in one operation.
 
-        Vectorized over kernels, a convolution becomes a grouped one, which XLA computes on a CPU 5 to 10
+        Vectorized over kernels, a convolution becomes a grouped one, which XLA computes on a CPU up to 6
         times slower than the same convolutions one by one. Several devices share the members anyway.
         """
         if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
