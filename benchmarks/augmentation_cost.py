@@ -23,7 +23,7 @@ from dl.program import Program
 from dl.sharding import make_mesh
 from experiments.transfer_mobilenetv2 import experiment as transfer_mobilenetv2
 
-REPEATS = 9
+REPEATS = 30
 
 
 class Stepper:
