@@ -2,8 +2,8 @@
 
     python -m experiments.fashion_mnist
 
-94.48 % test accuracy (95 % interval 94.02 to 94.91; seed 0) in 24 min while other work ran on the same two
-cores of an Intel Xeon, jax 0.10.2.
+94.44 % test accuracy, mean of seeds 0, 1, 2: 94.31, 94.25, 94.75; in 24, 28 and 20 min while other work ran
+on the same two cores of an Intel Xeon, jax 0.10.2.
 """
 
 from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, main
