@@ -19,6 +19,7 @@ from dl.comparison import (
     name_of,
     table_of,
 )
+from dl.console import save
 from dl.errors import UserError
 from dl.options import parse
 from dl.tables import Table
@@ -69,13 +70,12 @@ def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
         lines += [_sentence(row, first, other, confidence) for row in differences]
     notices = [evidence.result.get("notice") for side in sides for evidence in side]
     lines += [f"NOTE: {notice.splitlines()[0]}" for notice in dict.fromkeys(notices) if notice]
-    for path, text in (
-        (options.markdown, "\n\n".join(table.to_markdown() for table in tables)),
-        (options.latex, "\n\n".join(table.to_latex() for table in tables)),
-    ):
-        if path is not None:
-            _write(path, text + "\n")
-            lines.append(f"wrote {path}")
+    if options.markdown is not None:
+        markdown = "\n\n".join(table.to_markdown() for table in tables)
+        save(lambda path: path.write_text(markdown + "\n"), options.markdown)
+    if options.latex is not None:
+        latex = "\n\n".join(table.to_latex() for table in tables)
+        save(lambda path: path.write_text(latex + "\n"), options.latex)
     return tables, lines
 
 
@@ -119,15 +119,6 @@ def _sentence(row: Difference, first: Side, other: Side, confidence: float) -> s
     if row.verdict in ("better", "worse"):
         return f"{figure}: {name_of(other)} is {row.verdict} than {name_of(first)} {evidence}"
     return f"{figure}: {row.verdict} between {name_of(first)} and {name_of(other)} {evidence}"
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); choose another file"
-        ) from None
 
 
 def _about() -> str:

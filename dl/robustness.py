@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.console import Console
+from dl.console import Console, save
 from dl.corruption_errors import Errors, figures, lines_of, table_of, words
 from dl.data.corruptions import NAMES, SEVERITIES, constants_of, corrupt_stored
 from dl.data.pipeline import Batches
@@ -121,28 +121,18 @@ def assess(argv: Sequence[str]) -> tuple[Table, list[str]]:
     subject = subjects[0]
     if notice := subject.experiment.data.notice:
         Console().box("NOT THE DATA YOU MAY EXPECT", notice)
-    written = []
-
-    def write(path: Path, how: Callable[[Path], Any]) -> None:
-        try:
-            how(path)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror or error}); choose another place"
-            ) from None
-        written.append(f"wrote {path}")
-
     if options.preview is not None:
-        write(options.preview, lambda path: preview(subject, options.seed).save(path, "PNG"))
+        save(lambda path: preview(subject, options.seed).save(path, "PNG"), options.preview)
     mesh = make_mesh()
     found = figures(*(measure_errors(one, mesh, options.seed) for one in subjects))
     table, lines = table_of(found, options.split), lines_of(found, str(options.baseline))
-    write(subject.run.robustness_path, lambda path: write_json(path, record_of(subject, found, options.seed)))
+    record = record_of(subject, found, options.seed)
+    save(lambda path: write_json(path, record), subject.run.robustness_path)
     if options.markdown is not None:
-        write(options.markdown, lambda path: path.write_text(table.to_markdown() + "\n"))
+        save(lambda path: path.write_text(table.to_markdown() + "\n"), options.markdown)
     if options.latex is not None:
-        write(options.latex, lambda path: path.write_text(table.to_latex() + "\n"))
-    return table, [*lines, *written]
+        save(lambda path: path.write_text(table.to_latex() + "\n"), options.latex)
+    return table, lines
 
 
 def open_classifier(folder: Path, split: str, experiment: str | None = None) -> Subject:
