@@ -380,13 +380,14 @@ def test_an_unknown_device_has_no_estimate():
 
 
 def test_utilization_is_what_the_model_needs_over_what_the_devices_could():
-    flops = {"examples_per_second": 1e4, "train_flops_per_example": 6e9}
-    found = dict(facts(Record({}, [], {**flops, "devices": ["NVIDIA A100-SXM4-40GB"] * 2}, None, [])))
-    assert found["computed in training"] == "6e+04 GFLOPs a second"
-    assert found["model FLOPs utilization"] == "9.6 % of the devices' 16-bit peak"
-    assert "model FLOPs utilization" not in dict(
-        facts(Record({}, [], {**flops, "devices": ["cpu"]}, None, []))
-    )
+    def found(*devices):
+        result = {"examples_per_second": 1e4, "train_flops_per_example": 6e9, "devices": devices}
+        return dict(facts(Record({}, [], result, None, {}, [])))
+
+    two = found(*["NVIDIA A100-SXM4-40GB"] * 2)
+    assert two["computed in training"] == "6e+04 GFLOPs a second"
+    assert two["model FLOPs utilization"] == "9.6 % of the devices' 16-bit peak"
+    assert "model FLOPs utilization" not in found("cpu")
 
 
 @pytest.mark.parametrize(
