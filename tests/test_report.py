@@ -385,7 +385,7 @@ def test_utilization_is_what_the_model_needs_over_what_the_devices_could():
         return dict(facts(Record({}, [], result, None, {}, [])))
 
     two = found(*["NVIDIA A100-SXM4-40GB"] * 2)
-    assert two["computed in training"] == "6e+04 GFLOPs a second"
+    assert two["computed in training"] == "60,000.0 GFLOPs a second"
     assert two["model FLOPs utilization"] == "9.6 % of the devices' 16-bit peak"
     assert "model FLOPs utilization" not in found("cpu")
 

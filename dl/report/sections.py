@@ -87,7 +87,7 @@ def _utilization(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     flops = number(result.get("examples_per_second")) * number(result.get("train_flops_per_example"))
     if not math.isfinite(flops):
         return []
-    found = [("computed in training", f"{flops / 1e9:,.4g} GFLOPs a second")]
+    found = [("computed in training", f"{flops / 1e9:,.1f} GFLOPs a second")]
     if peak := peak_flops([text(kind) for kind in result.get("devices") or ()]):
         found.append(("model FLOPs utilization", f"{percent(flops / peak)} of the devices' 16-bit peak"))
     return found
