@@ -3,7 +3,9 @@
     python -m experiments.cifar10_airbench                     # made for a GPU
     python -m experiments.cifar10_airbench --size small        # for a few cores
 
-The target on the real CIFAR-10 is 94 % test accuracy, mean over seeds.
+The target on the real CIFAR-10 is 94 % test accuracy, mean over seeds; size full has not been measured yet.
+Size small, seed 0, on CIFAR-10 encoded anew as JPEG, which is not comparable with published figures: 86.5 %
+test accuracy (85.8 to 87.2) in 24 min, while other work ran on the same two cores of a Xeon, jax 0.10.2.
 """
 
 from typing import Literal
