@@ -1,18 +1,19 @@
 """A fair race: every contestant is tuned with the same budget, then measured with fresh seeds.
 
 The number that is tuned takes several values, with several seeds each: all in one program where only the
-optimizer depends on it, else one program for each value. The mean validation loss chooses; the test split is
-read by the runs with fresh seeds only.
+optimizer depends on it, else one program for each value. The mean validation loss or accuracy chooses; the
+test split is read by the runs with fresh seeds only.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from dl.errors import Diverged, UserError
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
 from dl.likeness import fingerprint
+from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
@@ -55,11 +57,12 @@ class RaceOptions:
 def main(
     experiment_fn: Callable[..., Experiment],
     contestants: str,
-    names: Sequence[str],
+    names: Collection[str],
     tuned: str,
     values: Sequence[float] | Mapping[str, Sequence[float]],
     argv: Sequence[str] | None = None,
     *,
+    metric: Literal["loss", "accuracy"] = "loss",
     reference: str | None = None,
 ) -> None:
     """Reads the command line and holds the race; prints a table, writes race.json, race.md and race.png.
@@ -71,6 +74,7 @@ def main(
       tuned: the option that is tuned for each, a number.
       values: that it takes; by contestant where they differ, just one where there is nothing to tune.
       argv: the arguments of the command line.
+      metric: of validation, that chooses; the one that the figures are of is fairest to them.
       reference: the contestant that all others are compared with, by Student's paired test over the seeds.
 
     Raises:
@@ -92,8 +96,9 @@ def main(
         finals: dict[str, Evidence] = {}
         for lane in names:
             own = values[lane] if isinstance(values, Mapping) else values
+            options_of_lane = {**options, contestants: lane}
             row, final = _run_lane(
-                experiment_fn, {**options, contestants: lane}, lane, tuned, own, race, folder, mesh, resume
+                experiment_fn, options_of_lane, lane, tuned, own, metric, race, folder, mesh, resume
             )
             lanes.append(row)
             finals[lane] = Evidence(lane, {}, final)
@@ -104,7 +109,7 @@ def main(
         table = format_table(lanes, contestants, tuned, reference)
         write_json(folder / "race.json", json.loads(json.dumps({"options": options, "lanes": lanes})))
         (folder / "race.md").write_text(table + "\n")
-        plot(lanes, tuned, folder / "race.png", reference)
+        plot(lanes, tuned, folder / "race.png", metric, reference)
         print(f"\n{table}\n\nwritten to {folder}/race.json, race.md and race.png")
 
     run_as_command(run)
@@ -116,6 +121,7 @@ def _run_lane(
     lane: str,
     tuned: str,
     values: Sequence[float],
+    metric: str,
     race: RaceOptions,
     folder: Path,
     mesh: Mesh,
@@ -123,7 +129,9 @@ def _run_lane(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the row of one contestant, and the result of its runs with fresh seeds."""
     first = options.get("seed", 0)
-    experiments = {value: experiment_fn(**{**options, tuned: value}) for value in values}
+
+    def at(value: float) -> Experiment:
+        return experiment_fn(**{**options, tuned: value})
 
     def members_of(seeds: Sequence[int], numbers: Sequence[float]) -> Members:
         grid = [(seed, number) for number in numbers for seed in seeds]
@@ -133,12 +141,12 @@ def _run_lane(
             lambda own: experiment_fn(**{**options, **own}).tx,
         )
 
-    share = _may_share(list(experiments.values()), members_of([first], values))
+    share = len(values) > 1 and _may_share(at(values[0]), at(values[-1]), members_of([first], values))
 
     def train_members(
         part: str, seeds: Sequence[int], numbers: Sequence[float], hidden: str | None = None
     ) -> dict[str, Any]:
-        experiment = experiments[numbers[0]]
+        experiment = at(numbers[0])
         if hidden is not None:
             experiment = dataclasses.replace(experiment, data=Without(experiment.data, hidden))
         members = members_of(seeds, numbers) if share else Members(tuple(seeds))
@@ -149,24 +157,25 @@ def _run_lane(
         return train(experiment, run, mesh, members=members, console=Console(is_quiet=True))
 
     first_seeds = range(first, first + race.tuning_seeds)
-    seconds, curve = 0.0, []
+    seconds = 0.0
+    curves: dict[str, list[float]] = {"loss": [], metric: []}
     for numbers in [values] if share else [[value] for value in values]:
         part = f"tune-{lane}" if share else f"tune-{lane}-{numbers[0]:g}"
-        try:
+        tuned_members: list[dict[str, Any]] = []
+        with contextlib.suppress(Diverged):
             tuning = train_members(part, first_seeds, numbers, hidden=FINAL_SPLIT)
-        except Diverged:
-            curve += [math.inf] * len(numbers)
-            continue
-        seconds += tuning["seconds"]
+            seconds += tuning["seconds"]
+            tuned_members = tuning["members"]
         for value in numbers:
-            of_value = [member for member in tuning["members"] if member.get(tuned, value) == value]
-            losses = [member["metrics"]["validation"]["loss"] for member in of_value]
-            # A run that diverged has no number (None where it is read from a file), and no mean with it.
-            mean = math.inf if None in losses else float(np.mean(losses))
-            curve.append(mean if math.isfinite(mean) else math.inf)
-    best = int(np.argmin(curve))
-    if math.isinf(curve[best]):
+            of_value = [m["metrics"]["validation"] for m in tuned_members if m.get(tuned, value) == value]
+            for name, curve in curves.items():
+                curve.append(_mean([figures[name] for figures in of_value]))
+    # A run that diverged has no loss, but an accuracy.
+    has_diverged = ~np.isfinite(curves["loss"])
+    if has_diverged.all():
         raise UserError(f"{lane} diverges at every {tuned} of {list(values)}; let the race try lower ones")
+    sign = 1 if metric == "loss" else -1
+    best = int(np.argmin(np.where(has_diverged, np.inf, sign * np.array(curves[metric]))))
     # Seeds that chose nothing.
     fresh = range(first + race.tuning_seeds, first + race.tuning_seeds + race.final_seeds)
     final = train_members(f"final-{lane}", fresh, [values[best]])
@@ -175,7 +184,10 @@ def _run_lane(
         "name": lane,
         tuned: values[best],
         "is_at_the_edge": len(values) > 1 and best in (0, len(values) - 1),
-        "validation_losses": [loss if math.isfinite(loss) else None for loss in curve],
+        **{
+            f"validation_{'losses' if name == 'loss' else 'accuracies'}": finite(curve)
+            for name, curve in curves.items()
+        },
         "values": list(values),
         "test": float(scores.mean()),
         "interval": t_interval(scores).high - float(scores.mean()) if len(scores) > 1 else None,
@@ -187,14 +199,19 @@ def _run_lane(
     return row, final
 
 
-def _may_share(experiments: Sequence[Experiment], members: Members) -> bool:
-    """Whether the experiments differ in nothing but numbers of their optimizers: then one program will do."""
-    kinds = {fingerprint(experiment) for experiment in experiments}
-    if len(experiments) == 1 or len(kinds) > 1 or None in kinds:
+def _mean(values: Sequence[float | None]) -> float:
+    """Returns the mean over seeds; NaN where one of them diverged (None where it is read from a file)."""
+    return math.nan if not values or None in values else float(np.mean(values))  # type: ignore[arg-type]
+
+
+def _may_share(one: Experiment, other: Experiment, members: Members) -> bool:
+    """Whether experiments differ in nothing but a number of the optimizer, judged by the two outermost."""
+    kind = fingerprint(one)
+    if kind is None or kind != fingerprint(other):
         return False
 
     def build(traced: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        members.tx(traced, experiments[0].tx)
+        members.tx(traced, one.tx)
         return traced
 
     try:
@@ -252,21 +269,30 @@ def _compared(lane: dict[str, Any]) -> str:
     return f"{shown} ({low:+.2f} to {high:+.2f}) | {verdict}"
 
 
-def plot(lanes: Sequence[dict[str, Any]], tuned: str, path: Path, reference: str | None = None) -> None:
-    """Writes the validation loss over the tuned number, and the test accuracy with its interval."""
+def plot(
+    lanes: Sequence[dict[str, Any]],
+    tuned: str,
+    path: Path,
+    metric: str = "loss",
+    reference: str | None = None,
+) -> None:
+    """Writes the validation metric over the tuned number, and the test accuracy with its interval."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = ["-", "--", ":", "-."]
+    factor, key, label = 1, "validation_losses", "validation loss (nats)"
+    if metric == "accuracy":
+        factor, key, label = 100, "validation_accuracies", "validation accuracy (%)"
     for number, lane in enumerate(lanes):
-        losses = [math.nan if loss is None else loss for loss in lane["validation_losses"]]
+        figures = [math.nan if value is None else factor * value for value in lane[key]]
         look = {"linestyle": styles[number // 10 % len(styles)], "color": f"C{number % 10}"}
-        if len(losses) == 1:  # nothing was tuned: a level
-            left.axhline(losses[0], label=lane["name"], **look)
+        if len(figures) == 1:  # nothing was tuned: a level
+            left.axhline(figures[0], label=lane["name"], **look)
         else:
-            left.plot(lane["values"], losses, marker=".", label=lane["name"], **look)
-    left.set(xscale="log", yscale="log", xlabel=tuned, ylabel="validation loss (nats)")
+            left.plot(lane["values"], figures, marker=".", label=lane["name"], **look)
+    left.set(xscale="log", yscale="log" if metric == "loss" else "linear", xlabel=tuned, ylabel=label)
     figure.legend(loc="outside lower center", fontsize="small", ncols=7)
     names = [lane["name"] for lane in reversed(lanes)]
     means = [100 * lane["test"] for lane in reversed(lanes)]

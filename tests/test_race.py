@@ -211,9 +211,9 @@ def regularized(regularizer: str = "none", strength: NonNegativeFloat = 0.0, see
     )
 
 
-def hold_regularized(folder, *words, values=WEIGHTS):
+def hold_regularized(folder, *words, values=WEIGHTS, **how):
     argv = ["--workdir", str(folder), "--mesh", "data=1", "--tuning-seeds", "2", "--final-seeds", "2", *words]
-    race.main(regularized, "regularizer", list(values), "strength", values, argv, reference="none")
+    race.main(regularized, "regularizer", values, "strength", values, argv, reference="none", **how)
 
 
 @pytest.fixture(scope="module")
@@ -250,21 +250,21 @@ def test_nothing_is_at_the_edge_where_nothing_is_tuned(regularized_folder):
     assert not lanes_of(regularized_folder)["none"]["is_at_the_edge"]
 
 
-def stub(monkeypatch, scores):
-    """Replaces training: contestants have the scores of a table, and their runs are listed."""
+def stub(monkeypatch, scores, validation=None):
+    """Replaces training: of each contestant the scores, of each value the validation figures, from tables."""
     calls = []
 
     def train(experiment, run, mesh, members, console):
         calls.append((run.folder.name, experiment, members))
         run.folder.mkdir()
-        lane = run.options["regularizer"]
+        own = scores[run.options["regularizer"]]
+        chosen_by = (
+            {"loss": 0.1, "accuracy": 0.5} if validation is None else validation[run.options["strength"]]
+        )
         rows = [
             {
                 **members.describe(k),
-                "metrics": {
-                    "validation": {"loss": 0.1},
-                    "test": {"accuracy": scores[lane][k % len(scores[lane])]},
-                },
+                "metrics": {"validation": chosen_by, "test": {"accuracy": own[k % len(own)]}},
             }
             for k in range(len(members))
         ]
@@ -304,8 +304,22 @@ def test_the_difference_to_the_reference_is_paired_by_seed(tmp_path, monkeypatch
     rows = {line.split()[1]: line for line in (tmp_path / "race.md").read_text().splitlines()[2:]}
     assert rows["l2"].endswith("| +4.25 (+2.73 to +5.77) | better |")
     assert rows["decay"].endswith("| +0.00 (-2.25 to +2.25) |  |")
-    assert rows["none"].endswith("|   |  |")
+    assert rows["none"].endswith("|  |  |")
     assert len({line.count("|") for line in (tmp_path / "race.md").read_text().splitlines()}) == 1
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 0.1), ("accuracy", 0.2)])
+def test_the_loss_or_the_accuracy_chooses_and_who_diverges_never_wins(tmp_path, monkeypatch, metric, best):
+    figures = {0.1: (0.1, 0.5), 0.2: (0.3, 0.9), 0.3: (None, 0.99)}
+    validation = {value: {"loss": loss, "accuracy": accuracy} for value, (loss, accuracy) in figures.items()}
+    stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)}, validation)
+    hold_regularized(tmp_path, values={"none": (0.1,), "l2": tuple(figures)}, metric=metric)
+    lane = lanes_of(tmp_path)["l2"]
+    assert lane["strength"] == best
+    assert lane["validation_losses"] == [pytest.approx(0.1), pytest.approx(0.3), None]
+    assert lane.get("validation_accuracies") == (
+        None if metric == "loss" else pytest.approx([0.5, 0.9, 0.99])
+    )
 
 
 def test_one_seed_is_not_compared(tmp_path, monkeypatch):
@@ -318,4 +332,4 @@ def test_one_seed_is_not_compared(tmp_path, monkeypatch):
 
 def test_a_reference_that_does_not_take_part_is_refused():
     with pytest.raises(ValueError, match="reference='nobody' is none of none, l2, decay"):
-        race.main(regularized, "regularizer", list(WEIGHTS), "strength", WEIGHTS, [], reference="nobody")
+        race.main(regularized, "regularizer", WEIGHTS, "strength", WEIGHTS, [], reference="nobody")
