@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exceptions that mean "the user can mend this"."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     `dl.experiment.main` and `python -m dl` print it without a traceback and exit with status 2.
     Every other exception is a defect and keeps its traceback.
     """
+
+
+class Diverged(UserError):
+    """The loss of a run, of each of its seeds, is no finite number any more."""

@@ -17,7 +17,7 @@ from dl.checkpoint import Checkpoints
 from dl.console import Console, format_figures
 from dl.data.pipeline import Batches
 from dl.digest import tree_digest
-from dl.errors import UserError
+from dl.errors import Diverged
 from dl.evaluate import MAX_IN_FLIGHT, evaluate
 from dl.experiment import Experiment
 from dl.log import Averages, MetricsLog, means
@@ -158,7 +158,7 @@ class Session:
         figures = means(averages)
         loss, rate = figures["loss"], figures.get("learning_rate")
         at_rate = f" at learning rate {rate:.3g}" if rate else ""
-        raise UserError(
+        raise Diverged(
             f"the loss became {loss} in step {self.step:,}{at_rate}; lower the learning "
             "rate, clip the gradient, look for labels and inputs out of range, or add --debug-nans; "
             "checkpoints before it stand"

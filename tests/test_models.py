@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 from dl import losses, optimizers
 from dl.models.cnn import CNN, ConvNet, max_pool
-from dl.models.mlp import MLP
+from dl.models.mlp import MLP, ResidualMLP
 from dl.state import num_params
 
 
@@ -38,6 +38,8 @@ def params_of(model, *shape):
         (CNN((64, 128), (1000,), 10, pool=True, padding="SAME"), (32, 32, 3), 8_278_658),
         (CNN((64, 128), (1000,), 10, pool=True, padding="SAME"), (28, 28, 3), 6_358_658),
         (ConvNet(num_classes=10), (28, 28, 1), 298_186),
+        # 50,240 + 3 · (128 + 4,160 + 4,160) + 128 + 650
+        (ResidualMLP(64, 64, 3, 10), (28, 28, 1), 76_362),
     ],
 )
 def test_parameter_counts(model, shape, count):
@@ -49,6 +51,61 @@ def test_a_dense_layer_is_x_times_w_plus_b():
     x_BD, kernel, bias = (random.normal(size=s).astype(np.float32) for s in ((5, 3), (3, 4), (4,)))
     y_BC = model.apply({"params": {"Dense_0": {"kernel": kernel, "bias": bias}}}, x_BD)
     np.testing.assert_allclose(y_BC, x_BD @ kernel + bias, atol=1e-6)
+
+
+def dense(x_BD, params):
+    return x_BD @ params["kernel"] + params["bias"]
+
+
+def layer_norm(x_BD, params):
+    centred_BD = x_BD - x_BD.mean(1, keepdims=True)
+    scaled_BD = centred_BD / np.sqrt(np.square(centred_BD).mean(1, keepdims=True) + 1e-6)
+    return scaled_BD * params["scale"] + params["bias"]
+
+
+def residual_mlp(params, x_BD, factors):
+    """Returns the logits; each branch is multiplied by its factor."""
+    x_BD = dense(x_BD, params["Dense_0"])
+    for k, factor in enumerate(factors):
+        hidden_BH = dense(layer_norm(x_BD, params[f"LayerNorm_{k}"]), params[f"DropConnectDense_{k}"])
+        x_BD = x_BD + factor * dense(np.maximum(hidden_BH, 0), params[f"Dense_{k + 1}"])
+    last = len(factors)
+    return dense(layer_norm(x_BD, params[f"LayerNorm_{last}"]), params[f"Dense_{last + 1}"])
+
+
+def residual_params():
+    random, model = np.random.default_rng(0), ResidualMLP(5, 4, 2, 3)
+    return jax.tree.map(lambda leaf: np.float32(random.normal(size=leaf.shape)), params_of(model, 6))
+
+
+def test_a_residual_perceptron_adds_its_branches():
+    params, x_BD = residual_params(), np.random.default_rng(1).normal(size=(7, 6)).astype(np.float32)
+    logits_BC = ResidualMLP(5, 4, 2, 3).apply({"params": params}, x_BD)
+    np.testing.assert_allclose(logits_BC, residual_mlp(params, x_BD, (1, 1)), rtol=1e-4, atol=1e-4)
+
+
+def test_later_branches_are_dropped_more_often():
+    params, x_BD = residual_params(), np.ones((2000, 6), np.float32)
+    model = ResidualMLP(5, 4, 2, 3, stochastic_depth=1.0)
+    logits_BC = model.apply({"params": params}, x_BD, train=True, rngs={"dropout": jax.random.key(0)})
+    # The last never counts; the first counts double, half of the time.
+    kept_C, dropped_C = (residual_mlp(params, x_BD[:1], (factor, 0))[0] for factor in (2, 0))
+    is_kept_B, is_dropped_B = (
+        np.isclose(logits_BC, row_C[None], atol=1e-4).all(1) for row_C in (kept_C, dropped_C)
+    )
+    assert (is_kept_B ^ is_dropped_B).all()
+    assert is_kept_B.mean() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("option", ["dropout", "drop_connect", "stochastic_depth"])
+def test_what_a_residual_perceptron_drops_it_drops_for_each_example_in_training_alone(option):
+    params, x_BD = residual_params(), np.ones((50, 6), np.float32)
+    model = ResidualMLP(5, 4, 2, 3, **{option: 0.5})
+    logits_BC = model.apply({"params": params}, x_BD, train=True, rngs={"dropout": jax.random.key(0)})
+    assert len(np.unique(np.asarray(logits_BC).round(3), axis=0)) > 2
+    np.testing.assert_allclose(
+        model.apply({"params": params}, x_BD), residual_mlp(params, x_BD, (1, 1)), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("model", [MLP((8,), 3), CNN((4,), (8,), 3, pool=True)], ids=["mlp", "cnn"])

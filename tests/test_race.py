@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.datasets import load_digits
 
-from dl import Experiment, PositiveFloat, Seed, losses, optimizers, race
+from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, losses, optimizers, race
+from dl.console import Console
 from dl.data import ArraySource, ArraySplits
+from dl.loop import train
 from dl.models.mlp import MLP
+from dl.regularizers import l2, with_penalty
+from dl.run import Run
 from dl.signals import Stopped
 
 DIGITS = load_digits()
@@ -190,3 +195,153 @@ def test_what_goes_on_with_a_stopped_race_is_the_race(tmp_path, monkeypatch, cap
         hold(tmp_path)
     assert caught.value.code == 143
     assert capsys.readouterr().err.rstrip().endswith(f"--workdir {tmp_path}")
+
+
+# A number of the loss is tuned: each of its values is a program.
+
+WEIGHTS = {"none": (0.0,), "l2": (1e30, 0.01), "decay": (0.0, 0.5)}
+
+
+def regularized(regularizer: str = "none", strength: NonNegativeFloat = 0.0, seed: Seed = 3) -> Experiment:
+    """A linear classifier.
+
+    Args:
+      regularizer: l2 in the loss, or decay in the optimizer.
+      strength: of that.
+      seed: the first one.
+    """
+    model = MLP(hidden=(), num_classes=10)
+    loss_fn = losses.classification(model)
+    return Experiment(
+        data=DATA,
+        model=model,
+        loss_fn=with_penalty(loss_fn, l2(strength)) if regularizer == "l2" else loss_fn,
+        tx=optimizers.sgd(0.1, weight_decay=strength if regularizer == "decay" else 0.0),
+        num_steps=4,
+        batch_size=64,
+        seed=seed,
+    )
+
+
+def hold_regularized(folder, *words, values=WEIGHTS, **how):
+    argv = ["--workdir", str(folder), "--mesh", "data=1", "--tuning-seeds", "2", "--final-seeds", "2", *words]
+    race.main(regularized, "regularizer", values, "strength", values, argv, reference="none", **how)
+
+
+@pytest.fixture(scope="module")
+def regularized_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("regularized")
+    hold_regularized(folder, values={"none": WEIGHTS["none"], "l2": WEIGHTS["l2"]})
+    return folder
+
+
+def test_a_number_of_the_loss_has_the_effect_that_a_run_of_its_own_has(regularized_folder, tmp_path, mesh1):
+    tuned = result_of(regularized_folder, "tune-l2-0.01")["members"]
+    assert [m["seed"] for m in tuned] == [3, 4]
+    alone = train(
+        regularized("l2", 0.01, seed=4), Run(tmp_path, "alone", {}), mesh1, console=Console(is_quiet=True)
+    )
+    assert tuned[1]["metrics"]["validation"]["loss"] == pytest.approx(
+        alone["metrics"]["validation"]["loss"], rel=1e-5
+    )
+    # Without the penalty it would be the same as none.
+    none = result_of(regularized_folder, "tune-none-0")["members"][1]
+    assert tuned[1]["metrics"]["validation"]["loss"] != none["metrics"]["validation"]["loss"]
+
+
+def test_a_value_of_which_every_seed_diverges_loses_to_the_others(regularized_folder):
+    lane = lanes_of(regularized_folder)["l2"]
+    assert (lane["strength"], lane["validation_losses"][0]) == (0.01, None)
+    final = json.loads((regularized_folder / "final-l2" / "run.json").read_text())
+    assert final["options"]["strength"] == 0.01
+
+
+def test_nothing_is_at_the_edge_where_nothing_is_tuned(regularized_folder):
+    row = next(row for row in (regularized_folder / "race.md").read_text().splitlines() if "| none |" in row)
+    assert row.startswith("| none |  | ")
+    assert not lanes_of(regularized_folder)["none"]["is_at_the_edge"]
+
+
+def stub(monkeypatch, scores, validation=None):
+    """Replaces training: of each contestant the scores, of each value the validation figures, from tables."""
+    calls = []
+
+    def train(experiment, run, mesh, members, console):
+        calls.append((run.folder.name, experiment, members))
+        run.folder.mkdir()
+        own = scores[run.options["regularizer"]]
+        chosen_by = (
+            {"loss": 0.1, "accuracy": 0.5} if validation is None else validation[run.options["strength"]]
+        )
+        rows = [
+            {
+                **members.describe(k),
+                "metrics": {"validation": chosen_by, "test": {"accuracy": own[k % len(own)]}},
+            }
+            for k in range(len(members))
+        ]
+        return {"members": rows, "seconds": 1.0, "dataset": {"sizes": {"test": 64}}}
+
+    monkeypatch.setattr(race, "train", train)
+    return calls
+
+
+def test_only_numbers_of_the_optimizer_share_a_program(tmp_path, monkeypatch):
+    calls = stub(monkeypatch, dict.fromkeys(WEIGHTS, (0.5, 0.75)))
+    # A decay of 0 adds no step to the optimizer: the two are different programs.
+    hold_regularized(tmp_path)
+    parts = ["tune-none-0", "final-none", "tune-l2-1e+30", "tune-l2-0.01", "final-l2"]
+    assert [name for name, _, _ in calls] == [*parts, "tune-decay-0", "tune-decay-0.5", "final-decay"]
+    assert all(not members.options for _, _, members in calls)
+    assert "test" not in calls[2][1].data.evaluations
+
+
+def test_the_difference_to_the_reference_is_paired_by_seed(tmp_path, monkeypatch):
+    scores = {
+        "none": (0.80, 0.70, 0.60, 0.75),
+        "l2": (0.84, 0.75, 0.63, 0.80),
+        "decay": (0.79, 0.72, 0.60, 0.74),
+        "worse": (0.74, 0.63, 0.55, 0.68),
+    }
+    stub(monkeypatch, scores)
+    hold_regularized(tmp_path, "--final-seeds", "4", values=dict.fromkeys(scores, (0.1,)))
+    lanes = lanes_of(tmp_path)
+    for name, verdict in (("l2", "better"), ("decay", "no difference shown"), ("worse", "worse")):
+        difference = lanes[name]["difference"]
+        interval = stats.ttest_rel(scores[name], scores["none"]).confidence_interval(0.95)
+        assert difference["interval"] == pytest.approx([interval.low, interval.high])
+        assert difference["estimate"] == pytest.approx(np.mean(scores[name]) - np.mean(scores["none"]))
+        assert difference["verdict"] == verdict
+    assert "difference" not in lanes["none"]
+    rows = {line.split()[1]: line for line in (tmp_path / "race.md").read_text().splitlines()[2:]}
+    assert rows["l2"].endswith("| +4.25 (+2.73 to +5.77) | better |")
+    assert rows["decay"].endswith("| +0.00 (-2.25 to +2.25) |  |")
+    assert rows["none"].endswith("|  |  |")
+    assert len({line.count("|") for line in (tmp_path / "race.md").read_text().splitlines()}) == 1
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 0.1), ("accuracy", 0.2)])
+def test_the_loss_or_the_accuracy_chooses_and_who_diverges_never_wins(tmp_path, monkeypatch, metric, best):
+    figures = {0.1: (0.1, 0.5), 0.2: (0.3, 0.9), 0.3: (None, 0.99)}
+    validation = {value: {"loss": loss, "accuracy": accuracy} for value, (loss, accuracy) in figures.items()}
+    stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)}, validation)
+    hold_regularized(tmp_path, values={"none": (0.1,), "l2": tuple(figures)}, metric=metric)
+    lane = lanes_of(tmp_path)["l2"]
+    assert lane["strength"] == best
+    assert lane["validation_losses"] == [pytest.approx(0.1), pytest.approx(0.3), None]
+    assert lane.get("validation_accuracies") == (
+        None if metric == "loss" else pytest.approx([0.5, 0.9, 0.99])
+    )
+
+
+def test_one_seed_is_not_compared(tmp_path, monkeypatch):
+    stub(monkeypatch, {"none": (0.5,), "l2": (0.75,)})
+    hold_regularized(tmp_path, "--final-seeds", "1", values={"none": (0.0,), "l2": (0.1,)})
+    assert lanes_of(tmp_path)["l2"]["difference"]["interval"] is None
+    row = next(row for row in (tmp_path / "race.md").read_text().splitlines() if "| l2 |" in row)
+    assert row.endswith("| +25.00 | one seed, and no predictions to pair |")
+
+
+def test_a_reference_that_does_not_take_part_is_refused():
+    with pytest.raises(ValueError, match="reference='nobody' is none of none, l2, decay"):
+        race.main(regularized, "regularizer", WEIGHTS, "strength", WEIGHTS, [], reference="nobody")

@@ -1,6 +1,6 @@
-"""The multilayer perceptron.
+"""The multilayer perceptron, plain and with residual blocks.
 
-Shapes: B batch, D input features, C classes.
+Shapes: B batch, D features, H hidden units of a branch, C classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from dl.regularizers import DropConnectDense, StochasticDepth
 
 
 class MLP(nn.Module):
@@ -39,3 +41,46 @@ class MLP(nn.Module):
             x_BD = self.activation(x_BD)
             x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=self.kernel_init)(x_BD)
+
+
+class ResidualMLP(nn.Module):
+    """Dense branches beside the identity: x ← x + W₂ relu(W₁ norm(x)), with a norm before the last layer.
+
+    The branches of a pre-activation network (He et al. 2016b, fig. 1b), with layer normalisation.
+
+    Attributes:
+      width: D, of what runs from branch to branch.
+      hidden: H.
+      num_blocks: branches.
+      num_classes: C.
+      dropout: the probability that a hidden unit is dropped in training.
+      drop_connect: the probability that one of the weights W₁ is dropped in training.
+      stochastic_depth: the probability that the last branch is dropped in training; those before it are
+        dropped less often, in proportion to their number (Huang et al. 2016, eq. 4).
+      dtype: of the computation; parameters stay float32.
+    """
+
+    width: int
+    hidden: int
+    num_blocks: int
+    num_classes: int
+    dropout: float = 0.0
+    drop_connect: float = 0.0
+    stochastic_depth: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Returns logits of shape (B, C); `x` is (B, ...), flattened."""
+        x_BD = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1))
+        for number in range(1, self.num_blocks + 1):
+            branch_BD = nn.LayerNorm(dtype=self.dtype)(x_BD)
+            branch_BH = DropConnectDense(self.hidden, self.drop_connect, dtype=self.dtype)(
+                branch_BD, train=train
+            )
+            branch_BH = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(branch_BH))
+            branch_BD = nn.Dense(self.width, dtype=self.dtype)(branch_BH)
+            rate = self.stochastic_depth * number / self.num_blocks
+            x_BD = x_BD + StochasticDepth(rate)(branch_BD, train=train)
+        x_BD = nn.LayerNorm(dtype=self.dtype)(x_BD)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x_BD)
