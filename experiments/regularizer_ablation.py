@@ -20,8 +20,8 @@ the first or last of its three, so that another one may do better.
                                                         stochastic_depth  0.1     -0.38  -0.53 to -0.24 *
 
 That is what each buys this small network, whose rate falls to zero at its end. Of twenty such intervals one
-misses by chance. The ranges of strengths come from earlier trials, in which some test figures were seen. 6 min
-on two cores of an Intel Xeon, jax 0.10.2.
+misses by chance. The ranges of strengths come from earlier trials, in which some test figures were seen.
+6 min on two cores of an Intel Xeon, jax 0.10.2.
 """
 
 from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UserError, losses, race
