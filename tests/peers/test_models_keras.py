@@ -15,6 +15,7 @@ import pytest
 
 from dl.models import scaling
 from dl.models.inception import inception_v3
+from dl.models.layers import DepthwiseConv
 from dl.models.mobilenet import mobilenet_v2
 from dl.models.vgg import vgg16
 
@@ -55,8 +56,9 @@ def modules_in_order(model, image_BHWC):
     paths = {nn.Conv: [], nn.BatchNorm: [], nn.Dense: []}
 
     def record(call, args, kwargs, context):
-        if context.method_name == "__call__" and type(context.module) in paths:
-            paths[type(context.module)].append(context.module.path)
+        kind = nn.Conv if isinstance(context.module, DepthwiseConv) else type(context.module)
+        if context.method_name == "__call__" and kind in paths:
+            paths[kind].append(context.module.path)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
