@@ -1,6 +1,7 @@
 """Every test runs on eight virtual CPU devices, with implicit broadcasting of ranks forbidden."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,3 +34,18 @@ def mnist_folder() -> Path:
     if not list(folder.glob("mnist/*/dataset_info.json")):
         pytest.skip("needs prepared MNIST: set TFDS_DATA_DIR")
     return folder
+
+
+@pytest.fixture
+def dl(capsys, monkeypatch):
+    """Runs `python -m dl ARGUMENTS` in this process; returns its status, output and errors."""
+    from dl.cli import main
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["dl", *argv])
+        with pytest.raises(SystemExit) as exit_:
+            main(argv)
+        printed = capsys.readouterr()
+        return exit_.value.code, printed.out, printed.err
+
+    return run

@@ -54,17 +54,6 @@ def path(tmp_path_factory):
     return str(file)
 
 
-@pytest.fixture
-def dl(capsys):
-    def run(*argv):
-        with pytest.raises(SystemExit) as exit_:
-            main(argv)
-        printed = capsys.readouterr()
-        return exit_.value.code, printed.out, printed.err
-
-    return run
-
-
 def test_summary(dl, path):
     status, out, _ = dl("summary", path, "--hidden", "5")
     assert status == 0

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dl.cli import main
 from dl.comparison import NO_DIFFERENCE, NOT_TESTED, Evidence, compare, differences_in_setup, paired_interval
 from dl.tables import Table
 
@@ -212,17 +211,6 @@ def write(folder, evidence):
     if evidence.predictions is not None:
         np.savez(folder / "predictions.npz", **evidence.predictions)
     return str(folder)
-
-
-@pytest.fixture
-def dl(capsys):
-    def run(*argv):
-        with pytest.raises(SystemExit) as exit_:
-            main(argv)
-        printed = capsys.readouterr()
-        return exit_.value.code, printed.out, printed.err
-
-    return run
 
 
 def test_the_command_prints_and_writes_tables(dl, tmp_path):

@@ -83,18 +83,6 @@ def path(tmp_path_factory):
     return str(file)
 
 
-@pytest.fixture
-def dl(capsys, monkeypatch):
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["dl", *argv])
-        with pytest.raises(SystemExit) as exit_:
-            main(argv)
-        printed = capsys.readouterr()
-        return exit_.value.code, printed.out, printed.err
-
-    return run
-
-
 def sweep_of(folder):
     return json.loads((folder / "sweep.json").read_text())
 

@@ -4,24 +4,21 @@ import re
 from collections.abc import Sequence
 
 # By what JAX calls the device, the first that is found: products and sums a second in bfloat16 (float16 on
-# V100 and T4), dense, in 10^12, by the maker's data sheet. Where a name leaves the form open, the larger one.
+# V100 and T4), dense, in 10^12, as the maker rates it. Where a name leaves the form open, the larger one.
 _PEAKS = (
     (r"B200", 2250.0),
-    (r"H200", 989.0),
+    (r"H200(?! NVL)", 989.0),
     (r"H100 PCIe", 756.0),
-    (r"H100 NVL", 835.0),
-    (r"H100", 989.0),
+    (r"H100(?! NVL)", 989.0),
     (r"A100", 312.0),
+    (r"V100-PCIE", 112.0),
     (r"V100", 125.0),
     (r"L40S", 362.0),
     (r"L4\b", 121.0),
     (r"T4\b", 65.0),
     (r"A10\b", 125.0),
     (r"RTX 4090", 165.0),
-    (r"RTX 3090", 71.0),
-    # A device is one of the two cores of a chip on the first two.
-    (r"TPU v2", 22.5),
-    (r"TPU v3", 61.5),
+    (r"TPU v3", 61.5),  # a device is one of the two cores of a chip there
     (r"TPU v4", 275.0),
     (r"TPU v5 ?(lite|e)", 197.0),
     (r"TPU v5", 459.0),
