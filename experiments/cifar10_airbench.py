@@ -44,9 +44,8 @@ def experiment(
       seed: of parameters, order and augmentation.
     """
     data = image_classification(dataset, auto=("cifar10", "cifar10_jpeg"), image_size=32)
-    return recipe(
-        data, WIDTHS[size], 32, batch_size, num_epochs, learning_rate, weight_decay, label_smoothing, seed
-    )
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
+    return recipe(data, WIDTHS[size], 32, batch_size, num_epochs, seed=seed, **rates)
 
 
 def recipe(
@@ -55,6 +54,7 @@ def recipe(
     image_size: int,
     batch_size: int,
     num_epochs: int,
+    *,
     learning_rate: float,
     weight_decay: float,
     label_smoothing: float,

@@ -32,9 +32,8 @@ def experiment(
       seed: of parameters, order and augmentation.
     """
     data = image_classification(dataset, image_size=28)
-    return recipe(
-        data, (32, 96, 192), 28, batch_size, num_epochs, learning_rate, weight_decay, label_smoothing, seed
-    )
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay, "label_smoothing": label_smoothing}
+    return recipe(data, (32, 96, 192), 28, batch_size, num_epochs, seed=seed, **rates)
 
 
 if __name__ == "__main__":
