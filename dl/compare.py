@@ -19,9 +19,9 @@ from dl.comparison import (
     name_of,
     table_of,
 )
-from dl.console import save
+from dl.console import save_text
 from dl.errors import UserError
-from dl.options import parse
+from dl.options import OutputFile, parse
 from dl.tables import Table
 
 PROG = "python -m dl compare"
@@ -36,8 +36,8 @@ class CompareOptions:
       latex: a file to write the tables to.
     """
 
-    markdown: Path | None = None
-    latex: Path | None = None
+    markdown: OutputFile | None = None
+    latex: OutputFile | None = None
 
 
 def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
@@ -72,10 +72,10 @@ def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
     lines += [f"NOTE: {notice.splitlines()[0]}" for notice in dict.fromkeys(notices) if notice]
     if options.markdown is not None:
         markdown = "\n\n".join(table.to_markdown() for table in tables)
-        save(lambda path: path.write_text(markdown + "\n"), options.markdown)
+        save_text(markdown, options.markdown)
     if options.latex is not None:
         latex = "\n\n".join(table.to_latex() for table in tables)
-        save(lambda path: path.write_text(latex + "\n"), options.latex)
+        save_text(latex, options.latex)
     return tables, lines
 
 
