@@ -133,7 +133,7 @@ def _file_of(name: str) -> Path:
 def _load(path: Path) -> ModuleType:
     """Imports a file: as `python -m` knows it where it can, else under a name that no other module has."""
     parts = path.with_suffix("").parts
-    if not path.is_absolute() and _is_origin(_spec(parts), path):
+    if not path.is_absolute() and _comes_from(_spec(parts), path):
         module = importlib.import_module(".".join(parts))
         if module.__file__ and path.samefile(module.__file__):
             return module
@@ -157,8 +157,9 @@ def _is_module(name: str) -> bool:
     return _spec([*([] if "." in name else [EXPERIMENTS]), *name.split(".")]) is not None
 
 
-def _is_origin(spec: ModuleSpec | None, path: Path) -> bool:
-    return spec is not None and spec.origin is not None and path.samefile(spec.origin)
+def _comes_from(spec: ModuleSpec | None, path: Path) -> bool:
+    # Where there is no location the origin is a word, such as `built-in`.
+    return bool(spec and spec.has_location and spec.origin and path.samefile(spec.origin))
 
 
 def _spec(parts: Sequence[str]) -> ModuleSpec | None:
