@@ -80,8 +80,9 @@ def ratio_interval(
     """Returns a ratio of sums over examples with its interval, from the variance of the ratio.
 
     Student's. Of a share in [0, 1] Wilson's score interval at the number of independent zeros and ones that
-    would have this variance, p (1 - p) / variance, made smaller by (z / t)² for what the degrees of freedom leave
-    open (Korn & Graubard 1998; Franco et al. 2019, §2.3); where the share is 0 or 1, at the number of examples.
+    would have this variance, p (1 - p) / variance, made smaller by (z / t)² for what the degrees of freedom
+    leave open (Korn & Graubard 1998; Franco et al. 2019, §2.3); where the share is 0 or 1, at the number of
+    examples.
 
     Args:
       ratio: Σ total / Σ weight.

@@ -66,11 +66,11 @@ class Spread:
     def interval(self, confidence: float = 0.95) -> tuple[Interval, str] | None:
         """Returns the interval of the metric of one run, and its method in words; None where there is none.
 
-        Of zeros and ones, one for each example, Wilson's. Of anything else from the spread over the examples,
-        each with its weight: the linearised variance of a ratio (Cochran 1977, eq. 6.13), in which a sequence
-        of tokens counts as one example. Its degrees of freedom follow from the kurtosis κ: the variance of s² is
-        (κ - (N - 3) / (N - 1)) s⁴ / N (Satterthwaite 1946), for a few examples far from the others tell little
-        of the spread. A share stays within [0, 1].
+        Of zeros and ones, one for each example, Wilson's. Of anything else from the spread over the
+        examples, each with its weight: the linearised variance of a ratio (Cochran 1977, eq. 6.13), in
+        which a sequence of tokens counts as one example. Its degrees of freedom follow from the kurtosis κ:
+        the variance of s² is (κ - (N - 3) / (N - 1)) s⁴ / N (Satterthwaite 1946), for a few examples far
+        from the others tell little of the spread. A share stays within [0, 1].
         """
         num = int(self.num)
         total, weight = self.sums[0].tolist()
