@@ -18,8 +18,9 @@ from dl.comparison import (
 )
 from dl.console import save_text
 from dl.errors import UserError
-from dl.files import read_arrays, read_json
+from dl.files import read_json
 from dl.options import OutputFile, parse
+from dl.predictions import read_predictions
 from dl.tables import Table
 
 PROG = "python -m dl compare"
@@ -91,9 +92,7 @@ def read_run(folder: Path) -> Evidence:
         raise UserError(f"the run in {folder} has not finished; run its command again first")
     predictions = None
     if (path := folder / "predictions.npz").exists():
-        predictions = read_arrays(path)
-        if missing := {"index", "label", "log_probabilities"} - predictions.keys():
-            raise UserError(f"{path} holds no {missing.pop()}; remove it, or write it again")
+        predictions = vars(read_predictions(path))
     return Evidence(str(folder), record, result, predictions)
 
 

@@ -1,25 +1,18 @@
 """Files written whole and read with care: no half of one, no planted link followed, no pipe waited for."""
 
 import contextlib
-import io
 import json
-import math
 import os
 import re
 import secrets
 import stat
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.lib import format as npy
-
 from dl.errors import UserError
 
 MAX_JSON_BYTES = 64 * 2**20
-MAX_ARRAYS_BYTES = 2**30
 _MAX_DEPTH = 64  # of JSON
 _MAX_NAME_BYTES = 255  # of a file, on nearly every file system
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
@@ -122,40 +115,6 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
             if not branches:
                 return value
     raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep; remove it")
-
-
-def read_arrays(path: Path, max_bytes: int = MAX_ARRAYS_BYTES) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz file. No pickle is read, and no more memory taken than the file fills.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      UserError: it is damaged or something else, holds more than `max_bytes`, or as `read_regular`.
-    """
-    content = io.BytesIO(read_regular(path, max_bytes))
-    try:
-        with zipfile.ZipFile(content) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size > max_bytes:
-                raise ValueError(f"it unpacks to {size:,} bytes, more than the {max_bytes:,} that are read")
-            # An entry is never longer than it says, and `read` compares its checksum.
-            return {name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()}
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own
-        brief = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read ({brief}); remove it, or write it again") from None
-
-
-def _array(content: bytes) -> np.ndarray:
-    """Returns an array in NumPy's format, whose header is not believed about the length."""
-    file = io.BytesIO(content)
-    versions = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    shape, is_fortran, dtype = versions[npy.read_magic(file)](file)
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects")
-    start, size = file.tell(), math.prod(shape) * dtype.itemsize
-    if len(content) - start != size:
-        raise ValueError(f"the shape {shape} needs {size:,} bytes, and there are {len(content) - start:,}")
-    values = np.frombuffer(content, dtype, offset=start) if size else np.empty(0, dtype)
-    return values.reshape(shape, order="F" if is_fortran else "C").copy()
 
 
 def why_no_output(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from dl.data.pipeline import Batches
 from dl.data.splits import Splits
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.files import read_arrays, replace_file
+from dl.files import replace_file
 from dl.losses import apply_model
 from dl.sharding import replicated
 from dl.types import Batch, Variables
@@ -61,20 +61,22 @@ def read_predictions(path: Path) -> Predictions:
     Raises:
       UserError: the file is damaged, or something else.
     """
-    file = read_arrays(path)
     try:
-        found = Predictions(
-            str(file["split"]),
-            int(file["num_examples"]),
-            file["index"],
-            file["label"],
-            file["log_probabilities"],
-            tuple(map(str, file["class_names"])),
-        )
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        with np.load(path, allow_pickle=False) as file:
+            found = Predictions(
+                str(file["split"]),
+                int(file["num_examples"]),
+                file["index"],
+                file["label"],
+                file["log_probabilities"],
+                tuple(map(str, file["class_names"])),
+            )
         size, num_classes = found.log_probabilities.shape
         if {found.index.shape, found.label.shape} != {(size,)} or len(found.class_names) != num_classes:
             raise ValueError("its arrays differ in length")
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+    except Exception as error:  # NumPy, zipfile and zlib each raise their own
         brief = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{path} does not hold predictions ({brief}); train the run again") from None
     return found

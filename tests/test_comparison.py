@@ -15,6 +15,7 @@ from dl.comparison import (
     compare,
     differences_in_setup,
 )
+from dl.predictions import Predictions
 from dl.tables import Table
 
 RECORD = {
@@ -228,8 +229,11 @@ def write(folder, evidence):
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(evidence.record))
     (folder / "result.json").write_text(json.dumps(evidence.result))
-    if evidence.predictions is not None:
-        np.savez(folder / "predictions.npz", **evidence.predictions)
+    if (arrays := evidence.predictions) is not None:
+        size, num_classes = arrays["log_probabilities"].shape
+        names = tuple(map(str, range(num_classes)))
+        rest = (arrays["index"], arrays["label"], arrays["log_probabilities"], names)
+        Predictions("test", size, *rest).save(folder / "predictions.npz")
     return str(folder)
 
 
@@ -283,7 +287,7 @@ def test_mistakes_are_one_line(dl, tmp_path):
         ([a, str(unfinished)], "has not finished; run its command again first"),
         ([a, str(tmp_path / "none")], "holds no run; give the folder of one"),
         ([a, str(folds)], f"such as {folds}/fold-1"),
-        ([a, broken], "predictions.npz cannot be read"),
+        ([a, broken], "predictions.npz does not hold predictions"),
         ([a, ","], "a side without a run"),
         ([a, a, "--latx", "x"], "there is no option --latx; did you mean --latex?"),
         ([a, a, "--latex", "/nowhere/t.tex"], "/nowhere/t.tex cannot be written"),

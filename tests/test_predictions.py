@@ -155,7 +155,7 @@ def test_the_file_is_read_without_pickles(tmp_path):
         "log_probabilities": np.zeros(3),
     }.items():
         np.savez(path, **{**arrays, name: value})
-        with pytest.raises(UserError, match="does not hold predictions|cannot be read") as caught:
+        with pytest.raises(UserError, match="does not hold predictions") as caught:
             read_predictions(path)
         assert "\n" not in str(caught.value)
     path.write_bytes(b"PK nothing")
