@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -29,6 +30,8 @@ from dl.signals import Stopped
 from dl.text import printable
 
 MAX_VIRTUAL_DEVICES = 64
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc")  # in what XLA says
+MAX_LINE = 1_000  # characters of a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +128,14 @@ def exit_status(run: Callable[[], int | None]) -> int:
         status = run() or 0
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {_shortened(printable(error))}", file=sys.stderr)
         status = error.status
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        reason = _shortened(printable(" ".join(str(error).split()) or "MemoryError"))
+        print(f"error: out of memory; make the model or the batch smaller ({reason})", file=sys.stderr)
+        status = UserError.status
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         status = 128 + stopped.number
@@ -138,6 +147,11 @@ def exit_status(run: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     return status
+
+
+def _shortened(line: str) -> str:
+    """Returns a line without its middle, where a word that somebody gave would fill the screen."""
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
 
 
 def build(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:

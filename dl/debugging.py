@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from dl.capacity import check_fits
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.metrics import Mean
@@ -161,15 +162,18 @@ def make_update(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return update_state(state, batch, judged, tx, experiment.grad_fn, frozen=experiment.frozen)
 
-    state = init_state(
-        experiment.init,
-        tx,
-        batch,
-        experiment.seed,
-        frozen=experiment.frozen,
-        loss_scale=experiment.loss_scale,
-    )
-    return state, jax.jit(update, donate_argnums=0)
+    def init(batch: Batch) -> TrainState:
+        return init_state(
+            experiment.init,
+            tx,
+            batch,
+            experiment.seed,
+            frozen=experiment.frozen,
+            loss_scale=experiment.loss_scale,
+        )
+
+    check_fits(jax.eval_shape(init, batch), jax.devices()[:1])
+    return init(batch), jax.jit(update, donate_argnums=0)
 
 
 def judged_loss(metrics: Mapping[str, Mean]) -> float:

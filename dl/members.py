@@ -16,6 +16,8 @@ from dl.errors import UserError
 
 Traced = Mapping[str, jax.Array]
 
+MAX_MEMBERS = 2**16  # whose orders of the data are still held easily
+
 
 @dataclasses.dataclass(frozen=True)
 class Members:
@@ -87,5 +89,13 @@ def over_members(fn: Callable[..., Any], num_members: int, is_unrolled: bool) ->
 
 
 def consecutive(seed: int, num_seeds: int) -> Members | None:
-    """Returns members with the seeds seed, seed + 1, …; None where one alone needs no company."""
+    """Returns members with the seeds seed, seed + 1, …; None where one alone needs no company.
+
+    Raises:
+      UserError: more than `MAX_MEMBERS`, or seeds beyond 2^32 - 1.
+    """
+    if num_seeds > MAX_MEMBERS:
+        raise UserError(f"num_seeds={num_seeds} is out of range; it must be at most {MAX_MEMBERS:,}")
+    if seed + num_seeds > 2**32:
+        raise UserError(f"seed={seed} with num_seeds={num_seeds} goes beyond 2^32 - 1; choose a smaller seed")
     return Members(tuple(range(seed, seed + num_seeds))) if num_seeds > 1 else None

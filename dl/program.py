@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from dl import freezing
+from dl.capacity import check_fits
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.flops import count_jaxpr_flops, has_convolution
@@ -54,6 +55,8 @@ class Program:
             lambda x: x if num_members is None else jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
         )
         abstract_state = jax.eval_shape(self._init, None)
+        if not mesh.is_multi_process:
+            check_fits(abstract_state, mesh.local_devices)
         if num_members is None:
             self.shardings = state_shardings(abstract_state, mesh, experiment.sharding_rules)
         else:
