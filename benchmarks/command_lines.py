@@ -4,8 +4,8 @@
 
 Draws N command lines (500) over all experiments and all commands of `python -m dl`: options that do not
 exist, lack a value, come twice, or have values that are empty, huge, negative, not finite, of another type,
-or no text; folders for files, files for folders, pipes, devices, damaged runs; words in odd places. They are run in
-an empty folder on the embedded digits, one after the other in a process of their own with limited memory,
+or no text; folders for files, files for folders, pipes, devices, damaged runs; words in odd places. They are
+run in a folder of their own on the embedded digits, one after the other in one process with limited memory,
 which is replaced where a line ends it. A line that goes on for `LIMIT` seconds is interrupted as by Ctrl-C.
 
 Prints a table of how they ended, and every line at fault; exit status 1 if there is one. A fault is a

@@ -7,13 +7,13 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from dl.command import build, exit_status
 from dl.compare import compare_runs
 from dl.console import Console, print_table
 from dl.errors import UserError
 from dl.experiment_commands import COMMANDS, Command
+from dl.files import named_path
 from dl.learning_curve import CurveOptions, learning_curve
 from dl.lookup import find_experiment, hint, known_experiments
 from dl.options import VERSION, parse, version_line
@@ -139,7 +139,7 @@ def _run_on_folder(name: str, argv: Sequence[str]) -> int:
     prog = f"python -m dl {name} {' '.join(command.words)}"
     about = " ".join((inspect.getdoc(command.run) or "").split())
     num_words = next((k for k, word in enumerate(argv) if word.startswith("-")), len(argv))
-    words, rest = [Path(word) for word in argv[:num_words]], argv[num_words:]
+    words, rest = [named_path(word) for word in argv[:num_words]], argv[num_words:]
     if rest and rest[0] in HELP:
         parse(lambda: None, command.options, rest[:1], prog, about)
     if len(words) < len(command.words):

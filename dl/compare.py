@@ -18,7 +18,7 @@ from dl.comparison import (
 )
 from dl.console import save_text
 from dl.errors import UserError
-from dl.files import read_json
+from dl.files import named_path, read_json
 from dl.options import OutputFile, parse
 from dl.predictions import read_predictions
 from dl.tables import Table
@@ -56,7 +56,7 @@ def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
     _, options = parse(lambda: None, CompareOptions, argv[len(words) :], f"{PROG} RUN_A RUN_B", _about())
     if len(words) < 2:
         raise UserError(f"compare needs two runs at least: {PROG} RUN_A RUN_B, each the folder of a run")
-    sides = [[read_run(Path(name)) for name in word.split(",") if name] for word in words]
+    sides = [[read_run(named_path(name)) for name in word.split(",") if name] for word in words]
     if not all(sides):
         raise UserError("a side without a run cannot be compared; write it as RUN or RUN1,RUN2")
     check_comparable(sides)

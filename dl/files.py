@@ -117,6 +117,22 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep; remove it")
 
 
+def named_path(word: str | Path) -> Path:
+    """Returns a word of a command line as a path, whether or not something lies there.
+
+    Raises:
+      UserError: the system refuses the very name: it is too long, or in a folder that may not be looked into.
+    """
+    try:
+        os.lstat(word)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{word} cannot be used as a path ({reason}); choose another") from None
+    return Path(word)
+
+
 def why_no_output(path: Path) -> str | None:
     """Returns why nothing can be written to `path` as a new or replaced regular file; None if it can."""
     try:

@@ -20,7 +20,7 @@ import docstring_parser
 import tyro
 
 from dl.errors import UserError
-from dl.files import why_no_output
+from dl.files import named_path, why_no_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +150,8 @@ def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
 
 def check_value(name: str, kind: Any, value: Any) -> None:
     """Raises UserError if the annotation of an option does not allow a value."""
+    if isinstance(value, Path):
+        named_path(value)
     for metadata in _all_metadata(kind):
         if isinstance(metadata, Range) and value is not None and value not in metadata:
             raise UserError(f"{_flag(name)} {value} is out of range; it must be {metadata}")

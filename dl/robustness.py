@@ -24,6 +24,7 @@ from dl.data.source import Source
 from dl.data.splits import Identity
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.files import named_path
 from dl.log import finite
 from dl.loop import restore_variables
 from dl.options import OutputFile, Seed, parse
@@ -112,7 +113,7 @@ def assess(argv: Sequence[str]) -> tuple[Table, list[str]]:
         raise UserError(f"robustness takes one run, got {len(folders)}: {PROG} RUN, the folder of a run")
     if options.data_dir is not None:
         os.environ["TFDS_DATA_DIR"] = str(options.data_dir)
-    subjects = [open_classifier(Path(folders[0]), options.split, options.experiment)]
+    subjects = [open_classifier(named_path(folders[0]), options.split, options.experiment)]
     if options.baseline is not None:
         subjects.append(open_classifier(options.baseline, options.split, options.baseline_experiment))
         check_same_images(*subjects)
