@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a bar in a terminal, a line an epoch anywhere else."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -98,7 +99,12 @@ def _format(name: str, value: float) -> str:
         return f"{value:,.0f} examples/s"
     if name == "accuracy":
         return f"accuracy {value:.2%}".replace("%", " %")
-    return f"{name.replace('_', ' ')} {value:.4g}" if abs(value) < 1e-3 else f"{name} {value:.4f}"
+    return f"{name.replace('_', ' ')} {format_value(value)}"
+
+
+def format_value(value: float) -> str:
+    """Returns a metric with four digits after the point, or four in all where it is tiny or huge."""
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e6 or not value else f"{value:.4g}"
 
 
 def format_count(count: float) -> str:
@@ -107,6 +113,13 @@ def format_count(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {prefix}"
     return f"{count:.0f} "
+
+
+def format_epochs(epochs: float) -> str:
+    """Returns a number of epochs: `5`, `6.88`, `0.0091`."""
+    if not math.isfinite(epochs):
+        return "nan"
+    return f"{epochs:,.0f}" if epochs >= 100 or epochs == round(epochs) else f"{epochs:.3g}"
 
 
 def print_table(table: RichTable) -> None:

@@ -35,7 +35,7 @@ def find_experiment(name: str) -> Callable[..., Experiment]:
     Raises:
       UserError: there is no such module, or it has no such function.
     """
-    is_path = name.endswith(".py") or "/" in name or (os.path.isdir(name) and not _is_module(name))
+    is_path = name.endswith(".py") or "/" in name
     return _experiment_of(_load(_file_of(name)) if is_path else _import(name), name)
 
 
@@ -98,15 +98,13 @@ def _experiment_of(module: ModuleType, name: str) -> Callable[..., Experiment]:
 
 
 def _import(name: str) -> ModuleType:
-    full_name = name if "." in name else f"{EXPERIMENTS}.{name}"
-    if all(re.fullmatch(_IDENTIFIER, part) for part in full_name.split(".")):
-        try:
-            return importlib.import_module(full_name)
-        except ModuleNotFoundError as error:
-            if not error.name or not f"{full_name}.".startswith(f"{error.name}."):
-                raise  # the experiment was found, and lacks something itself
+    parts = [*([] if "." in name else [EXPERIMENTS]), *name.split(".")]
+    if _spec(parts) is not None:  # else nothing is imported, no parent either
+        return importlib.import_module(".".join(parts))
     if os.path.isfile(f"{name}.py"):
         raise UserError(f"there is no experiment {name}; did you mean {name}.py?")
+    if os.path.exists(name):
+        _file_of(name)  # says what is wrong with it
     raise UserError(f"there is no experiment {name}; {hint(name.rpartition('.')[2], [*known_experiments()])}")
 
 
@@ -151,10 +149,6 @@ def _load(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def _is_module(name: str) -> bool:
-    return _spec([*([] if "." in name else [EXPERIMENTS]), *name.split(".")]) is not None
 
 
 def _comes_from(spec: ModuleSpec | None, path: Path) -> bool:

@@ -112,7 +112,13 @@ def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
-    return {"dataset": dataclasses.asdict(data.identity), "notice": data.notice}
+    return {
+        "dataset": dataclasses.asdict(data.identity),
+        "notice": data.notice,
+        # As the experiment made them of its options, which may have left them open.
+        "num_steps": experiment.num_steps,
+        "batch_size": experiment.batch_size,
+    }
 
 
 def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> Experiment:

@@ -355,8 +355,9 @@ class Session:
     def _place(self, step: int) -> str:
         if self.report_every % self.steps_per_epoch:
             return f"step {step:,}/{self.experiment.num_steps:,}"
-        epochs = self.experiment.num_steps / self.steps_per_epoch
-        return f"epoch {-(-step // self.steps_per_epoch)}/{epochs:g}"
+        # The last one may end before its end.
+        done, epochs = (-(-n // self.steps_per_epoch) for n in (step, self.experiment.num_steps))
+        return f"epoch {done:,}/{epochs:,}"
 
     def _stopped_message(self) -> str:
         name = self.stop.received.name if self.stop.received else "a signal"

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl import freezing
-from dl.console import Console, format_count
+from dl.console import Console, format_count, format_epochs, format_value
 from dl.digest import tree_digest
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
@@ -58,7 +58,7 @@ def introduce(
             "devices": f"{len(kinds)} x {kinds[0]}, mesh {format_mesh(mesh.shape)}",
             "model": f"{parameters}; {flops}",
             "training": f"{experiment.num_steps:,} steps of {experiment.batch_size} examples "
-            f"({experiment.num_steps / per_epoch:g} epochs), {seeds}",
+            f"({format_epochs(experiment.num_steps / per_epoch)} epochs), {seeds}",
             "run": str(run.folder),
         }
     )
@@ -206,4 +206,4 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
 
 def _number(value: float | None) -> str:
     """Formats a figure; result.json holds None for one that is no number, such as a diverged loss."""
-    return "nan" if value is None else f"{value:.4f}"
+    return "nan" if value is None else format_value(value)

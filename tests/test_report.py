@@ -409,8 +409,8 @@ def test_ticks_are_round_and_inside(low, high):
 def test_a_line_lies_where_its_axes_say():
     drawn = plots.plot("t", "d", "x", "y", [plots.Series("a", [0, 5, 10], [0, np.nan, 1], has_dots=True)],
                        x_range=(0, 10), y_range=(0, 1))  # fmt: skip
-    assert drawn.series[0].dots == [(plots.LEFT, plots.BOTTOM), (plots.RIGHT, plots.TOP)]
-    assert drawn.x_ticks[0] == (plots.LEFT, "0")
+    assert drawn.series[0].dots == [(drawn.left, plots.BOTTOM), (plots.RIGHT, plots.TOP)]
+    assert drawn.x_ticks[0] == (drawn.left, "0")
     assert drawn.y_ticks[-1] == (plots.TOP, "1")
 
 

@@ -313,6 +313,7 @@ def _find(request: Request, root: Path) -> tuple[Path, Path] | None:
 
 def _notice(request: Request, reason: str, advice: str) -> str:
     return (
+        f"Embedded digits, not {request}.\n"  # what stands beside every figure
         f"Wanted {request}, but {reason}.\n"
         "The embedded digits are used INSTEAD: 1,797 real 8x8 images that scikit-learn ships.\n"
         f"So the accuracy is not {request} accuracy.\n"

@@ -38,7 +38,8 @@ class Splits(Protocol):
       evaluations: by name; `test` is read once, at the end of the run, the others every epoch.
       identity: which data it is.
       provenance: how the data came, such as `read from the decoded cache in 0.2 s`.
-      notice: what a person must know before trusting a figure, such as a fallback to other data.
+      notice: what a person must know before trusting a figure, such as a fallback to other data. Its first
+        line is short and stands beside every figure, all of it once where a reader begins.
     """
 
     @property

@@ -19,12 +19,14 @@ _OF_TRAINING = {
 _NO_METRICS = {"kind", "step", "epoch", "seconds", "seeds", *_OF_TRAINING}
 MAX_ROWS = 40  # of a table beside a plot
 MAX_PANELS = 12
+MAX_SPLITS = 8  # that are told apart in a plot
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Returns a plot of each metric over the epochs, the loss first, then what only training has."""
     kinds = [kind for kind in dict.fromkeys(str(line.get("kind")) for line in lines) if kind != "train"]
-    splits = [kind for kind in kinds if kind not in ("epoch", FINAL_SPLIT)]  # the final one has but a figure
+    # The final one has but a figure.
+    splits = [kind for kind in kinds if kind not in ("epoch", FINAL_SPLIT)][:MAX_SPLITS]
     names = dict.fromkeys(
         name
         for line in lines
@@ -108,12 +110,14 @@ def _is_number(value: Any) -> bool:
 def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
     """Returns a plot of each figure of a split: a point for each seed, their mean and its interval."""
     members = [mapping(member) for member in result.get("members") or ()]
-    plots = []
+    plots: list[Plot] = []
+    if not members:
+        return plots
     for name, mean in mapping(mapping(result.get("metrics")).get(split)).items():
         values = [number(mapping(mapping(m.get("metrics")).get(split)).get(name)) for m in members]
         low, high = interval_of(result, split, name) or (np.nan, np.nan)
-        places = np.arange(1, len(values) + 1)
-        ends = np.array([0.5, len(values) + 0.5])
+        places, label = _places(members)
+        ends = np.array([places.min() - 0.5, places.max() + 0.5])
         title = f"{name.replace('_', ' ').capitalize()} by seed, {split} split"
         rows = [(str(m.get("seed")), f"{value:.5g}") for m, value in zip(members, values, strict=True)]
         rows += [("mean", f"{number(mean):.5g}"), ("95 % interval", f"{low:.5g} to {high:.5g}")]
@@ -121,7 +125,7 @@ def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
             plot(
                 title,
                 f"{len(values)} points; mean {number(mean):.4g}, 95 % interval {low:.4g} to {high:.4g}.",
-                "run",
+                label,
                 name,
                 [
                     Series("one seed", places, values, 0, has_dots=True, has_line=False),
@@ -129,12 +133,22 @@ def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
                     Series("95 % interval of the mean", ends, np.full(2, low), 2),
                     Series("", ends, np.full(2, high), 2),
                 ],
-                x_range=(0.5, len(values) + 0.5),
+                x_range=(float(ends[0]), float(ends[1])),
+                has_whole_x=True,
                 y_range=_tight([*values, low, high]),
                 table=Table(title, ("seed", name), rows),
             )
         )
     return plots
+
+
+def _places(members: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, str]:
+    """Returns where each run stands on the axis, and the axis' label: by seed, if these lie together."""
+    seeds = [member.get("seed") for member in members]
+    whole = [seed for seed in seeds if isinstance(seed, int) and 0 <= seed < 2**32]
+    if len(set(whole)) == len(seeds) and max(whole) - min(whole) < 2 * len(whole):
+        return np.asarray(whole), "seed"
+    return np.arange(1, len(seeds) + 1), "number of the run"
 
 
 def _tight(values: Sequence[float]) -> tuple[float, float] | None:

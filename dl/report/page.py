@@ -109,7 +109,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         energy=energy,
         assumptions=assumptions,
         data=sections.data_identity(record),
-        options=sections.options_table(record.run),
+        options=sections.options_table(record),
         software=software,
         starts=runs,
         card=sections.model_card(record, classifier),

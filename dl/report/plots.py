@@ -10,8 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 WIDTH, HEIGHT = 360, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 352, 10, 204
+RIGHT, TOP, BOTTOM = 340, 10, 204  # beyond the right edge there is place for half the letters of a tick
+LETTER = 6.4  # the widest digit, in the units of the plot
+_NARROWEST = 46  # of what lies left of the axis
 MAX_POINTS = 200  # of a line
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_HUGE = 1e300  # the most that is drawn, so that the length of an axis is a number
 NUM_STYLES = 10  # that the page's style sheet has: a colour and a dash each
 
 
@@ -72,6 +76,7 @@ class Plot:
       description: what it shows, in words, for those who do not see it.
       x_label: of the axis, with its unit.
       y_label: likewise.
+      left: where the axis stands; left of it are its label and the ticks, however long.
       x_ticks: place and text of each.
       y_ticks: likewise.
       series: the lines.
@@ -83,6 +88,7 @@ class Plot:
     description: str
     x_label: str
     y_label: str
+    left: float
     x_ticks: Sequence[tuple[float, str]]
     y_ticks: Sequence[tuple[float, str]]
     series: Sequence[Drawn]
@@ -99,6 +105,7 @@ def plot(
     *,
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
+    has_whole_x: bool = False,
     bars: Sequence[tuple[float, float, float]] = (),
     table: Table | None = None,
 ) -> Plot:
@@ -112,6 +119,7 @@ def plot(
       series: lines, each thinned to `MAX_POINTS`.
       x_range: of the axis; None: of the data.
       y_range: likewise, and from 0 where the data begin near it.
+      has_whole_x: whether the horizontal axis counts, so that it has no ticks between whole numbers.
       bars: left edge, right edge and height of each.
       table: the same in numbers.
     """
@@ -121,8 +129,13 @@ def plot(
     x_low, x_high = x_range or _range(xs)
     y_low, y_high = y_range or _range(ys, from_zero=True)
 
+    y_ticks = ticks(y_low, y_high)
+    x_ticks = ticks(x_low, x_high, least=1.0 if has_whole_x else 0.0)
+    # A tick ends 5 before the axis, and the label of the axis needs 16.
+    left = max(_NARROWEST, 21 + LETTER * max((len(text) for _, text in y_ticks), default=0))
+
     def place_x(x: np.ndarray | float) -> np.ndarray:
-        return LEFT + (RIGHT - LEFT) * (np.asarray(x, np.float64) - x_low) / (x_high - x_low)
+        return left + (RIGHT - left) * (np.asarray(x, np.float64) - x_low) / (x_high - x_low)
 
     def place_y(y: np.ndarray | float) -> np.ndarray:
         share = np.clip((np.asarray(y, np.float64) - y_low) / (y_high - y_low), 0, 1)
@@ -142,31 +155,48 @@ def plot(
         description,
         x_label,
         y_label,
-        [(round(float(place_x(tick)), 1), text) for tick, text in ticks(x_low, x_high)],
-        [(round(float(place_y(tick)), 1), text) for tick, text in ticks(y_low, y_high)],
+        round(left, 1),
+        [(round(float(place_x(tick)), 1), text) for tick, text in x_ticks],
+        [(round(float(place_y(tick)), 1), text) for tick, text in y_ticks],
         drawn,
         [_bar(float(place_x(a)), float(place_x(b)), float(place_y(h)), BOTTOM) for a, b, h in bars],
         table,
     )
 
 
-def ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
-    """Returns round numbers in [low, high], at most about `most`, a power of ten times 1, 2 or 5 apart."""
-    rough = (high - low) / (most - 1)
+def ticks(low: float, high: float, most: int = 7, least: float = 0.0) -> list[tuple[float, str]]:
+    """Returns round numbers in [low, high], at most about `most`, a power of ten times 1, 2 or 5 apart.
+
+    They are `least` apart at least, and no two have the same text.
+    """
+    rough = max((high - low) / (most - 1), least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [(k * step, format_tick(k * step)) for k in range(first, last + 1)]
+    values = [k * step for k in range(first, last + 1)]
+    texts = [format_tick(value, step) for value in values]
+    return list(zip(values, texts, strict=True))
 
 
-def format_tick(value: float) -> str:
-    """Returns a round number in few letters: `0.05`, `12k`, `1e-05`."""
+def format_tick(value: float, step: float) -> str:
+    """Returns a round number in few letters, to the digit in which it differs from the next: `0.05`, `12k`.
+
+    Args:
+      value: the number.
+      step: to the next one.
+    """
+    if value and not 1e-4 <= max(abs(value), step) < 1e15:
+        digits = max(0, math.floor(math.log10(abs(value))) - math.floor(math.log10(step) + 1e-9))
+        return f"{value:.{min(digits, 15)}e}"
+    size, prefix = 1.0, ""
     if abs(value) >= 10_000:
-        for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if abs(value) >= size:
-                return f"{value / size:.4g}{prefix}"
-    return f"{value:.4g}"
+        size, prefix = next(pair for pair in _PREFIXES if abs(value) >= pair[0])
+    decimals = min(max(0, -math.floor(math.log10(step / size) + 1e-9)), 15)
+    text = f"{value / size:.{decimals}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return f"{'0' if text == '-0' else text}{prefix}"
 
 
 def _bar(left: float, right: float, top: float, bottom: float) -> tuple[float, float, float, float]:
@@ -175,7 +205,7 @@ def _bar(left: float, right: float, top: float, bottom: float) -> tuple[float, f
 
 def _finite(line: Series) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
-    keep = np.isfinite(x) & np.isfinite(y)
+    keep = (np.abs(x) < _HUGE) & (np.abs(y) < _HUGE)  # not so of NaN
     return x[keep], y[keep]
 
 

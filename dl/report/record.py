@@ -13,6 +13,7 @@ from dl.predictions import Predictions, read_predictions
 from dl.run import Run
 from dl.selection import FINAL_SPLIT
 
+MAX_TEXT = 2_000  # characters of a value
 MAX_METRICS_BYTES = 2**30
 
 
@@ -110,10 +111,11 @@ def number(value: Any) -> float:
 
 
 def text(value: Any) -> str:
-    """Returns a string as it is, anything else as JSON; `none` of nothing."""
+    """Returns a string as it is, anything else as JSON, `none` of nothing; cut off where it is long."""
     if value is None:
         return "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    found = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return found if len(found) <= MAX_TEXT else f"{found[:MAX_TEXT]}… ({len(found):,} characters)"
 
 
 def _read_robustness(run: Run, result: Mapping[str, Any], missing: list[str]) -> Mapping[str, Any]:

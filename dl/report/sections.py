@@ -5,12 +5,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dl.console import format_epochs
 from dl.report.classifier import Classifier
 from dl.report.energy import estimate_energy
 from dl.report.plots import Table
 from dl.report.record import Record, interval_of, mapping, number, text
 from dl.report.utilization import peak_flops
 
+MAX_STARTS = 50  # in the table
+MAX_FIGURES = 200  # of a run
 INTENDED_USE = (
     "Research and teaching: to check, compare and repeat a measurement. Nothing here was tested for "
     "decisions about people, or on other data than those named below."
@@ -50,7 +53,10 @@ def figures_table(record: Record) -> Table:
             bounds = interval_of(record.result, split, name)
             interval = "" if bounds is None else f"{bounds[0]:.5g} to {bounds[1]:.5g}"
             rows.append((str(split), name.replace("_", " "), f"{number(value):.5g}", interval))
-    return Table("Figures at the end of the run", ("split", "figure", "value", "95 % interval"), rows)
+    title = "Figures at the end of the run"
+    if len(rows) > MAX_FIGURES:
+        title = f"The first {MAX_FIGURES} of {len(rows):,} figures at the end of the run"
+    return Table(title, ("split", "figure", "value", "95 % interval"), rows[:MAX_FIGURES])
 
 
 def facts(record: Record) -> list[tuple[str, str]]:
@@ -63,14 +69,14 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found.append(("parameters", f"{parameters:,.0f}"))
     if result:
         epochs = number(result.get("epochs"))
-        passes = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+        passes = f"{format_epochs(epochs)} epoch{'' if epochs == 1 else 's'}"
         found.append(("steps", f"{number(result.get('steps')):,.0f} ({passes})"))
+        used = used_values(record)
+        found += [(name, used[name]) for name in ("batch size", "highest learning rate") if name in used]
         found.append(("wall time", duration(number(result.get("seconds")))))
         found.append(("throughput", f"{number(result.get('examples_per_second')):,.0f} training examples/s"))
         found += _utilization(result)
-    flops = number(result.get("forward_flops_per_example"))
-    if math.isfinite(flops):
-        found.append(("forward FLOPs an example", f"{flops:,.0f}"))
+    found += _flops(result)
     found.append(("seed", text(result.get("seed", mapping(run.get("options")).get("seed", "not stated")))))
     if best := mapping(result.get("best")):
         step = f" at step {text(best['step'])}" if "step" in best else ""
@@ -79,6 +85,44 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found.append(("stopped early", text(result["stopped_early"])))
     if "params_digest" in result:
         found.append(("digest of the parameters", text(result["params_digest"])))
+    return found
+
+
+def used_values(record: Record) -> dict[str, str]:
+    """Returns what the run used where an option may have left it open: each in words, as far as known."""
+    run, result = record.run, record.result
+    steps, batch_size = number(run.get("num_steps")), number(run.get("batch_size"))
+    size = number(mapping(mapping(run.get("dataset")).get("sizes")).get("train"))
+    rates = [number(line.get("learning_rate")) for line in record.lines if line.get("kind") == "train"]
+    epochs = steps / math.ceil(size / batch_size) if size >= 1 and batch_size >= 1 else math.nan
+    known = {
+        "steps": (steps, f"{steps:,.0f}"),
+        "epochs": (epochs, format_epochs(epochs)),
+        "batch size": (batch_size, f"{batch_size:,.0f}"),
+        "highest learning rate": (max(filter(math.isfinite, rates), default=math.nan), ""),
+        "seed": (number(result.get("seed")), text(result.get("seed"))),
+    }
+    return {name: shown or f"{value:.4g}" for name, (value, shown) in known.items() if math.isfinite(value)}
+
+
+# Options by which experiments state these.
+_USED = {
+    "num_steps": "steps",
+    "num_epochs": "epochs",
+    "batch_size": "batch size",
+    "learning_rate": "highest learning rate",
+    "peak_learning_rate": "highest learning rate",
+    "seed": "seed",
+}
+
+
+def _flops(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the FLOPs of an example forward: products with padding, as tables count them, and without."""
+    flops = number(result.get("forward_flops_per_example"))
+    without = number(result.get("forward_flops_per_example_without_padding"))
+    found = [("forward FLOPs an example", f"{flops:,.0f}")] if math.isfinite(flops) else []
+    if math.isfinite(without) and without != flops:
+        found.append(("the same without padding", f"{without:,.0f}"))
     return found
 
 
@@ -143,8 +187,9 @@ def energy(record: Record) -> tuple[list[tuple[str, str]], Sequence[str]]:
     ], estimate.assumptions
 
 
-def options_table(run: Mapping[str, Any]) -> Table:
-    """Returns the resolved options; those that differ from their defaults are marked."""
+def options_table(record: Record) -> Table:
+    """Returns the options, with what was used for a None; those that differ from defaults are marked."""
+    run, used = record.run, used_values(record)
     options, defaults = mapping(run.get("options")), mapping(run.get("defaults"))
     rows, marked = [], set()
     for place, (name, value) in enumerate(options.items()):
@@ -153,7 +198,10 @@ def options_table(run: Mapping[str, Any]) -> Table:
         if is_changed:
             marked.add(place)
         default = text(defaults[name]) if is_known else "not recorded"
-        rows.append((str(name), text(value), default, "changed" if is_changed else ""))
+        shown = text(value)
+        if value is None and _USED.get(str(name)) in used:
+            shown += f" (used: {used[_USED[str(name)]]})"
+        rows.append((str(name), shown, default, "changed" if is_changed else ""))
     return Table("Options", ("option", "value", "default", ""), rows, frozenset(marked))
 
 
@@ -167,7 +215,8 @@ def environment(run: Mapping[str, Any]) -> tuple[Table, Table]:
     versions.append(("digest of the experiment's code", text(run.get("code", ""))))
     columns = ("time", "host", "platform", "cpus", "processes", "devices", "mesh", "argv")
     rows = []
-    for start in map(mapping, run.get("starts") or ()):
+    starts = run.get("starts")
+    for start in map(mapping, starts[-MAX_STARTS:] if isinstance(starts, list) else ()):
         words = start.get("argv")
         argv = shlex.join(map(text, words)) if isinstance(words, list) else text(words)
         kinds = start.get("devices")
@@ -175,7 +224,10 @@ def environment(run: Mapping[str, Any]) -> tuple[Table, Table]:
         rows.append(
             (*(text(start.get(name, "")) for name in columns[:5]), devices, text(start.get("mesh")), argv)
         )
-    return Table("Software", ("package", "version"), versions), Table("Starts", columns, rows)
+    title = "Starts"
+    if isinstance(starts, list) and len(starts) > MAX_STARTS:
+        title = f"The last {MAX_STARTS} of {len(starts):,} starts"
+    return Table("Software", ("package", "version"), versions), Table(title, columns, rows)
 
 
 def data_identity(record: Record) -> list[tuple[str, str]]:
