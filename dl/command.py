@@ -90,20 +90,23 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             members=consecutive(experiment.seed, run_options.num_seeds),
             debug_nans=run_options.debug_nans,
         )
-        if run_options.report and folds is None:
-            _report(run, experiment)
+        if run_options.report:
+            _report(run, None if folds else experiment)
 
     run_as_command(run_experiment)
 
 
-def _report(run: Run, experiment: Experiment) -> None:
-    """Writes the report of a run that has ended; whatever goes wrong with it, the run stands."""
+def _report(run: Run, experiment: Experiment | None) -> None:
+    """Writes the report of what has ended, a cross-validation if None; whatever goes wrong, that stands."""
     if jax.process_index() or run.report_path.exists():
         return
     try:
-        from dl.report import write_report  # Jinja, scikit-learn
+        from dl.report import write_folds_report, write_report  # Jinja, scikit-learn
 
-        write_report(run.folder, run.report_path, experiment)
+        if experiment is None:
+            write_folds_report(run.folder, run.report_path)
+        else:
+            write_report(run.folder, run.report_path, experiment)
     except Exception as error:
         brief = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         again = shlex.join(["python", "-m", "dl", "report", str(run.folder)])

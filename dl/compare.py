@@ -17,6 +17,7 @@ from dl.comparison import (
     table_of,
 )
 from dl.console import save_text
+from dl.data.splits import short_notice
 from dl.errors import UserError
 from dl.files import named_path, read_json
 from dl.options import OutputFile, parse
@@ -68,7 +69,7 @@ def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
         tables.append(table_of(differences, first, other, confidence))
         lines += [_sentence(row, first, other, confidence) for row in differences]
     notices = [evidence.result.get("notice") for side in sides for evidence in side]
-    lines += [f"NOTE: {notice.splitlines()[0]}" for notice in dict.fromkeys(notices) if notice]
+    lines += [f"NOTE: {short_notice(notice)}" for notice in dict.fromkeys(notices) if notice]
     if options.markdown is not None:
         markdown = "\n\n".join(table.to_markdown() for table in tables)
         save_text(markdown, options.markdown)

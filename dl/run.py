@@ -40,6 +40,8 @@ PACKAGES = (
     "numpy",
 )
 
+REPORT = "report.html"
+
 
 class Run:
     """One run's folder.
@@ -89,7 +91,7 @@ class Run:
 
     @property
     def report_path(self) -> Path:
-        return self.folder / "report.html"
+        return self.folder / REPORT
 
     @property
     def record(self) -> dict[str, Any] | None:

@@ -13,7 +13,9 @@ from dl.console import save
 from dl.errors import UserError
 from dl.options import CommandOptions, OutputFile, PositiveInt
 from dl.rebuild import open_run, rebuild
+from dl.run import REPORT
 from dl.sharding import make_mesh
+from dl.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +32,24 @@ class ReportOptions(CommandOptions):
 
 
 def report(folder: Path, paths: Sequence[Path], options: ReportOptions) -> int:
-    """Writes the report of a run again: one HTML file with all that the run left."""
-    from dl.report import write_report  # Jinja
+    """Writes the report of a run, or of a cross-validation, again: one HTML file with all that it left."""
+    from dl.report import FOLDS, write_folds_report, write_report  # Jinja
 
+    if not (folder / "run.json").exists() and (folder / FOLDS).exists():
+        out = options.out or folder / REPORT
+        write_folds_report(folder, out)
+        print(f"wrote {printable(out)}")
+        return 0
     out = options.out or open_run(folder).report_path
     experiment, trouble = None, []
     try:
         rebuilt = rebuild(folder, options.experiment)
         experiment, trouble = rebuilt.experiment, [f"Certainty: {rebuilt.warning}."] * bool(rebuilt.warning)
     except Exception as error:  # neither its code nor its data need be on this machine, or fit any more
-        trouble = [f"Layers and pictures: {type(error).__name__}: {error}."]
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        trouble = [f"Layers and pictures: {kind}{error}."]
     write_report(folder, out, experiment, trouble)
-    print(f"wrote {out}")
+    print(f"wrote {printable(out)}")
     return 0
 
 
@@ -74,13 +82,13 @@ def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int
             f"{folder} trained {rebuilt.num_seeds} seeds at the same time; predict with a run of one"
         )
     if rebuilt.warning:
-        print(f"warning: {rebuilt.warning}", file=sys.stderr)
+        print(f"warning: {printable(rebuilt.warning)}", file=sys.stderr)
     classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
     refused: list[UserError] = []
 
     def refuse(error: UserError) -> None:
         refused.append(error)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
 
     predicted = prediction.predict_files(classifier, files, refuse)
     names = classifier.class_names
@@ -91,7 +99,7 @@ def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int
     else:
         for _, probabilities_C in predicted:
             for name, probability in prediction.best_classes(probabilities_C, names, options.top):
-                print(f"{probability:8.4f}  {name}")
+                print(f"{probability:8.4f}  {printable(name)}")
     return 1 if refused else 0
 
 

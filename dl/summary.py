@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dl import freezing
 from dl.console import Console, format_count, format_epochs, format_value
+from dl.data.splits import short_notice
 from dl.digest import tree_digest
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
@@ -200,7 +201,7 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
     for warning in result.get("warnings", ()):
         line += f" WARNING: {warning}"
     if result["notice"]:
-        line += f" NOTE: {result['notice'].splitlines()[0]}"
+        line += f" NOTE: {short_notice(result['notice'])}"
     return line
 
 

@@ -30,6 +30,11 @@ class Identity:
     sizes: Mapping[str, int]
 
 
+def short_notice(notice: str | None) -> str:
+    """Returns what of a notice stands beside every figure: its first line."""
+    return next(iter((notice or "").splitlines()), "")
+
+
 class Splits(Protocol):
     """What an experiment trains and is judged on.
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dl.report.plots import MAX_POINTS, Plot, Series, Table, plot
-from dl.report.record import interval_of, mapping, number
+from dl.report.plots import HUGE, MAX_POINTS, Plot, Series, Table, plot
+from dl.report.record import interval_of, items, mapping, number
 from dl.selection import FINAL_SPLIT
 
 # One panel each, whatever the loss measures; the words for the axis.
@@ -19,6 +19,7 @@ _OF_TRAINING = {
 _NO_METRICS = {"kind", "step", "epoch", "seconds", "seeds", *_OF_TRAINING}
 MAX_ROWS = 40  # of a table beside a plot
 MAX_PANELS = 12
+MAX_FOLDS = 1_000
 MAX_SPLITS = 8  # that are told apart in a plot
 
 
@@ -73,7 +74,7 @@ def _points(lines: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[n
     pairs = [
         (number(line.get("epoch")), number(line.get(name))) for line in lines if line.get("kind") == kind
     ]
-    array = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
+    array = np.array([pair for pair in pairs if (np.abs(pair) < HUGE).all()]).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
 
@@ -109,26 +110,59 @@ def _is_number(value: Any) -> bool:
 
 def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
     """Returns a plot of each figure of a split: a point for each seed, their mean and its interval."""
-    members = [mapping(member) for member in result.get("members") or ()]
-    plots: list[Plot] = []
+    members = [mapping(member) for member in items(result.get("members"))]
     if not members:
-        return plots
-    for name, mean in mapping(mapping(result.get("metrics")).get(split)).items():
-        values = [number(mapping(mapping(m.get("metrics")).get(split)).get(name)) for m in members]
-        low, high = interval_of(result, split, name) or (np.nan, np.nan)
-        places, label = _places(members)
+        return []
+    places, label = _places(members)
+    seeds = [str(member.get("seed")) for member in members]
+    return _scattered(result, split, members, places, label, "seed", seeds)
+
+
+def fold_points(record: Mapping[str, Any]) -> list[Plot]:
+    """Returns a plot of each figure of a cross-validation: each fold, their mean and its interval."""
+    folds = [mapping(fold) for fold in items(record.get("folds"))][:MAX_FOLDS]
+    if not folds:
+        return []
+    numbers = np.arange(1, len(folds) + 1)
+    return _scattered(record, "validation", folds, numbers, "fold", "fold", [str(n) for n in numbers])
+
+
+def _scattered(
+    record: Mapping[str, Any],
+    split: str,
+    runs: Sequence[Mapping[str, Any]],
+    places: np.ndarray,
+    label: str,
+    kind: str,
+    names: Sequence[str],
+) -> list[Plot]:
+    """Returns a plot of each figure of several runs that differ in one thing.
+
+    Args:
+      record: with `metrics` and `intervals` over all of them.
+      split: whose figures.
+      runs: each with `metrics`.
+      places: of the runs on the axis.
+      label: of the axis.
+      kind: what tells the runs apart.
+      names: of the runs, in the table.
+    """
+    plots: list[Plot] = []
+    for name, mean in list(mapping(mapping(record.get("metrics")).get(split)).items())[:MAX_PANELS]:
+        values = [number(mapping(mapping(run.get("metrics")).get(split)).get(name)) for run in runs]
+        low, high = interval_of(record, split, name) or (np.nan, np.nan)
         ends = np.array([places.min() - 0.5, places.max() + 0.5])
-        title = f"{name.replace('_', ' ').capitalize()} by seed, {split} split"
-        rows = [(str(m.get("seed")), f"{value:.5g}") for m, value in zip(members, values, strict=True)]
+        title = f"{name.replace('_', ' ').capitalize()} by {kind}, {split} split"
+        rows = [(run, f"{value:.5g}") for run, value in zip(names, values, strict=True)]
         rows += [("mean", f"{number(mean):.5g}"), ("95 % interval", f"{low:.5g} to {high:.5g}")]
         plots.append(
             plot(
                 title,
                 f"{len(values)} points; mean {number(mean):.4g}, 95 % interval {low:.4g} to {high:.4g}.",
                 label,
-                name,
+                name.replace("_", " "),
                 [
-                    Series("one seed", places, values, 0, has_dots=True, has_line=False),
+                    Series(f"one {kind}", places, values, 0, has_dots=True, has_line=False),
                     Series("mean", ends, np.full(2, number(mean)), 1),
                     Series("95 % interval of the mean", ends, np.full(2, low), 2),
                     Series("", ends, np.full(2, high), 2),
@@ -136,7 +170,7 @@ def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
                 x_range=(float(ends[0]), float(ends[1])),
                 has_whole_x=True,
                 y_range=_tight([*values, low, high]),
-                table=Table(title, ("seed", name), rows),
+                table=Table(title, (kind, name), rows),
             )
         )
     return plots

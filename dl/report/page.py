@@ -1,17 +1,16 @@
 """The page: everything that a run's folder tells, put into the templates."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from dl.data.source import Source
+from dl.data.splits import short_notice
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.files import replace_text
 from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
+from dl.report.html import fill
 from dl.report.record import Record, mapping, read_record, text
 from dl.report.robustness import robustness_section
 from dl.summary import experiment_layers
@@ -43,9 +42,6 @@ def write_report(folder: Path, out: Path, experiment: Experiment | None, trouble
 
 def render(folder: Path, record: Record, experiment: Experiment | None, trouble: Sequence[str] = ()) -> str:
     """Returns the page as HTML."""
-    import jinja2
-    from markupsafe import Markup
-
     missing = [*record.missing, *trouble]
     if experiment is not None:
         try:
@@ -66,8 +62,6 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
     shown = curves.curves(record.lines)
     robustness = robustness_section(record.robustness)
     figures = sections.figures_table(record)
-    style = resources.files("dl.report").joinpath("templates/style.css").read_text()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     contents = [
         ("figures", "Figures", figures.rows),
         ("seeds", "Seeds", seeds),
@@ -79,19 +73,13 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         *(("cost", "Time, memory, energy", True), ("data", "Data", True), ("options", "Options", True)),
         *(("environment", "Environment", True), ("card", "Model card", True)),
     ]
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("dl.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("report.html").render(
+    return fill(
+        "report.html",
         name=text(record.run.get("experiment")),
         folder=str(folder),
         created=text(record.run["created"]) if "created" in record.run else "",
         notice=record.notice,
-        notice_line=next(iter(record.notice.splitlines()), ""),
+        notice_line=short_notice(record.notice),
         headline=sections.headline(record),
         facts=sections.facts(record),
         missing=missing,
@@ -113,9 +101,6 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         software=software,
         starts=runs,
         card=sections.model_card(record, classifier),
-        size=plots,
-        style=Markup(style),  # a file of this package; everything else is escaped
-        style_hash=Markup(f"sha256-{digest}"),
     )
 
 

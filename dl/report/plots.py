@@ -15,7 +15,7 @@ LETTER = 6.4  # the widest digit, in the units of the plot
 _NARROWEST = 46  # of what lies left of the axis
 MAX_POINTS = 200  # of a line
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_HUGE = 1e300  # the most that is drawn, so that the length of an axis is a number
+HUGE = 1e300  # the most that is drawn, so that the length of an axis is a number
 NUM_STYLES = 10  # that the page's style sheet has: a colour and a dash each
 
 
@@ -205,7 +205,7 @@ def _bar(left: float, right: float, top: float, bottom: float) -> tuple[float, f
 
 def _finite(line: Series) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
-    keep = (np.abs(x) < _HUGE) & (np.abs(y) < _HUGE)  # not so of NaN
+    keep = (np.abs(x) < HUGE) & (np.abs(y) < HUGE)  # not so of NaN
     return x[keep], y[keep]
 
 

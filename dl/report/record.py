@@ -102,6 +102,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def items(value: Any) -> list[Any]:
+    """Returns a list as it is, anything else as an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def number(value: Any) -> float:
     """Returns a number as it is, anything else as NaN."""
     try:

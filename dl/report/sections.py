@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dl.console import format_epochs
+from dl.data.splits import short_notice
 from dl.report.classifier import Classifier
 from dl.report.energy import estimate_energy
 from dl.report.plots import Table
-from dl.report.record import Record, interval_of, mapping, number, text
+from dl.report.record import Record, interval_of, items, mapping, number, text
 from dl.report.utilization import peak_flops
 
 MAX_STARTS = 50  # in the table
+MAX_SEEDS = 50  # that are named
 MAX_FIGURES = 200  # of a run
 INTENDED_USE = (
     "Research and teaching: to check, compare and repeat a measurement. Nothing here was tested for "
@@ -30,7 +32,7 @@ def headline(record: Record) -> Mapping[str, str] | None:
     if name is None:
         return None
     value = number(figures[name])
-    seeds = len(record.result.get("members") or ())
+    seeds = len(items(record.result.get("members")))
     bounds = interval_of(record.result, split, name)
     sizes = mapping(mapping(record.result.get("dataset")).get("sizes"))
     shown, spread = _share(value, name), "no interval is known for this figure"
@@ -77,7 +79,9 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found.append(("throughput", f"{number(result.get('examples_per_second')):,.0f} training examples/s"))
         found += _utilization(result)
     found += _flops(result)
-    found.append(("seed", text(result.get("seed", mapping(run.get("options")).get("seed", "not stated")))))
+    seeds = [text(mapping(member).get("seed")) for member in items(result.get("members"))]
+    stated = text(result.get("seed", mapping(run.get("options")).get("seed", "not stated")))
+    found.append(("seeds", ", ".join(seeds[:MAX_SEEDS])) if seeds else ("seed", stated))
     if best := mapping(result.get("best")):
         step = f" at step {text(best['step'])}" if "step" in best else ""
         found.append(("kept", f"the best {text(best.get('split'))} {text(best.get('metric'))}{step}"))
@@ -132,7 +136,7 @@ def _utilization(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not math.isfinite(flops):
         return []
     found = [("computed in training", f"{flops / 1e9:,.1f} GFLOPs a second")]
-    if peak := peak_flops([text(kind) for kind in result.get("devices") or ()]):
+    if peak := peak_flops([text(kind) for kind in items(result.get("devices"))]):
         found.append(("model FLOPs utilization", f"{percent(flops / peak)} of the devices' 16-bit peak"))
     return found
 
@@ -170,13 +174,13 @@ def memory(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 def energy(record: Record) -> tuple[list[tuple[str, str]], Sequence[str]]:
     """Returns the estimate as names and values, and what it rests on; or why there is none."""
     seconds = number(record.result.get("seconds"))
-    starts = [mapping(start) for start in record.run.get("starts") or ()]
+    starts = [mapping(start) for start in items(record.run.get("starts"))]
     cores = (
         number(starts[-1].get("cpus")) * max(number(starts[-1].get("processes")), 1) if starts else math.nan
     )
-    if not (seconds >= 0 and cores >= 1):
+    if not (seconds >= 0 and cores >= 1 and math.isfinite(seconds * cores)):
         return [], ["There is no estimate: the time or the number of cores is not recorded."]
-    devices = [text(kind) for kind in record.result.get("devices") or ()]
+    devices = [text(kind) for kind in items(record.result.get("devices"))]
     estimate = estimate_energy(devices, int(cores), seconds)
     if isinstance(estimate, str):
         return [], [f"There is no estimate: {estimate}."]
@@ -215,8 +219,8 @@ def environment(run: Mapping[str, Any]) -> tuple[Table, Table]:
     versions.append(("digest of the experiment's code", text(run.get("code", ""))))
     columns = ("time", "host", "platform", "cpus", "processes", "devices", "mesh", "argv")
     rows = []
-    starts = run.get("starts")
-    for start in map(mapping, starts[-MAX_STARTS:] if isinstance(starts, list) else ()):
+    starts = items(run.get("starts"))
+    for start in map(mapping, starts[-MAX_STARTS:]):
         words = start.get("argv")
         argv = shlex.join(map(text, words)) if isinstance(words, list) else text(words)
         kinds = start.get("devices")
@@ -225,7 +229,7 @@ def environment(run: Mapping[str, Any]) -> tuple[Table, Table]:
             (*(text(start.get(name, "")) for name in columns[:5]), devices, text(start.get("mesh")), argv)
         )
     title = "Starts"
-    if isinstance(starts, list) and len(starts) > MAX_STARTS:
+    if len(starts) > MAX_STARTS:
         title = f"The last {MAX_STARTS} of {len(starts):,} starts"
     return Table("Software", ("package", "version"), versions), Table(title, columns, rows)
 
@@ -237,7 +241,7 @@ def data_identity(record: Record) -> list[tuple[str, str]]:
     found += [(f"examples of {split}", _count(size)) for split, size in mapping(data.get("sizes")).items()]
     if "initial" in record.run:
         found.append(("digest of the variables at the start", text(record.run["initial"])))
-    return [*found, ("notice", record.notice or "none")]
+    return [*found, ("notice", short_notice(record.notice) or "none")]
 
 
 def model_card(record: Record, classifier: Classifier | None) -> list[tuple[str, Sequence[str]]]:
@@ -253,7 +257,7 @@ def model_card(record: Record, classifier: Classifier | None) -> list[tuple[str,
     figures = (
         [f"{shown['name']}: {shown['value']}; {shown['interval']}."] if shown else ["The run has not ended."]
     )
-    used = [f"{name}: {sizes}."] + ([record.notice] if record.notice else [])
+    used = [f"{name}: {sizes}."] + ([short_notice(record.notice)] if record.notice else [])
     limits = []
     if record.final_split not in ("test", None):
         limits.append(
