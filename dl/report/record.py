@@ -104,7 +104,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def items(value: Any) -> list[Any]:
     """Returns a list as it is, anything else as an empty one."""
-    return value if isinstance(value, list) else []
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def number(value: Any) -> float:
