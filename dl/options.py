@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import enum
 import inspect
 import io
 import itertools
@@ -126,6 +127,35 @@ def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
         return text == "True"
     values, _ = parse(experiment_fn, _Nothing, [f"{_flag(name)}={text}"], "")
     return values[name]
+
+
+def to_words(name: str, value: Any, default: Any = None) -> list[str]:
+    """Returns the words of a command line that give an option a value; `parse` reads them back.
+
+    Args:
+      name: of the option, such as `batch_size`.
+      value: as the experiment takes it.
+      default: of the option. Where it is True or False the option is a flag, which takes no value.
+    """
+    flag = _flag(name)
+    if isinstance(value, bool) and isinstance(default, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if not isinstance(value, list | tuple):
+        return [f"{flag}={_word(value)}"]
+    first, *rest = [_word(item) for item in _leaves(value)] or [None]
+    if first is None:
+        return [flag]
+    # A minus sign in a word of its own would begin another option.
+    return [f"{flag}={first}", *rest] if first.startswith("-") else [flag, first, *rest]
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Returns the items of tuples within tuples, as the command line takes them one after the other."""
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
+
+
+def _word(value: Any) -> str:
+    return value.name if isinstance(value, enum.Enum) else str(value)
 
 
 def named(argv: Sequence[str]) -> set[str]:
