@@ -1,15 +1,20 @@
-"""Whether experiments differ in their optimizers alone, so that one program can train them all."""
+"""What experiments measure; whether they differ in their optimizers alone, so that one program trains all."""
 
 import hashlib
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
+from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.step import with_inputs
 from dl.types import Variables
+
+Direction = Literal["min", "max"]
+_STATED: dict[str, Direction] = {"loss": "min", "accuracy": "max"}  # of what the project itself measures
 
 _COMPARED = (
     *("num_steps", "batch_size", "input_name", "frozen", "keep_best", "target", "ema_decay", "loss_scale"),
@@ -34,9 +39,30 @@ def fingerprint(experiment: Experiment) -> str | None:
     return content.hexdigest()
 
 
-def metric_names(experiment: Experiment) -> list[str]:
-    """Returns the names of what an evaluation measures."""
-    return list(jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1].metrics)
+def metric_directions(experiment: Experiment) -> dict[str, Direction | None]:
+    """Returns by name what an evaluation measures, with what is best; None where nobody states it."""
+    metrics = jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1].metrics
+    return {name: _STATED.get(name) for name in metrics}
+
+
+def direction_of(metric: str, stated: Mapping[str, Direction | None], mode: Direction | None) -> Direction:
+    """Returns whether the smallest or the largest value of a metric is best.
+
+    Args:
+      metric: its name.
+      stated: what each metric states for itself.
+      mode: in place of that, where it is given.
+
+    Raises:
+      UserError: nobody states it.
+    """
+    direction = mode or stated.get(metric)
+    if direction is None:
+        raise UserError(
+            f"metric={metric!r} does not state whether small or large values are good; add --mode min or "
+            "--mode max"
+        )
+    return direction
 
 
 def _make_pass(experiment: Experiment) -> Any:

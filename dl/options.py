@@ -129,22 +129,23 @@ def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
     return values[name]
 
 
-def to_words(name: str, value: Any, default: Any = None) -> list[str]:
+def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
     """Returns the words of a command line that give an option a value; `parse` reads them back.
 
     Args:
       name: of the option, such as `batch_size`.
       value: as the experiment takes it.
-      default: of the option. Where it is True or False the option is a flag, which takes no value.
+      is_flag: whether the option is a plain `bool`, which takes no value; not of `bool | None`.
     """
     flag = _flag(name)
-    if isinstance(value, bool) and isinstance(default, bool):
+    if isinstance(value, bool) and is_flag:
         return [flag if value else f"--no-{flag[2:]}"]
     if not isinstance(value, list | tuple):
         return [f"{flag}={_word(value)}"]
-    first, *rest = [_word(item) for item in _leaves(value)] or [None]
-    if first is None:
+    words = [_word(item) for item in _leaves(value)]
+    if not words:
         return [flag]
+    first, *rest = words
     # A minus sign in a word of its own would begin another option.
     return [f"{flag}={first}", *rest] if first.startswith("-") else [flag, first, *rest]
 

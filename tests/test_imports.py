@@ -15,9 +15,9 @@ LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
     ("dl.experiment_commands", "dl.run_commands"),
-    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.curve_plan"),
+    ("dl.compare", "dl.sweep", "dl.trials", "dl.trial_errors", "dl.learning_curve", "dl.curve_plan"),
     ("dl.predict", "dl.rebuild", "dl.robustness"),
-    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
+    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation", "dl.study_folder"),
     ("dl.report",),
     ("dl.loop",),
     ("dl.session",),
@@ -58,7 +58,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
     *("dl.options", "dl.experiment_commands", "dl.run_commands"),
-    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
+    *("dl.compare", "dl.sweep", "dl.study_folder", "dl.learning_curve", "dl.robustness"),
 )
 
 
