@@ -13,6 +13,7 @@ from dl.evaluation.intervals import Interval
 
 _EXPONENTS = (0.01, 4.0)
 _NUM_EXPONENTS = 400  # of a grid, and again of a finer one
+_ROUNDING = 1e-9
 REJECTED_BELOW = 0.05  # p-value of the lack of fit
 
 
@@ -71,7 +72,7 @@ def lack_of_fit(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> LackO
     """Returns the F-test of a fitted law against the scatter of the runs (Draper & Smith 1998, §2.1).
 
     F = [R Σ (mean - law)² / (S - P)] / [Σ (error - mean)² / (S (R - 1))], where P numbers are fitted: scale,
-    exponent, and the floor unless it is 0. A law with a floor always fits three sizes.
+    and exponent and floor unless they lie on a bound. A law inside its bounds always fits three sizes.
 
     Raises:
       UserError: there is but one run of each size.
@@ -83,7 +84,9 @@ def lack_of_fit(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> LackO
     means_S = errors_SR.mean(1)
     distance = num_runs * float(((means_S - law(sizes)) ** 2).sum())
     scatter = float(((errors_SR - means_S[:, None]) ** 2).sum())
-    num_fitted = 3 if law.floor > 0 else 2  # on its bound the floor is not fitted
+    low, high = _EXPONENTS
+    is_inside = low * (1 + 1e-6) < law.exponent < high * (1 - 1e-6)
+    num_fitted = 1 + is_inside + (law.floor > 0)  # what lies on its bound is not fitted
     freedom = num_sizes - num_fitted, num_sizes * (num_runs - 1)
     # What rounding leaves is no distance.
     if freedom[0] == 0 or distance <= 1e-12 * float((errors_SR**2).sum()):
@@ -94,15 +97,34 @@ def lack_of_fit(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> LackO
     return LackOfFit(statistic, float(stats.f.sf(statistic, *freedom)))
 
 
+def objection(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> str | None:
+    """Returns why a fitted law must not be carried on to twice the largest size; None where it may be."""
+    test = lack_of_fit(law, sizes, errors_SR)
+    if test.p_value < REJECTED_BELOW:
+        return (
+            "the means lie farther from every power law than the runs scatter (lack of fit: "
+            f"F={test.statistic:.3g}, p={test.p_value:.2g})"
+        )
+    if law(np.min(sizes)) <= law(np.max(sizes)) * (1 + _ROUNDING):
+        return "the error does not fall"
+    beyond, measured = float(law(2 * np.max(sizes))), float(errors_SR[np.argmax(sizes)].mean())
+    if beyond > measured * (1 + _ROUNDING):
+        return (
+            f"the best power law has a larger error at twice the largest size, {beyond:.4g}, than was "
+            f"measured at that size, {measured:.4g}"
+        )
+    return None
+
+
 def forecast(sizes: ArrayLike, errors_SR: np.ndarray, size: float, confidence: float = 0.95) -> Interval:
     """Returns the error of the best power law at a size, with its profile interval.
 
     The interval holds every error y through which some law goes that lies hardly farther from the means than
     the best law does: RSS(y) - RSS(best) <= t² s² / R (Bates & Watts 1988, §6.1.2). s² is the variance of the
     runs, each size weighted by its influence on y, and t has the degrees of freedom of that sum (Welch 1947;
-    Satterthwaite 1946): the scatter may differ between the sizes. The laws in it may have a floor below 0, for
-    a bound on which the best law lies would make the interval too narrow; the estimate is moved into it where
-    it lies outside. It says how far the runs scatter, not whether the law goes on beyond them.
+    Satterthwaite 1946): the scatter may differ between the sizes. The laws in it may have a floor below 0,
+    for a bound on which the best law lies would make the interval too narrow; the estimate is moved into it
+    where it lies outside. It says how far the runs scatter, not whether the law goes on beyond them.
 
     Args:
       sizes: of S.
