@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dl.command import build
 from dl.data.folds import take
 from dl.data.order import random_order
 from dl.data.source import ArraySource
@@ -105,7 +106,7 @@ def plan_parts(experiment_fn: Callable[..., Experiment], options: Options, fract
       UserError: a mistake in the fractions or in the options; parts of the same size, or too small ones.
     """
     numbers = _numbers(fractions)
-    experiment = experiment_fn(**options)
+    experiment = build(experiment_fn, options)
     _check_parts(experiment, numbers)
 
     def points() -> Iterator[Point]:
@@ -162,7 +163,7 @@ def plan_models(experiment_fn: Callable[..., Experiment], options: Options, over
     points = []
     for value in values:
         own = {**options, name: value}
-        experiment = experiment_fn(**own)
+        experiment = build(experiment_fn, own)
         points.append(Point(str(value), num_trained_parameters(experiment), own, experiment))
     points.sort(key=lambda point: point.size)
     for one, other in itertools.pairwise(points):

@@ -21,10 +21,11 @@ from dl.curve_plan import Plan, plan_models, plan_parts
 from dl.errors import UserError
 from dl.evaluation.intervals import Interval, t_interval
 from dl.experiment import Experiment
-from dl.likeness import Direction, direction_of, metric_directions
+from dl.likeness import direction_of, metric_directions
 from dl.log import finite
 from dl.loop import train
 from dl.members import Members
+from dl.metrics import Direction
 from dl.options import PositiveInt, named, parse
 from dl.power_law import PowerLaw, fit, forecast, objection
 from dl.run import Run, this_command

@@ -2,19 +2,17 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.metrics import Direction
+from dl.selection import Directions, sign_of
 from dl.step import with_inputs
 from dl.types import Variables
-
-Direction = Literal["min", "max"]
-_STATED: dict[str, Direction] = {"loss": "min", "accuracy": "max"}  # of what the project itself measures
 
 _COMPARED = (
     *("num_steps", "batch_size", "input_name", "frozen", "keep_best", "target", "ema_decay", "loss_scale"),
@@ -39,30 +37,25 @@ def fingerprint(experiment: Experiment) -> str | None:
     return content.hexdigest()
 
 
-def metric_directions(experiment: Experiment) -> dict[str, Direction | None]:
-    """Returns by name what an evaluation measures, with what is best; None where nobody states it."""
-    metrics = jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1].metrics
-    return {name: _STATED.get(name) for name in metrics}
+def metric_directions(experiment: Experiment) -> Directions:
+    """Returns what an evaluation measures: the name of each metric and whether small or large is good."""
+    aux = jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1]
+    return {name: mean.better for name, mean in aux.metrics.items()}
 
 
-def direction_of(metric: str, stated: Mapping[str, Direction | None], mode: Direction | None) -> Direction:
-    """Returns whether the smallest or the largest value of a metric is best.
-
-    Args:
-      metric: its name.
-      stated: what each metric states for itself.
-      mode: in place of that, where it is given.
+def direction_of(metric: str, directions: Directions, mode: Direction | None) -> Direction:
+    """Returns whether the smallest or the largest value of a metric is best, for a command with --mode.
 
     Raises:
-      UserError: nobody states it.
+      UserError: neither the metric nor `mode` states it.
     """
-    direction = mode or stated.get(metric)
-    if direction is None:
+    try:
+        return "max" if sign_of(metric, directions, mode) > 0 else "min"
+    except UserError:
         raise UserError(
             f"metric={metric!r} does not state whether small or large values are good; add --mode min or "
             "--mode max"
-        )
-    return direction
+        ) from None
 
 
 def _make_pass(experiment: Experiment) -> Any:

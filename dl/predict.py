@@ -1,9 +1,10 @@
 """A finished run reads new images: probabilities of the classes that it was trained on."""
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -133,11 +134,12 @@ def best_classes(probabilities_C: np.ndarray, names: Sequence[str], top: int) ->
 
 
 def write_csv_file(
-    path: Path, predicted: Iterable[tuple[Path, np.ndarray]], names: Sequence[str], top: int
+    file: BinaryIO, predicted: Iterable[tuple[Path, np.ndarray]], names: Sequence[str], top: int
 ) -> None:
-    """Does what `write_csv` does, to a file."""
-    with path.open("w", newline="") as file:
-        write_csv(file, predicted, names, top)
+    """Does what `write_csv` does, to a file of bytes."""
+    text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
+    write_csv(text, predicted, names, top)
+    text.detach()  # which flushes; the caller closes the file
 
 
 def write_csv(

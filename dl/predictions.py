@@ -4,7 +4,6 @@ Shapes: N examples of a split, B examples of a batch, C classes.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from dl.data.pipeline import Batches
 from dl.data.splits import Splits
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.files import replace_file
 from dl.losses import apply_model
 from dl.sharding import replicated
 from dl.types import Batch, Variables
@@ -51,11 +51,8 @@ class Predictions:
 
     def save(self, path: Path) -> None:
         """Writes an .npz without pickles, so that a reader sees the old file or the new one."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         arrays = {name: np.asarray(value) for name, value in vars(self).items()}
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        temporary.replace(path)
+        replace_file(path, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -65,6 +62,8 @@ def read_predictions(path: Path) -> Predictions:
       UserError: the file is damaged, or something else.
     """
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         with np.load(path, allow_pickle=False) as file:
             found = Predictions(
                 str(file["split"]),

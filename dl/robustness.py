@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.console import Console, save
+from dl.console import Console, save, save_text, writing
 from dl.corruption_errors import Errors, figures, lines_of, table_of, words
 from dl.data.corruptions import NAMES, SEVERITIES, constants_of, corrupt_stored
 from dl.data.pipeline import Batches
@@ -26,7 +26,7 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.log import finite
 from dl.loop import restore_variables
-from dl.options import Seed, parse
+from dl.options import OutputFile, Seed, parse
 from dl.predictions import Outputs, collect_outputs, outputs_fn
 from dl.rebuild import rebuild
 from dl.run import Run, write_json
@@ -62,9 +62,9 @@ class RobustnessOptions:
     split: str = FINAL_SPLIT
     baseline: Path | None = None
     seed: Seed = 0
-    preview: Path | None = None
-    markdown: Path | None = None
-    latex: Path | None = None
+    preview: OutputFile | None = None
+    markdown: OutputFile | None = None
+    latex: OutputFile | None = None
     experiment: str | None = None
     baseline_experiment: str | None = None
     data_dir: Path | None = None
@@ -122,16 +122,17 @@ def assess(argv: Sequence[str]) -> tuple[Table, list[str]]:
     if notice := subject.experiment.data.notice:
         Console().box("NOT THE DATA YOU MAY EXPECT", notice)
     if options.preview is not None:
-        save(lambda path: preview(subject, options.seed).save(path, "PNG"), options.preview)
+        save(lambda file: preview(subject, options.seed).save(file, "PNG"), options.preview)
     mesh = make_mesh()
     found = figures(*(measure_errors(one, mesh, options.seed) for one in subjects))
     table, lines = table_of(found, options.split), lines_of(found, str(options.baseline))
     record = record_of(subject, found, options.seed)
-    save(lambda path: write_json(path, record), subject.run.robustness_path)
+    with writing(subject.run.robustness_path):
+        write_json(subject.run.robustness_path, record)
     if options.markdown is not None:
-        save(lambda path: path.write_text(table.to_markdown() + "\n"), options.markdown)
+        save_text(table.to_markdown(), options.markdown)
     if options.latex is not None:
-        save(lambda path: path.write_text(table.to_latex() + "\n"), options.latex)
+        save_text(table.to_latex(), options.latex)
     return table, lines
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dl.console import save
 from dl.errors import UserError
-from dl.options import CommandOptions, PositiveInt
+from dl.options import CommandOptions, OutputFile, PositiveInt
 from dl.rebuild import open_run, rebuild
 from dl.sharding import make_mesh
 
@@ -25,7 +25,7 @@ class ReportOptions(CommandOptions):
       experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
     """
 
-    out: Path | None = None
+    out: OutputFile | None = None
     experiment: str | None = None
 
 
@@ -56,7 +56,7 @@ class PredictOptions(CommandOptions):
     """
 
     top: PositiveInt = 3
-    csv: Path | None = None
+    csv: OutputFile | None = None
     experiment: str | None = None
 
 
@@ -85,7 +85,7 @@ def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int
     predicted = prediction.predict_files(classifier, files, refuse)
     names = classifier.class_names
     if options.csv is not None:
-        save(lambda path: prediction.write_csv_file(path, predicted, names, options.top), options.csv)
+        save(lambda file: prediction.write_csv_file(file, predicted, names, options.top), options.csv)
     elif len(files) > 1 or paths[0].is_dir():
         prediction.write_csv(sys.stdout, predicted, names, options.top)
     else:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from dl.errors import UserError
+from dl.files import MAX_JSON_BYTES, read_regular
 from dl.run import as_recorded, write_json
 
 _DIGEST = "sha256"
@@ -133,19 +134,15 @@ def read_record(path: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it is damaged.
     """
-    if not path.is_file():
-        if path.exists():
-            raise damaged(path, "it is not a file")
-        return None
     try:
-        record = json.loads(path.read_bytes().decode())
+        record = json.loads(read_regular(path, MAX_JSON_BYTES).decode())
         if not isinstance(record, dict):
             raise ValueError("it is not a JSON object")
         stated = record.pop(_DIGEST, None)
         if stated is not None and stated != _digest_of(record):
             raise ValueError("it does not fit its digest")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except FileNotFoundError:
+        return None
     except RecursionError:
         raise damaged(path, "it is nested too deeply") from None
     except ValueError as error:

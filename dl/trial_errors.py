@@ -21,7 +21,9 @@ def is_of_surroundings(error: BaseException, is_built: bool = True) -> bool:
     while cause is not None:
         if isinstance(cause, OSError) and (is_built or not isinstance(cause, _MAY_BE_NAMED)):
             return True
-        if isinstance(cause, MemoryError) or (isinstance(cause, UserError) and _status(cause) != 2):
+        if isinstance(cause, MemoryError) or (
+            isinstance(cause, UserError) and cause.status != UserError.status
+        ):
             return True
         if isinstance(cause, jax.errors.JaxRuntimeError) and str(cause).startswith(_PASSING):
             return True
@@ -34,7 +36,3 @@ def one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
-
-
-def _status(error: UserError) -> int:
-    return getattr(error, "status", 2)  # of the process that would end with it

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.command import code_of, module_name
+from dl.command import build, code_of, module_name
 from dl.console import Console
 from dl.data.splits import ChangedSplits
 from dl.errors import Diverged, UserError
@@ -237,7 +237,8 @@ class Trials:
                 return
             except UserError as also:  # of options that worked before
                 error = also
-        raise UserError(
+        kind = type(error) if isinstance(error, UserError) else UserError
+        raise kind(
             f"trial {trial} cannot run here and now ({one_line(error)}); mend that, and the same command "
             "goes on"
         ) from error
@@ -274,7 +275,7 @@ class Trials:
 
 def without_test(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
     """Returns an experiment whose test split nobody can read."""
-    experiment = experiment_fn(**options)
+    experiment = build(experiment_fn, options)
     return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))
 
 

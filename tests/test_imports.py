@@ -40,7 +40,8 @@ LAYERS = [
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
-    ("dl.metrics", "dl.errors"),
+    ("dl.files",),
+    ("dl.metrics", "dl.errors", "dl.text"),
 ]
 OUTSIDE = {
     "os",
@@ -57,7 +58,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.session", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
-    *("dl.options", "dl.experiment_commands", "dl.run_commands"),
+    *("dl.files", "dl.options", "dl.experiment_commands", "dl.run_commands"),
     *("dl.compare", "dl.sweep", "dl.study_folder", "dl.learning_curve", "dl.robustness"),
 )
 

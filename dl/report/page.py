@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from dl.data.source import Source
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.files import replace_text
 from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
 from dl.report.record import Record, mapping, read_record, text
@@ -33,11 +33,8 @@ def write_report(folder: Path, out: Path, experiment: Experiment | None, trouble
       UserError: the folder holds no run, or the file cannot be written.
     """
     page = render(folder, read_record(folder), experiment, trouble)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        # JSON may hold half a surrogate pair, which no encoding of text has.
-        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
-        temporary.replace(out)
+        replace_text(out, page)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}); choose another file by --out"
