@@ -40,7 +40,7 @@ LAYERS = [
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
-    ("dl.metrics", "dl.errors"),
+    ("dl.metrics", "dl.errors", "dl.labels", "dl.text"),
 ]
 OUTSIDE = {
     "os",
