@@ -9,9 +9,8 @@ import unicodedata
 # Characters that reorder what stands beside them (Unicode TR 9): a name could show as another one.
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of pairs, separators of lines and paragraphs
-_FORMULA = tuple(
-    "=+-@\uff1d\uff0b\uff0d\uff20"
-)  # after each a spreadsheet reads a formula; the last four are wide forms
+# After each a spreadsheet reads a formula; the last four are wide forms.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def printable(text: object) -> str:
