@@ -16,7 +16,7 @@ from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.initial import Context, check_fits
-from dl.inputs import make_batches
+from dl.inputs import check_labels, describe_input, make_batches
 from dl.members import Members
 from dl.program import Program
 from dl.run import Run
@@ -68,6 +68,7 @@ def train(
         if run.result is not None:
             console.line(f"finished before: {final_line(run.result, run)}")
             return run.result
+        check_labels(experiment, batches)
         program = Program(experiment, mesh, batches, members)
         _check_rules(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
@@ -75,6 +76,8 @@ def train(
             facts["initial"] = tree_digest(start)
             run.check(facts)
         introduce(console, experiment, run, mesh, program.facts, members)
+        if note := describe_input(experiment):
+            console.line(note)
         run.open({**facts, **program.facts}, mesh)
         stack.callback(run.close)
         stop = stack.enter_context(StopSignals())

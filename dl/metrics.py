@@ -9,6 +9,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dl.labels import class_labels
+
 
 @flax.struct.dataclass
 class Mean:
@@ -40,6 +42,7 @@ def accuracy(logits_BC: jax.Array, labels: jax.Array, mask_B: jax.Array | None =
     Of labels that are distributions, shape B × C: the mean probability at the largest logit.
     """
     predicted_B = logits_BC.argmax(-1)
+    labels = class_labels(labels, logits_BC)
     if labels.ndim == logits_BC.ndim:
         return Mean.of(jnp.take_along_axis(labels, predicted_B[..., None], axis=-1)[..., 0], mask_B)
     return Mean.of(predicted_B == labels, mask_B)

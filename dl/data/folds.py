@@ -9,6 +9,7 @@ from dl.data.order import random_order
 from dl.data.source import ArraySource, Source
 from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
+from dl.labels import is_class_label
 
 _FOLD_KEY = (1, 2**63)  # apart from the keys of epochs, (seed, epoch), and of the catalogue's splits
 _CHUNK = 1024  # examples read at once
@@ -113,13 +114,12 @@ class Folds:
         own = [data.train, *(data.evaluations[name] for name in ("validation",) if name in data.evaluations)]
         self._data = data
         self._pool = join(own)
-        label = self._pool.spec.get("label")
-        if label is None or label.shape or not np.issubdtype(label.dtype, np.integer):
+        if not is_class_label(self._pool.spec.get("label")):
             raise UserError(
                 f"{data.identity.name} has no whole number `label` for each example, and folds are "
                 "stratified by it; leave --folds out"
             )
-        self._folds = stratified_folds(_labels(self._pool), num_folds)
+        self._folds = stratified_folds(_labels(self._pool).reshape(-1), num_folds)
 
     def __len__(self) -> int:
         return len(self._folds)
