@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from dl.checkpoint import Checkpoints
 from dl.console import Console
 from dl.data.pipeline import Batches
+from dl.data.recorded import record_of
 from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.experiment import Experiment
@@ -115,7 +116,11 @@ def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
-    return {"dataset": dataclasses.asdict(data.identity), "notice": data.notice}
+    return {
+        "dataset": dataclasses.asdict(data.identity),
+        "data": record_of(data),
+        "notice": data.notice,
+    }
 
 
 def _check_rules(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> None:
