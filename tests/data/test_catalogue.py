@@ -11,6 +11,7 @@ from tiny_sets import grey_examples, noise
 from dl.data import image_classification
 from dl.data.carve import split_rows, stratified
 from dl.data.order import random_order
+from dl.data.records import RecordSource
 from dl.errors import UserError
 
 
@@ -340,6 +341,19 @@ def test_a_large_set_is_read_by_the_batch_and_gives_the_same_rows(write_set, dat
             np.testing.assert_array_equal(other[rows][name], array)
     assert not streamed.from_cache
     assert streamed.identity.sizes == resident.identity.sizes
+
+
+def test_the_labels_of_a_large_set_are_read_once_and_its_splits_are_stratified(write_set, monkeypatch):
+    examples = [{**example, "label": int(i % 20 == 0)} for i, example in enumerate(grey_examples(80))]
+    write_set("tiny", {"train": examples}, num_shards=3)
+    resident = image_classification("tiny")
+    for _ in range(2):
+        streamed = image_classification("tiny", max_resident_bytes=1)
+        for split in ("train", "validation", "test"):
+            labels = all_rows(getattr(streamed, split))["label"]
+            np.testing.assert_array_equal(labels, all_rows(getattr(resident, split))["label"])
+            assert set(labels.tolist()) == {0, 1}
+        monkeypatch.setattr(RecordSource, "labels", None)  # the second start reads a cache
 
 
 def test_a_large_set_is_read_by_several_threads_at_once(write_set):
