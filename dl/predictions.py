@@ -19,6 +19,7 @@ from dl.data.splits import Splits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.files import replace_file
+from dl.labels import class_labels, is_class_label
 from dl.losses import apply_model
 from dl.sharding import replicated
 from dl.types import Batch, Variables
@@ -155,7 +156,7 @@ def collect_predictions(
     """
     outputs = outputs_fn(experiment)
     label = batches.source.spec.get("label")
-    if outputs is None or label is None or label.shape or not jnp.issubdtype(label.dtype, jnp.integer):
+    if outputs is None or not is_class_label(label):
         return None
     logits = jax.eval_shape(outputs, variables, jax.eval_shape(lambda: batches[0]))
     if len(logits.shape) != 2 or logits.shape[1] < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
@@ -167,7 +168,7 @@ def collect_predictions(
 
     def predict(variables: Variables, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits_BC = jnp.asarray(outputs(variables, batch), jnp.float32)
-        return jax.nn.log_softmax(logits_BC), batch["label"]
+        return jax.nn.log_softmax(logits_BC), class_labels(batch["label"], logits_BC)
 
     collected = collect_outputs(predict, variables, batches, mesh, rows, is_cut_short)
     if collected is None:

@@ -41,7 +41,8 @@ LAYERS = [
     ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
     ("dl.files",),
-    ("dl.metrics", "dl.errors", "dl.text"),
+    ("dl.metrics",),
+    ("dl.errors", "dl.labels", "dl.text"),
 ]
 OUTSIDE = {
     "os",
