@@ -27,7 +27,7 @@ from dl.experiment import Experiment
 from dl.log import finite
 from dl.loop import restore_variables
 from dl.options import Seed, parse
-from dl.predictions import Outputs, collect_outputs, outputs_fn
+from dl.predictions import OutputsFn, collect_outputs, outputs_fn
 from dl.rebuild import rebuild
 from dl.run import Run, write_json
 from dl.selection import FINAL_SPLIT
@@ -84,7 +84,7 @@ class Subject:
 
     run: Run
     experiment: Experiment
-    outputs: Outputs
+    outputs: OutputsFn
     split: str
     warning: str
 

@@ -39,7 +39,8 @@ LAYERS = [
     ("dl.evaluation",),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
-    ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
+    ("dl.sharding", "dl.precision", "dl.kinds", "dl.types", "dl.members"),
+    ("dl.files",),
     ("dl.metrics", "dl.errors"),
 ]
 OUTSIDE = {
@@ -57,7 +58,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.session", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
-    *("dl.options", "dl.experiment_commands", "dl.run_commands"),
+    *("dl.files", "dl.options", "dl.experiment_commands", "dl.run_commands"),
     *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
 )
 

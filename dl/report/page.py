@@ -10,6 +10,7 @@ from pathlib import Path
 from dl.data.source import Source
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.predictions import Predictions
 from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
 from dl.report.record import Record, mapping, read_record, text
@@ -124,7 +125,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
 
 def _classifier(record: Record, experiment: Experiment | None, missing: list[str]) -> Classifier | None:
     predictions = record.predictions
-    if predictions is None:
+    if not isinstance(predictions, Predictions):
         return None
     pictures = None
     if experiment is not None:

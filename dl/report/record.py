@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dl.errors import UserError
-from dl.predictions import Predictions, read_predictions
+from dl.predictions import Kept, read_predictions
 from dl.run import Run
 from dl.selection import FINAL_SPLIT
 
@@ -29,7 +29,7 @@ class Record:
     run: Mapping[str, Any]
     lines: list[Mapping[str, Any]]
     result: Mapping[str, Any]
-    predictions: Predictions | None
+    predictions: Kept | None
     robustness: Mapping[str, Any]
     missing: list[str]
 
@@ -72,7 +72,7 @@ def read_record(folder: Path) -> Record:
     elif result.get("members"):
         missing.append("Predictions: they are kept of runs with one seed only.")
     elif result:
-        missing.append("Predictions: none were kept. They are of classifications, at the end of a run.")
+        missing.append("Predictions: none were kept at the end of the run.")
     return Record(record, lines, result, predictions, _read_robustness(run, result, missing), missing)
 
 
