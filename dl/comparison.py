@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 
 from dl.errors import UserError
-from dl.evaluation.intervals import Interval, mcnemar, paired_t, t_interval
-from dl.selection import FINAL_SPLIT, KeepBest
+from dl.evaluation.intervals import Interval, t_interval
+from dl.evaluation.paired import mcnemar, newcombe_paired, paired_ratio, paired_t
+from dl.selection import FINAL_SPLIT
 from dl.tables import Table
 
 NOT_TESTED = "not tested"
 NO_DIFFERENCE = "no difference shown"
+NO_DIRECTION = "a difference, but nothing states which is better,"
+# Of runs that were recorded before metrics stated it.
+_BETTER = {"loss": "min", "accuracy": "max", "penalty": "min"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Difference:
       difference: other - first, over the pairs, with its interval; None where there are no pairs.
       p_value: of the paired test.
       test: which test that is, or why there is none.
-      verdict: `better` or `worse` (the other side) only where the interval excludes zero.
+      verdict: `better` or `worse` (the other side) only where the interval excludes zero and the test
+        rejects.
     """
 
     split: str
@@ -94,8 +99,8 @@ def compare(first: Side, other: Side, confidence: float = 0.95) -> list[Differen
 
     Where both sides have the same seeds, at least two: Student's paired test, and his interval of the mean
     difference. Where both are one run that has predictions of the same examples: McNemar's exact test of the
-    accuracies, with `paired_interval`, which excludes zero exactly where that test rejects; Student's of the
-    losses, over the examples.
+    accuracies, with Newcombe's interval; Student's of the losses, over the examples. Better is only what both
+    the interval and the test say.
 
     Raises:
       UserError: members of a run differ in more than their seeds, or there is no common figure.
@@ -135,21 +140,6 @@ def name_of(side: Side) -> str:
     return side[0].name if len(side) == 1 else f"{side[0].name} + {len(side) - 1}"
 
 
-def paired_interval(only_a: int, only_b: int, num_pairs: int, confidence: float = 0.95) -> Interval:
-    """Returns accuracy of a - accuracy of b, from the examples that only one of the two has right.
-
-    Exact, given how many these are: Clopper & Pearson (1934) bound the share of them that a has right.
-    """
-    from scipy import stats
-
-    discordant = only_a + only_b
-    if discordant == 0:
-        return Interval(0.0, 0.0, 0.0)
-    share = stats.binomtest(only_a, discordant).proportion_ci(confidence, method="exact")
-    low, high = ((2 * float(bound) - 1) * discordant / num_pairs for bound in (share.low, share.high))
-    return Interval((only_a - only_b) / num_pairs, low, high)
-
-
 _PAIRED = ("accuracy", "loss")  # what predictions tell of each example
 BySeed = dict[int, Mapping[str, Mapping[str, Any]]]
 
@@ -180,21 +170,23 @@ def _difference(
     elif metric not in _PAIRED or _split_of(first[0]) != split or _split_of(other[0]) != split:
         test = "one seed, and no predictions to pair"
     else:
-        losses = (values_a[0], values_b[0]) if metric == "loss" else None
-        test, interval, p_value = _same_examples(first[0], other[0], losses, confidence)
+        values = float(values_a[0]), float(values_b[0])
+        test, interval, p_value = _same_examples(first[0], other[0], metric, values, confidence)
     if interval is not None:
-        sign = KeepBest(metric=metric).sign
+        stated = first[0].result.get("better", _BETTER).get(metric)
         verdict = NO_DIFFERENCE
-        if interval.low > 0 or interval.high < 0:
-            verdict = "better" if sign * interval.estimate > 0 else "worse"
+        if (interval.low > 0 or interval.high < 0) and p_value is not None and p_value <= 1 - confidence:
+            verdict = NO_DIRECTION
+            if stated is not None:
+                verdict = "better" if (interval.estimate > 0) == (stated == "max") else "worse"
     means = float(values_a.mean()), float(values_b.mean())
     return Difference(split, metric, *means, interval, p_value, test, verdict)
 
 
 def _same_examples(
-    a: Evidence, b: Evidence, losses: tuple[float, float] | None, confidence: float
+    a: Evidence, b: Evidence, metric: str, values: tuple[float, float], confidence: float
 ) -> tuple[str, Interval | None, float | None]:
-    """Returns the test, the interval of b - a and p: of the accuracies, or of the `losses` as measured."""
+    """Returns the test, the interval of b - a and p, of a metric whose `values` were measured."""
     assert a.predictions is not None
     assert b.predictions is not None
     (index_a, label_N, log_p_a_NC), (index_b, label_b, log_p_b_NC) = map(
@@ -202,20 +194,22 @@ def _same_examples(
     )
     if not np.array_equal(index_a, index_b) or not np.array_equal(label_N, label_b):
         return "the predictions are of different examples or labels", None, None
-    if losses is not None:
-        each_a, each_b = (
-            -log_p_NC[np.arange(len(label_N)), label_N] for log_p_NC in (log_p_a_NC, log_p_b_NC)
-        )
-        # Another loss, such as one with a penalty, is not what the predictions tell of each example.
-        if not np.allclose((each_a.mean(dtype=float), each_b.mean(dtype=float)), losses, rtol=1e-3):
-            return "the loss is not the mean log-loss of the predictions", None, None
-        words = f"paired t over {len(label_N):,} examples"
-        return words, t_interval(each_b - each_a, confidence), paired_t(each_b, each_a)
-    test = mcnemar(log_p_b_NC.argmax(1) == label_N, log_p_a_NC.argmax(1) == label_N)
-    interval = paired_interval(test.only_a, test.only_b, len(label_N), confidence)
-    words = (
-        f"McNemar, exact, {len(label_N):,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
+    num = len(label_N)
+    each_a, each_b = (
+        log_p_NC.argmax(1) == label_N if metric == "accuracy" else -log_p_NC[np.arange(num), label_N]
+        for log_p_NC in (log_p_a_NC, log_p_b_NC)
     )
+    # Another figure, such as a loss with a penalty, is not what the predictions tell of each example.
+    if not np.allclose((each_a.mean(dtype=float), each_b.mean(dtype=float)), values, rtol=1e-3):
+        return f"the {metric} is not the mean of what the predictions say", None, None
+    if metric != "accuracy":
+        rows_a, rows_b = (np.stack([each, np.ones(num)], -1) for each in (each_a, each_b))
+        return f"paired t over {num:,} examples", *paired_ratio(rows_b, rows_a, confidence)
+    test = mcnemar(each_b, each_a)
+    both = int((each_a & each_b).sum())
+    neither = num - both - test.only_a - test.only_b
+    interval = newcombe_paired(test.only_a, test.only_b, both, neither, confidence)
+    words = f"McNemar, exact, {num:,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
     return words, interval, test.p_value
 
 

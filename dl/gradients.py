@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dl.metrics import Mean
 from dl.types import Aux, Batch, GradFn, Key, LossFn, ModelState, Params
 
 LossAndGradient = tuple[tuple[jax.Array, Aux], Params]
@@ -63,11 +64,21 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
             (gradient, loss, model_state), metrics = jax.lax.scan(
                 body, start, (parts, jnp.arange(num_micro_batches))
             )
-            return (loss, Aux(model_state, jax.tree.map(lambda x: x.sum(0), metrics))), gradient
+            joined = {name: _join(mean, batch_size) for name, mean in metrics.items()}
+            return (loss, Aux(model_state, joined)), gradient
 
         return accumulated
 
     return grad_fn
+
+
+def _join(parts: Mean, batch_size: int) -> Mean:
+    """Returns a metric of the whole batch from those of its parts, along a leading axis."""
+    each = None
+    if parts.each is not None and parts.each[0].size == batch_size:
+        totals_B, counts_B = (x.swapaxes(0, 1).reshape(-1) for x in parts.each)  # as the parts were cut
+        each = totals_B, counts_B
+    return Mean(parts.total.sum(0), parts.count.sum(0), each, parts.better)
 
 
 def sharpness_aware_gradient(rho: float = 0.05, grad_fn: GradFn = mean_gradient) -> GradFn:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dl.experiment import Experiment
+from dl.selection import Directions
 from dl.step import with_inputs
 from dl.types import Variables
 
@@ -34,9 +35,10 @@ def fingerprint(experiment: Experiment) -> str | None:
     return content.hexdigest()
 
 
-def metric_names(experiment: Experiment) -> list[str]:
-    """Returns the names of what an evaluation measures."""
-    return list(jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1].metrics)
+def metric_directions(experiment: Experiment) -> Directions:
+    """Returns what an evaluation measures: the name of each metric and whether small or large is good."""
+    aux = jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1]
+    return {name: mean.better for name, mean in aux.metrics.items()}
 
 
 def _make_pass(experiment: Experiment) -> Any:

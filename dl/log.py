@@ -47,7 +47,10 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0.0) + more[..., place, :]
 
     def compute(self) -> dict[str, np.ndarray]:
-        return {name: pair[..., 0] / np.maximum(pair[..., 1], 1.0) for name, pair in self.sums.items()}
+        return {
+            name: pair[..., 0] / np.where(pair[..., 1] > 0, pair[..., 1], 1.0)
+            for name, pair in self.sums.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         return {name: pair.tolist() for name, pair in self.sums.items()}

@@ -20,7 +20,7 @@ from dl.inputs import make_batches
 from dl.members import Members
 from dl.program import Program
 from dl.run import Run
-from dl.selection import look_up
+from dl.selection import FINAL_SPLIT, look_up
 from dl.session import Session
 from dl.signals import StopSignals
 from dl.summary import final_line, introduce
@@ -69,7 +69,7 @@ def train(
             console.line(f"finished before: {final_line(run.result, run)}")
             return run.result
         program = Program(experiment, mesh, batches, members)
-        _check_rules(experiment, batches, program)
+        experiment = _with_directions(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
         if start is not None:
             facts["initial"] = tree_digest(start)
@@ -115,12 +115,25 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
     return {"dataset": dataclasses.asdict(data.identity), "notice": data.notice}
 
 
-def _check_rules(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> None:
-    """Raises UserError before the first step for a rule that could only fail after the first report."""
-    for rule in (experiment.keep_best, experiment.target):
-        if rule is not None and rule.split != "train":
-            known = {name: dict.fromkeys(program.metrics, np.zeros(())) for name in batches}
-            look_up(known, rule.split, rule.metric)
+def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> Experiment:
+    """Returns the experiment whose rules state what is better, as their metrics do.
+
+    Raises:
+      UserError: a rule could only fail after the first report, or nothing states what is better.
+    """
+    known = {
+        name: program.train_metrics if name == "train" else program.metrics
+        for name in batches
+        if name != FINAL_SPLIT
+    }
+    figures = {split: dict.fromkeys(metrics, np.zeros(())) for split, metrics in known.items()}
+    rules = {"keep_best": experiment.keep_best, "target": experiment.target}
+    resolved = {}
+    for name, rule in rules.items():
+        if rule is not None:
+            look_up(figures, rule.split, rule.metric)
+            resolved[name] = rule.resolved(known[rule.split])
+    return dataclasses.replace(experiment, **resolved)
 
 
 def _start(experiment: Experiment, program: Program, run: Run, mesh: Mesh) -> Variables | None:

@@ -112,7 +112,7 @@ def supervised(
                 f"example_loss returned the shape {jnp.shape(loss_B)} for {len(batch['mask'])} examples "
                 f"(model output {output.shape}); it must be one loss an example, {batch['mask'].shape}"
             )
-        loss = Mean.of(loss_B, batch["mask"])
+        loss = Mean.of(loss_B, batch["mask"], better="min")
         metrics = {"loss": loss}
         if example_metrics is not None:
             metrics |= example_metrics(output, batch)
@@ -150,7 +150,7 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
     def example_metrics(logits_BC: jax.Array, batch: Batch) -> Metrics:
         labels = _labels(batch)
         return {
-            "loss": Mean.of(cross_entropy(logits_BC, labels), batch["mask"]),
+            "loss": Mean.of(cross_entropy(logits_BC, labels), batch["mask"], better="min"),
             "accuracy": accuracy(logits_BC, labels, batch["mask"]),
         }
 

@@ -15,6 +15,7 @@ from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.flops import count_jaxpr_flops, has_convolution
 from dl.members import Members
+from dl.selection import Directions
 from dl.sharding import member_shardings, replicated, state_shardings
 from dl.state import TrainState, init_state, num_params
 from dl.step import make_eval_step, make_train_step, with_inputs
@@ -31,7 +32,8 @@ class Program:
       abstract_state: shapes, dtypes and shardings of the state.
       shardings: of the state, leaf by leaf.
       facts: the number of parameters and the FLOPs of an example.
-      metrics: the names of what the eval step measures; empty where nothing is evaluated.
+      metrics: what the eval step measures, each with its direction; empty where nothing is evaluated.
+      train_metrics: what the train step measures, likewise.
       train_step: compiled, after `compile`.
       eval_step: from variables and a batch; compiled, after `compile`; None where nothing is evaluated.
     """
@@ -77,7 +79,8 @@ class Program:
         self._train = train_step.trace(self.abstract_state, batch)  # type: ignore[attr-defined]
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval = None
-        self.metrics: tuple[str, ...] = ()
+        self.metrics: Directions = {}
+        self.train_metrics: Directions = self._train.out_info[1].directions
         variables = jax.eval_shape(self.eval_variables, self.abstract_state)
         shardings = {"params": self.shardings.params, **self.shardings.model_state}
         if evaluated is not None:
@@ -87,7 +90,7 @@ class Program:
             self._eval = eval_step.trace(  # type: ignore[attr-defined]
                 variables, jax.eval_shape(lambda: evaluated[0])
             )
-            self.metrics = self._eval.out_info.names
+            self.metrics = self._eval.out_info.directions
         self._select = jax.jit(_select, donate_argnums=0, out_shardings=shardings)
         _, frozen = freezing.split(abstract_state.params, experiment.frozen)
         copies = num_members or 1
@@ -160,10 +163,10 @@ class Program:
             return state.eval_variables
         return jax.vmap(lambda state: state.eval_variables)(state)
 
-    def keep_best(self, state: TrainState, improved: np.ndarray) -> TrainState:
-        """Returns the state whose best variables are the present ones, for the members that have improved."""
-        improved = improved if self._members else improved[0]
-        best = self._select(state.best, self.eval_variables(state), improved)
+    def keep_best(self, state: TrainState, is_taken: np.ndarray) -> TrainState:
+        """Returns the state whose best variables are the present ones, for the members that take them."""
+        is_taken = is_taken if self._members else is_taken[0]
+        best = self._select(state.best, self.eval_variables(state), is_taken)
         return state.replace(best=best)  # type: ignore[attr-defined]
 
 

@@ -67,6 +67,8 @@ class Progress:
       log_size: bytes of metrics.jsonl.
       reported_step: the step of the last report, -1 before the first.
       evaluations: the figures of the last report, by split; of the best one where that is kept.
+      intervals: of the same report, of one run: by split and metric its bounds and its method.
+      shares: by metric, whether it lies in [0, 1] by what it counts.
       best: which report was the best.
       frozen_digest: of what is frozen, at the start; empty where nothing is.
       stopped_early: why the run ended before its last step; empty while it goes on.
@@ -83,6 +85,8 @@ class Progress:
     log_size: int = 0
     reported_step: int = -1
     evaluations: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    intervals: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    shares: dict[str, bool] = dataclasses.field(default_factory=dict)
     best: Best = dataclasses.field(default_factory=lambda: Best.none_yet(1))
     frozen_digest: str = ""
     stopped_early: str = ""

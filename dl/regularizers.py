@@ -52,7 +52,7 @@ def with_penalty(loss_fn: LossFn, *penalties: Penalty) -> LossFn:
     ) -> tuple[jax.Array, Aux]:
         loss, aux = loss_fn(params, model_state, batch, key)
         penalty = sum((penalty(params) for penalty in penalties), start=jnp.zeros(()))
-        metrics = {**aux.metrics, "penalty": Mean.of(penalty[None])}
+        metrics = {**aux.metrics, "penalty": Mean.of(penalty[None], better="min")}
         return loss + penalty, Aux(aux.model_state, metrics)
 
     return like(penalized, loss_fn)

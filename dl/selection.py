@@ -1,9 +1,11 @@
 """Which of a run's evaluations counts, and when a run has seen enough.
 
-Decided on the host from the figures of the evaluations; the test split is never among them.
+Decided on the host from the figures of the evaluations; the test split is never among them. Whether small or
+large values are good is stated where a metric is made, or here by `mode`; it is never read from a name.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,62 +14,130 @@ import numpy as np
 from dl.errors import UserError
 
 FINAL_SPLIT = "test"
+MODES = ("min", "max")
 Figures = Mapping[str, Mapping[str, np.ndarray]]
 """By split and metric: a scalar, or one value for each seed that is trained at the same time."""
+Directions = Mapping[str, Literal["min", "max"] | None]
+"""By metric: whether the smallest or the largest value is best; None where the metric does not state it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KeepBest:
-    """Keep the variables of the best evaluation; the run ends with those, however it ends.
+class Rule:
+    """A metric of a split that something is decided by.
 
     Attributes:
-      metric: what is best, such as loss or accuracy.
-      split: on which split; never test.
-      mode: whether the smallest or the largest value is best; None: the smallest loss or error, the largest
-        of anything else.
-      patience: evaluations without improvement after which the run stops; None: it goes on to its end.
-      min_delta: how much better counts as an improvement.
+      metric: such as loss or accuracy.
+      split: of which split; never test.
+      mode: whether the smallest or the largest value is best; None: as the metric states where it is made.
     """
 
     metric: str = "loss"
     split: str = "validation"
     mode: Literal["min", "max"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.split == FINAL_SPLIT:
+            raise UserError(
+                f"split={self.split!r} must not choose anything: it is read once, at the end; choose "
+                "validation"
+            )
+        if self.mode not in (None, *MODES):
+            raise UserError(
+                f"mode={self.mode!r} is not understood; it must be 'min' or 'max', or None for what the "
+                "metric states"
+            )
+
+    @property
+    def sign(self) -> float:
+        """1 where large values are good, -1 where small ones are.
+
+        Raises:
+          UserError: `mode` is not stated; `resolved` states it.
+        """
+        return sign_of(self.metric, {}, self.mode)
+
+    def resolved(self, directions: Directions):  # type: ignore[no-untyped-def]
+        """Returns the rule with `mode` stated.
+
+        Raises:
+          UserError: neither the rule nor its metric states it.
+        """
+        sign = sign_of(self.metric, directions, self.mode)
+        return dataclasses.replace(self, mode="max" if sign > 0 else "min")
+
+
+def sign_of(metric: str, directions: Directions, mode: str | None = None) -> float:
+    """Returns 1 where large values of a metric are good, -1 where small ones are.
+
+    Args:
+      metric: its name.
+      directions: as the metrics state them.
+      mode: in place of that, where it is given.
+
+    Raises:
+      UserError: nobody states it.
+    """
+    # `loss` is what training makes small, whoever wrote it.
+    stated = mode or directions.get(metric) or ("min" if metric == "loss" else None)
+    if stated is None:
+        raise UserError(
+            f"metric={metric!r} does not state whether small or large values are good; give mode='min' or "
+            "mode='max', or make the metric by Mean.of(values, mask, better='min')"
+        )
+    return 1.0 if stated == "max" else -1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeepBest(Rule):
+    """Keep the variables of the best evaluation; the run ends with those, however it ends.
+
+    An evaluation whose metric is not a finite number is never the best one; where none is finite, the run
+    ends with its last variables and says so.
+
+    Attributes:
+      metric: what is best, such as loss or accuracy.
+      split: on which split; never test.
+      mode: whether the smallest or the largest value is best; None: as the metric states where it is made.
+      patience: evaluations without improvement after which the run stops; None: it goes on to its end.
+      min_delta: how much better counts as an improvement, at least 0.
+    """
+
     patience: int | None = None
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        _refuse_test(self.split)
-        if self.patience is not None and self.patience < 1:
-            raise UserError(f"patience={self.patience} is out of range; it must be at least 1, or None")
-
-    @property
-    def sign(self) -> float:
-        """1 where large values are good, -1 where small ones are."""
-        mode = self.mode or ("min" if "loss" in self.metric or "error" in self.metric else "max")
-        return 1.0 if mode == "max" else -1.0
+        super().__post_init__()
+        if self.patience is not None and (
+            isinstance(self.patience, bool) or self.patience != int(self.patience) or self.patience < 1
+        ):
+            raise UserError(
+                f"patience={self.patience} is out of range; it must be a whole number of at least 1, or None"
+            )
+        if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
+            raise UserError(f"min_delta={self.min_delta} is out of range; it must be a number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Target:
+class Target(Rule):
     """Stop as soon as a metric is good enough.
 
     Attributes:
-      value: at most this for a loss or error, at least this for anything else.
+      value: at most this where small values are good, at least this where large ones are.
       metric: such as loss or accuracy.
       split: `train` for the mean over the steps since the last evaluation; never test.
+      mode: whether small or large values are good; None: as the metric states where it is made.
     """
 
     value: float
-    metric: str = "loss"
-    split: str = "validation"
 
     def __post_init__(self) -> None:
-        _refuse_test(self.split)
+        super().__post_init__()
+        if math.isnan(self.value):
+            raise UserError(f"value={self.value} is reached by nothing; it must be a number")
 
     def is_met(self, figures: Figures) -> bool:
         """Whether every seed has reached the value."""
-        sign = KeepBest(metric=self.metric, split=self.split).sign
-        return bool(np.all(sign * look_up(figures, self.split, self.metric) >= sign * self.value))
+        return bool(np.all(self.sign * look_up(figures, self.split, self.metric) >= self.sign * self.value))
 
 
 @dataclasses.dataclass
@@ -76,7 +146,7 @@ class Best:
 
     Attributes:
       value: of the metric; None before the first finite one.
-      step: when it was seen.
+      step: when it was seen; before the first finite one the newest.
       waited: evaluations since.
     """
 
@@ -89,9 +159,12 @@ class Best:
         return cls([None] * num_members, [0] * num_members, [0] * num_members)
 
     def update(self, rule: KeepBest, figures: Figures, step: int) -> np.ndarray:
-        """Takes an evaluation in; returns which seeds have improved. One that has stopped never does."""
+        """Takes an evaluation in; returns which seeds it now stands for, never one that has stopped.
+
+        Until a seed has a finite value, its newest evaluation stands in for the best.
+        """
         values = np.atleast_1d(look_up(figures, rule.split, rule.metric))
-        improved = np.zeros(len(values), bool)
+        is_taken = np.zeros(len(values), bool)
         for k, value in enumerate(values.tolist()):
             if self._has_stopped(rule, k):
                 continue
@@ -99,10 +172,12 @@ class Best:
             # Without a best, any number is one; a NaN never is.
             if np.isfinite(value) and (best is None or rule.sign * value > rule.sign * best + rule.min_delta):
                 self.value[k], self.step[k], self.waited[k] = value, step, 0
-                improved[k] = True
+                is_taken[k] = True
             else:
                 self.waited[k] += 1
-        return improved
+                if best is None:
+                    self.step[k], is_taken[k] = step, True
+        return is_taken
 
     def is_over(self, rule: KeepBest) -> bool:
         """Whether every seed has lost its patience."""
@@ -122,10 +197,3 @@ def look_up(figures: Figures, split: str, metric: str) -> np.ndarray:
     if metric not in figures[split]:
         raise UserError(f"metric={metric!r} is not measured; choose one of {', '.join(figures[split])}")
     return np.asarray(figures[split][metric])
-
-
-def _refuse_test(split: str) -> None:
-    if split == FINAL_SPLIT:
-        raise UserError(
-            f"split={split!r} must not choose anything: it is read once, at the end; choose validation"
-        )

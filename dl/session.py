@@ -18,7 +18,7 @@ from dl.console import Console, format_figures
 from dl.data.pipeline import Batches
 from dl.digest import tree_digest
 from dl.errors import Diverged
-from dl.evaluate import MAX_IN_FLIGHT, evaluate
+from dl.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
 from dl.experiment import Experiment
 from dl.log import Averages, MetricsLog, means
 from dl.members import Members
@@ -169,14 +169,15 @@ class Session:
         progress = self.progress
         if progress.reported_step == self.step:
             return
-        evaluations: dict[str, dict[str, np.ndarray]] = {}
+        found: dict[str, Evaluation] = {}
         variables = self.program.eval_variables(self.state)
         for name in self.batches:
             if name not in ("train", FINAL_SPLIT):
-                figures = self._evaluate(name, variables)
-                if figures is None:
+                evaluation = self._evaluate(name, variables)
+                if evaluation is None:
                     return  # cut short: the resumed run evaluates again
-                evaluations[name] = figures
+                found[name] = evaluation
+        evaluations = {name: evaluation.means for name, evaluation in found.items()}
         averages = progress.epoch.compute()
         seconds = progress.total.seconds
         if averages:
@@ -193,21 +194,24 @@ class Session:
         self.console.line("  |  ".join(parts))
         progress.epoch = Averages()
         progress.reported_step = self.step
-        self._choose({"train": averages, **evaluations} if averages else evaluations)
+        intervals = {name: self._intervals(evaluation) for name, evaluation in found.items()}
+        self._choose({"train": averages, **evaluations} if averages else evaluations, intervals)
 
-    def _choose(self, figures: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    def _choose(
+        self, figures: Mapping[str, Mapping[str, np.ndarray]], intervals: dict[str, dict[str, Any]]
+    ) -> None:
         """Keeps the best variables, and decides whether the run has seen enough."""
         progress, rule, target = self.progress, self.experiment.keep_best, self.experiment.target
         evaluations = {split: dict(values) for split, values in figures.items() if split != "train"}
         if rule is None or self.step == 0:
-            progress.evaluations = evaluations
-        elif (improved := progress.best.update(rule, figures, self.step)).any():
-            self.state = self.program.keep_best(self.state, improved)
+            progress.evaluations, progress.intervals = evaluations, intervals
+        elif (is_taken := progress.best.update(rule, figures, self.step)).any():
+            self.state = self.program.keep_best(self.state, is_taken)
             for split, values in evaluations.items():
                 for name, value in values.items():
                     before = progress.evaluations.get(split, {}).get(name, value)
-                    values[name] = np.where(improved if np.ndim(value) else improved[0], value, before)
-            progress.evaluations = evaluations
+                    values[name] = np.where(is_taken if np.ndim(value) else is_taken[0], value, before)
+            progress.evaluations, progress.intervals = evaluations, intervals
         if rule is not None and self.step and progress.best.is_over(rule):
             progress.stopped_early = (
                 f"{rule.split} {rule.metric} has not improved for {rule.patience} evaluations"
@@ -217,25 +221,50 @@ class Session:
         if progress.stopped_early and self.step < self.experiment.num_steps:
             self.console.line(f"stopped early at {self._place(self.step)}: {progress.stopped_early}")
 
-    def _evaluate(self, name: str, variables: Variables) -> dict[str, np.ndarray] | None:
-        """Returns the means over a split; None if a signal cut it short."""
+    def _evaluate(self, name: str, variables: Variables) -> Evaluation | None:
+        """Returns what a split measures; None if a signal cut it short."""
         assert self.program.eval_step is not None
+        is_final = name == FINAL_SPLIT
         with self.progress.evaluating.running():
-            return evaluate(self.program.eval_step, variables, self.batches[name], self.stop)
+            return evaluate(self.program.eval_step, variables, self.batches[name], self.stop, is_final)
+
+    def _intervals(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Returns bounds and method of each metric of one run, and notes which metrics are shares.
+
+        An interval is only for show: where it cannot be computed, the figures stand without it.
+        """
+        found: dict[str, Any] = {}
+        for name, spread in evaluation.spreads.items():
+            is_share = bool(np.all(spread.is_share))
+            self.progress.shares[name] = self.progress.shares.get(name, True) and is_share
+            if self.members is not None:
+                continue
+            try:
+                interval = spread.interval()
+            except Exception as error:
+                self.console.line(f"no interval of {name} ({_brief(error)})")
+                continue
+            if interval is not None:
+                (_, low, high), method = interval
+                found[name] = [low, high, method]
+        return found
 
     def result(self, mesh: Mesh) -> dict[str, Any]:
         """Evaluates the final split and returns what result.json says."""
         progress = self.progress
         variables = self.state.best or self.program.eval_variables(self.state)
         metrics: dict[str, Mapping[str, Any]] = {}
+        intervals: dict[str, Mapping[str, Any]] = {}
         if FINAL_SPLIT in self.batches:
-            values = self._evaluate(FINAL_SPLIT, variables)
-            if values is None:
+            evaluation = self._evaluate(FINAL_SPLIT, variables)
+            if evaluation is None:
                 assert self.stop.received is not None
                 raise Stopped(self.stop.received, self._stopped_message())
-            self._write(FINAL_SPLIT, values)
-            metrics[FINAL_SPLIT] = values
+            self._write(FINAL_SPLIT, evaluation.means)
+            metrics[FINAL_SPLIT] = evaluation.means
+            intervals[FINAL_SPLIT] = self._intervals(evaluation)
         metrics.update(progress.evaluations)
+        intervals.update(progress.intervals)
         self._keep_predictions(variables, mesh)
         measured: dict[str, Any] = {
             "seconds": round(progress.total.seconds, 3),
@@ -256,12 +285,27 @@ class Session:
             measured["frozen_digest"] = frozen
         return {
             "experiment": self.run.name,
-            **summarize(self.experiment, progress, metrics, variables, self.members),
+            **summarize(self.experiment, progress, metrics, intervals, variables, self.members),
+            "better": dict(self.program.metrics),
+            **self._warnings(),
             "steps": self.step,
             "epochs": self.step / self.steps_per_epoch,
             **measured,
             **describe_data_and_devices(self.experiment, mesh),
         }
+
+    def _warnings(self) -> dict[str, Any]:
+        """Returns what a reader must know before trusting the figures."""
+        rule, values = self.experiment.keep_best, self.progress.best.value
+        if rule is None or None not in values:
+            return {}
+        which = "" if len(values) == 1 else f" of {values.count(None)} of {len(values)} seeds"
+        warning = (
+            f"{rule.split} {rule.metric}{which} was a finite number in no evaluation, so that none is the "
+            "best; the run ends with its last variables"
+        )
+        self.console.line(f"WARNING: {warning}")
+        return {"warnings": [warning]}
 
     def _frozen_digest(self, variables: Variables) -> str:
         """Returns the SHA-256 of what is frozen, parameters and statistics; empty where nothing is."""
@@ -286,8 +330,9 @@ class Session:
             if predictions is not None and jax.process_index() == 0:
                 predictions.save(self.run.predictions_path)
         except Exception as error:
-            brief = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            self.console.line(f"no predictions of {split} were written ({brief}); see Experiment.predict_fn")
+            self.console.line(
+                f"no predictions of {split} were written ({_brief(error)}); see Experiment.predict_fn"
+            )
 
     def _save(self) -> None:
         """Saves the state and the progress; both are at the same step here."""
@@ -321,6 +366,10 @@ class Session:
             else f"stopped by {name} before the first step"
         )
         return f"{when}; to go on: {self.run.resume_command}"
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def _shown(values: Mapping[str, float]) -> dict[str, float]:

@@ -171,6 +171,8 @@ def make_eval_step(
 ) -> EvalStep:
     """Returns the compiled step `(variables, batch) -> metrics`, without randomness or updates.
 
+    The metrics tell what each example adds to them.
+
     Args:
       loss_fn: as in training.
       mesh: the devices.
@@ -182,7 +184,7 @@ def make_eval_step(
     def eval_step(variables: Variables, batch: Batch) -> MetricTable:
         model_state = dict(variables)
         _, aux = loss_fn(model_state.pop("params"), model_state, batch, None)
-        return MetricTable.of(aux.metrics)
+        return MetricTable.of(aux.metrics, len(batch["mask"]))
 
     def eval_members(variables: Variables, batch: Batch) -> MetricTable:
         assert num_members is not None

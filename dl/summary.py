@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from dl import freezing
 from dl.console import Console, format_count
 from dl.digest import tree_digest
-from dl.evaluation.intervals import t_interval, wilson
+from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
 from dl.log import means
 from dl.members import Members
 from dl.progress import Progress
 from dl.run import Run, describe_devices
+from dl.selection import FINAL_SPLIT
 from dl.sharding import format_mesh
 from dl.state import num_params
 from dl.tabulate import Layer, layer_table
@@ -67,18 +68,20 @@ def summarize(
     experiment: Experiment,
     progress: Progress,
     metrics: Mapping[str, Mapping[str, Any]],
+    intervals: Mapping[str, Mapping[str, Any]],
     variables: Variables,
     members: Members | None = None,
 ) -> dict[str, Any]:
     """Returns the figures of a run that has ended, as result.json holds them.
 
-    `intervals` are of 95 %: over the seeds where there are several (Student), else of the accuracy as a share
-    of the split's examples (Wilson).
+    `intervals` are of 95 %, and `interval_methods` say how: over the seeds where there are several (Student),
+    else over the examples, by what they count (`evaluation.spread`).
 
     Args:
       experiment: what was trained.
       progress: at the end.
       metrics: by split; each figure a scalar, or one value for each of several members.
+      intervals: of one run, by split and metric: its bounds and its method.
       variables: that the run ended with; of several members, with a leading axis.
       members: that were trained at the same time.
     """
@@ -98,15 +101,24 @@ def summarize(
     if members is None:
         if chosen:
             result["best"] |= chosen[0]
-        sizes = {split: len(source) for split, source in experiment.data.evaluations.items()}
         result["intervals"] = {
-            split: {"accuracy": list(wilson(round(values["accuracy"] * sizes[split]), sizes[split])[1:])}
-            for split, values in result["metrics"].items()
-            if "accuracy" in values and split in sizes
+            split: {name: list(bounds) for name, (*bounds, _) in of_split.items()}
+            for split, of_split in intervals.items()
+        }
+        result["interval_methods"] = {
+            split: {name: method for name, (*_, method) in of_split.items()}
+            for split, of_split in intervals.items()
         }
         return {**result, "params_digest": tree_digest(variables["params"])}
     result["intervals"] = {
-        split: {name: list(t_interval(value)[1:]) for name, value in values.items()}
+        split: {
+            name: list(t_interval(value, is_share=progress.shares.get(name, False))[1:])
+            for name, value in values.items()
+        }
+        for split, values in metrics.items()
+    }
+    result["interval_methods"] = {
+        split: dict.fromkeys(values, f"Student, over {len(members)} seeds")
         for split, values in metrics.items()
     }
     host = jax.device_get(variables["params"])
@@ -171,7 +183,9 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
         for name, value in sorted(values.items())
     ]
     dataset = f"{result['dataset']['name']}:{result['dataset']['version']}"
-    for split, intervals in result.get("intervals", {}).items():
+    of_splits = result.get("intervals", {})
+    for split in [FINAL_SPLIT] if FINAL_SPLIT in of_splits else of_splits:
+        intervals = of_splits[split]
         figures += [
             f"{split}_{name}_ci95={_number(low)}..{_number(high)}"
             for name, (low, high) in sorted(intervals.items())
@@ -183,6 +197,8 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
     )
     if "best" in result and "step" in result["best"]:
         line += f" best_step={result['best']['step']}"
+    for warning in result.get("warnings", ()):
+        line += f" WARNING: {warning}"
     if result["notice"]:
         line += f" NOTE: {result['notice'].splitlines()[0]}"
     return line

@@ -89,6 +89,7 @@ def sweep_options(experiment_fn: Callable[..., Experiment] | None, argv: Sequenc
     resume = this_command("dl", folder)
     trials = Trials(experiment_fn, fixed, rule, folder, make_mesh_of(how.mesh), how.together, resume)
     trials.check_metric(space)
+    rule = trials.rule
     num_trials = how.num_trials or NUM_TRIALS
     budget_option = None
     trials.open(

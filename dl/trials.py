@@ -15,7 +15,7 @@ from dl.console import Console
 from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.likeness import fingerprint, metric_names
+from dl.likeness import fingerprint, metric_directions
 from dl.log import finite
 from dl.loop import train
 from dl.members import Members
@@ -57,7 +57,7 @@ class Trials:
         self.defaults = {parameter.name: parameter.default for parameter in parameters}
         self._experiment_fn = experiment_fn
         self._fixed = fixed
-        self._rule = rule
+        self.rule = rule
         self._mesh = mesh
         self._together = together
         self._resume = resume
@@ -73,8 +73,10 @@ class Trials:
         self.notice = experiment.data.notice
         if self.notice:
             Console().box("NOT THE DATA YOU MAY EXPECT", self.notice)
-        known = dict.fromkeys(metric_names(experiment), np.zeros(()))
-        look_up(dict.fromkeys(experiment.data.evaluations, known), self._rule.split, self._rule.metric)
+        directions = metric_directions(experiment)
+        known = dict.fromkeys(directions, np.zeros(()))
+        look_up(dict.fromkeys(experiment.data.evaluations, known), self.rule.split, self.rule.metric)
+        self.rule = self.rule.resolved(directions)
 
     def open(self, header: dict[str, Any]) -> None:
         """Makes the folder, or reads what it holds.
@@ -202,11 +204,11 @@ class Trials:
         return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))
 
     def _finish(self, row: Row, metrics: dict[str, Any]) -> None:
-        value = look_up(metrics, self._rule.split, self._rule.metric).item()
+        value = look_up(metrics, self.rule.split, self.rule.metric).item()
         row["value"] = finite(value)  # of a run that diverged null already
         row["metrics"] = metrics
         if row["value"] is None:
-            row["error"] = f"{self._rule.split} {self._rule.metric} is no number"
+            row["error"] = f"{self.rule.split} {self.rule.metric} is no number"
 
     def _report(self, rows: Sequence[Row]) -> None:
         self._write()

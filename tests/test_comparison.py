@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dl.comparison import NO_DIFFERENCE, NOT_TESTED, Evidence, compare, differences_in_setup, paired_interval
+from dl.comparison import (
+    NO_DIFFERENCE,
+    NO_DIRECTION,
+    NOT_TESTED,
+    Evidence,
+    compare,
+    differences_in_setup,
+)
 from dl.tables import Table
 
 RECORD = {
@@ -96,19 +103,32 @@ def test_the_losses_of_the_same_examples_are_compared_by_students_paired_test():
     # A loss with more in it than the log-probabilities is not tested by them.
     a.result["metrics"]["test"]["loss"] += 0.1
     row = next(row for row in compare([a], [b]) if row.metric == "loss")
-    assert (row.p_value, row.test) == (None, "the loss is not the mean log-loss of the predictions")
+    assert (row.p_value, row.test) == (None, "the loss is not the mean of what the predictions say")
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(5, 1), (6, 0), (5, 0), (9, 2), (10, 2), (3, 3)])
-def test_the_interval_excludes_zero_exactly_where_the_test_rejects(only_a, only_b):
-    interval = paired_interval(only_a, only_b, 100)
-    rejects = 2 * stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5) < 0.05
-    assert (interval.low > 0 or interval.high < 0) == rejects
-    # Clopper & Pearson 1934 by quantiles of the beta distribution.
-    n = only_a + only_b
-    low = stats.beta.ppf(0.025, only_a, n - only_a + 1)
-    high = stats.beta.ppf(0.975, only_a + 1, n - only_a) if only_b else 1.0
-    assert interval[1:] == pytest.approx(((2 * low - 1) * n / 100, (2 * high - 1) * n / 100))
+@pytest.mark.parametrize(("only_a", "only_b"), [(5, 1), (6, 0), (5, 0), (9, 2), (10, 2), (0, 25), (3, 3)])
+def test_better_is_only_what_both_the_interval_and_the_exact_test_say(only_a, only_b):
+    is_right_a, is_right_b = rights(only_a, only_b)
+    a = evidence("a", is_right_a.mean(), predictions=predictions_of(is_right_a, 0))
+    b = evidence("b", is_right_b.mean(), predictions=predictions_of(is_right_b, 1))
+    row = accuracy_of(compare([a], [b]))
+    excludes = row.difference.low > 0 or row.difference.high < 0
+    assert (row.verdict != NO_DIFFERENCE) == (excludes and row.p_value <= 0.05)
+    assert row.difference.low < row.difference.estimate < row.difference.high
+
+
+def test_a_metric_that_states_no_direction_is_neither_better_nor_worse():
+    a, b = (
+        [evidence(f"{name}{k}", value + k / 100, seed=k) for k in range(3)]
+        for name, value in (("a", 0.5), ("b", 0.7))
+    )
+    for side in (a, b):
+        for one in side:
+            one.result["metrics"]["test"] = {"penalty": one.result["metrics"]["test"].pop("accuracy") ** 2}
+    for stated, verdict in ((None, NO_DIRECTION), ("min", "worse"), ("max", "better")):
+        for one in a:
+            one.result["better"] = {"penalty": stated}
+        assert compare(a, b)[0].verdict == verdict
 
 
 def test_seeds_are_compared_by_students_paired_test():
@@ -224,7 +244,7 @@ def test_the_command_prints_and_writes_tables(dl, tmp_path):
     p_value = stats.binomtest(3, 23).pvalue
     assert f"test accuracy: {b} is better than {a} by +0.0850, 95 % +" in out
     assert f"p={p_value:.2g}" in out
-    assert "test loss: not tested (the loss is not the mean log-loss of the predictions)" in out
+    assert "test loss: not tested (the loss is not the mean of what the predictions say)" in out
     assert "NOTE: a copy of other data\n" in out
     assert "| width | null | 2 |" in (tmp_path / "t.md").read_text()
     assert r"test accuracy & 0.9000 & 0.9850 & +0.0850" in (tmp_path / "t.tex").read_text()

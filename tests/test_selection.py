@@ -1,6 +1,7 @@
 """Which evaluation counts, when a run stops early, and that the test split never decides anything."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -158,11 +159,11 @@ def test_a_rule_on_what_is_not_measured_is_refused_before_the_first_step(tmp_pat
 
 
 def test_patience_as_in_keras_and_a_nan_never_improves():
-    rule = KeepBest(metric="accuracy", patience=2, min_delta=0.1)
+    rule = KeepBest(metric="accuracy", mode="max", patience=2, min_delta=0.1)
     best = Best.none_yet(1)
     values = [np.nan, 0.5, 0.55, 0.65, np.nan, 0.7]
-    improved = [bool(best.update(rule, {"validation": {"accuracy": v}}, k)[0]) for k, v in enumerate(values)]
-    assert improved == [False, True, False, True, False, False]
+    taken = [bool(best.update(rule, {"validation": {"accuracy": v}}, k)[0]) for k, v in enumerate(values)]
+    assert taken == [True, True, False, True, False, False]  # the first stands in until one is finite
     assert best.is_over(rule)
     assert (best.value, best.step) == ([0.65], [3])
 
@@ -291,3 +292,75 @@ def test_the_first_variables_may_be_given(tmp_path, mesh1):
 def test_first_variables_that_do_not_fit_are_refused(tmp_path, mesh1, start, message):
     with pytest.raises(UserError, match=message):
         train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, initial=lambda context: start))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"mode": "auto"}, "mode='auto' is not understood; it must be 'min' or 'max'"),
+        ({"mode": "MAX"}, "mode='MAX' is not understood"),
+        ({"min_delta": -0.5}, "min_delta=-0.5 is out of range"),
+        ({"min_delta": float("nan")}, "min_delta=nan is out of range"),
+        ({"min_delta": float("inf")}, "min_delta=inf is out of range"),
+        ({"patience": 0}, "patience=0 is out of range"),
+        ({"patience": 2.5}, "patience=2.5 is out of range"),
+        ({"patience": True}, "patience=True is out of range"),
+    ],
+)
+def test_impossible_rules_are_refused(arguments, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        KeepBest(**arguments)
+
+
+def with_metric(name, better=None, values=CURVE):
+    """The counting experiment with one more metric, of the same curve."""
+
+    def loss_fn(params, model_state, batch, key):
+        loss, aux = counting_loss(params, model_state, batch, key)
+        value = jnp.take(jnp.asarray(values), jnp.round(params["w"]).astype(int) - 1)
+        metric = Mean.of(jnp.full(batch["mask"].shape, value), batch["mask"], better=better)
+        return loss, Aux(model_state, {**aux.metrics, name: metric})
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("name", ["mse", "brier", "perplexity", "regret", "error_rate", "wer"])
+@pytest.mark.parametrize("make", [KeepBest, lambda **k: Target(value=0.1, **k)])
+def test_a_metric_that_does_not_state_its_direction_chooses_nothing(tmp_path, mesh1, name, make):
+    field = "keep_best" if make is KeepBest else "target"
+    experiment = dataclasses.replace(counting(), loss_fn=with_metric(name), **{field: make(metric=name)})
+    with pytest.raises(UserError, match=f"metric='{name}' does not state whether small or large"):
+        train_in(tmp_path / "run", mesh1, experiment)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("better", "mode", "best_step"),
+    [("min", None, 8), ("max", None, 1), (None, "min", 8), (None, "max", 1), ("min", "max", 1)],
+)
+def test_the_direction_is_that_of_the_metric_or_of_the_rule(tmp_path, mesh1, better, mode, best_step):
+    loss_fn = with_metric("regret", better)
+    experiment = dataclasses.replace(counting(KeepBest(metric="regret", mode=mode)), loss_fn=loss_fn)
+    result = train_in(tmp_path / "run", mesh1, experiment)
+    assert result["best"]["step"] == best_step
+    assert result["better"] == {"loss": None, "regret": better}
+
+
+def test_where_no_evaluation_is_finite_the_run_ends_with_its_last_variables_and_says_so(tmp_path, mesh1):
+    loss_fn = with_metric("auc", "max", [np.nan] * len(CURVE))
+    experiment = dataclasses.replace(counting(KeepBest(metric="auc")), loss_fn=loss_fn)
+    result = train_in(tmp_path / "run", mesh1, experiment)
+    assert result["metrics"]["test"]["loss"] == pytest.approx(CURVE[-1])
+    assert result["metrics"]["validation"]["loss"] == pytest.approx(CURVE[-1])
+    assert "auc was a finite number in no evaluation" in result["warnings"][0]
+    variables = restore_variables(experiment, run_in(tmp_path / "run"), mesh1)
+    assert float(variables["params"]["w"]) == len(CURVE)
+
+
+def test_one_finite_evaluation_is_the_best(tmp_path, mesh1):
+    loss_fn = with_metric("auc", "max", [np.nan, np.nan, 0.5, *[np.nan] * 5])
+    experiment = dataclasses.replace(counting(KeepBest(metric="auc")), loss_fn=loss_fn)
+    result = train_in(tmp_path / "run", mesh1, experiment)
+    assert (result["best"]["step"], result["best"]["value"]) == (3, 0.5)
+    assert "warnings" not in result
+    assert result["metrics"]["test"]["loss"] == pytest.approx(CURVE[2])

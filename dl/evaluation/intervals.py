@@ -1,7 +1,7 @@
-"""How far a figure can be trusted, and whether two differ: intervals and tests, on the host, by SciPy.
+"""How far a figure can be trusted: confidence intervals, on the host, by SciPy.
 
-What they take as random: which examples were drawn (`wilson`, `bootstrap`, `mcnemar`), or which seeds
-(`t_interval`, `paired_t`, `paired_permutation`). Tests are two-sided.
+What they take as random: which examples were drawn (`wilson`, `ratio_interval`, `bootstrap`), or which seeds
+(`t_interval`).
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """
     from scipy import stats
 
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if not 0 <= successes <= trials:
         raise UserError(f"successes={successes} is not in [0, trials={trials}]; swap them or count again")
     if trials == 0:
@@ -40,27 +40,66 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     return Interval(successes / trials, float(interval.low), float(interval.high))
 
 
-def t_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+def t_interval(values: ArrayLike, confidence: float = 0.95, is_share: bool = False) -> Interval:
     """Returns the mean of a figure over seeds: mean ± t s / √n (Student 1908).
 
     t is the quantile at n - 1 degrees of freedom, s the standard deviation with n - 1. One value bounds
     nothing: its interval is infinite.
+
+    Args:
+      values: one for each seed.
+      confidence: of the interval.
+      is_share: whether the figure lies in [0, 1]; then so do its bounds.
 
     Raises:
       UserError: there is no value.
     """
     from scipy import stats
 
-    _check_confidence(confidence)
+    check_confidence(confidence)
     values = np.asarray(values, np.float64).ravel()
     if not values.size:
         raise UserError("values=[] has no mean; give the figure of one seed at least")
     mean = float(values.mean())
-    if values.size == 1:
-        return Interval(mean, float("-inf"), float("inf"))
-    t = stats.t.ppf((1 + confidence) / 2, values.size - 1)
-    half = float(t * values.std(ddof=1) / np.sqrt(values.size))
-    return Interval(mean, mean - half, mean + half)
+    low, high = float("-inf"), float("inf")
+    if values.size > 1:
+        t = stats.t.ppf((1 + confidence) / 2, values.size - 1)
+        half = float(t * values.std(ddof=1) / np.sqrt(values.size))
+        low, high = mean - half, mean + half
+    return Interval(mean, max(low, 0.0), min(high, 1.0)) if is_share else Interval(mean, low, high)
+
+
+def ratio_interval(
+    ratio: float, variance: float, num: int, is_share: bool = False, confidence: float = 0.95
+) -> Interval:
+    """Returns a ratio of sums over examples with its interval, from the variance of the ratio.
+
+    Student's at N - 1 degrees of freedom. Of a share in [0, 1] Wilson's score interval at the number of
+    independent zeros and ones that would have this variance, p (1 - p) / variance, made smaller by
+    (z / t)² for what N examples do not tell of it (Korn & Graubard 1998; Franco et al. 2019, §2.3); where the
+    share is 0 or 1, at the number of examples.
+
+    Args:
+      ratio: Σ total / Σ weight.
+      variance: of the ratio, as estimated.
+      num: N, the examples.
+      is_share: whether every example's ratio lies in [0, 1].
+      confidence: of the interval.
+    """
+    from scipy import stats
+
+    check_confidence(confidence)
+    t = float(stats.t.ppf((1 + confidence) / 2, num - 1))
+    if not is_share:
+        half = t * variance**0.5
+        return Interval(ratio, ratio - half, ratio + half)
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    spread = ratio * (1 - ratio)
+    size = num if spread <= 0 or variance <= 0 else spread / variance * (z / t) ** 2
+    centre = (ratio + z**2 / (2 * size)) / (1 + z**2 / size)
+    half = z / (1 + z**2 / size) * (max(spread, 0.0) / size + z**2 / (4 * size**2)) ** 0.5
+    # Rounding may leave [0, 1], or the ratio itself.
+    return Interval(ratio, max(min(centre - half, ratio), 0.0), min(max(centre + half, ratio), 1.0))
 
 
 def bootstrap(
@@ -87,7 +126,7 @@ def bootstrap(
     """
     from scipy import stats
 
-    _check_confidence(confidence)
+    check_confidence(confidence)
     arrays = [np.asarray(value) for value in values]
     lengths = sorted({len(array) for array in arrays})
     if len(lengths) != 1:
@@ -111,94 +150,7 @@ def bootstrap(
     return Interval(of_examples(examples), float(interval.low), float(interval.high))
 
 
-class McNemar(NamedTuple):
-    """Examples that only one of two classifiers has right, and the probability of so unequal a split."""
-
-    only_a: int
-    only_b: int
-    p_value: float
-
-
-def mcnemar(is_right_a: ArrayLike, is_right_b: ArrayLike) -> McNemar:
-    """Returns the exact test of whether two classifiers err equally often on the same examples.
-
-    The examples on which they differ fall to either side as a fair coin would (McNemar 1947, by the binomial
-    distribution). Without a difference the p-value is 1.
-
-    Raises:
-      UserError: the arrays differ in shape.
-    """
-    from scipy import stats
-
-    a, b = _pairs(np.asarray(is_right_a, bool), np.asarray(is_right_b, bool))
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_a + only_b == 0:
-        return McNemar(0, 0, 1.0)
-    return McNemar(only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue))
-
-
-def paired_t(values_a: ArrayLike, values_b: ArrayLike) -> float:
-    """Returns the p-value of Student's paired test: is the mean of a - b over the seeds 0?
-
-    Differences that are all equal have p-value 1 if they are 0, else 0.
-
-    Raises:
-      UserError: the arrays differ in shape, or have fewer than two pairs.
-    """
-    from scipy import stats
-
-    a, b = _seeds(values_a, values_b)
-    if np.ptp(a - b) == 0:
-        return 1.0 if a[0] == b[0] else 0.0
-    return float(stats.ttest_rel(a, b).pvalue)
-
-
-def paired_permutation(
-    values_a: ArrayLike, values_b: ArrayLike, num_resamples: int = 9_999, seed: int = 0
-) -> float:
-    """Returns the p-value of the sign-flip test: is the mean of a - b over the seeds 0?
-
-    Exact, over all 2^n ways to swap pairs, if these are no more than `num_resamples`, else over so many
-    random ones (Fisher 1935, §21); no distribution is assumed. Of n pairs it cannot fall below 2 / 2^n: five
-    seeds reach 0.0625.
-
-    Raises:
-      UserError: the arrays differ in shape, or have fewer than two pairs.
-    """
-    from scipy import stats
-
-    a, b = _seeds(values_a, values_b)
-
-    def mean(differences: np.ndarray, axis: int) -> np.ndarray:
-        return differences.mean(axis)
-
-    # Of one sample, "samples" flips signs.
-    result = stats.permutation_test(
-        (a - b,),
-        mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=num_resamples,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
-
-
-def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if a.shape != b.shape:
-        raise UserError(
-            f"a pair needs two values, got the shapes {a.shape} and {b.shape}; give both the same"
-        )
-    return a.ravel(), b.ravel()
-
-
-def _seeds(values_a: ArrayLike, values_b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    a, b = _pairs(np.asarray(values_a, np.float64), np.asarray(values_b, np.float64))
-    if a.size < 2:
-        raise UserError(f"{a.size} pairs tell nothing of the spread over seeds; give two at least")
-    return a, b
-
-
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Raises UserError unless a confidence lies between 0 and 1."""
     if not 0 < confidence < 1:
         raise UserError(f"confidence={confidence} is not between 0 and 1; write 0.95 for 95 %")

@@ -3,14 +3,9 @@ import pytest
 from scipy import stats
 
 from dl.errors import UserError
-from dl.evaluation.intervals import (
-    bootstrap,
-    mcnemar,
-    paired_permutation,
-    paired_t,
-    t_interval,
-    wilson,
-)
+from dl.evaluation.intervals import bootstrap, ratio_interval, t_interval, wilson
+from dl.evaluation.paired import mcnemar, newcombe_paired, paired_permutation, paired_ratio, paired_t
+from dl.evaluation.spread import CLUSTERED, EFFECTIVE, STUDENT, WILSON, Spread
 
 
 @pytest.mark.parametrize(
@@ -127,3 +122,85 @@ def test_mistakes_are_one_line(mistake, message):
         mistake()
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((1, 1, 7, 12), -0.507, -0.026),  # Fagerland, Lydersen & Laake 2014, airway hyper-responsiveness
+        ((36, 12, 2, 0), 0.0569, 0.3404),  # Newcombe 1998, Statistics in Medicine 17, table II, method 10
+    ],
+)
+def test_newcombe_paired_gives_published_intervals(counts, low, high):
+    both, only_a, only_b, neither = counts
+    interval = newcombe_paired(only_a, only_b, both, neither)
+    assert interval.estimate == pytest.approx((only_a - only_b) / sum(counts))
+    np.testing.assert_allclose(interval[1:], [low, high], atol=5e-4)
+
+
+def test_newcombe_paired_does_not_end_at_the_estimate():
+    interval = newcombe_paired(5, 0, 9_000, 995)
+    assert interval.high > interval.estimate > interval.low
+
+
+def test_what_is_counted_decides_the_interval():
+    random = np.random.default_rng(0)
+    right_N = (random.random(200) < 0.8).astype(float)
+    interval, method = Spread.of(right_N, np.ones(200)).interval()
+    assert method == WILSON
+    assert interval == wilson(int(right_N.sum()), 200)
+    interval, method = Spread.of(100 * right_N, np.ones(200)).interval()  # in percent
+    assert method == STUDENT
+    np.testing.assert_allclose(interval, t_interval(100 * right_N), rtol=1e-12)
+
+
+def test_tokens_of_one_sequence_are_one_example():
+    random = np.random.default_rng(0)
+    weights_N = random.integers(5, 50, 300).astype(float)
+    losses_N = random.gamma(2.0, 1.0, 300) * weights_N
+    (estimate, low, high), method = Spread.of(losses_N, weights_N).interval()
+    assert method == CLUSTERED
+    # The delete-one jackknife of the ratio, which estimates the same variance another way.
+    left_out = (losses_N.sum() - losses_N) / (weights_N.sum() - weights_N)
+    deviation = np.sqrt(299 / 300 * ((left_out - left_out.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, 299) * deviation
+    np.testing.assert_allclose(
+        [estimate, low, high], losses_N.sum() / weights_N.sum() + half * np.array([0, -1, 1]), rtol=2e-3
+    )
+
+
+def test_a_share_of_tokens_stays_within_the_unit_interval_and_widens_with_the_clusters():
+    weights_N = np.full(40, 20.0)
+    all_right = Spread.of(weights_N, weights_N).interval()
+    assert all_right[1] == EFFECTIVE
+    assert all_right[0].high == 1.0
+    assert all_right[0].low == pytest.approx(wilson(40, 40).low)  # 40 sequences, not 800 tokens
+    blocks = Spread.of(np.repeat([0.0, 20.0], 20), weights_N).interval()[0]
+    alone = Spread.of(np.tile([0.0, 1.0], 400), np.ones(800)).interval()[0]
+    assert blocks.high - blocks.low > 3 * (alone.high - alone.low)
+
+
+def test_moments_add_up_over_batches():
+    random = np.random.default_rng(0)
+    totals_N, weights_N = random.normal(3, 1, 100), random.integers(1, 9, 100).astype(float)
+    whole = Spread.of(totals_N, weights_N).interval()
+    parts = Spread.of(totals_N[:30], weights_N[:30]) + Spread.of(totals_N[30:], weights_N[30:])
+    np.testing.assert_allclose(parts.interval()[0], whole[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("totals", [[np.nan, 1.0], [np.inf, 1.0], [1.0]])
+def test_without_finite_values_of_two_examples_there_is_no_interval(totals):
+    assert Spread.of(np.array(totals), np.ones(len(totals))).interval() is None
+
+
+def test_the_interval_of_a_share_over_seeds_stays_within_the_unit_interval():
+    assert t_interval([0.95, 0.99], is_share=True)[1:] == (t_interval([0.95, 0.99]).low, 1.0)
+    assert ratio_interval(0.999, 1e-4, 50, is_share=True).high <= 1.0
+
+
+def test_a_paired_ratio_with_weights_of_one_is_students_paired_test():
+    random = np.random.default_rng(0)
+    a_N, b_N = random.normal(0, 1, (2, 50))
+    found = paired_ratio(*(np.stack([x, np.ones(50)], -1) for x in (a_N, b_N)))
+    np.testing.assert_allclose(found.interval, t_interval(a_N - b_N), rtol=1e-12)
+    assert found.p_value == pytest.approx(paired_t(a_N, b_N), rel=1e-9)

@@ -1,0 +1,186 @@
+"""Whether two figures differ: paired tests and the intervals of differences, on the host, by SciPy.
+
+What they take as random: which examples were drawn (`mcnemar`, `newcombe_paired`, `paired_ratio`), or which
+seeds (`paired_t`, `paired_permutation`). Tests are two-sided.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dl.errors import UserError
+from dl.evaluation.intervals import Interval, check_confidence, ratio_interval, wilson
+
+
+class McNemar(NamedTuple):
+    """Examples that only one of two classifiers has right, and the probability of so unequal a split."""
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def mcnemar(is_right_a: ArrayLike, is_right_b: ArrayLike) -> McNemar:
+    """Returns the exact test of whether two classifiers err equally often on the same examples.
+
+    The examples on which they differ fall to either side as a fair coin would (McNemar 1947, by the binomial
+    distribution). Without a difference the p-value is 1.
+
+    Raises:
+      UserError: the arrays differ in shape.
+    """
+    from scipy import stats
+
+    a, b = _pairs(np.asarray(is_right_a, bool), np.asarray(is_right_b, bool))
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return McNemar(0, 0, 1.0)
+    return McNemar(only_a, only_b, float(stats.binomtest(only_a, only_a + only_b).pvalue))
+
+
+def newcombe_paired(only_a: int, only_b: int, both: int, neither: int, confidence: float = 0.95) -> Interval:
+    """Returns the accuracy of a minus that of b on the same examples, with its interval.
+
+    Squares of the distances to the bounds of both Wilson intervals, with their correlation φ, which is
+    continuity-corrected (Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10).
+
+    Args:
+      only_a: examples that only a has right.
+      only_b: that only b has right.
+      both: that both have right.
+      neither: that neither has right.
+      confidence: of the interval.
+
+    Raises:
+      UserError: a count is negative, or there is no example.
+    """
+    num = only_a + only_b + both + neither
+    if min(only_a, only_b, both, neither) < 0 or not num:
+        raise UserError(
+            f"only_a={only_a}, only_b={only_b}, both={both}, neither={neither} are not the counts of at "
+            "least one example; count again"
+        )
+    p_a, low_a, high_a = wilson(both + only_a, num, confidence)
+    p_b, low_b, high_b = wilson(both + only_b, num, confidence)
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    phi = 0.0
+    if margins:
+        product = both * neither - only_a * only_b
+        phi = (max(product - num / 2, 0.0) if product > 0 else product) / margins**0.5
+    difference = (only_a - only_b) / num
+
+    def distance(one: float, other: float) -> float:
+        return float(np.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0)))
+
+    return Interval(
+        difference,
+        max(difference - distance(p_a - low_a, high_b - p_b), -1.0),
+        min(difference + distance(high_a - p_a, p_b - low_b), 1.0),
+    )
+
+
+class Paired(NamedTuple):
+    """A difference over pairs: its interval and the p-value of the hypothesis that it is 0."""
+
+    interval: Interval
+    p_value: float
+
+
+def paired_ratio(examples_a: np.ndarray, examples_b: np.ndarray, confidence: float = 0.95) -> Paired:
+    """Returns how much larger a metric is of a than of b over the same N examples, by Student's test.
+
+    A metric is Σ total / Σ weight. The difference of two ratios is linearised: each example adds
+    (total_a - ratio_a weight_a) / Σ weight_a minus the same of b (Cochran 1977, §6.17). With weights of 1
+    this is Student's paired test of the means; a sequence of tokens is one example.
+
+    Args:
+      examples_a: total and weight of each example, shape N × 2.
+      examples_b: likewise, of the same examples.
+      confidence: of the interval.
+
+    Raises:
+      UserError: the arrays differ in shape, or have fewer than two rows.
+    """
+    from scipy import stats
+
+    check_confidence(confidence)
+    a, b = np.asarray(examples_a, np.float64), np.asarray(examples_b, np.float64)
+    if a.shape != b.shape or len(a) < 2:
+        raise UserError(f"a paired test needs two rows at least for each, got {a.shape} and {b.shape}")
+    (ratio_a, each_a_N), (ratio_b, each_b_N) = _linearised(a), _linearised(b)
+    difference, each_N = ratio_a - ratio_b, each_a_N - each_b_N
+    variance = len(each_N) / (len(each_N) - 1) * float((each_N**2).sum())
+    interval = ratio_interval(difference, variance, len(each_N), False, confidence)
+    if variance == 0:
+        return Paired(interval, 1.0 if difference == 0 else 0.0)
+    return Paired(interval, float(2 * stats.t.sf(abs(difference) / variance**0.5, len(each_N) - 1)))
+
+
+def _linearised(examples: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns Σ total / Σ weight, and what each example adds to its deviation."""
+    totals_N, weights_N = examples.T
+    ratio = totals_N.sum() / weights_N.sum()
+    return float(ratio), (totals_N - ratio * weights_N) / weights_N.sum()
+
+
+def paired_t(values_a: ArrayLike, values_b: ArrayLike) -> float:
+    """Returns the p-value of Student's paired test: is the mean of a - b over the seeds 0?
+
+    Differences that are all equal have p-value 1 if they are 0, else 0.
+
+    Raises:
+      UserError: the arrays differ in shape, or have fewer than two pairs.
+    """
+    from scipy import stats
+
+    a, b = _seeds(values_a, values_b)
+    if np.ptp(a - b) == 0:
+        return 1.0 if a[0] == b[0] else 0.0
+    return float(stats.ttest_rel(a, b).pvalue)
+
+
+def paired_permutation(
+    values_a: ArrayLike, values_b: ArrayLike, num_resamples: int = 9_999, seed: int = 0
+) -> float:
+    """Returns the p-value of the sign-flip test: is the mean of a - b over the seeds 0?
+
+    Exact, over all 2^n ways to swap pairs, if these are no more than `num_resamples`, else over so many
+    random ones (Fisher 1935, §21); no distribution is assumed. Of n pairs it cannot fall below 2 / 2^n: five
+    seeds reach 0.0625.
+
+    Raises:
+      UserError: the arrays differ in shape, or have fewer than two pairs.
+    """
+    from scipy import stats
+
+    a, b = _seeds(values_a, values_b)
+
+    def mean(differences: np.ndarray, axis: int) -> np.ndarray:
+        return differences.mean(axis)
+
+    # Of one sample, "samples" flips signs.
+    result = stats.permutation_test(
+        (a - b,),
+        mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=num_resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if a.shape != b.shape:
+        raise UserError(
+            f"a pair needs two values, got the shapes {a.shape} and {b.shape}; give both the same"
+        )
+    return a.ravel(), b.ravel()
+
+
+def _seeds(values_a: ArrayLike, values_b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    a, b = _pairs(np.asarray(values_a, np.float64), np.asarray(values_b, np.float64))
+    if a.size < 2:
+        raise UserError(f"{a.size} pairs tell nothing of the spread over seeds; give two at least")
+    return a, b
