@@ -71,8 +71,8 @@ def like(loss_fn: LossFn, original: LossFn) -> LossFn:
 
 
 def kind_facts(loss_fn: LossFn) -> dict[str, Any]:
-    """Returns what result.json says of a kind of task, `kind`, `units`, `headline`; {} if none is stated."""
+    """Returns what result.json says of a task: its `kind` (null: none is stated), `units` and `headline`."""
     kind = kind_of(loss_fn)
     if kind is None:
-        return {}
+        return {"kind": None, "units": {}, "headline": None}
     return {"kind": kind.name, "units": dict(kind.units), "headline": kind.headline}

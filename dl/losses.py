@@ -187,8 +187,8 @@ def multi_label(model: nn.Module, *, input_name: str = "image", target_name: str
     def example_metrics(logits_BC: jax.Array, batch: Batch) -> Metrics:
         is_right_BC = (logits_BC > 0) == (labels(logits_BC, batch) > 0.5)
         return {
-            "label_accuracy": Mean.of(is_right_BC.mean(-1), batch["mask"]),
-            "exact_match": Mean.of(is_right_BC.all(-1), batch["mask"]),
+            "label_accuracy": Mean.of(is_right_BC.mean(-1), batch["mask"], better="max"),
+            "exact_match": Mean.of(is_right_BC.all(-1), batch["mask"], better="max"),
         }
 
     units = {"loss": "nats a label", "label_accuracy": FRACTION, "exact_match": FRACTION}
@@ -224,7 +224,7 @@ def regression(
 
     def example_metrics(output_BD: jax.Array, batch: Batch) -> Metrics:
         error_BD = jnp.abs(_difference(*pair(output_BD, batch)))
-        return {"mean_absolute_error": Mean.of(_mean_of_example(error_BD), batch["mask"])}
+        return {"mean_absolute_error": Mean.of(_mean_of_example(error_BD), batch["mask"], better="min")}
 
     stated: list[tuple[Any, str]] = [
         (mean_squared_error, "squared error"),
@@ -260,7 +260,7 @@ def autoencoder(model: nn.Module, *, is_binary: bool = False, input_name: str = 
         return _mean_of_example(optax.sigmoid_binary_cross_entropy(output, batch[input_name]))
 
     def example_metrics(output: jax.Array, batch: Batch) -> Metrics:
-        return {"mean_squared_error": Mean.of(squared_error(output, batch), batch["mask"])}
+        return {"mean_squared_error": Mean.of(squared_error(output, batch), batch["mask"], better="min")}
 
     units = {"loss": "nats a value", "mean_squared_error": "squared error"}
     kind = Kind(
@@ -320,8 +320,9 @@ def language_model(model: nn.Module, *, padding_id: int | None = None, input_nam
         logits_BTV, model_state = apply_model(model, params, model_state, tokens_BT, key)
         loss_BS, is_right_BS, counts_BS = next_token(logits_BTV, tokens_BT, padding_id)
         mask_BS = counts_BS & batch["mask"][:, None]
-        loss = Mean.of(loss_BS, mask_BS)
-        return loss.compute(), Aux(model_state, {"loss": loss, "accuracy": Mean.of(is_right_BS, mask_BS)})
+        loss = Mean.of(loss_BS, mask_BS, better="min")
+        is_right = Mean.of(is_right_BS, mask_BS, better="max")
+        return loss.compute(), Aux(model_state, {"loss": loss, "accuracy": is_right})
 
     units = {"loss": "nats a token", "accuracy": FRACTION}
     kind = Kind("language_model", input_name, input_name, units, "loss", padding_id=padding_id)

@@ -6,7 +6,7 @@
 
 from dl.predictions.by_kind import collect_predictions
 from dl.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
-from dl.predictions.figures import Disagreement, check_agreement, figures_of
+from dl.predictions.figures import Disagreement, add_to_result, check_agreement, figures_of
 from dl.predictions.kept import (
     Kept,
     LanguageModel,
@@ -28,6 +28,7 @@ __all__ = [
     "Predictions",
     "Reconstruction",
     "Regression",
+    "add_to_result",
     "check_agreement",
     "class_names",
     "collect_outputs",

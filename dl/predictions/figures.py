@@ -5,7 +5,7 @@ Shapes: N examples.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,6 +79,40 @@ FIGURE_UNITS = {
     "perplexity": "equally likely tokens",
 }
 """The units of what `figures_of` returns."""
+
+
+def add_to_result(
+    experiment: Experiment, result: dict[str, Any], predictions: Kept, tell: Callable[[str], None]
+) -> None:
+    """Adds what follows from the predictions to what result.json says of their split.
+
+    More figures with their intervals, directions and units; and `disagreement`, where `check_agreement` finds
+    one. Never raises.
+
+    Args:
+      experiment: of the run.
+      result: changed in place.
+      predictions: of the variables that the run ended with.
+      tell: called with one line where something cannot be computed.
+    """
+    split = predictions.split
+    measured = dict(result["metrics"].get(split, {}))
+    for name, figure in figures_of(predictions, tell).items():
+        if name in measured:  # a metric of the loss function is what it says
+            continue
+        result["metrics"][split][name] = figure.value
+        result.setdefault("better", {})[name] = figure.better
+        result.setdefault("units", {})[name] = FIGURE_UNITS[name]
+        if figure.method:
+            result.setdefault("intervals", {}).setdefault(split, {})[name] = [figure.low, figure.high]
+            result.setdefault("interval_methods", {}).setdefault(split, {})[name] = figure.method
+    try:
+        check_agreement(experiment, measured, predictions)
+    except Disagreement as disagreement:
+        result["disagreement"] = str(disagreement)
+    except Exception as error:
+        brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
+        tell(f"the predictions of {split} could not be compared with what was measured ({brief})")
 
 
 class _Recomputed(NamedTuple):

@@ -1,4 +1,4 @@
-"""Progression of diabetes after a year, from ten measurements (Efron et al. 2004): a regression of a table."""
+"""How diabetes went on after a year, from ten measurements (Efron et al. 2004): a regression of a table."""
 
 import jax
 import numpy as np
