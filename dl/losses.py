@@ -231,7 +231,7 @@ def regression(
         (half_squared_error, "half the squared error"),
     ]
     unit = next((unit for loss, unit in stated if loss is example_loss), "value")
-    units = {"loss": unit, "mean_absolute_error": "absolute error"}
+    units = {"loss": unit, "mean_absolute_error": "units of the target"}
     kind = Kind("regression", input_name, target_name, units, "mean_absolute_error")
     return StatedLoss(supervised(model, loss_of_batch, example_metrics, input_name), kind)
 

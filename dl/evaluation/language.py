@@ -5,13 +5,14 @@ Tokens of one sequence are alike, so that it is sequences that were drawn, not t
 Shapes: N sequences.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from dl.errors import UserError
-from dl.evaluation.figure import Figure, half_width, no_interval, share_interval
-
-_METHOD = "delta method over the sequences"
+from dl.evaluation.figure import Figure, no_interval
+from dl.evaluation.spread import Spread
 
 
 def language_figures(loss: ArrayLike, num_right: ArrayLike, num_tokens: ArrayLike) -> dict[str, Figure]:
@@ -31,27 +32,19 @@ def language_figures(loss: ArrayLike, num_right: ArrayLike, num_tokens: ArrayLik
             f"loss, num_right and num_tokens have the shapes {loss_N.shape}, {right_N.shape} and "
             f"{tokens_N.shape} and {tokens_N.sum():g} tokens; give one number a sequence, and some tokens"
         )
-    per_token, half = _ratio(loss_N, tokens_N)
-    accuracy, half_of_accuracy = _ratio(right_N, tokens_N)
-    low, high = share_interval(accuracy, half_of_accuracy)
-    if not np.isfinite(half):
-        return {
-            "loss": no_interval(per_token, "min"),
-            "perplexity": no_interval(_exp(per_token), "min"),
-            "accuracy": no_interval(accuracy, "max"),
-        }
-    bounds = per_token - half, per_token + half
-    return {
-        "loss": Figure(per_token, *bounds, "min", _METHOD),
-        "perplexity": Figure(_exp(per_token), _exp(bounds[0]), _exp(bounds[1]), "min", _METHOD),
-        "accuracy": Figure(accuracy, low, high, "max", _METHOD if low <= high else ""),
-    }
+    per_token = _ratio(loss_N, tokens_N, "min")
+    value, low, high = map(_exp, per_token[:3])
+    perplexity = Figure(value, low, high, "min", per_token.method)
+    return {"loss": per_token, "perplexity": perplexity, "accuracy": _ratio(right_N, tokens_N, "max")}
 
 
-def _ratio(total_N: np.ndarray, count_N: np.ndarray) -> tuple[float, float]:
-    """Returns Σ total / Σ count and the half width of its interval (ratio estimator, Cochran 1977, §6.3)."""
-    ratio = float(total_N.sum() / count_N.sum())
-    return ratio, half_width((total_N - ratio * count_N) / count_N.mean())
+def _ratio(total_N: np.ndarray, count_N: np.ndarray, better: Literal["min", "max"]) -> Figure:
+    """Returns Σ total / Σ count with the interval that a metric of the same sums has."""
+    interval = Spread.of(total_N, count_N).interval()
+    if interval is None:
+        return no_interval(float(total_N.sum() / count_N.sum()), better)
+    (value, low, high), method = interval
+    return Figure(value, low, high, better, method)
 
 
 def _exp(value: float) -> float:

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from dl.errors import UserError
 from dl.evaluation.figure import Figure, no_interval, positive_interval
+from dl.evaluation.spread import Spread
 
 _METHOD = "delta method over the examples"
 
@@ -19,8 +20,8 @@ def regression_figures(outputs: ArrayLike, targets: ArrayLike) -> dict[str, Figu
     (the uniform average over the outputs): R² = 1 - Σ (output - target)² / Σ (target - mean)². It is NaN
     where a target is constant or there are fewer than two examples.
 
-    Intervals are of the logarithm of the errors and of 1 - R², so that the bounds are > 0 and < 1; none where
-    that is 0. With 50 examples and heavy tails they cover 91 %, with 200 94 %.
+    The interval of the absolute error is that of a mean. Those of the others are of the logarithm of the
+    error and of 1 - R², so that the bounds are > 0 and < 1; none where that is 0. With 50 examples and heavy tails they cover 91 %, with 200 94 %.
 
     Args:
       outputs: (N, D), or (N,).
@@ -39,18 +40,26 @@ def regression_figures(outputs: ArrayLike, targets: ArrayLike) -> dict[str, Figu
     error_ND = output_ND - target_ND
     absolute_N, squared_N = np.abs(error_ND).mean(1), np.square(error_ND).mean(1)
     return {
-        "mean_absolute_error": _error(absolute_N.mean(), absolute_N, 1.0),
-        "root_mean_squared_error": _error(np.sqrt(squared_N.mean()), squared_N, 0.5),
+        "mean_absolute_error": _mean(absolute_N),
+        "root_mean_squared_error": _root(squared_N),
         "r_squared": _r_squared(error_ND, target_ND),
     }
 
 
-def _error(value: float, values_N: np.ndarray, power: float) -> Figure:
-    """Returns the figure mean(values)^power."""
-    mean = values_N.mean()
-    if not np.isfinite(value) or value == 0 or len(values_N) < 2:
+def _mean(values_N: np.ndarray) -> Figure:
+    interval = Spread.of(values_N, np.ones(len(values_N))).interval()
+    if interval is None:
+        return no_interval(values_N.mean(), "min")
+    (value, low, high), method = interval
+    return Figure(value, low, high, "min", method)
+
+
+def _root(squared_N: np.ndarray) -> Figure:
+    mean = squared_N.mean()
+    value = float(np.sqrt(mean))
+    if not np.isfinite(value) or value == 0 or len(squared_N) < 2:
         return no_interval(value, "min")
-    return Figure(float(value), *positive_interval(value, power * (values_N / mean - 1)), "min", _METHOD)
+    return Figure(value, *positive_interval(value, (squared_N / mean - 1) / 2), "min", _METHOD)
 
 
 def _r_squared(error_ND: np.ndarray, target_ND: np.ndarray) -> Figure:

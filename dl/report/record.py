@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dl.errors import UserError
-from dl.predictions import Kept, read_predictions
+from dl.kinds import FRACTION
+from dl.predictions import Kept, Predictions, read_predictions
 from dl.run import Run
 from dl.selection import FINAL_SPLIT
 
@@ -38,6 +39,14 @@ class Record:
         """The split of the headline: test, else the last that was evaluated."""
         splits = list(mapping(self.result.get("metrics")))
         return FINAL_SPLIT if FINAL_SPLIT in splits else (splits[-1] if splits else None)
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """The units of the metrics, as the loss function stated them; runs of old stated none."""
+        if "kind" in self.result:
+            return {name: text(unit) for name, unit in mapping(self.result.get("units")).items()}
+        nats = {"loss": "nats"} if isinstance(self.predictions, Predictions) else {}
+        return {**nats, "accuracy": FRACTION}
 
     @property
     def notice(self) -> str:
