@@ -70,26 +70,32 @@ def t_interval(values: ArrayLike, confidence: float = 0.95, is_share: bool = Fal
 
 
 def ratio_interval(
-    ratio: float, variance: float, num: int, is_share: bool = False, confidence: float = 0.95
+    ratio: float,
+    variance: float,
+    num: int,
+    freedom: float,
+    is_share: bool = False,
+    confidence: float = 0.95,
 ) -> Interval:
     """Returns a ratio of sums over examples with its interval, from the variance of the ratio.
 
-    Student's at N - 1 degrees of freedom. Of a share in [0, 1] Wilson's score interval at the number of
-    independent zeros and ones that would have this variance, p (1 - p) / variance, made smaller by
-    (z / t)² for what N examples do not tell of it (Korn & Graubard 1998; Franco et al. 2019, §2.3); where the
-    share is 0 or 1, at the number of examples.
+    Student's. Of a share in [0, 1] Wilson's score interval at the number of independent zeros and ones that
+    would have this variance, p (1 - p) / variance, made smaller by (z / t)² for what the degrees of freedom
+    leave open (Korn & Graubard 1998; Franco et al. 2019, §2.3); where the share is 0 or 1, at the number of
+    examples.
 
     Args:
       ratio: Σ total / Σ weight.
       variance: of the ratio, as estimated.
       num: N, the examples.
+      freedom: the degrees of freedom of the variance, N - 1 or fewer.
       is_share: whether every example's ratio lies in [0, 1].
       confidence: of the interval.
     """
     from scipy import stats
 
     check_confidence(confidence)
-    t = float(stats.t.ppf((1 + confidence) / 2, num - 1))
+    t = float(stats.t.ppf((1 + confidence) / 2, freedom))
     if not is_share:
         half = t * variance**0.5
         return Interval(ratio, ratio - half, ratio + half)

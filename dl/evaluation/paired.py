@@ -111,7 +111,7 @@ def paired_ratio(examples_a: np.ndarray, examples_b: np.ndarray, confidence: flo
     (ratio_a, each_a_N), (ratio_b, each_b_N) = _linearised(a), _linearised(b)
     difference, each_N = ratio_a - ratio_b, each_a_N - each_b_N
     variance = len(each_N) / (len(each_N) - 1) * float((each_N**2).sum())
-    interval = ratio_interval(difference, variance, len(each_N), False, confidence)
+    interval = ratio_interval(difference, variance, len(each_N), len(each_N) - 1, False, confidence)
     if variance == 0:
         return Paired(interval, 1.0 if difference == 0 else 0.0)
     return Paired(interval, float(2 * stats.t.sf(abs(difference) / variance**0.5, len(each_N) - 1)))

@@ -14,6 +14,7 @@ WILSON = "Wilson, over examples"
 STUDENT = "Student, over examples"
 CLUSTERED = "Student, clustered by example"
 EFFECTIVE = "Wilson, effective sample size over examples"
+_ORDERS = (1, 2, 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,23 +22,15 @@ class Spread:
     """What N examples add to a metric that is Σ total / Σ weight: its moments, in double precision.
 
     Attributes:
-      num: examples with a weight.
-      total: Σ total.
-      weight: Σ weight.
-      total_total: Σ total².
-      total_weight: Σ total · weight.
-      weight_weight: Σ weight².
+      num: examples with a weight, shape ….
+      sums: Σ total^(k - j) weight^j for k = 1, 2 and 4, each for j = 0 to k: shapes … × (k + 1).
       is_binary: whether every weight is 1 and every total 0 or 1.
       is_share: whether every total lies between 0 and its weight, so that the metric lies in [0, 1].
       is_known: whether every example tells what it adds.
     """
 
     num: np.ndarray
-    total: np.ndarray
-    weight: np.ndarray
-    total_total: np.ndarray
-    total_weight: np.ndarray
-    weight_weight: np.ndarray
+    sums: tuple[np.ndarray, ...]
     is_binary: np.ndarray
     is_share: np.ndarray
     is_known: bool
@@ -47,28 +40,24 @@ class Spread:
         """Returns the moments of totals and weights, both of shape … × N."""
         totals, weights = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
         counts = weights != 0
-        is_known = not np.isnan(weights).any()
         is_zero_or_one = ((totals == 0) | (totals == 1)) & (weights == 1)
+        with np.errstate(invalid="ignore", over="ignore"):  # then there is no interval
+            sums = tuple(
+                np.stack([(totals ** (k - j) * weights**j).sum(-1) for j in range(k + 1)], -1)
+                for k in _ORDERS
+            )
         return cls(
             counts.sum(-1),
-            totals.sum(-1),
-            weights.sum(-1),
-            (totals**2).sum(-1),
-            (totals * weights).sum(-1),
-            (weights**2).sum(-1),
+            sums,
             (is_zero_or_one | ~counts).all(-1),
             (((totals >= 0) & (totals <= weights)) | ~counts).all(-1),
-            is_known,
+            not np.isnan(weights).any(),
         )
 
     def __add__(self, other: "Spread") -> "Spread":
         return Spread(
             self.num + other.num,
-            self.total + other.total,
-            self.weight + other.weight,
-            self.total_total + other.total_total,
-            self.total_weight + other.total_weight,
-            self.weight_weight + other.weight_weight,
+            tuple(one + another for one, another in zip(self.sums, other.sums, strict=True)),
             self.is_binary & other.is_binary,
             self.is_share & other.is_share,
             self.is_known and other.is_known,
@@ -77,22 +66,35 @@ class Spread:
     def interval(self, confidence: float = 0.95) -> tuple[Interval, str] | None:
         """Returns the interval of the metric of one run, and its method in words; None where there is none.
 
-        Of zeros and ones, one for each example, Wilson's. Of anything else from the spread over the examples,
-        each with its weight: the linearised variance of a ratio (Cochran 1977, eq. 6.13), in which a sequence
-        of tokens counts as one example. A share stays within [0, 1].
+        Of zeros and ones, one for each example, Wilson's. Of anything else from the spread over the
+        examples, each with its weight: the linearised variance of a ratio (Cochran 1977, eq. 6.13), in
+        which a sequence of tokens counts as one example. Its degrees of freedom follow from the kurtosis κ:
+        the variance of s² is (κ - (N - 3) / (N - 1)) s⁴ / N (Satterthwaite 1946), for a few examples far
+        from the others tell little of the spread. A share stays within [0, 1].
         """
-        num, weight = int(self.num), float(self.weight)
-        if num < 2 or weight <= 0 or not math.isfinite(float(self.total_total)):
+        num = int(self.num)
+        total, weight = self.sums[0].tolist()
+        if num < 2 or weight <= 0 or not all(np.isfinite(sums).all() for sums in self.sums):
             return None
         if self.is_binary:
-            return wilson(round(float(self.total)), num, confidence), WILSON
-        ratio = float(self.total) / weight
-        squares = float(self.total_total) - 2 * ratio * float(self.total_weight)
-        squares += ratio**2 * float(self.weight_weight)
-        variance = num / (num - 1) * max(squares, 0.0) / weight**2
-        interval = ratio_interval(ratio, variance, num, bool(self.is_share), confidence)
+            return wilson(round(total), num, confidence), WILSON
+        ratio = total / weight
+        squares, fourths = (_deviation(sums, ratio) for sums in self.sums[1:])
+        variance = num / (num - 1) * squares / weight**2
+        freedom = float(num - 1)
+        if squares > 0 and fourths > 0:
+            kurtosis = num * fourths / squares**2
+            freedom = max(min(freedom, 2 * num / max(kurtosis - (num - 3) / (num - 1), 1e-9)), 1.0)
+        interval = ratio_interval(ratio, variance, num, freedom, bool(self.is_share), confidence)
         if self.is_share:
             return interval, EFFECTIVE
         # Equal weights: Σ weight² · N = (Σ weight)², up to rounding.
-        is_even = math.isclose(float(self.weight_weight) * num, weight**2, rel_tol=1e-9)
+        is_even = math.isclose(float(self.sums[1][2]) * num, weight**2, rel_tol=1e-9)
         return interval, STUDENT if is_even else CLUSTERED
+
+
+def _deviation(sums: np.ndarray, ratio: float) -> float:
+    """Returns Σ (total - ratio weight)^k from the sums of order k; never below 0, for an even k."""
+    order = len(sums) - 1
+    terms = [math.comb(order, j) * (-ratio) ** j * float(sums[j]) for j in range(order + 1)]
+    return max(math.fsum(terms), 0.0)
