@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dl.comparison import (
     Difference,
     Evidence,
@@ -22,6 +20,7 @@ from dl.comparison import (
 from dl.console import save
 from dl.errors import UserError
 from dl.options import parse
+from dl.predictions import read_predictions
 from dl.tables import Table
 
 PROG = "python -m dl compare"
@@ -93,13 +92,7 @@ def read_run(folder: Path) -> Evidence:
         raise UserError(f"the run in {folder} has not finished; run its command again first")
     predictions = None
     if (path := folder / "predictions.npz").exists():
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                predictions = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read ({error}); remove it, or write it again") from None
-        if missing := {"index", "label", "log_probabilities"} - predictions.keys():
-            raise UserError(f"{path} holds no {missing.pop()}; remove it, or write it again")
+        predictions = vars(read_predictions(path))
     return Evidence(str(folder), record, result, predictions)
 
 

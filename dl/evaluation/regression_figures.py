@@ -21,7 +21,8 @@ def regression_figures(outputs: ArrayLike, targets: ArrayLike) -> dict[str, Figu
     where a target is constant or there are fewer than two examples.
 
     The interval of the absolute error is that of a mean. Those of the others are of the logarithm of the
-    error and of 1 - R², so that the bounds are > 0 and < 1; none where that is 0. With 50 examples and heavy tails they cover 91 %, with 200 94 %.
+    error and of 1 - R², so that the bounds are > 0 and < 1; none where that is 0. With 50 examples and heavy
+    tails they cover 91 %, with 200 94 %.
 
     Args:
       outputs: (N, D), or (N,).
