@@ -77,8 +77,6 @@ def _are_of_the_same(a: Predicted, b: Predicted) -> bool:
     for name in _OF_THE_DATA:
         if (name in a) != (name in b):
             return False
-        if name in a and not np.array_equal(
-            *(one[name][order] for one, order in zip((a, b), orders, strict=True))
-        ):
+        if name in a and not np.array_equal(a[name][orders[0]], b[name][orders[1]]):
             return False
     return True

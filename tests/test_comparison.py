@@ -15,6 +15,7 @@ from dl.comparison import (
     compare,
     differences_in_setup,
 )
+from dl.predictions import Predictions
 from dl.tables import Table
 
 RECORD = {
@@ -229,7 +230,11 @@ def write(folder, evidence):
     (folder / "run.json").write_text(json.dumps(evidence.record))
     (folder / "result.json").write_text(json.dumps(evidence.result))
     if evidence.predictions is not None:
-        np.savez(folder / "predictions.npz", **evidence.predictions)
+        order = np.argsort(evidence.predictions["index"])
+        index, label, log_p = (
+            evidence.predictions[k][order] for k in ("index", "label", "log_probabilities")
+        )
+        Predictions("test", len(index), index, label, log_p, ("0", "1")).save(folder / "predictions.npz")
     return str(folder)
 
 
@@ -283,7 +288,7 @@ def test_mistakes_are_one_line(dl, tmp_path):
         ([a, str(unfinished)], "has not finished; run its command again first"),
         ([a, str(tmp_path / "none")], "holds no run; give the folder of one"),
         ([a, str(folds)], f"such as {folds}/fold-1"),
-        ([a, broken], "predictions.npz cannot be read"),
+        ([a, broken], "predictions.npz does not hold predictions"),
         ([a, ","], "a side without a run"),
         ([a, a, "--latx", "x"], "there is no option --latx; did you mean --latex?"),
         ([a, a, "--latex", "/nowhere/t.tex"], "/nowhere/t.tex cannot be written"),
