@@ -19,6 +19,7 @@ from dl.experiment import Experiment
 from dl.initial import Context, check_fits
 from dl.inputs import check_labels, describe_input, make_batches
 from dl.members import Members
+from dl.predictions import Disagreement
 from dl.program import Program
 from dl.run import Run
 from dl.selection import FINAL_SPLIT, look_up
@@ -68,7 +69,7 @@ def train(
         run.check(facts)
         if run.result is not None:
             console.line(f"finished before: {final_line(run.result, run)}")
-            return run.result
+            return _agreeing(run.result)
         check_labels(experiment, batches)
         program = Program(experiment, mesh, batches, members)
         experiment = _with_directions(experiment, batches, program)
@@ -93,7 +94,14 @@ def train(
         result = session.result(mesh)
         run.finish(result)
         console.line(final_line(result, run))
-        return result
+        return _agreeing(result)
+
+
+def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns a result whose predictions agree with what was measured; it is stored either way."""
+    if "disagreement" in result:
+        raise Disagreement(result["disagreement"])
+    return result
 
 
 def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables:

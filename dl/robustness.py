@@ -29,7 +29,7 @@ from dl.labels import class_labels, is_class_label
 from dl.log import finite
 from dl.loop import restore_variables
 from dl.options import OutputFile, Seed, parse
-from dl.predictions import Outputs, collect_outputs, outputs_fn
+from dl.predictions import OutputsFn, collect_outputs, outputs_fn
 from dl.rebuild import rebuild
 from dl.run import Run, write_json
 from dl.selection import FINAL_SPLIT
@@ -86,7 +86,7 @@ class Subject:
 
     run: Run
     experiment: Experiment
-    outputs: Outputs
+    outputs: OutputsFn
     split: str
     warning: str
 

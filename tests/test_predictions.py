@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from scipy.special import log_softmax
 
-from dl import losses, optimizers, predictions
+from dl import losses, optimizers
 from dl.cli import main
 from dl.console import Console
 from dl.data import ArraySource, ArraySplits
@@ -26,7 +26,14 @@ from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import consecutive
 from dl.models.mlp import MLP
-from dl.predictions import Predictions, collect_outputs, collect_predictions, outputs_fn, read_predictions
+from dl.predictions import (
+    Predictions,
+    by_kind,
+    collect_outputs,
+    collect_predictions,
+    outputs_fn,
+    read_predictions,
+)
 from dl.run import Run
 
 MODEL = MLP(hidden=(), num_classes=3)
@@ -70,7 +77,7 @@ def test_every_row_once_and_in_order_on_any_number_of_devices(devices, request):
 
 
 def test_of_a_large_split_the_same_sample_is_kept(monkeypatch, mesh1):
-    monkeypatch.setattr(predictions, "MAX_BYTES", 5 * 3 * 4)
+    monkeypatch.setattr(by_kind, "MAX_BYTES", 5 * (3 * 4 + 4))
     source = EXPERIMENT.data.evaluations["test"]
     found = collect_predictions(EXPERIMENT, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
     assert len(found.index) == 5
@@ -87,21 +94,27 @@ def test_a_signal_cuts_it_short(mesh1):
 
 
 @pytest.mark.parametrize(
-    ("change", "arrays"),
+    ("change", "arrays", "message"),
     [
-        ({}, {"label": np.zeros(21, np.float32)}),
-        ({}, {"label": np.zeros((21, 2), np.int32)}),
-        ({}, {"label": np.full(21, 3, np.int32)}),
-        ({"predict_fn": lambda variables, batch: batch["image"][:, 0, :, 0]}, {"label": np.full(21, -1)}),
-        ({"predict_fn": lambda variables, batch: batch["image"]}, {}),
-        ({"predict_fn": lambda variables, batch: batch["label"]}, {}),
-        ({"input_name": "text"}, {}),
+        ({}, {"label": np.zeros(21, np.float32)}, "no integer label"),
+        ({}, {"label": np.zeros((21, 2), np.int32)}, "no integer label"),
+        ({}, {"label": np.full(21, 3, np.int32)}, r"label of row 0, 3, is not in \[0, 3\)"),
+        ({}, {"label": np.full(21, -1)}, r"label of row 0, -1, is not in \[0, 3\)"),
+        ({"predict_fn": lambda variables, batch: batch["image"]}, {}, "shape .* not logits"),
+        ({"predict_fn": lambda variables, batch: batch["label"]}, {}, "shape .* not logits"),
     ],
-    ids=["float", "vector", "no class", "negative", "four dimensions", "one dimension", "no input"],
+    ids=["float", "vector", "no class", "negative", "four dimensions", "one dimension"],
 )
-def test_what_is_no_classification_has_no_predictions(change, arrays, mesh1):
+def test_what_is_no_classification_is_refused_where_one_was_stated(change, arrays, message, mesh1):
     source = ArraySource({**source_of(21, 1).arrays, **arrays})
     experiment = dataclasses.replace(EXPERIMENT, **change)
+    with pytest.raises(UserError, match=message):
+        collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
+
+
+def test_without_the_input_there_are_no_predictions(mesh1):
+    experiment = dataclasses.replace(EXPERIMENT, input_name="text")
+    source = EXPERIMENT.data.evaluations["test"]
     assert collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test") is None
 
 
