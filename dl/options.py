@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import enum
 import inspect
 import io
 import itertools
@@ -157,6 +158,36 @@ def check_value(name: str, kind: Any, value: Any) -> None:
             raise UserError(f"{_flag(name)} {value} is out of range; it must be {metadata}")
         if isinstance(metadata, Output) and value is not None and (reason := why_no_output(value)):
             raise UserError(f"{_flag(name)} {value} cannot be written ({reason}); choose another file")
+
+
+def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
+    """Returns the words of a command line that give an option a value; `parse` reads them back.
+
+    Args:
+      name: of the option, such as `batch_size`.
+      value: as the experiment takes it.
+      is_flag: whether the option is a plain `bool`, which takes no value; not of `bool | None`.
+    """
+    flag = _flag(name)
+    if isinstance(value, bool) and is_flag:
+        return [flag if value else f"--no-{flag[2:]}"]
+    if not isinstance(value, list | tuple):
+        return [f"{flag}={_word(value)}"]
+    words = [_word(item) for item in _leaves(value)]
+    if not words:
+        return [flag]
+    first, *rest = words
+    # A minus sign in a word of its own would begin another option.
+    return [f"{flag}={first}", *rest] if first.startswith("-") else [flag, first, *rest]
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Returns the items of tuples within tuples, as the command line takes them one after the other."""
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
+
+
+def _word(value: Any) -> str:
+    return value.name if isinstance(value, enum.Enum) else str(value)
 
 
 def named(argv: Sequence[str]) -> set[str]:

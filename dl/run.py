@@ -244,7 +244,9 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         old, new = there.get(group) or {}, here.get(group) or {}
         pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]
     return [
-        f"{name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, old, new in pairs if old != new
+        f"{name}: {json.dumps(old)} there, {json.dumps(new)} here"
+        for name, old, new in pairs
+        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True)  # so that NaN equals NaN
     ]
 
 

@@ -15,16 +15,16 @@ LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
     ("dl.experiment_commands", "dl.run_commands"),
-    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.curve_plan"),
+    ("dl.compare", "dl.sweep", "dl.trials", "dl.trial_errors", "dl.learning_curve", "dl.curve_plan"),
     ("dl.predict", "dl.rebuild", "dl.robustness"),
-    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
+    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation", "dl.study_folder"),
     ("dl.report",),
     ("dl.loop",),
     ("dl.session",),
     ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    ("dl.comparison", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
+    ("dl.comparison", "dl.pairing", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
     (
         "dl.step",
@@ -39,9 +39,10 @@ LAYERS = [
     ("dl.evaluation",),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
-    ("dl.sharding", "dl.capacity", "dl.precision", "dl.types", "dl.members"),
+    ("dl.sharding", "dl.capacity", "dl.precision", "dl.kinds", "dl.types", "dl.members"),
     ("dl.files",),
-    ("dl.metrics", "dl.errors", "dl.text"),
+    ("dl.metrics",),
+    ("dl.errors", "dl.labels", "dl.text"),
 ]
 OUTSIDE = {
     "os",
@@ -59,7 +60,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
     *("dl.files", "dl.capacity", "dl.options", "dl.experiment_commands", "dl.run_commands"),
-    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
+    *("dl.compare", "dl.sweep", "dl.study_folder", "dl.learning_curve", "dl.robustness"),
 )
 
 
