@@ -48,10 +48,18 @@ def check_classes(split: str, source: Source, name: str, num_classes: int) -> No
 
     Args:
       split: its name.
-      source: a large one that does not lie in memory is not read here: see `MAX_READ_BYTES`.
+      source: a large one that does not lie in memory is not read here: see `MAX_READ_BYTES`. Nor is one with
+        an attribute `num_classes`, which looks after its labels itself.
       name: of the feature that holds labels.
       num_classes: that the model has outputs for.
     """
+    stated = getattr(source, "num_classes", None)
+    if stated is not None and stated > num_classes:
+        raise UserError(
+            f"the {split} split has {stated} classes, and the model {num_classes} outputs; give it {stated}"
+        )
+    if stated is not None:
+        return
     for rows, values in _read(source, lambda leaf: True, (name,)):
         check_are_classes(f"{name} of row {{row}} of the {split} split", rows, values[name], num_classes)
 

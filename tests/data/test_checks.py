@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import Experiment, losses, metrics, optimizers
+from dl import Experiment, losses, metrics, optimizers, regularizers
 from dl.console import Console
 from dl.data import ArraySource, ArraySplits, checks, splits
 from dl.data.images import resized, unit_range
@@ -133,6 +133,29 @@ def changed(row, value, dtype):
 def test_a_label_that_is_no_class_is_named_by_split_row_and_value(tmp_path, mesh1, label, said):
     make = Reader if label.ndim > 1 else ArraySource
     refused(tmp_path, mesh1, source_of(), validation=source_of(make, label=label), match=said)
+
+
+@pytest.mark.parametrize("shape", [(SIZE, 2), (SIZE, 1, 1)])
+def test_labels_of_another_shape_are_refused(tmp_path, mesh1, shape):
+    label = np.zeros(shape, np.int32)
+    refused(tmp_path, mesh1, source_of(label=label), match="labels of shape .* do not fit logits of shape")
+
+
+def test_a_source_that_states_its_classes_is_not_read_for_them(tmp_path, mesh1):
+    source = source_of(Reader)
+    source.num_classes, source.checksum = CLASSES + 1, "known"
+    refused(tmp_path, mesh1, source, match="the train split has 4 classes, and the model 3 outputs")
+    assert not source.num_read
+
+
+def test_mixed_examples_have_targets_of_labels_of_either_shape():
+    batch = {"image": jnp.asarray(IMAGE), "label": jnp.asarray(LABEL), "mask": jnp.ones(SIZE, bool)}
+    mix = regularizers.mixup(1.0, CLASSES)
+    first, second = (
+        mix(jax.random.key(0), {**batch, "label": label})["target"]
+        for label in (batch["label"], batch["label"][:, None])
+    )
+    np.testing.assert_array_equal(first, second)
 
 
 def test_labels_of_an_own_loss_are_looked_at_and_never_converted(tmp_path, mesh1):
