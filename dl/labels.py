@@ -35,7 +35,7 @@ def class_labels(labels: jax.Array, logits_BC: jax.Array) -> jax.Array:
     is_column = labels.shape == (*logits_BC.shape[:-1], 1)
     if not is_column and labels.ndim != logits_BC.ndim - 1:
         raise UserError(
-            f"labels of shape {labels.shape} do not fit logits of shape {logits_BC.shape}; expected one class "
+            f"labels of shape {labels.shape} do not fit logits of shape {logits_BC.shape}; expected a class "
             f"for each row of logits, or one distribution over {logits_BC.shape[-1]} classes"
         )
     seen = _watched.get()
