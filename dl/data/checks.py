@@ -22,6 +22,20 @@ def check_names(source: Source) -> None:
             )
 
 
+def check_spec(source: Source, examples: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError if what a source hands out is not what its `spec` promises, as a device holds it."""
+    canonical = jax.dtypes.canonicalize_dtype
+    for name, leaf in source.spec.items():
+        if name not in examples:
+            raise UserError(f"the source promises a feature {name} and hands out {', '.join(examples)}")
+        shape, dtype = examples[name].shape[1:], examples[name].dtype
+        if shape != tuple(leaf.shape) or canonical(dtype) != canonical(leaf.dtype):
+            raise UserError(
+                f"the source hands out {name} as {dtype} of shape {shape} and its spec promises "
+                f"{leaf.dtype} of shape {tuple(leaf.shape)}; correct the one or the other"
+            )
+
+
 def check_numbers(split: str, source: Source) -> None:
     """Raises UserError for a whole number that the device would cut off, where JAX computes in 32 bits."""
     for rows, values in _read(source, lambda leaf: _is_cut_off(leaf.dtype)):

@@ -12,6 +12,7 @@ from dl import Experiment, losses, metrics, optimizers, regularizers
 from dl.console import Console
 from dl.data import ArraySource, ArraySplits, checks, splits
 from dl.data.images import resized, unit_range
+from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.loop import train
 from dl.metrics import Mean
@@ -317,6 +318,25 @@ def test_any_source_trains_and_its_identity_is_its_content(tmp_path, mesh1, expe
     same = [ArraySplits("mine", train=Reader(image=IMAGE, label=LABEL)).identity for _ in range(2)]
     assert same[0] == same[1]
     assert same[0].sizes == {"train": SIZE}
+
+
+@pytest.mark.parametrize(
+    ("name", "promised", "said"),
+    [
+        ("label", jax.ShapeDtypeStruct((), np.float32), "label as int64 of shape .* promises .*float32"),
+        ("image", jax.ShapeDtypeStruct((4, 4, 3), np.uint8), r"image as uint8 of shape \(4, 4, 1\)"),
+        ("extra", jax.ShapeDtypeStruct((), np.int32), "promises a feature extra and hands out image, label"),
+    ],
+)
+def test_a_source_that_breaks_its_promise_is_one_line(mesh1, name, promised, said):
+    class Liar(Reader):
+        @property
+        def spec(self):
+            return {**super().spec, name: promised}
+
+    batches = Batches(Liar(image=IMAGE, label=LABEL), 8, mesh1)
+    with pytest.raises(UserError, match=said):
+        _ = batches[0]
 
 
 def test_a_source_that_states_its_checksum_is_not_read_for_it():
