@@ -27,12 +27,17 @@ def class_labels(labels: jax.Array, logits_BC: jax.Array) -> jax.Array:
       numbers: `dl.inputs.check_labels` looks at those of a run.
 
     Raises:
-      UserError: labels of shape B are not whole numbers.
+      UserError: labels of another shape, or of shape B that are not whole numbers.
     """
     is_whole = jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == jnp.bool_
-    is_column = labels.ndim == logits_BC.ndim and labels.shape[-1] == 1 != logits_BC.shape[-1]
-    if labels.ndim == logits_BC.ndim and not (is_column and is_whole):
+    if labels.shape == logits_BC.shape:
         return labels
+    is_column = labels.shape == (*logits_BC.shape[:-1], 1)
+    if not is_column and labels.ndim != logits_BC.ndim - 1:
+        raise UserError(
+            f"labels of shape {labels.shape} do not fit logits of shape {logits_BC.shape}; expected a class "
+            f"for each row of logits, or one distribution over {logits_BC.shape[-1]} classes"
+        )
     seen = _watched.get()
     if seen is not None:
         seen.append((labels, logits_BC.shape[-1]))

@@ -213,7 +213,9 @@ def _partners(key: Key, mask_B: jax.Array) -> jax.Array:
 
 
 def _mixed_targets(batch: Batch, partner_B: jax.Array, ratio: jax.Array, num_classes: int) -> jax.Array:
-    target_BC = batch["target"] if "target" in batch else jax.nn.one_hot(batch["label"], num_classes)
+    target_BC = (
+        batch["target"] if "target" in batch else jax.nn.one_hot(batch["label"].reshape(-1), num_classes)
+    )
     return ratio * target_BC + (1 - ratio) * target_BC[partner_B]
 
 

@@ -22,6 +22,20 @@ def check_names(source: Source) -> None:
             )
 
 
+def check_spec(source: Source, examples: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError if what a source hands out is not what its `spec` promises, as a device holds it."""
+    canonical = jax.dtypes.canonicalize_dtype
+    for name, leaf in source.spec.items():
+        if name not in examples:
+            raise UserError(f"the source promises a feature {name} and hands out {', '.join(examples)}")
+        shape, dtype = examples[name].shape[1:], examples[name].dtype
+        if shape != tuple(leaf.shape) or canonical(dtype) != canonical(leaf.dtype):
+            raise UserError(
+                f"the source hands out {name} as {dtype} of shape {shape} and its spec promises "
+                f"{leaf.dtype} of shape {tuple(leaf.shape)}; correct the one or the other"
+            )
+
+
 def check_numbers(split: str, source: Source) -> None:
     """Raises UserError for a whole number that the device would cut off, where JAX computes in 32 bits."""
     for rows, values in _read(source, lambda leaf: _is_cut_off(leaf.dtype)):
@@ -48,10 +62,18 @@ def check_classes(split: str, source: Source, name: str, num_classes: int) -> No
 
     Args:
       split: its name.
-      source: a large one that does not lie in memory is not read here: see `MAX_READ_BYTES`.
+      source: a large one that does not lie in memory is not read here: see `MAX_READ_BYTES`. Nor is one with
+        an attribute `num_classes`, which looks after its labels itself.
       name: of the feature that holds labels.
       num_classes: that the model has outputs for.
     """
+    stated = getattr(source, "num_classes", None)
+    if stated is not None and stated > num_classes:
+        raise UserError(
+            f"the {split} split has {stated} classes, and the model {num_classes} outputs; give it {stated}"
+        )
+    if stated is not None:
+        return
     for rows, values in _read(source, lambda leaf: True, (name,)):
         check_are_classes(f"{name} of row {{row}} of the {split} split", rows, values[name], num_classes)
 

@@ -191,7 +191,7 @@ def _unknown_class(name: str, split: str, class_names: tuple[str, ...], folder: 
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MANY_NAMES]) + (", …" if len(names) > _MANY_NAMES else "")
+    return printable(", ".join(names[:_MANY_NAMES])) + (", …" if len(names) > _MANY_NAMES else "")
 
 
 def _common_size(paths: Iterable[Path]) -> tuple[int, int] | None:
@@ -239,12 +239,12 @@ class _PassedOver:
         """In words; empty where everything is read."""
         parts = []
         if self._endings:
-            listed = _some([f"{printable(e)} {count}" for e, count in self._endings.most_common()])
+            listed = _some([f"{ending} {count}" for ending, count in self._endings.most_common()])
             parts.append(f"{self._endings.total()} files with other endings ({listed})")
         for where, paths in self._misplaced.items():
             if paths:
                 example = printable(paths[0].relative_to(self._folder))
                 parts.append(f"{len(paths)} images {where} (such as {example})")
         if self._folders:
-            parts.append(f"the folders {printable(_some(self._folders))}, which are no split")
+            parts.append(f"the folders {_some(self._folders)}, which are no split")
         return f"not read: {'; '.join(parts)}" if parts else ""

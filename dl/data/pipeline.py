@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.data.checks import check_are_classes, check_fits, check_names, is_read_at_once
+from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
 from dl.data.order import random_order
 from dl.data.source import ArraySource, Source
 from dl.errors import UserError
@@ -137,6 +137,7 @@ class Batches:
             local[rows] = True
         indices = index_B[local]
         part = self.source[indices]
+        check_spec(self.source, part)
         if not is_read_at_once(self.source):
             for name, values in part.items():
                 check_fits(f"{name} of row {{row}}", indices, values)

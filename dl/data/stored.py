@@ -90,11 +90,13 @@ class StoredSource(ABC):
 
     Attributes:
       spec: "image" uint8 (H, W, C) and "label" int32 ().
+      num_classes: labels are below it, or reading them is an error.
     """
 
     def __init__(self, stored: Stored, split: str, rows: np.ndarray | None = None):
         """`rows` of `split` (all if None) are the examples, in that order; nothing is read yet."""
         self._image_shape = stored.image_shape
+        self.num_classes = len(stored.class_names)
         self._rows = np.arange(stored.sizes[split]) if rows is None else rows
 
     @property

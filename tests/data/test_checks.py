@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import Experiment, losses, metrics, optimizers
+from dl import Experiment, losses, metrics, optimizers, regularizers
 from dl.console import Console
 from dl.data import ArraySource, ArraySplits, checks, splits
 from dl.data.images import resized, unit_range
+from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.loop import train
 from dl.metrics import Mean
@@ -133,6 +134,29 @@ def changed(row, value, dtype):
 def test_a_label_that_is_no_class_is_named_by_split_row_and_value(tmp_path, mesh1, label, said):
     make = Reader if label.ndim > 1 else ArraySource
     refused(tmp_path, mesh1, source_of(), validation=source_of(make, label=label), match=said)
+
+
+@pytest.mark.parametrize("shape", [(SIZE, 2), (SIZE, 1, 1)])
+def test_labels_of_another_shape_are_refused(tmp_path, mesh1, shape):
+    label = np.zeros(shape, np.int32)
+    refused(tmp_path, mesh1, source_of(label=label), match="labels of shape .* do not fit logits of shape")
+
+
+def test_a_source_that_states_its_classes_is_not_read_for_them(tmp_path, mesh1):
+    source = source_of(Reader)
+    source.num_classes, source.checksum = CLASSES + 1, "known"
+    refused(tmp_path, mesh1, source, match="the train split has 4 classes, and the model 3 outputs")
+    assert not source.num_read
+
+
+def test_mixed_examples_have_targets_of_labels_of_either_shape():
+    batch = {"image": jnp.asarray(IMAGE), "label": jnp.asarray(LABEL), "mask": jnp.ones(SIZE, bool)}
+    mix = regularizers.mixup(1.0, CLASSES)
+    first, second = (
+        mix(jax.random.key(0), {**batch, "label": label})["target"]
+        for label in (batch["label"], batch["label"][:, None])
+    )
+    np.testing.assert_array_equal(first, second)
 
 
 def test_labels_of_an_own_loss_are_looked_at_and_never_converted(tmp_path, mesh1):
@@ -294,6 +318,25 @@ def test_any_source_trains_and_its_identity_is_its_content(tmp_path, mesh1, expe
     same = [ArraySplits("mine", train=Reader(image=IMAGE, label=LABEL)).identity for _ in range(2)]
     assert same[0] == same[1]
     assert same[0].sizes == {"train": SIZE}
+
+
+@pytest.mark.parametrize(
+    ("name", "promised", "said"),
+    [
+        ("label", jax.ShapeDtypeStruct((), np.float32), "label as int64 of shape .* promises .*float32"),
+        ("image", jax.ShapeDtypeStruct((4, 4, 3), np.uint8), r"image as uint8 of shape \(4, 4, 1\)"),
+        ("extra", jax.ShapeDtypeStruct((), np.int32), "promises a feature extra and hands out image, label"),
+    ],
+)
+def test_a_source_that_breaks_its_promise_is_one_line(mesh1, name, promised, said):
+    class Liar(Reader):
+        @property
+        def spec(self):
+            return {**super().spec, name: promised}
+
+    batches = Batches(Liar(image=IMAGE, label=LABEL), 8, mesh1)
+    with pytest.raises(UserError, match=said):
+        _ = batches[0]
 
 
 def test_a_source_that_states_its_checksum_is_not_read_for_it():
