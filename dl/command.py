@@ -20,7 +20,8 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import consecutive
-from dl.options import NonNegativeFloat, PositiveInt, Range, parse
+from dl.options import NonNegativeFloat, PositiveInt, parse
+from dl.ranges import Range
 from dl.run import Run, code_digest
 from dl.sharding import make_mesh, parse_mesh
 from dl.signals import Stopped

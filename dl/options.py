@@ -6,7 +6,6 @@ import difflib
 import inspect
 import io
 import itertools
-import math
 import re
 import sys
 import typing
@@ -18,30 +17,7 @@ import docstring_parser
 import tyro
 
 from dl.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """The values that a number may take, as metadata of an annotation.
-
-    Attributes:
-      low: the smallest value allowed.
-      high: the largest value allowed.
-      above_low: whether `low` itself is excluded.
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    above_low: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.above_low else self.low <= value
-        return above and value <= self.high and math.isfinite(value)
-
-    def __str__(self) -> str:
-        low = f"more than {self.low:,}" if self.above_low else f"at least {self.low:,}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:,}"
-
+from dl.ranges import Range
 
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]

@@ -31,6 +31,7 @@ LAYERS = [
         "dl.data",
         "dl.optimizers",
         "dl.descent",
+        "dl.muon",
         "dl.losses",
         "dl.gradients",
         "dl.signals",
@@ -40,7 +41,8 @@ LAYERS = [
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
-    ("dl.metrics", "dl.errors"),
+    ("dl.metrics", "dl.ranges"),
+    ("dl.errors",),
 ]
 OUTSIDE = {
     "os",
