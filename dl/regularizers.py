@@ -6,14 +6,22 @@ single images stands in `data.augment`, and a moving average of the parameters i
 Shapes: B examples, C classes, D inputs, F features; H height, W width.
 """
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dl.metrics import Mean
+from dl.sharding import path_name
 from dl.types import Aux, Batch, Key, LossFn, ModelState, Params
+
+UNDECAYED = re.compile(
+    "bias|scale|(cls|class|dist|distillation|mask|register)_tokens?|positions?|pos_embed(ding)?s?|"
+    "position(al)?_embeddings?"
+)
 
 Penalty = Callable[[Params], jax.Array]
 Mix = Callable[[Key, Batch], Batch]
@@ -22,9 +30,15 @@ Mix = Callable[[Key, Batch], Batch]
 def kernels(params: Params) -> Params:
     """Returns a tree of bools, True on what weight decay applies to: leaves with two dimensions or more.
 
-    Biases and the scales of norms are vectors; to shrink them buys no regularisation.
+    Biases and the scales of norms are vectors; to shrink them buys no regularisation. They are left out by
+    name too, for under `nn.scan` or with several heads they have more dimensions. So are class tokens and
+    positions, as in the code of DeiT and timm.
     """
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+    def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        return leaf.ndim >= 2 and not UNDECAYED.fullmatch(path_name(path[-1:]))
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 def l1(weight: float, mask: Callable[[Params], Params] = kernels) -> Penalty:
