@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from dl.metrics import Mean, accuracy
+from dl.ranges import PROBABILITY, check
 from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
 
@@ -129,6 +130,7 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
     A batch with soft labels, `target` of shape B × C (`regularizers.mixup` makes them), is measured by those
     instead of `label`: its accuracy is the share of the target that lies on the predicted class.
     """
+    check("label_smoothing", label_smoothing, PROBABILITY)
 
     def example_loss(logits_BC: jax.Array, batch: Batch) -> jax.Array:
         if logits_BC.ndim != 2:

@@ -10,6 +10,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dl.ranges import POSITIVE, STEPS, check, check_count
+
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
@@ -52,6 +54,8 @@ class LossScale:
 
     @classmethod
     def create(cls, scale: float = 2.0**15, growth_interval: int = 2000) -> "LossScale":
+        check("scale", scale, POSITIVE)
+        growth_interval = check_count("growth_interval", growth_interval, STEPS)
         return cls(jnp.float32(scale), jnp.int32(0), growth_interval)
 
     def update(self, is_finite: jax.Array) -> "LossScale":

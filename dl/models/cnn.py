@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dl.regularizers import Dropout
+
 
 class CNN(nn.Module):
     """Convolutions with ReLU, optionally each pooled, then dense layers (LeCun et al. 1998).
@@ -59,7 +61,7 @@ class CNN(nn.Module):
         x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
         for width in self.hidden:
             x_BD = nn.relu(dense(width)(x_BD))
-            x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+            x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return dense(self.num_classes)(x_BD)
 
 
@@ -91,7 +93,7 @@ class ConvNet(nn.Module):
             x_BHWC = nn.gelu(nn.Conv(width, (3, 3), strides=2, dtype=self.dtype)(x_BHWC))
             x_BHWC += nn.gelu(nn.Conv(width, (3, 3), dtype=self.dtype)(x_BHWC))
         x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
-        x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+        x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x_BD)
 
 

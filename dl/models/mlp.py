@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dl.regularizers import DropConnectDense, StochasticDepth
+from dl.regularizers import DropConnectDense, Dropout, StochasticDepth
 
 
 class MLP(nn.Module):
@@ -39,7 +39,7 @@ class MLP(nn.Module):
         for width in self.hidden:
             x_BD = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(x_BD)
             x_BD = self.activation(x_BD)
-            x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+            x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=self.kernel_init)(x_BD)
 
 
@@ -78,7 +78,7 @@ class ResidualMLP(nn.Module):
             branch_BH = DropConnectDense(self.hidden, self.drop_connect, dtype=self.dtype)(
                 branch_BD, train=train
             )
-            branch_BH = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(branch_BH))
+            branch_BH = Dropout(self.dropout, deterministic=not train)(nn.relu(branch_BH))
             branch_BD = nn.Dense(self.width, dtype=self.dtype)(branch_BH)
             rate = self.stochastic_depth * number / self.num_blocks
             x_BD = x_BD + StochasticDepth(rate)(branch_BD, train=train)

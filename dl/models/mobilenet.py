@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, minus_one_to_one
+from dl.regularizers import Dropout
 
 
 class InvertedResidual(nn.Module):
@@ -114,7 +115,7 @@ class MobileNetV2(nn.Module):
         features_BC = global_mean_pool(x_BHWC)
         if self.num_classes is None:
             return features_BC
-        features_BC = nn.Dropout(self.dropout, deterministic=not train)(features_BC)
+        features_BC = Dropout(self.dropout, deterministic=not train)(features_BC)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(features_BC)
 
 

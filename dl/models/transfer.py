@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dl.regularizers import Dropout
+
 
 class WithHead(nn.Module):
     """A backbone that returns features of shape (B, D), dense layers with ReLU, and a last one.
@@ -36,5 +38,5 @@ class WithHead(nn.Module):
         x_BD = self.backbone(image_BHWC, train)
         for number, width in enumerate(self.hidden):
             x_BD = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{number}")(x_BD))
-        x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+        x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dl.models.scaling import Scaling, minus_one_to_one
+from dl.regularizers import Dropout
 
 
 class SelfAttention(nn.Module):
@@ -61,15 +62,15 @@ class EncoderBlock(nn.Module):
     def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
         y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm0")(x_BTD)
         y_BTD = SelfAttention(self.num_heads, self.dtype, name="attention")(y_BTD)
-        x_BTD += nn.Dropout(self.dropout, deterministic=not train)(y_BTD)
+        x_BTD += Dropout(self.dropout, deterministic=not train)(y_BTD)
 
         y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD)
         hidden_BTM = dense(self.mlp_dim, self.dtype, "mlp0")(y_BTD)
         # The exact GELU, not its tanh form: the published weights were trained with it.
         hidden_BTM = nn.gelu(hidden_BTM, approximate=False)
-        hidden_BTM = nn.Dropout(self.dropout, deterministic=not train)(hidden_BTM)
+        hidden_BTM = Dropout(self.dropout, deterministic=not train)(hidden_BTM)
         y_BTD = dense(x_BTD.shape[-1], self.dtype, "mlp1")(hidden_BTM)
-        return x_BTD + nn.Dropout(self.dropout, deterministic=not train)(y_BTD)
+        return x_BTD + Dropout(self.dropout, deterministic=not train)(y_BTD)
 
 
 class ViT(nn.Module):
@@ -119,7 +120,7 @@ class ViT(nn.Module):
         x_BTD = jnp.concatenate([class_B1D, patches_BTD], 1)
         position_1TD = self.param("positions", nn.initializers.normal(0.02), (1, *x_BTD.shape[1:]))
         x_BTD += position_1TD.astype(x_BTD.dtype)
-        x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
+        x_BTD = Dropout(self.dropout, deterministic=not train)(x_BTD)
         for index in range(self.num_layers):
             block = EncoderBlock(
                 self.num_heads,
