@@ -19,7 +19,10 @@ from dl.tabulate import format_layers
 
 
 def summary(experiment: Experiment, options: CommandOptions) -> int:
-    """Prints every layer with its shapes, parameters and forward FLOPs, for one example."""
+    """Prints every layer with its shapes, parameters and forward FLOPs, for one example.
+
+    The FLOPs of convolutions count products with padding, as published tables do; those without stand beside.
+    """
     layers = experiment_layers(experiment)
     if not layers:
         raise UserError("the loss of this experiment calls no Linen module; there are no layers to show")

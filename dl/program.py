@@ -30,7 +30,8 @@ class Program:
     Attributes:
       abstract_state: shapes, dtypes and shardings of the state.
       shardings: of the state, leaf by leaf.
-      facts: the number of parameters and the FLOPs of an example.
+      facts: the number of parameters and the FLOPs of an example, of the model alone: without decoding,
+        resizing and augmentation.
       metrics: the names of what the eval step measures; empty where nothing is evaluated.
       train_step: compiled, after `compile`.
       eval_step: from variables and a batch; compiled, after `compile`; None where nothing is evaluated.
@@ -94,12 +95,11 @@ class Program:
         self.facts = {
             "num_parameters": num_params(abstract_state.params) // copies,
             "num_frozen_parameters": num_params(frozen) // copies,
-            "train_flops_per_example": count_jaxpr_flops(self._train.jaxpr)
-            // (experiment.batch_size * copies),
-            "forward_flops_per_example": (
-                count_jaxpr_flops(self._eval.jaxpr) // (evaluated.batch_size * copies)
-                if self._eval is not None and evaluated is not None
-                else None
+            **_flops("train", self._train.jaxpr, experiment.batch_size * copies),
+            **_flops(
+                "forward",
+                None if self._eval is None else self._eval.jaxpr,
+                evaluated.batch_size * copies if evaluated is not None else 1,
             ),
         }
 
@@ -165,6 +165,16 @@ class Program:
         improved = improved if self._members else improved[0]
         best = self._select(state.best, self.eval_variables(state), improved)
         return state.replace(best=best)  # type: ignore[attr-defined]
+
+
+def _flops(name: str, jaxpr: Any, num_examples: int) -> dict[str, int | None]:
+    """Returns the FLOPs of an example in both conventions of `dl.flops`; None where nothing was traced."""
+    return {
+        f"{name}_flops_per_example{convention}": (
+            None if jaxpr is None else count_jaxpr_flops(jaxpr, padding=padding) // num_examples
+        )
+        for convention, padding in (("", True), ("_without_padding", False))
+    }
 
 
 def _select(old: Variables, new: Variables, is_new: jax.Array) -> Variables:

@@ -70,7 +70,10 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found += _utilization(result)
     flops = number(result.get("forward_flops_per_example"))
     if math.isfinite(flops):
-        found.append(("forward FLOPs an example", f"{flops:,.0f}"))
+        without = number(result.get("forward_flops_per_example_without_padding"))
+        differs = math.isfinite(without) and without != flops
+        note = f" ({without:,.0f} without products with padding)" if differs else ""
+        found.append(("forward FLOPs an example", f"{flops:,.0f}{note}"))
     found.append(("seed", text(result.get("seed", mapping(run.get("options")).get("seed", "not stated")))))
     if best := mapping(result.get("best")):
         step = f" at step {text(best['step'])}" if "step" in best else ""
