@@ -31,6 +31,7 @@ LAYERS = [
         "dl.data",
         "dl.optimizers",
         "dl.descent",
+        "dl.attainable",
         "dl.muon",
         "dl.losses",
         "dl.gradients",
