@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
+from dl.outermost import around_outermost
 
 NUM_ITERATIONS = 200
 CONVERGED = 1e-3  # the gradient's norm at the end over that at the start
@@ -43,13 +44,13 @@ def attainable(loss: Callable[[], tuple[jax.Array, jax.Array]]) -> Attainable | 
     """
     outputs: list[Any] = []
 
-    def keep(number: int, output: Any) -> Any:
-        outputs.append(output)
-        return output
+    def keep(call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        outputs.append(call(*args, **kwargs))
+        return outputs[-1]
 
     def seen() -> tuple[jax.Array, jax.Array]:
         outputs.clear()
-        with nn.intercept_methods(_outermost(keep)):
+        with around_outermost(keep):
             return loss()
 
     jax.eval_shape(seen)
@@ -59,8 +60,8 @@ def attainable(loss: Callable[[], tuple[jax.Array, jax.Array]]) -> Attainable | 
 
     def of_outputs(values: Any) -> tuple[jax.Array, jax.Array]:
         full = jax.tree.map(lambda value, leaf: jnp.broadcast_to(value, leaf.shape), values, shapes)
-        replaced = _outermost(lambda number, output: full[number], calls=False)
-        with nn.intercept_methods(replaced):
+        in_turn = iter(full)
+        with around_outermost(lambda call, args, kwargs: next(in_turn)):
             return loss()
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
@@ -68,25 +69,6 @@ def attainable(loss: Callable[[], tuple[jax.Array, jax.Array]]) -> Attainable | 
         lambda leaf: jnp.zeros((1, *leaf.shape[1:]) if leaf.ndim else (), jnp.float32), shapes
     )
     return Attainable(_minimum(of_outputs, zeros), _minimum(of_outputs, alike))
-
-
-def _outermost(replace: Callable[[int, Any], Any], calls: bool = True) -> Callable[..., Any]:
-    """Returns an interceptor that hands the outputs of the outermost calls to `replace`, numbered."""
-    depth = number = 0
-
-    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        nonlocal depth, number
-        if depth or context.method_name in ("setup", "init"):
-            return call(*args, **kwargs)
-        depth += 1
-        try:
-            output = call(*args, **kwargs) if calls else None
-        finally:
-            depth -= 1
-        number += 1
-        return replace(number - 1, output)
-
-    return intercept
 
 
 def _minimum(loss: Callable[[Any], tuple[jax.Array, jax.Array]], start: Any) -> float | None:

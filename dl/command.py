@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -20,9 +20,10 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import consecutive
-from dl.options import NonNegativeFloat, PositiveInt, parse
+from dl.options import YIELDS, NonNegativeFloat, PositiveFloat, PositiveInt, parse
 from dl.ranges import Range
 from dl.run import Run, code_digest
+from dl.run_options import DEFAULTS, changed, with_run_options
 from dl.sharding import make_mesh, parse_mesh
 from dl.signals import Stopped
 
@@ -31,7 +32,7 @@ MAX_VIRTUAL_DEVICES = 64
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run happens; not what it computes.
+    """Where and how a run happens. Of what it computes they change the precision and the clipping alone.
 
     Attributes:
       workdir: the run's folder; the same folder again resumes the run. None: runs/NAME-TIME.
@@ -44,6 +45,10 @@ class RunOptions:
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.
       report: write report.html into the run's folder at the end.
       debug_nans: stop at the first NaN and name the operation and the line that made it. Slower.
+      precision: of the model's computation. Parameters, statistics and losses stay in float32; float16 scales
+        the loss.
+      clip_norm: global norm that gradients are scaled down to before the optimizer. None: no clipping.
+      profile: trace a few steps into WORKDIR/profile, for Perfetto or XProf.
     """
 
     workdir: Path | None = None
@@ -55,6 +60,11 @@ class RunOptions:
     save_every: NonNegativeFloat = 30.0
     report: bool = True
     debug_nans: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = dataclasses.field(
+        default="float32", metadata=YIELDS
+    )
+    clip_norm: PositiveFloat | None = dataclasses.field(default=None, metadata=YIELDS)
+    profile: bool = dataclasses.field(default=False, metadata=YIELDS)
 
 
 def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
@@ -69,15 +79,19 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         mesh = make_mesh_of(run_options.mesh)
         if run_options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
-        recorded = {**options, "num_seeds": run_options.num_seeds} if run_options.num_seeds > 1 else options
+        asked = {name: getattr(run_options, name) for name in DEFAULTS}
+        recorded = {**changed(asked), **options}
+        if run_options.num_seeds > 1:
+            recorded |= {"num_seeds": run_options.num_seeds}
         parameters = inspect.signature(experiment_fn).parameters
-        defaults = {option: p.default for option, p in parameters.items()} | {"num_seeds": 1}
+        defaults = {**DEFAULTS, **{option: p.default for option, p in parameters.items()}, "num_seeds": 1}
         run = Run(run_options.workdir, name, recorded, code_of(experiment_fn), defaults=defaults)
         experiment = experiment_fn(**options)
         if not isinstance(experiment, Experiment):
             raise UserError(
                 f"{name}: {experiment_fn.__name__}() returned {experiment!r}; it must return an Experiment"
             )
+        experiment = with_run_options(experiment, asked)
         folds = run_options.folds
         run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
         run_all(
@@ -88,6 +102,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             save_every=run_options.save_every,
             members=consecutive(experiment.seed, run_options.num_seeds),
             debug_nans=run_options.debug_nans,
+            profile=run_options.profile,
         )
         if run_options.report and folds is None:
             _report(run, experiment)

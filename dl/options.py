@@ -28,6 +28,8 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 Options = dict[str, Any]
 
+YIELDS = {"yields": True}  # metadata of a run option that gives way to an experiment's own of the same name
+
 
 @dataclasses.dataclass(frozen=True)
 class CommandOptions:
@@ -65,8 +67,10 @@ def parse(
         {name: parameter.default for name, parameter in inspect.signature(experiment_fn).parameters.items()},
         experiment_fn,
     )
-    of_run = _fields({f.name: f.default for f in dataclasses.fields(run_options)}, run_options)
-    if twice := {name for name, _, _ in of_experiment} & {name for name, _, _ in of_run}:
+    own = {name for name, _, _ in of_experiment}
+    fields = [f for f in dataclasses.fields(run_options) if not (f.name in own and f.metadata.get("yields"))]
+    of_run = _fields({f.name: f.default for f in fields}, run_options)
+    if twice := own & {name for name, _, _ in of_run}:
         raise UserError(
             f"the option {twice.pop()} of the experiment is one of every run already; choose another name"
         )

@@ -12,6 +12,7 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.lookup import find_experiment
 from dl.run import Run
+from dl.run_options import DEFAULTS, with_run_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
     experiment_fn = find_experiment(experiment or run.name)
     parameters = inspect.signature(experiment_fn).parameters
     options = {name: value for name, value in run.options.items() if name in parameters}
-    others = run.options.keys() - parameters.keys() - {"num_seeds"}
+    others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS}
     if others:
         raise UserError(
             f"{run.name} has no option {min(others)} any more, which the run was started with; check out "
@@ -69,7 +70,9 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
     options = {name: _as_annotated(value, kinds.get(name)) for name, value in options.items()}
     changed = run.code and run.code != code_of(experiment_fn)
     warning = f"the code of {run.name} has changed since this run" if changed else ""
-    return Rebuilt(experiment_fn(**options), run, int(run.options.get("num_seeds", 1)), warning)
+    of_run = {name: value for name, value in run.options.items() if name not in parameters}
+    rebuilt = with_run_options(experiment_fn(**options), of_run)
+    return Rebuilt(rebuilt, run, int(run.options.get("num_seeds", 1)), warning)
 
 
 def _as_annotated(value: Any, kind: Any) -> Any:

@@ -126,13 +126,13 @@ class DropConnectDense(nn.Module):
       features: F.
       rate: the probability that a weight is dropped.
       use_bias: whether b is added; it is never dropped.
-      dtype: of the computation.
+      dtype: of the computation. None: of inputs and parameters.
     """
 
     features: int
     rate: float
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BD: jax.Array, *, train: bool) -> jax.Array:
@@ -141,14 +141,14 @@ class DropConnectDense(nn.Module):
         shape = (x_BD.shape[-1], self.features)
         kernel_DF = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias_F = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        x_BD, kernel_DF = jnp.asarray(x_BD, self.dtype), jnp.asarray(kernel_DF, self.dtype)
+        x_BD, kernel_DF = nn.dtypes.promote_dtype(x_BD, kernel_DF, dtype=self.dtype)
         if train and self.rate > 0:
             mask_BDF = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x_BD.shape[0], *shape))
             kernel_BDF = jnp.where(mask_BDF, kernel_DF[None] / (1 - self.rate), 0)
             y_BF = jnp.einsum("bd,bdf->bf", x_BD, kernel_BDF)
         else:
             y_BF = x_BD @ kernel_DF
-        return y_BF if bias_F is None else y_BF + jnp.asarray(bias_F, self.dtype)[None]
+        return y_BF if bias_F is None else y_BF + bias_F.astype(y_BF.dtype)[None]
 
 
 def with_mixing(loss_fn: LossFn, mix: Mix) -> LossFn:

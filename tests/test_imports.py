@@ -22,7 +22,15 @@ LAYERS = [
     ("dl.loop",),
     ("dl.session",),
     ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
-    ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
+    (
+        "dl.run_options",
+        "dl.profiling",
+        "dl.nans",
+        "dl.debugging",
+        "dl.rate_finder",
+        "dl.preview",
+        "dl.likeness",
+    ),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
     ("dl.comparison", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
@@ -40,8 +48,8 @@ LAYERS = [
     ),
     ("dl.evaluation",),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
-    ("dl.regularizers", "dl.freezing"),
-    ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
+    ("dl.regularizers", "dl.freezing", "dl.precision"),
+    ("dl.sharding", "dl.types", "dl.members", "dl.outermost"),
     ("dl.metrics", "dl.ranges"),
     ("dl.errors",),
 ]
@@ -59,7 +67,7 @@ OUTSIDE = {
 MAY_TOUCH_THE_OUTSIDE = (
     *("dl.session", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
-    *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
+    *("dl.profiling", "dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
     *("dl.options", "dl.experiment_commands", "dl.run_commands"),
     *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
 )

@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dl.regularizers import Dropout
 
@@ -27,7 +26,7 @@ class CNN(nn.Module):
       kernel_size: height and width of the convolutions' kernels.
       dropout: the probability that a unit of the dense layers is dropped in training.
       kernel_init: of every kernel; LeCun's is Linen's own default.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     channels: Sequence[int]
@@ -39,7 +38,7 @@ class CNN(nn.Module):
     kernel_size: tuple[int, int] = (3, 3)
     dropout: float = 0.0
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -76,13 +75,13 @@ class ConvNet(nn.Module):
       num_classes: N.
       widths: channels of each stage.
       dropout: the probability that a feature before the last layer is dropped in training.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int
     widths: Sequence[int] = (32, 64, 128)
     dropout: float = 0.3
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:

@@ -24,19 +24,19 @@ class DepthwiseConv(nn.Module):
       kernel: height and width.
       strides: of both axes.
       padding: as `nn.Conv` takes it.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     kernel: tuple[int, int] = (3, 3)
     strides: int = 1
     padding: Any = "SAME"
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         shape = (*self.kernel, 1, x_BHWC.shape[-1])
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        x_BHWC, kernel = x_BHWC.astype(self.dtype), kernel.astype(self.dtype)
+        x_BHWC, kernel = nn.dtypes.promote_dtype(x_BHWC, kernel, dtype=self.dtype)
         strides = (self.strides, self.strides)
         if isinstance(self.padding, str):
             pads = jax.lax.padtype_to_pads(x_BHWC.shape[1:3], self.kernel, strides, self.padding)
@@ -80,7 +80,7 @@ class ConvNorm(nn.Module):
       momentum: how much of the running statistics a training step keeps.
       use_scale: whether the normalisation has a trained scale; useless before a ReLU and a linear layer.
       scale_init: of that scale.
-      dtype: of the computation; parameters and statistics stay float32.
+      dtype: of the computation; parameters and statistics stay float32. None: of inputs and parameters.
     """
 
     channels: int
@@ -93,7 +93,7 @@ class ConvNorm(nn.Module):
     momentum: float = 0.9
     use_scale: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:

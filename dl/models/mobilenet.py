@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, minus_one_to_one
@@ -27,14 +26,14 @@ class InvertedResidual(nn.Module):
         expansion layer.
       strides: of the depthwise convolution.
       momentum: how much of the running statistics a training step keeps.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     channels: int
     expansion: int = 6
     strides: int = 1
     momentum: float = 0.99
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -76,7 +75,7 @@ class MobileNetV2(nn.Module):
       dropout: the probability that a feature before the head is dropped in training.
       momentum: how much of the running statistics a training step keeps.
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -87,7 +86,7 @@ class MobileNetV2(nn.Module):
     dropout: float = 0.2
     momentum: float = 0.99
     scaling: Scaling = minus_one_to_one
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dl.regularizers import Dropout
 
@@ -30,7 +29,7 @@ class WithHead(nn.Module):
     num_classes: int
     hidden: Sequence[int] = ()
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:

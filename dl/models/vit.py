@@ -19,11 +19,11 @@ class SelfAttention(nn.Module):
 
     Attributes:
       num_heads: A; must divide D.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_heads: int
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -49,14 +49,14 @@ class EncoderBlock(nn.Module):
       mlp_dim: the width of the hidden layer.
       dropout: the probability that a value added to the stream is dropped in training.
       epsilon: of the normalisations.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_heads: int
     mlp_dim: int
     dropout: float = 0.0
     epsilon: float = 1e-6
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
@@ -88,7 +88,7 @@ class ViT(nn.Module):
       dropout: the probability that a value is dropped in training.
       epsilon: of the normalisations.
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -100,7 +100,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     epsilon: float = 1e-6
     scaling: Scaling = minus_one_to_one
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
