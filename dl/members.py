@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from dl.errors import UserError
+from dl.ranges import Range, check_count
+
+MAX_MEMBERS = 2**16
 
 Traced = Mapping[str, jax.Array]
 
@@ -87,5 +90,10 @@ def over_members(fn: Callable[..., Any], num_members: int, is_unrolled: bool) ->
 
 
 def consecutive(seed: int, num_seeds: int) -> Members | None:
-    """Returns members with the seeds seed, seed + 1, …; None where one alone needs no company."""
+    """Returns members with the seeds seed, seed + 1, …; None where one alone needs no company.
+
+    Raises:
+      UserError: there are more of them than one program can hold, or than there are seeds.
+    """
+    check_count("num_seeds", num_seeds, Range(1, min(MAX_MEMBERS, 2**32 - seed)))
     return Members(tuple(range(seed, seed + num_seeds))) if num_seeds > 1 else None

@@ -1,5 +1,7 @@
 """The compiled program of an experiment: its steps, and what is known of the state before it exists."""
 
+import math
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +13,9 @@ import optax
 from jax.sharding import Mesh
 
 from dl import freezing
+from dl.console import format_count
 from dl.data.pipeline import Batches
+from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.flops import count_jaxpr_flops, has_convolution
 from dl.members import Members
@@ -62,6 +66,7 @@ class Program:
             abstract_state,
             self.shardings,
         )
+        _check_memory(self.abstract_state, mesh)
         loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
         is_unrolled = num_members is not None and self._is_better_unrolled(loss_fn)
         train_step = make_train_step(
@@ -165,6 +170,23 @@ class Program:
         improved = improved if self._members else improved[0]
         best = self._select(state.best, self.eval_variables(state), improved)
         return state.replace(best=best)  # type: ignore[attr-defined]
+
+
+def _check_memory(abstract_state: TrainState, mesh: Mesh) -> None:
+    """Raises UserError if parameters and optimizer alone exceed the memory of the devices."""
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract_state)
+    )
+    device = mesh.local_devices[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and device.platform == "cpu":  # the devices of a host share its memory
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"parameters and optimizer need {format_count(needed)}B on each device, which has "
+            f"{format_count(limit)}B; make the model smaller, or split it: --mesh fsdp=N"
+        )
 
 
 def _flops(name: str, jaxpr: Any, num_examples: int) -> dict[str, int | None]:

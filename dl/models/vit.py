@@ -4,12 +4,15 @@ Shapes: B batch, H height, W width, C channels, T tokens (one for the class, the
 D model dim, A attention heads, K head dim, N classes.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dl.errors import UserError
 from dl.models.scaling import Scaling, minus_one_to_one
 from dl.regularizers import Dropout
 
@@ -76,7 +79,7 @@ class EncoderBlock(nn.Module):
 class ViT(nn.Module):
     """A Transformer encoder over patches and a class token (Dosovitskiy et al. 2021, §3.1, eq. 1-4).
 
-    The positions are learned, so that parameters fit one image size.
+    The positions are learned, so that parameters fit one image size; `resize_positions` fits them to another.
 
     Attributes:
       num_classes: N; None for a network without a head, which returns the class token, of shape (B, D).
@@ -135,6 +138,53 @@ class ViT(nn.Module):
         if self.num_classes is None:
             return x_BD
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
+
+
+def resize_positions(
+    positions_1TD: np.ndarray, num_tokens: int, grid: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Returns learned positions for another number of patches, as for images of another size.
+
+    Those of the patches are resampled as an image, bicubically with antialiasing, as timm does
+    (`resample_abs_pos_embed`); that of the class token stays. Grids are square unless stated.
+
+    Args:
+      positions_1TD: shape (1, T, D), the class token first.
+      num_tokens: T of the model to load them into.
+      grid: rows and columns of its patches; None: a square.
+
+    Raises:
+      UserError: a number of patches is no square, or not that of the grid.
+    """
+    if positions_1TD.shape[1] == num_tokens and grid is None:
+        return positions_1TD
+    old = _square(positions_1TD.shape[1] - 1)
+    rows, columns = grid or (_square(num_tokens - 1),) * 2
+    if rows * columns != num_tokens - 1:
+        raise UserError(f"grid={grid} has {rows * columns} patches, expected {num_tokens - 1}")
+    dim = positions_1TD.shape[-1]
+    image_HWD = jnp.asarray(positions_1TD[0, 1:], jnp.float32).reshape(old, old, dim)
+    resized = jax.image.resize(image_HWD, (rows, columns, dim), "bicubic", antialias=True)
+    patches_1TD = np.asarray(resized).reshape(1, -1, dim).astype(positions_1TD.dtype)
+    return np.concatenate([positions_1TD[:, :1], patches_1TD], 1)
+
+
+def fit_positions(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns loaded values with the positions resampled to a model of another image size, else as they are.
+
+    For `pretrained.load_pretrained(..., fit=vit.fit_positions)`; patches must form squares.
+    """
+    is_other = path[-1] == "positions" and values.shape != shape
+    if is_other and values.ndim == 3 and values.shape[::2] == shape[::2]:
+        return resize_positions(values, shape[1])
+    return values
+
+
+def _square(num_patches: int) -> int:
+    side = math.isqrt(max(num_patches, 0))
+    if side < 1 or side * side != num_patches:
+        raise UserError(f"{num_patches} patches do not form a square; state the grid, or use square images")
+    return side
 
 
 def dense(width: int, dtype: Any, name: str) -> nn.Dense:
