@@ -11,28 +11,32 @@ from dl.errors import UserError
 
 
 def check_fits(state: Any, devices: Sequence[jax.Device]) -> None:
-    """Raises UserError if a state is larger than the memory of all devices together.
+    """Raises UserError if what a device holds of a state is larger than its memory.
 
     What passes may still be too much: activations and copies are not counted, nor is other use of the memory.
 
     Args:
-      state: arrays, or their shapes and dtypes.
-      devices: that hold it, each a part if they share it. CPU devices have the memory of the machine.
+      state: shapes and dtypes; with shardings, of which each device holds its part.
+      devices: of this process. CPU devices share the memory of the machine.
     """
-    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    needed = sum(math.prod(_shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     there = _memory(devices)
     if there is not None and needed > there:
         raise UserError(
-            f"parameters and optimizer state take {needed / 1e9:,.4g} GB, and {len(devices)} x "
-            f"{devices[0].device_kind} {'has' if len(devices) == 1 else 'have'} {there / 1e9:,.4g} GB; make "
-            "the model smaller, or train fewer seeds at the same time"
+            f"parameters and optimizer state take {needed / 1e9:,.4g} GB on each device, which has "
+            f"{there / 1e9:,.4g} GB ({len(devices)} x {devices[0].device_kind}); make the model smaller, "
+            "train fewer seeds at the same time, or split it over more devices: --mesh fsdp=N"
         )
 
 
+def _shape(leaf: Any) -> tuple[int, ...]:
+    sharding = getattr(leaf, "sharding", None)
+    return leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+
+
 def _memory(devices: Sequence[jax.Device]) -> int | None:
-    """Returns the bytes of all devices together; None where they do not tell."""
-    if devices[0].platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    known = [limit for limit in limits if limit is not None]
-    return sum(known) if len(known) == len(limits) else None
+    """Returns the bytes of a device; None where it does not tell."""
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None and devices[0].platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    return limit

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -23,8 +23,10 @@ from dl.experiment import Experiment
 from dl.lookup import stem_of_file
 from dl.loop import train
 from dl.members import consecutive
-from dl.options import NonNegativeFloat, Options, PositiveInt, Range, parse
+from dl.options import YIELDS, NonNegativeFloat, Options, PositiveFloat, PositiveInt, parse
+from dl.ranges import Range
 from dl.run import Run, code_digest
+from dl.run_options import DEFAULTS, changed, with_run_options
 from dl.sharding import make_mesh, parse_mesh
 from dl.signals import Stopped
 from dl.text import printable
@@ -36,7 +38,7 @@ MAX_LINE = 1_000  # characters of a message
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """Where and how a run happens; not what it computes.
+    """Where and how a run happens. Of what it computes they change the precision and the clipping alone.
 
     Attributes:
       workdir: the run's folder; the same folder again resumes the run. None: runs/NAME-TIME.
@@ -49,6 +51,10 @@ class RunOptions:
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.
       report: write report.html into the run's folder at the end.
       debug_nans: stop at the first NaN and name the operation and the line that made it. Slower.
+      precision: of the model's computation. Parameters, statistics and losses stay in float32; float16 scales
+        the loss.
+      clip_norm: global norm that gradients are scaled down to before the optimizer. None: no clipping.
+      profile: trace a few steps into WORKDIR/profile, for Perfetto or XProf.
     """
 
     workdir: Path | None = None
@@ -60,6 +66,11 @@ class RunOptions:
     save_every: NonNegativeFloat = 30.0
     report: bool = True
     debug_nans: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = dataclasses.field(
+        default="float32", metadata=YIELDS
+    )
+    clip_norm: PositiveFloat | None = dataclasses.field(default=None, metadata=YIELDS)
+    profile: bool = dataclasses.field(default=False, metadata=YIELDS)
 
 
 def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
@@ -74,11 +85,14 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         mesh = make_mesh_of(run_options.mesh)
         if run_options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
-        recorded = {**options, "num_seeds": run_options.num_seeds} if run_options.num_seeds > 1 else options
+        asked = {name: getattr(run_options, name) for name in DEFAULTS}
+        recorded = {**changed(asked), **options}
+        if run_options.num_seeds > 1:
+            recorded |= {"num_seeds": run_options.num_seeds}
         parameters = inspect.signature(experiment_fn).parameters
-        defaults = {option: p.default for option, p in parameters.items()} | {"num_seeds": 1}
+        defaults = {**DEFAULTS, **{option: p.default for option, p in parameters.items()}, "num_seeds": 1}
         run = Run(run_options.workdir, name, recorded, code_of(experiment_fn), defaults=defaults)
-        experiment = build(experiment_fn, options)
+        experiment = with_run_options(build(experiment_fn, options), asked)
         folds = run_options.folds
         run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
         run_all(
@@ -89,6 +103,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             save_every=run_options.save_every,
             members=consecutive(experiment.seed, run_options.num_seeds),
             debug_nans=run_options.debug_nans,
+            profile=run_options.profile,
         )
         if run_options.report:
             _report(run, None if folds else experiment)

@@ -9,13 +9,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dl.attainable import Attainable, attainable
 from dl.capacity import check_fits
 from dl.data.pipeline import Batches
+from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.metrics import Mean
+from dl.ranges import STEPS, Range, check, check_count
 from dl.sharding import make_mesh, path_name
 from dl.state import TrainState, init_state
 from dl.step import update_state, with_inputs
@@ -23,6 +27,7 @@ from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
 Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
+LEFT = 0.05  # the part of what could be learnt that a passed check may leave
 STALLED = 0.99  # the mean of the last tenth of the losses is at least that part of the tenth before
 
 
@@ -37,6 +42,7 @@ class Overfit:
       unmoved: the paths of parameters that ended as they began, bit for bit.
       num_parameters: leaves, moved or not.
       num_contradictions: examples that equal another one of the batch but have another label.
+      why: how the threshold was chosen, in words; empty where it was given.
     """
 
     losses: Sequence[float]
@@ -45,6 +51,7 @@ class Overfit:
     unmoved: Sequence[str]
     num_parameters: int
     num_contradictions: int
+    why: str = ""
 
     @property
     def has_passed(self) -> bool:
@@ -89,7 +96,7 @@ class Overfit:
 def overfit(
     experiment: Experiment,
     num_steps: int = 300,
-    threshold: float = 1e-3,
+    threshold: float | None = None,
     watch: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Overfit:
     """Trains on the first training batch alone until its loss is under the threshold.
@@ -101,9 +108,17 @@ def overfit(
     Args:
       experiment: its metric `loss` is judged; without one, what it minimises.
       num_steps: updates at most.
-      threshold: nats, for a cross-entropy.
+      threshold: that the loss should fall under, in its unit. None: what leaves 5 % of the way from the best
+        outputs that ignore the input to the best outputs at all, for this batch and this loss: so soft
+        targets, units and negative losses are taken into account (see `attainable`).
       watch: called with the number of updates and the loss.
+
+    Raises:
+      UserError: the loss has no lowest value that is known, and no threshold is given.
     """
+    if threshold is not None:
+        check("threshold", threshold, Range())
+    num_steps = check_count("num_steps", num_steps, STEPS)
     batch = first_batch(experiment)
     loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess)
     key = jax.random.key(experiment.seed)
@@ -115,13 +130,18 @@ def overfit(
 
     state, update = make_update(experiment, same_draws, experiment.tx, batch)
     initial = jax.device_get(state.params)
+    why = ""
+    known = None if threshold is not None else attainable(_loss_of_batch(same_draws, state, batch))
     losses: list[float] = []
     for step in range(num_steps + 1):
         state, metrics = update(state, batch)
         losses.append(judged_loss(metrics))
         watch(step, losses[-1])
+        if threshold is None:
+            threshold, why = _threshold(losses[0], known)
         if losses[-1] < threshold or not math.isfinite(losses[-1]):
             break
+    assert threshold is not None
     leaves = jax.tree_util.tree_leaves_with_path(initial)
     final = jax.tree.leaves(jax.device_get(state.params))
     return Overfit(
@@ -131,7 +151,43 @@ def overfit(
         [path_name(path) for (path, old), new in zip(leaves, final, strict=True) if np.array_equal(old, new)],
         len(leaves),
         _num_contradictions(batch, experiment.input_name),
+        why,
     )
+
+
+def _loss_of_batch(
+    loss_fn: LossFn, state: TrainState, batch: Batch
+) -> Callable[[], tuple[jax.Array, jax.Array]]:
+    """Returns a function to what is minimised and what is judged, at the parameters of the state."""
+    params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))  # updates consume theirs
+
+    def loss() -> tuple[jax.Array, jax.Array]:
+        total, aux = loss_fn(params, model_state, batch, None)
+        return total, aux.metrics["loss"].compute() if "loss" in aux.metrics else total
+
+    return loss
+
+
+def _threshold(first: float, known: Attainable | None) -> tuple[float, str]:
+    """Returns the loss to fall under, and why that one."""
+    if not math.isfinite(first):
+        return 0.0, "the loss is not finite at the start"
+    part = f"{100 * LEFT:g} %"
+    best, constant = (None, None) if known is None else (known.best, known.constant)
+    if best is None and constant is not None:
+        threshold = constant - LEFT * max(abs(constant), abs(first - constant))
+        return threshold, f"{part} better than the best outputs that ignore the input, {constant:.3g}"
+    if best is None and not first > 0:
+        raise UserError(
+            f"the loss starts at {first:g}, and how low it can get is not known; state it: --threshold X"
+        )
+    best = best or 0.0
+    start, what = first, "the start"
+    if constant is not None and constant - best > 1e-6 * (first - best):
+        start, what = constant, "the best outputs that ignore the input"
+    # Above the best by a little at least, where there is nothing to learn.
+    threshold = best + max(LEFT * (start - best), 1e-6 * max(abs(best), abs(first)))
+    return threshold, f"{part} of the way from the best outputs, {best:.3g}, to {what}, {start:.3g}"
 
 
 def first_batch(experiment: Experiment) -> Batch:

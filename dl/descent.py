@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dl.ranges import BELOW_ONE, NON_NEGATIVE, POSITIVE, check
 from dl.regularizers import kernels
 from dl.schedules import Plateau, Schedule
 from dl.types import Params
@@ -18,15 +19,31 @@ Rate = float | Schedule | Plateau
 
 def decay_weights(weight_decay: float) -> optax.GradientTransformation:
     """Returns what adds λ θ to the update of kernels; nothing at λ = 0."""
+    check("weight_decay", weight_decay, NON_NEGATIVE)
     return optax.add_decayed_weights(weight_decay, kernels) if weight_decay else optax.identity()
 
 
 def recipe(
     clip_norm: float | None, *parts: optax.GradientTransformation, learning_rate: Rate
 ) -> optax.GradientTransformation:
-    """Chains clipping, the parts and the final −α; α stands in the state, where the log finds it."""
+    """Chains clipping, the parts and the final −α; α stands in the state, where the log finds it.
+
+    Raises:
+      UserError: the norm or the rate is out of range.
+    """
+    if not callable(learning_rate):
+        check("learning_rate", learning_rate, NON_NEGATIVE)
+    if clip_norm is not None:
+        check("clip_norm", clip_norm, POSITIVE)
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, *parts, descend_by(learning_rate))
+
+
+def check_moments(b1: float, b2: float, eps: float) -> None:
+    """Raises UserError unless the decay rates of Adam's moments are in [0, 1) and ε is not negative."""
+    check("b1", b1, BELOW_ONE)
+    check("b2", b2, BELOW_ONE)
+    check("eps", eps, NON_NEGATIVE)
 
 
 def descend_by(learning_rate: Rate) -> optax.GradientTransformationExtraArgs:

@@ -9,12 +9,12 @@ import optax
 
 from dl.data.images import OfInput, to_unit_range
 from dl.data.splits import Splits
-from dl.errors import UserError
 from dl.freezing import Patterns
 from dl.gradients import mean_gradient
 from dl.initial import Initial
 from dl.kinds import kind_of
 from dl.precision import LossScale
+from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.selection import KeepBest, Target
 from dl.sharding import Rules
 from dl.step import Augment, Preprocess
@@ -45,7 +45,8 @@ class Experiment:
       grad_fn: how the loss becomes a gradient.
       keep_best: end with the variables of the best evaluation, and stop early where it says so.
       target: stop as soon as a metric is good enough.
-      ema_decay: keep a moving average of the parameters and evaluate that.
+      ema_decay: keep a moving average of the parameters and evaluate that; in [0, 1). Batch statistics are
+        not averaged: the average is evaluated with those that the raw parameters gathered.
       loss_scale: the initial loss scale, for float16.
       sharding_rules: pairs of a regular expression on a parameter's path and its partition.
       seed: of parameters, order, dropout and augmentation.
@@ -80,9 +81,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "eval_batch_size", "report_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value} is out of range; it must be at least 1")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), STEPS)
+        check_count("seed", self.seed, Range(0, 2**32 - 1))
+        if self.ema_decay is not None:
+            check("ema_decay", self.ema_decay, BELOW_ONE)
         if self.model is None and self.init_fn is None:
             raise ValueError("an Experiment needs a model or an init_fn")
         kind = kind_of(self.loss_fn)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dl.metrics import Mean
+from dl.ranges import NON_NEGATIVE, STEPS, check, check_count
 from dl.types import Aux, Batch, GradFn, Key, LossFn, ModelState, Params
 
 LossAndGradient = tuple[tuple[jax.Array, Aux], Params]
@@ -28,6 +29,7 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
     Args:
       num_micro_batches: must divide the batch size.
     """
+    num_micro_batches = check_count("num_micro_batches", num_micro_batches, STEPS)
 
     def grad_fn(loss_fn: LossFn):  # type: ignore[no-untyped-def]
         def accumulated(
@@ -91,6 +93,7 @@ def sharpness_aware_gradient(rho: float = 0.05, grad_fn: GradFn = mean_gradient)
       rho: ρ, how far away the worst point is sought.
       grad_fn: how each of the two gradients is taken, for example `accumulated_gradient(4)`.
     """
+    check("rho", rho, NON_NEGATIVE)
 
     def sharpness_aware(loss_fn: LossFn):  # type: ignore[no-untyped-def]
         inner = grad_fn(loss_fn)

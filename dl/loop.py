@@ -20,6 +20,7 @@ from dl.initial import Context, check_fits
 from dl.inputs import check_labels, describe_input, make_batches
 from dl.members import Members
 from dl.predictions import Disagreement
+from dl.profiling import Profiler
 from dl.program import Program
 from dl.run import Run
 from dl.selection import FINAL_SPLIT, look_up
@@ -38,6 +39,7 @@ def train(
     save_every: float = 30.0,
     members: Members | None = None,
     debug_nans: bool = False,
+    profile: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains from the newest checkpoint of the run's folder, or from the start, to the end.
@@ -50,6 +52,7 @@ def train(
       save_every: seconds between two checkpoints.
       members: runs of the experiment that are trained at the same time; None: just the experiment.
       debug_nans: end at the first NaN with the operation that made it; see `nans.report_nans`.
+      profile: trace a few steps into the folder `profile` of the run; see `profiling.Profiler`.
       console: where a person watches.
 
     Returns:
@@ -90,7 +93,9 @@ def train(
         session = Session(experiment, run, program, batches, checkpoints, console, stop, members)
         stack.callback(session.close)
         session.restore(start)
-        session.run_to_end(log_every, save_every, debug_nans)
+        profiler = Profiler(run.folder / "profile", console)
+        stack.callback(profiler.close)
+        session.run_to_end(log_every, save_every, debug_nans, profiler if profile else None)
         result = session.result(mesh)
         run.finish(result)
         console.line(final_line(result, run))

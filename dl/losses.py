@@ -18,6 +18,7 @@ import optax
 from dl.kinds import FRACTION, Kind, StatedLoss
 from dl.labels import class_labels
 from dl.metrics import Mean, accuracy
+from dl.ranges import PROBABILITY, check
 from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
 
@@ -136,6 +137,7 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
     A batch with soft labels, `target` of shape B × C (`regularizers.mixup` makes them), is measured by those
     instead of `label`: its accuracy is the share of the target that lies on the predicted class.
     """
+    check("label_smoothing", label_smoothing, PROBABILITY)
 
     def example_loss(logits_BC: jax.Array, batch: Batch) -> jax.Array:
         if logits_BC.ndim != 2:

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from dl.errors import UserError
+from dl.ranges import Range, check_count
+
+MAX_MEMBERS = 2**16
 
 Traced = Mapping[str, jax.Array]
 
@@ -92,10 +95,7 @@ def consecutive(seed: int, num_seeds: int) -> Members | None:
     """Returns members with the seeds seed, seed + 1, …; None where one alone needs no company.
 
     Raises:
-      UserError: more than `MAX_MEMBERS`, or seeds beyond 2^32 - 1.
+      UserError: there are more of them than one program can hold, or than there are seeds.
     """
-    if num_seeds > MAX_MEMBERS:
-        raise UserError(f"num_seeds={num_seeds} is out of range; it must be at most {MAX_MEMBERS:,}")
-    if seed + num_seeds > 2**32:
-        raise UserError(f"seed={seed} with num_seeds={num_seeds} goes beyond 2^32 - 1; choose a smaller seed")
+    check_count("num_seeds", num_seeds, Range(1, min(MAX_MEMBERS, 2**32 - seed)))
     return Members(tuple(range(seed, seed + num_seeds))) if num_seeds > 1 else None

@@ -16,6 +16,7 @@ import optax
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.metrics import Mean
+from dl.sharding import path_name
 from dl.state import TrainState
 from dl.step import TrainStep, update_state, with_inputs
 from dl.types import Batch
@@ -29,15 +30,16 @@ LIBRARIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The operation that made a NaN from numbers.
+    """The operation that made a NaN from numbers, or the first one that took a NaN which was there before.
 
     Attributes:
-      operation: JAX's name of the primitive, such as `div`.
+      operation: JAX's name of the primitive, such as `div`; empty where the NaN was handed on as it was.
       inputs: dtype, shape and range of each operand, in words.
       place: file, line and function of the code that asked for it.
       code: that line.
       scope: the modules around it, such as `Net/Dense_0`.
       is_backward: whether it belongs to the gradient of that line.
+      given: what held the NaN before any operation: `a constant`, or the path of an argument; else empty.
     """
 
     operation: str
@@ -46,11 +48,15 @@ class Origin:
     code: str
     scope: str
     is_backward: bool
+    given: str = ""
 
     def __str__(self) -> str:
         what = f"the gradient of {self.place}" if self.is_backward else self.place
         code = f" `{self.code}`" if self.code else ""
         scope = f", in the layer {self.scope}" if self.scope else ""
+        if self.given:
+            taken = f"taken by {self.operation} in" if self.operation else "returned by"
+            return f"{self.given} that holds a NaN, {taken} {what}{code}{scope}"
         return f"{self.operation} of {' and '.join(self.inputs)} in {what}{code}{scope}"
 
 
@@ -83,16 +89,33 @@ def report_nans(train_step: TrainStep, experiment: Experiment) -> TrainStep:
         after, metrics = train_step(state, batch)
         if any(map(_has_nan, jax.tree.leaves(watched(after, metrics)))):
             origin = find_nan(lambda s, b: watched(*update(s, b)), before, batch)
-            number = int(before.step) + 1
-            if origin is None:
-                raise UserError(
-                    f"step {number:,} made a NaN, but not when repeated operation by operation; it may "
-                    "come of an overflow that fusing hides: lower the learning rate or clip the gradient"
-                )
-            raise UserError(f"step {number:,} made the first NaN: {origin}; nothing was saved after it")
+            raise UserError(_first_nan(int(before.step) + 1, origin, batch))
         return after, metrics
 
     return step
+
+
+def _first_nan(number: int, origin: Origin | None, batch: Batch) -> str:
+    """Returns in words what a step did."""
+    if origin is None:
+        return (
+            f"step {number:,} made a NaN, but not when repeated operation by operation; it may "
+            "come of an overflow that fusing hides: lower the learning rate or clip the gradient"
+        )
+    root, _, name = origin.given.partition("/")
+    if root == "1":  # an argument: the state is number 0, the batch number 1
+        values = np.asarray(batch[name]).reshape(len(batch["index"]), -1)
+        rows = np.flatnonzero(np.isnan(values).any(1) & np.asarray(batch["mask"]))
+        examples = ", ".join(str(index) for index in np.asarray(batch["index"])[rows[:5]])
+        more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
+        of = f"training examples {examples}{more}" if len(rows) else "padding"
+        return f"step {number:,} met the first NaN in the data: the feature {name} of {of}; clean the data"
+    if root == "0":
+        return (
+            f"step {number:,} started from a NaN, in {name}: look at the initial values, or at the "
+            "checkpoint that the run went on from"
+        )
+    return f"step {number:,} made the first NaN: {origin}; nothing was saved after it"
 
 
 def find_nan(fn: Any, *args: Any) -> Origin | None:
@@ -100,33 +123,56 @@ def find_nan(fn: Any, *args: Any) -> Origin | None:
 
     `fn` is traced, its operations are carried out one by one, and from the NaN in the result we go back
     through operands that hold one. So NaNs that `jnp.where` throws away do not count, and the operation of a
-    gradient is found with the line that it is the gradient of.
+    gradient is found with the line that it is the gradient of. Where the way back ends at a constant or at an
+    argument, `given` says which: of arguments the path, such as `1/image`.
     """
     closed = jax.make_jaxpr(fn)(*args)
-    return _find(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+    leaves = jax.tree_util.tree_leaves_with_path(args)
+    names = [path_name(path) for path, _ in leaves]
+    return _find(closed.jaxpr, closed.consts, [leaf for _, leaf in leaves], names=names)
 
 
 def _find(
-    jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], callers: tuple[Any, ...] = ()
+    jaxpr: Any,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    callers: tuple[Any, ...] = (),
+    names: Sequence[str] = (),
 ) -> Origin | None:
-    """Returns the origin in a traced function; `callers` are the equations around it, outer ones first."""
+    """Returns the origin in a traced function.
+
+    Args:
+      jaxpr: the function.
+      consts: its constants.
+      args: its arguments.
+      callers: the equations around it, outer ones first.
+      names: of the arguments, where they may hold a NaN.
+    """
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    given = dict(zip(jaxpr.invars, names, strict=False))
     made_by: dict[Any, Any] = {}
 
     def read(variable: Any) -> Any:
-        return variable.val if hasattr(variable, "val") else values[variable]
+        if hasattr(variable, "val"):  # a literal, which may be a bare Python number
+            return np.asarray(variable.val, variable.aval.dtype)
+        return values[variable]
 
     for equation in jaxpr.eqns:
         outputs = _evaluate(equation, [read(v) for v in equation.invars])
         values.update(zip(equation.outvars, outputs, strict=True))
         made_by.update(dict.fromkeys(equation.outvars, equation))
+    taken_by: Any = None
     bad = next((v for v in jaxpr.outvars if _has_nan(read(v))), None)
-    while bad in made_by:
-        equation = made_by[bad]
-        inputs = [read(v) for v in equation.invars]
-        bad = next((v for v in equation.invars if _has_nan(read(v))), None)
+    while bad is not None:
+        if hasattr(bad, "val") or bad not in made_by:
+            what = "a constant" if hasattr(bad, "val") else given.get(bad, "a constant")
+            inputs = [read(v) for v in taken_by.invars] if taken_by else []
+            return _describe(inputs, callers, taken_by, what)
+        taken_by = made_by[bad]
+        inputs = [read(v) for v in taken_by.invars]
+        bad = next((v for v in taken_by.invars if _has_nan(read(v))), None)
         if bad is None:
-            return _look_inside(equation, inputs, callers) or _describe(inputs, (*callers, equation))
+            return _look_inside(taken_by, inputs, callers) or _describe(inputs, callers, taken_by)
     return None
 
 
@@ -148,10 +194,12 @@ def _look_inside(equation: Any, inputs: Sequence[Any], callers: tuple[Any, ...])
     if name == "cond":
         branch, consts = bodies[int(jnp.clip(inputs[0], 0, len(bodies) - 1))]
         return _find(branch, consts, inputs[1:], callers)
+    if name == "while":
+        return _look_inside_while(inputs, callers)
     if name == "scan":
         return _look_inside_scan(*bodies[0], inputs, callers)
     for body, consts in bodies:
-        if len(body.invars) == len(inputs) and name != "while":
+        if len(body.invars) == len(inputs):
             return _find(body, consts, inputs, callers)
     return None
 
@@ -183,8 +231,32 @@ def _look_inside_scan(
     return None
 
 
-def _describe(inputs: Sequence[Any], equations: Sequence[Any]) -> Origin:
-    """Returns the last equation in words; those before it are around it."""
+def _look_inside_while(inputs: Sequence[Any], callers: tuple[Any, ...]) -> Origin | None:
+    """Returns the origin in the first turn with a NaN.
+
+    Inputs are the constants of the condition, those of the body, and the carry.
+    """
+    params = callers[-1].params
+    condition, body = params["cond_jaxpr"], params["body_jaxpr"]
+    split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    of_condition, of_body, carry = inputs[: split[0]], inputs[split[0] : split[1]], inputs[split[1] :]
+    goes_on, turn = (
+        jax.jit(functools.partial(jax.core.eval_jaxpr, closed.jaxpr, closed.consts))
+        for closed in (condition, body)
+    )
+    while goes_on(*of_condition, *carry)[0]:
+        outputs = turn(*of_body, *carry)
+        if any(map(_has_nan, outputs)):
+            return _find(body.jaxpr, body.consts, [*of_body, *carry], callers)
+        carry = outputs
+    return None
+
+
+def _describe(
+    inputs: Sequence[Any], callers: tuple[Any, ...], equation: Any = None, given: str = ""
+) -> Origin:
+    """Returns an equation in words; those of `callers` are around it. None: nothing was done with the NaN."""
+    equations = (*callers, equation) if equation is not None else callers
     # A function that was traced before, and is reused, knows no caller: then the line around it.
     frames = [frame for equation in reversed(equations) for frame in _frames(equation)]
     place, code = "an unknown line", ""
@@ -194,12 +266,13 @@ def _describe(inputs: Sequence[Any], equations: Sequence[Any]) -> Origin:
         code = linecache.getline(file, line).strip()
     scopes = [name for e in equations for name in str(e.source_info.name_stack).split("/")]
     return Origin(
-        operation=equations[-1].primitive.name,
+        operation=equation.primitive.name if equation is not None else "",
         inputs=tuple(map(_in_words, inputs)),
         place=place,
         code=code,
         scope="/".join(name for name in scopes if name.isidentifier()),
         is_backward=any(name.startswith("transpose(") for name in scopes),
+        given=given,
     )
 
 

@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from dl.descent import Rate, decay_weights, recipe
+from dl.descent import Rate, check_moments, decay_weights, recipe
 from dl.errors import UserError
+from dl.muon import hidden_kernels, muon, muon_like_adamw
+from dl.ranges import BELOW_ONE, NON_NEGATIVE, POSITIVE, STEPS, Range, check, check_count
 from dl.regularizers import kernels
-from dl.schedules import Schedule, constant, cosine, linear, plateau, step, wsd
+from dl.schedules import Plateau, Schedule, constant, cosine, linear, plateau, step, wsd
 from dl.sharding import path_name
 from dl.types import Params
 
@@ -31,12 +34,14 @@ __all__ = [
     "by_path",
     "constant",
     "cosine",
+    "hidden_kernels",
     "kernels",
     "lamb",
     "lars",
     "linear",
     "lion",
     "muon",
+    "muon_like_adamw",
     "plateau",
     "rmsprop",
     "schedule_free_adamw",
@@ -63,6 +68,7 @@ def sgd(
       weight_decay: λ, added to the gradient of kernels as λ θ (L2, coupled).
       clip_norm: the global norm that a gradient is scaled down to before all else.
     """
+    check("momentum", momentum, BELOW_ONE)
     return recipe(
         clip_norm,
         decay_weights(weight_decay),
@@ -83,6 +89,7 @@ def adam(
 
     m ← β₁ m + (1 − β₁) g, v ← β₂ v + (1 − β₂) g², θ ← θ − α m̂ / (√v̂ + ε).
     """
+    check_moments(b1, b2, eps)
     return recipe(clip_norm, optax.scale_by_adam(b1, b2, eps), learning_rate=learning_rate)
 
 
@@ -100,6 +107,7 @@ def adamw(
     θ ← θ − α (m̂ / (√v̂ + ε) + λ θ), where λ = `weight_decay` on kernels and 0 on biases and the scales of
     norms: a parameter that gets no gradient shrinks by exactly (1 − α λ) a step.
     """
+    check_moments(b1, b2, eps)
     return recipe(
         clip_norm,
         optax.scale_by_adam(b1, b2, eps),
@@ -123,6 +131,7 @@ def adagrad(
     Args:
       initial_accumulator: s before the first step; above 0 the first steps are damped.
     """
+    check("initial_accumulator", initial_accumulator, NON_NEGATIVE)
     return recipe(
         clip_norm,
         optax.scale_by_rss(initial_accumulator, eps=0.0),
@@ -149,6 +158,9 @@ def rmsprop(
       eps: ε.
       momentum: of a velocity over the scaled gradients; 0 keeps none.
     """
+    check("decay", decay, BELOW_ONE)
+    check("eps", eps, NON_NEGATIVE)
+    check("momentum", momentum, BELOW_ONE)
     return recipe(
         clip_norm,
         optax.scale_by_rms(decay, eps, eps_in_sqrt=False),
@@ -171,6 +183,7 @@ def lion(
     Then m ← β₂ m + (1 − β₂) g. Every entry moves by α: the rate is 3 to 10 times lower than Adam's, the
     decay as many times higher (§5).
     """
+    check_moments(b1, b2, 0.0)
     return recipe(
         clip_norm,
         optax.scale_by_lion(b1, b2),
@@ -193,6 +206,7 @@ def lamb(
     u = m̂ / (√v̂ + ε) + λ θ, θ ← θ − α u ‖θ‖ / ‖u‖, norms per parameter. Biases and norms, which the paper's
     code exempts too, and parameters that are 0 take the step α u.
     """
+    check_moments(b1, b2, eps)
     return recipe(
         clip_norm,
         optax.scale_by_adam(b1, b2, eps),
@@ -221,6 +235,8 @@ def lars(
       momentum: μ.
       trust_coefficient: η.
     """
+    check("momentum", momentum, BELOW_ONE)
+    check("trust_coefficient", trust_coefficient, POSITIVE)
     descend = recipe(
         clip_norm,
         decay_weights(weight_decay),
@@ -231,7 +247,7 @@ def lars(
 
 
 def adafactor(
-    learning_rate: Rate,
+    learning_rate: Rate | None = None,
     *,
     decay_exponent: float = 0.8,
     clip_threshold: float = 1.0,
@@ -246,14 +262,22 @@ def adafactor(
     V = R Cᵀ / mean(R), u = g / √V, u ← u / max(1, RMS(u) / d), θ ← θ − α max(10⁻³, RMS(θ)) u.
 
     Args:
+      learning_rate: α. None: the paper's min(10⁻², 1/√t), which caps the relative step (algorithm 6). A rate
+        that is given is taken as it is, without that cap.
       decay_exponent: of t in β.
       clip_threshold: d, of each parameter's step.
       min_factored_dim: matrices with a smaller side keep all second moments.
       relative_step: scale α by the root mean square of each parameter, 10⁻³ at least.
     """
+    check("decay_exponent", decay_exponent, Range(0, 1, above_low=True))
+    check("clip_threshold", clip_threshold, POSITIVE)
+    min_factored_dim = check_count("min_factored_dim", min_factored_dim, STEPS)
 
     def decay_rate(count: jax.Array, exponent: float) -> jax.Array:
         return 1.0 - (count + 1.0) ** (-exponent)  # optax's own is float32 at most
+
+    def capped(count: jax.Array | int) -> jax.Array:
+        return jnp.minimum(1e-2, (count + 1.0) ** -0.5)
 
     return recipe(
         clip_norm,
@@ -263,58 +287,7 @@ def adafactor(
         optax.clip_by_block_rms(clip_threshold),
         optax.scale_by_param_block_rms() if relative_step else optax.identity(),
         decay_weights(weight_decay),
-        learning_rate=learning_rate,
-    )
-
-
-def muon(
-    learning_rate: Rate,
-    momentum: float = 0.95,
-    *,
-    update_rms: float = 0.2,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    clip_norm: float | None = None,
-) -> optax.GradientTransformation:
-    """Returns Muon for matrices, AdamW for the rest (Jordan et al. 2024; scaled by Liu et al. 2025, eq. 4).
-
-    m ← μ m + (1 − μ) g, look ahead by Nesterov, and replace the matrix by the nearest orthogonal one: five
-    steps of X ← a X + (b X Xᵀ + c (X Xᵀ)²) X from X / ‖X‖. Times 0.2 √max(fan-in, fan-out), a step is as long
-    as one of AdamW, so that both share rate and decay.
-
-    A matrix is a leaf with two dimensions, or a convolution's kernel, whose last dimension is the output and
-    whose others are the input.
-
-    Args:
-      momentum: μ.
-      update_rms: root mean square of an entry of Muon's step, over α.
-      eps: ε of both.
-    """
-
-    def label(params: Params) -> Params:
-        return jax.tree.map(lambda leaf: "matrix" if leaf.ndim in (2, 4) else "rest", params)
-
-    def dims(params: Params) -> Params:
-        return jax.tree.map(
-            lambda leaf: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1),
-            params,
-        )
-
-    def rescale(update: jax.Array, _: jax.Array | None) -> jax.Array:
-        longest = max(update.size // update.shape[-1], update.shape[-1])
-        return update_rms * longest**0.5 * update
-
-    orthogonal = optax.chain(
-        optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=dims),
-        optax.stateless_with_tree_map(rescale),
-    )
-    return recipe(
-        clip_norm,
-        optax.partition({"matrix": orthogonal, "rest": optax.scale_by_adam(b1, b2, eps)}, label),
-        decay_weights(weight_decay),
-        learning_rate=learning_rate,
+        learning_rate=capped if learning_rate is None else learning_rate,
     )
 
 
@@ -333,6 +306,10 @@ def schedule_free_adamw(
     without momentum; x is the average of z weighted by the squared rate, and `state.eval_params` returns it:
     that is what is evaluated. β₁ > 0. Give a constant rate with warm-up. The weight decays at y.
     """
+    if isinstance(learning_rate, Plateau):
+        raise UserError("learning_rate=plateau(...) is of no use to schedule_free_adamw; give it a number")
+    check("b1", b1, Range(0, 1, above_low=True, below_high=True))
+    check_moments(b1, b2, eps)
     steps = recipe(
         clip_norm,
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),

@@ -7,7 +7,6 @@ import enum
 import inspect
 import io
 import itertools
-import math
 import platform
 import re
 import sys
@@ -22,30 +21,7 @@ import tyro
 
 from dl.errors import UserError
 from dl.files import named_path, why_no_output
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """The values that a number may take, as metadata of an annotation.
-
-    Attributes:
-      low: the smallest value allowed.
-      high: the largest value allowed.
-      above_low: whether `low` itself is excluded.
-    """
-
-    low: float = -math.inf
-    high: float = math.inf
-    above_low: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.above_low else self.low <= value
-        # An integer is finite, also where it is too large for a float.
-        return above and value <= self.high and (isinstance(value, int) or math.isfinite(value))
-
-    def __str__(self) -> str:
-        low = f"more than {self.low:,}" if self.above_low else f"at least {self.low:,}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:,}"
+from dl.ranges import Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +40,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 Options = dict[str, Any]
 
 VERSION = ("-V", "--version")
+YIELDS = {"yields": True}  # metadata of a run option that gives way to an experiment's own of the same name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +87,10 @@ def parse(
         {name: parameter.default for name, parameter in inspect.signature(experiment_fn).parameters.items()},
         experiment_fn,
     )
-    of_run = _fields({f.name: f.default for f in dataclasses.fields(run_options)}, run_options)
-    if twice := {name for name, _, _ in of_experiment} & {name for name, _, _ in of_run}:
+    own = {name for name, _, _ in of_experiment}
+    fields = [f for f in dataclasses.fields(run_options) if not (f.name in own and f.metadata.get("yields"))]
+    of_run = _fields({f.name: f.default for f in fields}, run_options)
+    if twice := own & {name for name, _, _ in of_run}:
         raise UserError(
             f"the option {twice.pop()} of the experiment is one of every run already; choose another name"
         )

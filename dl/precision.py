@@ -4,11 +4,18 @@ Source: Micikevicius et al. 2018, "Mixed Precision Training".
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from dl.kinds import like
+from dl.outermost import around_outermost
+from dl.ranges import POSITIVE, STEPS, check, check_count
+from dl.types import Aux, Batch, Key, LossFn, ModelState, Params, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,59 @@ BFLOAT16 = Policy(compute=jnp.bfloat16)
 FLOAT16 = Policy(compute=jnp.float16)
 
 
+PRECISIONS = {"float32": FULL, "bfloat16": BFLOAT16, "float16": FLOAT16}
+
+
+def computing_in(policy: Policy, loss_fn: LossFn) -> LossFn:
+    """Returns a loss whose Linen models compute in another precision; the parameters given stay as they are.
+
+    The models get rounded parameters and inputs, and their outputs are converted to `policy.output`: targets,
+    loss and metrics keep their precision, and gradients come in that of the parameters. Statistics such as
+    those of batch norms are kept in float32. A module with a `dtype` of its own computes in that.
+    """
+
+    def lowered(
+        params: Params, model_state: ModelState, batch: Batch, key: Key | None
+    ) -> tuple[jax.Array, Aux]:
+        with around_outermost(_converting(policy)):
+            loss, aux = loss_fn(_cast(params, policy.compute), model_state, batch, key)
+        kept = jax.tree.map(lambda new, old: new.astype(old.dtype), aux.model_state, dict(model_state))
+        return loss.astype(policy.output), Aux(kept, aux.metrics)
+
+    return like(lowered, loss_fn)
+
+
+def predicting_in(
+    policy: Policy, predict: Callable[[Variables, Batch], jax.Array]
+) -> Callable[[Variables, Batch], jax.Array]:
+    """Returns a `predict_fn` whose Linen models compute as those of `computing_in` do."""
+
+    def lowered(variables: Variables, batch: Batch) -> jax.Array:
+        params = {"params": _cast(variables.get("params", {}), policy.compute)}
+        with around_outermost(_converting(policy)):
+            return predict({**variables, **params}, batch)
+
+    return lowered
+
+
+def _converting(policy: Policy) -> Callable[..., Any]:
+    def wrap(call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        args, kwargs = _cast((args, kwargs), policy.compute)
+        return _cast(call(*args, **kwargs), policy.output)
+
+    return wrap
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Returns the tree with its floating-point arrays in another dtype."""
+
+    def convert(leaf: Any) -> Any:
+        is_floating = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if is_floating else leaf
+
+    return jax.tree.map(convert, tree)
+
+
 @flax.struct.dataclass
 class LossScale:
     """A loss scale that doubles after `growth_interval` finite steps and halves on overflow (§3.2).
@@ -52,6 +112,8 @@ class LossScale:
 
     @classmethod
     def create(cls, scale: float = 2.0**15, growth_interval: int = 2000) -> "LossScale":
+        check("scale", scale, POSITIVE)
+        growth_interval = check_count("growth_interval", growth_interval, STEPS)
         return cls(jnp.float32(scale), jnp.int32(0), growth_interval)
 
     def update(self, is_finite: jax.Array) -> "LossScale":

@@ -6,7 +6,7 @@ Needs the extra `weights`: pip install 'dl[weights]'.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dl.types import Variables
 
 # What NumPy raises for a shape or a type that a header claims, beside the errors of safetensors itself.
 _OF_A_HEADER = (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError)
+Fit = Callable[[LinenPath, np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 def load_pretrained(
@@ -31,6 +32,7 @@ def load_pretrained(
     *,
     skip: Sequence[str] = (),
     revision: str | None = None,
+    fit: Fit | None = None,
 ) -> Variables:
     """Returns `variables` with the values of `source`, as NumPy arrays in the dtypes of `variables`.
 
@@ -47,6 +49,8 @@ def load_pretrained(
       skip: modules at the top of the model that are not read, such as `head` where the number of classes is
         another or there is no head; what `variables` has of them is returned as it is.
       revision: on the hub, a commit, so that the name means the same weights for ever.
+      fit: from a path, its values and the model's shape to values of that shape, where those of the source
+        need not have it: `vit.fit_positions` for images of another size.
 
     Raises:
       UserError: if a tensor is missing, surplus or misshapen, or the source cannot be read.
@@ -69,6 +73,8 @@ def load_pretrained(
             continue
         if path in found:
             raise UserError(f"{source}: both {found[path][0]!r} and {name!r} are {'/'.join(path)}")
+        if fit is not None and path in targets:
+            values = fit(path, values, tuple(targets[path].shape))
         found[path] = name, values
     for module in skip:
         if module not in skipped:

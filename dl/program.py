@@ -32,7 +32,8 @@ class Program:
     Attributes:
       abstract_state: shapes, dtypes and shardings of the state.
       shardings: of the state, leaf by leaf.
-      facts: the number of parameters and the FLOPs of an example.
+      facts: the number of parameters and the FLOPs of an example, of the model alone: without decoding,
+        resizing and augmentation.
       metrics: what the eval step measures, each with its direction; empty where nothing is evaluated.
       train_metrics: what the train step measures, likewise.
       train_step: compiled, after `compile`.
@@ -55,8 +56,6 @@ class Program:
             lambda x: x if num_members is None else jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
         )
         abstract_state = jax.eval_shape(self._init, None)
-        if not mesh.is_multi_process:
-            check_fits(abstract_state, mesh.local_devices)
         if num_members is None:
             self.shardings = state_shardings(abstract_state, mesh, experiment.sharding_rules)
         else:
@@ -66,6 +65,7 @@ class Program:
             abstract_state,
             self.shardings,
         )
+        check_fits(self.abstract_state, mesh.local_devices)
         loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
         is_unrolled = num_members is not None and self._is_better_unrolled(loss_fn)
         train_step = make_train_step(
@@ -98,12 +98,11 @@ class Program:
         self.facts = {
             "num_parameters": num_params(abstract_state.params) // copies,
             "num_frozen_parameters": num_params(frozen) // copies,
-            "train_flops_per_example": count_jaxpr_flops(self._train.jaxpr)
-            // (experiment.batch_size * copies),
-            "forward_flops_per_example": (
-                count_jaxpr_flops(self._eval.jaxpr) // (evaluated.batch_size * copies)
-                if self._eval is not None and evaluated is not None
-                else None
+            **_flops("train", self._train.jaxpr, experiment.batch_size * copies),
+            **_flops(
+                "forward",
+                None if self._eval is None else self._eval.jaxpr,
+                evaluated.batch_size * copies if evaluated is not None else 1,
             ),
         }
 
@@ -169,6 +168,16 @@ class Program:
         is_taken = is_taken if self._members else is_taken[0]
         best = self._select(state.best, self.eval_variables(state), is_taken)
         return state.replace(best=best)  # type: ignore[attr-defined]
+
+
+def _flops(name: str, jaxpr: Any, num_examples: int) -> dict[str, int | None]:
+    """Returns the FLOPs of an example in both conventions of `dl.flops`; None where nothing was traced."""
+    return {
+        f"{name}_flops_per_example{convention}": (
+            None if jaxpr is None else count_jaxpr_flops(jaxpr, padding=padding) // num_examples
+        )
+        for convention, padding in (("", True), ("_without_padding", False))
+    }
 
 
 def _select(old: Variables, new: Variables, is_new: jax.Array) -> Variables:

@@ -16,6 +16,7 @@ from dl.debugging import judged_loss, make_update
 from dl.descent import with_rate
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.ranges import POSITIVE, STEPS, check, check_count
 from dl.sharding import make_mesh
 from dl.step import with_inputs
 
@@ -35,7 +36,8 @@ class RateTest:
       rates: of each step.
       losses: of each batch, before its update.
       smoothed: the moving average of `losses`, with bias correction.
-      has_diverged: whether the loss exploded before the rate was at its highest.
+      has_diverged: whether the loss exploded before the rate was at its highest. Where it was not finite at
+        the very first step, before any update, there are no rates and losses at all.
       suggested: the rate at the steepest descent of `smoothed` over log rate; None if it never fell.
       low: the rate at which a tenth of the way to the minimum was gone; `suggested`, if that comes first.
       high: the rate at which `smoothed` was lowest.
@@ -56,12 +58,16 @@ def find_learning_rate(
     """Trains from the initial parameters while the rate grows exponentially from `low` to `high`.
 
     Batches, augmentation, dropout, optimizer and weight decay are those of the first steps of the run; its
-    schedule alone is replaced. Ends early once the smoothed loss is over four times the best. On the first
-    device; nothing is saved.
+    schedule alone is replaced. Ends early once the smoothed loss is over four times the best (where that is
+    not positive: above it by three times its distance from the first or from 0). On the first device; nothing
+    is saved.
 
     Raises:
       UserError: an empty range, too few steps, or an optimizer whose rate cannot be replaced.
     """
+    check("low", low, POSITIVE)
+    check("high", high, POSITIVE)
+    num_steps = check_count("steps", num_steps, STEPS)
     if not low < high:
         raise UserError(f"low={low:g} and high={high:g} are no range; choose low < high")
     if num_steps < 2 * WARMUP:
@@ -88,10 +94,18 @@ def find_learning_rate(
         losses.append(loss)
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
         smoothed.append(average / (1 - SMOOTHING ** (step + 1)))
-        if smoothed[-1] > DIVERGED * min(smoothed):
+        if smoothed[-1] > _explosion(smoothed):
             break
     has_diverged = step < num_steps - 1 or not math.isfinite(loss)
     return _judge(rates[: len(losses)], np.array(losses), np.array(smoothed), has_diverged)
+
+
+def _explosion(smoothed: list[float]) -> float:
+    """Returns the loss above which a test ends."""
+    best = min(smoothed)
+    if best > 0:
+        return DIVERGED * best
+    return best + (DIVERGED - 1) * max(abs(best), smoothed[0] - best)  # of a likelihood it may be negative
 
 
 def _check_rate(metrics: Any, wanted: float) -> None:
@@ -129,6 +143,8 @@ def plot_rates(test: RateTest, title: str) -> "Figure":
     if test.suggested and test.low and test.high:
         axes.axvspan(test.low, test.high, alpha=0.15, label=f"falls, {test.low:.2g} to {test.high:.2g}")
         axes.axvline(test.suggested, color="C3", label=f"steepest, {test.suggested:.2g}")
-    axes.set_ylim(top=1.5 * test.smoothed[0], bottom=0)
+    if len(test.smoothed):
+        first, best = test.smoothed[0], test.smoothed.min()
+        axes.set_ylim(top=first + 0.5 * max(abs(first), first - best), bottom=min(0, 1.2 * best))
     axes.legend()
     return figure

@@ -16,6 +16,7 @@ from dl.experiment import Experiment
 from dl.lookup import find_experiment, find_installed
 from dl.options import PositiveInt, check_value, type_name
 from dl.run import Run
+from dl.run_options import DEFAULTS, with_run_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
     )
     parameters = inspect.signature(experiment_fn).parameters
     num_seeds = _recorded_value("num_seeds", run.options.get("num_seeds", 1), PositiveInt)
-    others = run.options.keys() - parameters.keys() - {"num_seeds"}
+    others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS}
     if others:
         raise UserError(
             f"{run.name} has no option {min(others)} any more, which the run was started with; check out "
@@ -80,7 +81,8 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
     }
     changed = run.code and run.code != code_of(experiment_fn)
     warning = f"the code of {run.name} has changed since this run" if changed else ""
-    return Rebuilt(build(experiment_fn, options), run, num_seeds, warning)
+    of_run = {name: value for name, value in run.options.items() if name not in parameters}
+    return Rebuilt(with_run_options(build(experiment_fn, options), of_run), run, num_seeds, warning)
 
 
 def _what_to_add(name: str) -> str:

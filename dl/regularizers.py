@@ -6,7 +6,9 @@ single images stands in `data.augment`, and a moving average of the parameters i
 Shapes: B examples, C classes, D inputs, F features; H height, W width.
 """
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +16,14 @@ import jax.numpy as jnp
 
 from dl.kinds import like
 from dl.metrics import Mean
+from dl.ranges import BELOW_ONE, NON_NEGATIVE, PROBABILITY, STEPS, check, check_count
+from dl.sharding import path_name
 from dl.types import Aux, Batch, Key, LossFn, ModelState, Params
+
+UNDECAYED = re.compile(
+    "bias|scale|(cls|class|dist|distillation|mask|register)_tokens?|positions?|pos_embed(ding)?s?|"
+    "position(al)?_embeddings?"
+)
 
 Penalty = Callable[[Params], jax.Array]
 Mix = Callable[[Key, Batch], Batch]
@@ -23,13 +32,23 @@ Mix = Callable[[Key, Batch], Batch]
 def kernels(params: Params) -> Params:
     """Returns a tree of bools, True on what weight decay applies to: leaves with two dimensions or more.
 
-    Biases and the scales of norms are vectors; to shrink them buys no regularisation.
+    Biases and the scales of norms are vectors; to shrink them buys no regularisation. They are left out by
+    name too, for under `nn.scan` or with several heads they have more dimensions. So are class tokens and
+    positions, as in the code of DeiT and timm.
     """
-    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+    def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+        return leaf.ndim >= 2 and not UNDECAYED.fullmatch(path_name(path[-1:]))
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
 def l1(weight: float, mask: Callable[[Params], Params] = kernels) -> Penalty:
-    """Returns the penalty λ Σ|θ| over the parameters that the mask selects; its gradient is λ sign(θ)."""
+    """Returns the penalty λ Σ|θ| over the parameters that the mask selects; its gradient is λ sign(θ).
+
+    λ is `weight`, at least 0.
+    """
+    check("weight", weight, NON_NEGATIVE)
     return lambda params: weight * _sum(jnp.abs, params, mask)
 
 
@@ -38,6 +57,7 @@ def l2(weight: float, mask: Callable[[Params], Params] = kernels) -> Penalty:
 
     Under SGD it equals `weight_decay` = 2 λ; under Adam it does not (Loshchilov & Hutter 2019).
     """
+    check("weight", weight, NON_NEGATIVE)
     return lambda params: weight * _sum(jnp.square, params, mask)
 
 
@@ -58,6 +78,14 @@ def with_penalty(loss_fn: LossFn, *penalties: Penalty) -> LossFn:
     return like(penalized, loss_fn)
 
 
+class Dropout(nn.Dropout):
+    """Linen's dropout (Srivastava et al. 2014), which refuses a rate that is no probability."""
+
+    def __post_init__(self) -> None:
+        check("dropout rate", self.rate, PROBABILITY)
+        super().__post_init__()
+
+
 class SpatialDropout(nn.Module):
     """Dropout of whole channels: neighbouring pixels agree, so to drop single ones drops little.
 
@@ -70,7 +98,7 @@ class SpatialDropout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         places = tuple(range(1, x.ndim - 1))
-        return nn.Dropout(self.rate, broadcast_dims=places, deterministic=not train)(x)
+        return Dropout(self.rate, broadcast_dims=places, deterministic=not train)(x)
 
 
 class StochasticDepth(nn.Module):
@@ -85,7 +113,7 @@ class StochasticDepth(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         rest = tuple(range(1, x.ndim))
-        return nn.Dropout(self.rate, broadcast_dims=rest, deterministic=not train)(x)
+        return Dropout(self.rate, broadcast_dims=rest, deterministic=not train)(x)
 
 
 class DropConnectDense(nn.Module):
@@ -99,28 +127,29 @@ class DropConnectDense(nn.Module):
       features: F.
       rate: the probability that a weight is dropped.
       use_bias: whether b is added; it is never dropped.
-      dtype: of the computation.
+      dtype: of the computation. None: of inputs and parameters.
     """
 
     features: int
     rate: float
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BD: jax.Array, *, train: bool) -> jax.Array:
         """Returns an array of shape B × F; the mask comes from the stream `dropout`."""
+        check("rate", self.rate, BELOW_ONE)
         shape = (x_BD.shape[-1], self.features)
         kernel_DF = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias_F = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        x_BD, kernel_DF = jnp.asarray(x_BD, self.dtype), jnp.asarray(kernel_DF, self.dtype)
+        x_BD, kernel_DF = nn.dtypes.promote_dtype(x_BD, kernel_DF, dtype=self.dtype)
         if train and self.rate > 0:
             mask_BDF = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x_BD.shape[0], *shape))
             kernel_BDF = jnp.where(mask_BDF, kernel_DF[None] / (1 - self.rate), 0)
             y_BF = jnp.einsum("bd,bdf->bf", x_BD, kernel_BDF)
         else:
             y_BF = x_BD @ kernel_DF
-        return y_BF if bias_F is None else y_BF + jnp.asarray(bias_F, self.dtype)[None]
+        return y_BF if bias_F is None else y_BF + bias_F.astype(y_BF.dtype)[None]
 
 
 def with_mixing(loss_fn: LossFn, mix: Mix) -> LossFn:
@@ -148,10 +177,15 @@ def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:
     is. The soft labels stand in `target`, shape B × C, which `losses.classification` reads.
 
     Args:
-      alpha: α; 0.1 to 0.4 for images.
+      alpha: α; 0.1 to 0.4 for images; 0 for no mixing: the targets are one-hot.
       num_classes: C.
       name: the feature that is mixed.
+
+    Raises:
+      UserError: α is negative or not finite, or there are no classes.
     """
+    check("alpha", alpha, NON_NEGATIVE)
+    num_classes = check_count("num_classes", num_classes, STEPS)
 
     def mix(key: Key, batch: Batch) -> Batch:
         pair_key, ratio_key = jax.random.split(key)
@@ -172,8 +206,10 @@ def cutmix(alpha: float, num_classes: int, name: str = "image") -> Mix:
 
     The box has the image's proportions and the fraction 1 − λ of its area, λ ~ Beta(α, α), one for the batch;
     its centre is uniform, and what lies outside is cut off. The labels are mixed by the areas that are seen.
-    Pairs, padding and `target` are as in `mixup`; the paper's α is 1.
+    Pairs, padding, `target` and an α of 0 are as in `mixup`; the paper's α is 1.
     """
+    check("alpha", alpha, NON_NEGATIVE)
+    num_classes = check_count("num_classes", num_classes, STEPS)
 
     def mix(key: Key, batch: Batch) -> Batch:
         pair_key, ratio_key, box_key = jax.random.split(key, 3)
@@ -199,6 +235,8 @@ def cutmix(alpha: float, num_classes: int, name: str = "image") -> Mix:
 
 
 def _draw_ratio(key: Key, alpha: float) -> jax.Array:
+    if alpha == 0:  # the limit of Beta(α, α) is 0 or 1 with equal chances: nothing is mixed
+        return jnp.ones(())
     # Beta(1, 1) is uniform; the general sampler is a loop, slow to compile.
     return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)
 
@@ -222,5 +260,12 @@ def _mixed_targets(batch: Batch, partner_B: jax.Array, ratio: jax.Array, num_cla
 def _sum(
     function: Callable[[jax.Array], jax.Array], params: Params, mask: Callable[[Params], Params]
 ) -> jax.Array:
-    sums = jax.tree.map(lambda leaf, use: function(leaf).sum() if use else 0.0, params, mask(params))
+    sums = jax.tree.map(
+        # In float32 at least, whatever the precision of the run.
+        lambda leaf, use: (
+            function(leaf).sum(dtype=jnp.promote_types(leaf.dtype, jnp.float32)) if use else 0.0
+        ),
+        params,
+        mask(params),
+    )
     return sum(jax.tree.leaves(sums), start=jnp.zeros(()))

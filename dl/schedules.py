@@ -2,9 +2,13 @@
 
 A schedule is a function from the step (0 at the first update) to the rate. `plateau` is the exception: it
 follows the loss, so its state stands in the optimizer's.
+
+Every schedule raises UserError for a rate or a number of steps that is out of range, and for a warm-up that
+is longer than the run, whose rate would never reach the one asked for.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,17 +16,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dl.errors import UserError
+from dl.ranges import BELOW_ONE, NON_NEGATIVE, POSITIVE, STEPS, Range, check, check_count
+
 Schedule = Callable[[jax.Array | int], jax.Array | float]
 
 
-def constant(learning_rate: float, *, warmup_steps: int = 0) -> Schedule:
-    """Returns the rate, after a linear rise from 0 over `warmup_steps`."""
+def constant(learning_rate: float, *, warmup_steps: int = 0, num_steps: int | None = None) -> Schedule:
+    """Returns the rate, after a linear rise from 0 over `warmup_steps`.
+
+    Args:
+      learning_rate: after the rise.
+      warmup_steps: of the rise.
+      num_steps: of the run, where it is to be made sure that the rise ends within it.
+    """
+    warmup_steps, _ = _judge(learning_rate, warmup_steps, num_steps)
     return _warm(learning_rate, warmup_steps, optax.constant_schedule(learning_rate))
 
 
 def linear(learning_rate: float, num_steps: int, *, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
     """Returns a linear rise over `warmup_steps`, then a linear fall to `end` at `num_steps`."""
-    fall = optax.linear_schedule(learning_rate, end, max(num_steps - warmup_steps, 1))
+    warmup_steps, fall_steps = _judge(learning_rate, warmup_steps, num_steps, end)
+    fall = optax.linear_schedule(learning_rate, end, max(fall_steps, 1))
     return _warm(learning_rate, warmup_steps, fall)
 
 
@@ -31,8 +46,9 @@ def cosine(learning_rate: float, num_steps: int, *, warmup_steps: int = 0, end: 
 
     Source: Loshchilov & Hutter 2017, eq. 5, without restarts.
     """
+    warmup_steps, fall_steps = _judge(learning_rate, warmup_steps, num_steps, end)
     alpha = end / learning_rate if end else 0.0
-    fall = optax.cosine_decay_schedule(learning_rate, max(num_steps - warmup_steps, 1), alpha)
+    fall = optax.cosine_decay_schedule(learning_rate, max(fall_steps, 1), alpha)
     return _warm(learning_rate, warmup_steps, fall)
 
 
@@ -42,11 +58,29 @@ def step(
     *,
     factor: float = 0.1,
     warmup_steps: int = 0,
+    num_steps: int | None = None,
 ) -> Schedule:
-    """Returns the rate, multiplied by `factor` at each boundary (counted from the first step)."""
-    scales = {boundary - warmup_steps: factor for boundary in boundaries}
-    fall = optax.piecewise_constant_schedule(learning_rate, scales)
-    return _warm(learning_rate, warmup_steps, fall)
+    """Returns the rate, multiplied by `factor` at each boundary (counted from the first step).
+
+    A boundary within the warm-up counts there: the rate rises from then on towards the lower one.
+
+    Args:
+      learning_rate: before the first boundary.
+      boundaries: steps in increasing order, from 1 on.
+      factor: of each boundary.
+      warmup_steps: of a linear rise from 0.
+      num_steps: of the run, where it is to be made sure that warm-up and boundaries lie within it.
+    """
+    warmup_steps, _ = _judge(learning_rate, warmup_steps, num_steps)
+    check("factor", factor, POSITIVE)
+    last = Range(1, STEPS.high if num_steps is None else num_steps - 1)
+    boundaries = [check_count("boundary", boundary, last) for boundary in boundaries]
+    for before, after in itertools.pairwise(boundaries):
+        if after <= before:
+            raise UserError(f"boundaries={boundaries} do not increase ({after} after {before}); sort them")
+    base = _warm(learning_rate, warmup_steps, optax.constant_schedule(learning_rate))
+    scale = optax.piecewise_constant_schedule(1.0, dict.fromkeys(boundaries, factor))
+    return lambda count: base(count) * scale(count)
 
 
 def wsd(
@@ -58,16 +92,16 @@ def wsd(
     "MiniCPM", §4).
 
     Raises:
-      ValueError: warm-up and decay do not fit into `num_steps`.
+      UserError: warm-up and decay do not fit into `num_steps`.
     """
-    if warmup_steps + decay_steps > num_steps:
-        raise ValueError(
+    decay_steps = check_count("decay_steps", decay_steps, Range(0, STEPS.high))
+    warmup_steps, rest = _judge(learning_rate, warmup_steps, num_steps, end)
+    if decay_steps > rest:
+        raise UserError(
             f"warmup_steps={warmup_steps} and decay_steps={decay_steps} exceed num_steps={num_steps}; "
             "shorten one of them"
         )
-    fall = optax.linear_schedule(
-        learning_rate, end, max(decay_steps, 1), num_steps - warmup_steps - decay_steps
-    )
+    fall = optax.linear_schedule(learning_rate, end, max(decay_steps, 1), rest - decay_steps)
     return _warm(learning_rate, warmup_steps, fall)
 
 
@@ -93,6 +127,13 @@ def plateau(
       min_improvement: the fraction of the best loss by which a better one must be lower.
       end: the rate never falls below.
     """
+    check("learning_rate", learning_rate, NON_NEGATIVE)
+    check("factor", factor, Range(0, 1, above_low=True, below_high=True))
+    patience, window = (
+        check_count(name, value, STEPS) for name, value in (("patience", patience), ("window", window))
+    )
+    check("min_improvement", min_improvement, BELOW_ONE)
+    _check_end(learning_rate, end)
     watch = optax.contrib.reduce_on_plateau(
         factor,
         patience,
@@ -119,6 +160,29 @@ class Plateau:
 
     def __call__(self, state: Any, **extra: Any) -> jax.Array:
         return self.learning_rate * state.scale
+
+
+def _judge(
+    learning_rate: float, warmup_steps: int, num_steps: int | None, end: float = 0.0
+) -> tuple[int, int]:
+    """Returns the steps of the warm-up and of what follows; raises UserError for what cannot be."""
+    check("learning_rate", learning_rate, NON_NEGATIVE)
+    _check_end(learning_rate, end)
+    warmup_steps = check_count("warmup_steps", warmup_steps, Range(0, STEPS.high))
+    if num_steps is None:
+        return warmup_steps, 0
+    num_steps = check_count("num_steps", num_steps, STEPS)
+    if warmup_steps > num_steps:
+        raise UserError(
+            f"warmup_steps={warmup_steps} is longer than the run, num_steps={num_steps}; the rate would "
+            f"never reach {learning_rate}: shorten the warm-up"
+        )
+    return warmup_steps, num_steps - warmup_steps
+
+
+def _check_end(learning_rate: float, end: float) -> None:
+    is_known = not isinstance(learning_rate, jax.core.Tracer)
+    check("end", end, Range(0, float(learning_rate)) if is_known else NON_NEGATIVE)
 
 
 def _warm(peak: float, warmup_steps: int, after: Schedule) -> Schedule:

@@ -27,6 +27,7 @@ from dl.members import Members
 from dl.metrics import MetricTable
 from dl.nans import report_nans
 from dl.predictions import Kept, add_to_result, collect_predictions
+from dl.profiling import Profiler
 from dl.program import Program
 from dl.progress import Progress
 from dl.run import Run, peak_memory
@@ -79,7 +80,9 @@ class Session:
         if hasattr(self, "log"):
             self.log.close()
 
-    def run_to_end(self, log_every: int, save_every: float, debug_nans: bool) -> None:
+    def run_to_end(
+        self, log_every: int, save_every: float, debug_nans: bool, profiler: Profiler | None = None
+    ) -> None:
         experiment, num_steps = self.experiment, self.experiment.num_steps
         with self.progress.compiling.running():
             seconds = self.program.compile()
@@ -95,6 +98,8 @@ class Session:
         train_step = self.program.train_step
         if debug_nans:
             train_step = report_nans(train_step, experiment)
+        if profiler is not None:
+            train_step = profiler.watch(train_step)
         end = self.step if progress.stopped_early else num_steps
         for step, batch in self._numbered_batches(self.step, end):
             self.state, metrics = train_step(self.state, batch)

@@ -38,7 +38,10 @@ class TrainState:
 
     @property
     def eval_params(self) -> Params:
-        """The parameters that are evaluated: the average where one is kept, here or by the optimizer."""
+        """The parameters that are evaluated: the average where one is kept, here or by the optimizer.
+
+        The other collections, such as batch statistics, are those of the raw parameters in either case.
+        """
         if self.ema is not None:
             return self.ema
         states = jax.tree.leaves(self.opt_state, is_leaf=_is_schedule_free)

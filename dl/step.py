@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dl import freezing
+from dl.flops import input_scope
 from dl.gradients import mean_gradient
 from dl.kinds import like
 from dl.members import Members, Traced, over_members
@@ -42,11 +43,13 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
         params: Params, model_state: ModelState, batch: Batch, key: Key | None
     ) -> tuple[jax.Array, Aux]:
         if preprocess is not None:
-            batch = preprocess(batch)
+            with input_scope():
+                batch = preprocess(batch)
         if augment is not None and key is not None:
             augment_key, key = jax.random.split(key)
-            keys_B = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, batch["index"])
-            batch = jax.vmap(augment)(keys_B, batch)
+            with input_scope():
+                keys_B = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, batch["index"])
+                batch = jax.vmap(augment)(keys_B, batch)
         return loss_fn(params, model_state, batch, key)
 
     return like(loss_on_stored, loss_fn)

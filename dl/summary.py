@@ -41,9 +41,9 @@ def introduce(
         console.box("NOT THE DATA YOU MAY EXPECT", data.notice)
     sizes = ", ".join(f"{size:,} {name}" for name, size in identity.sizes.items())
     kinds = describe_devices(mesh)
-    flops = f"{format_count(facts['train_flops_per_example'])}FLOPs an example to train"
+    flops = f"{_count_flops(facts, 'train')} an example to train"
     if facts["forward_flops_per_example"]:
-        flops = f"{format_count(facts['forward_flops_per_example'])}FLOPs an example forward, {flops}"
+        flops = f"{_count_flops(facts, 'forward')} an example forward, {flops}"
     parameters = f"{facts['num_parameters']:,} parameters"
     if frozen := facts["num_frozen_parameters"]:
         parameters += f", of which {frozen:,} frozen and {facts['num_parameters'] - frozen:,} trained"
@@ -63,6 +63,15 @@ def introduce(
             "run": str(run.folder),
         }
     )
+
+
+def _count_flops(facts: Mapping[str, Any], name: str) -> str:
+    """Returns FLOPs as published tables count them, and without padding where that differs visibly."""
+    with_padding, without = (
+        f"{format_count(facts[f'{name}_flops_per_example{convention}'])}FLOPs"
+        for convention in ("", "_without_padding")
+    )
+    return with_padding if with_padding == without else f"{with_padding} ({without} without padding)"
 
 
 def summarize(

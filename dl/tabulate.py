@@ -28,7 +28,9 @@ class Layer:
       output_shapes: of the arrays that it returns.
       num_parameters: scalars of `params` that are its own and not a submodule's.
       num_state: scalars of the other collections, such as batch statistics.
-      flops: of all its calls, again without its submodules'. A multiplication and an addition are two.
+      flops: of all its calls, again without its submodules'. A multiplication and an addition are two, and
+        products with padding count, as in published tables.
+      flops_without_padding: the same without products with padding. None: there are none.
     """
 
     path: Path
@@ -38,6 +40,11 @@ class Layer:
     num_parameters: int
     num_state: int
     flops: int
+    flops_without_padding: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.flops_without_padding is None:
+            object.__setattr__(self, "flops_without_padding", self.flops)
 
 
 def layer_table(forward: Callable[..., Any], variables: Variables, *args: Any) -> list[Layer]:
@@ -69,9 +76,7 @@ def layer_table(forward: Callable[..., Any], variables: Variables, *args: Any) -
 
     with nn.intercept_methods(record):
         jaxpr = jax.make_jaxpr(forward)(variables, *args)
-    flops: Counter[Path] = Counter()
-    for scope, count in count_flops_by_scope(jaxpr).items():
-        flops[_deepest(scope, calls)] += count
+    flops, valid_flops = (_flops(jaxpr, calls, padding) for padding in (True, False))
     sizes = {name: _sizes(collection, calls) for name, collection in variables.items()}
     return [
         Layer(
@@ -80,6 +85,7 @@ def layer_table(forward: Callable[..., Any], variables: Variables, *args: Any) -
             num_parameters=sizes["params"][path] if "params" in sizes else 0,
             num_state=sum(owned[path] for name, owned in sizes.items() if name != "params"),
             flops=flops[path],
+            flops_without_padding=valid_flops[path],
         )
         for path, call in calls.items()
     ]
@@ -96,6 +102,9 @@ def format_layers(layers: Sequence[Layer], title: str) -> Table:
     if with_state:
         figures["other state"] = [layer.num_state for layer in layers]
     figures["forward FLOPs"] = [layer.flops for layer in layers]
+    without = [layer.flops_without_padding or 0 for layer in layers]
+    if without != figures["forward FLOPs"]:
+        figures["without padding"] = without
     for name, values in figures.items():
         table.add_column(name, f"{sum(values):,}", justify="right", no_wrap=True)
     for row, layer in enumerate(layers):
@@ -106,6 +115,14 @@ def format_layers(layers: Sequence[Layer], title: str) -> Table:
             *(f"{values[row]:,}" if values[row] else "" for values in figures.values()),
         )
     return table
+
+
+def _flops(jaxpr: Any, calls: Container[Path], padding: bool) -> Counter[Path]:
+    """Returns the FLOPs by the module that they belong to."""
+    flops: Counter[Path] = Counter()
+    for scope, count in count_flops_by_scope(jaxpr, padding=padding).items():
+        flops[_deepest(scope, calls)] += count
+    return flops
 
 
 def _shapes(tree: Any) -> tuple[Shape, ...]:

@@ -72,7 +72,7 @@ def recipe(
         preprocess=resized(image_size, image_size),
         augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),
         loss_fn=losses.classification(model, label_smoothing=label_smoothing),
-        tx=optimizers.muon(schedule, weight_decay=weight_decay),
+        tx=optimizers.muon_like_adamw(schedule, weight_decay=weight_decay),
         num_steps=num_steps,
         batch_size=batch_size,
         seed=seed,

@@ -28,7 +28,7 @@ RECIPES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "lamb": optimizers.lamb,
     "lars": optimizers.lars,
     "adafactor": optimizers.adafactor,
-    "muon": optimizers.muon,
+    "muon": optimizers.muon_like_adamw,  # shares one rate with AdamW, so that one range of rates suits all
     "schedule_free_adamw": optimizers.schedule_free_adamw,
 }
 

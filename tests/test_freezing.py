@@ -50,7 +50,7 @@ def step(state, tx, frozen=BODY, **options):
 
 
 @pytest.mark.parametrize(
-    "tx", [optimizers.adamw(0.1), optimizers.muon(0.1), optimizers.schedule_free_adamw(0.1)]
+    "tx", [optimizers.adamw(0.1), optimizers.muon(1.0), optimizers.schedule_free_adamw(0.1)]
 )
 def test_what_is_frozen_keeps_its_bits_and_its_statistics_while_the_rest_learns(tx):
     first = state = make_state(tx, keep_ema=True)

@@ -22,7 +22,15 @@ LAYERS = [
     ("dl.loop",),
     ("dl.session",),
     ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
-    ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
+    (
+        "dl.run_options",
+        "dl.profiling",
+        "dl.nans",
+        "dl.debugging",
+        "dl.rate_finder",
+        "dl.preview",
+        "dl.likeness",
+    ),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
     ("dl.comparison", "dl.pairing", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
@@ -31,6 +39,8 @@ LAYERS = [
         "dl.data",
         "dl.optimizers",
         "dl.descent",
+        "dl.attainable",
+        "dl.muon",
         "dl.losses",
         "dl.gradients",
         "dl.signals",
@@ -38,10 +48,10 @@ LAYERS = [
     ),
     ("dl.evaluation",),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
-    ("dl.regularizers", "dl.freezing"),
-    ("dl.sharding", "dl.capacity", "dl.precision", "dl.kinds", "dl.types", "dl.members"),
+    ("dl.regularizers", "dl.freezing", "dl.precision"),
+    ("dl.sharding", "dl.capacity", "dl.kinds", "dl.types", "dl.members", "dl.outermost"),
     ("dl.files",),
-    ("dl.metrics",),
+    ("dl.metrics", "dl.ranges"),
     ("dl.errors", "dl.labels", "dl.text"),
 ]
 OUTSIDE = {
@@ -58,7 +68,7 @@ OUTSIDE = {
 MAY_TOUCH_THE_OUTSIDE = (
     *("dl.session", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
-    *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
+    *("dl.profiling", "dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
     *("dl.files", "dl.capacity", "dl.options", "dl.experiment_commands", "dl.run_commands"),
     *("dl.compare", "dl.sweep", "dl.study_folder", "dl.learning_curve", "dl.robustness"),
 )

@@ -14,6 +14,7 @@ from dl.models.inception import Block, Inception, Layer, inception_v3
 from dl.models.layers import DepthwiseConv
 from dl.models.mobilenet import MobileNetV2, mobilenet_v2, round_channels
 from dl.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
+from dl.models.transfer import WithHead
 from dl.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
 from dl.models.vit import ViT, vit_b16, vit_s16, vit_ti16
 from dl.state import num_params
@@ -279,3 +280,13 @@ def test_airbench_on_cifar_has_the_parameters_of_its_shapes():
     convolutions = [(24, 64), (64, 64), (64, 256), (256, 256), (256, 256), (256, 256)]
     expected = 12 * 13 + sum(9 * i * o + o for i, o in convolutions) + 2560
     assert num_params(shapes["params"]) == expected
+
+
+def test_the_new_head_for_ten_classes_has_165258_parameters():
+    """Means over the image, 128 units, 10 classes: 1280·128 + 128 + 128·10 + 10."""
+    model = WithHead(mobilenet_v2(None), 10, hidden=(128,))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 96, 96, 3)))
+    params = dict(variables["params"])
+    backbone = [params.pop("backbone"), variables["batch_stats"]["backbone"]]
+    assert num_params(backbone) == 2_257_984
+    assert num_params(params) == 165_258

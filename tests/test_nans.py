@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dl import losses, optimizers
@@ -139,3 +140,96 @@ def test_a_nan_that_is_thrown_away_does_not_count():
 
 def test_where_there_is_none_nothing_is_found():
     assert find_nan(jnp.sin, jnp.float32(1.0)) is None
+
+
+NAN = np.float32(np.nan)
+
+
+@jax.custom_vjp
+def halved(x):
+    return x / 2
+
+
+halved.defvjp(lambda x: (x / 2, None), lambda _, g: (g * NAN,))
+
+
+@jax.custom_jvp
+def doubled(x):
+    return x * 2
+
+
+doubled.defjvp(lambda primals, tangents: (doubled(*primals), tangents[0] * NAN))
+
+
+CONSTANTS = {
+    "literal": lambda x: x * jnp.nan,
+    "returned": lambda x: (x, jnp.float32(jnp.nan)),
+    "array": lambda x: (x + np.array([1.0, np.nan], np.float32)).sum(),
+    "where": lambda x: jnp.where(x > 0, jnp.nan, x),
+    "jit": jax.jit(lambda x: (x, jnp.nan)),
+    "scan": lambda x: jax.lax.scan(lambda c, _: (c * NAN, None), x, length=3)[0],
+    "while": lambda x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] * NAN), (0, x))[1],
+    "cond": lambda x: jax.lax.cond(x > 0, lambda x: jnp.float32(jnp.nan), lambda x: x, x),
+    "remat": jax.grad(jax.checkpoint(lambda x: x * NAN)),
+    "custom_vjp": jax.grad(halved),
+    "custom_jvp": jax.grad(doubled),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_constant_is_named_as_the_origin(name):
+    origin = find_nan(CONSTANTS[name], jnp.float32(2.0))
+    assert origin.given == "a constant"
+    assert str(origin).startswith("a constant that holds a NaN, ")
+    assert "\n" not in str(origin)
+
+
+def test_inside_a_while_loop_the_turn_is_found():
+    def turn(carry):
+        count, x = carry
+        return count + 1, jnp.log(x)  # 2, 0.69, -0.37, NaN
+
+    origin = find_nan(lambda x: jax.lax.while_loop(lambda c: c[0] < 5, turn, (0, x))[1], jnp.float32(2.0))
+    assert origin.place.startswith(line_of(turn, "jnp.log"))
+    assert origin.inputs == (f"float32[] = {np.log(np.log(2.0)):.3g}",)
+
+
+def of_nan_data():
+    sound = experiment()
+    features = np.ones((NUM_EXAMPLES, 3), np.float32)
+    features[5, 1] = np.nan
+    points = ArraySource({"features": features, "label": np.zeros(NUM_EXAMPLES, np.int32)})
+    return dataclasses.replace(sound, data=ArraySplits("points", train=points))
+
+
+def with_tx(update):
+    return dataclasses.replace(
+        of_sound_data(), tx=optax.stateless(lambda gradient, _: jax.tree.map(update, gradient))
+    )
+
+
+def of_sound_data():
+    points = ArraySource(
+        {"features": np.ones((NUM_EXAMPLES, 3), np.float32), "label": np.zeros(NUM_EXAMPLES, np.int32)}
+    )
+    return dataclasses.replace(experiment(), data=ArraySplits("points", train=points))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (of_nan_data, "met the first NaN in the data: the feature features of training examples 5; clean"),
+        (
+            lambda: with_tx(lambda g: g * jnp.nan),
+            "made the first NaN: a constant that holds a NaN, taken by mul",
+        ),
+        (lambda: with_tx(lambda g: g * 0 / (g * 0)), "made the first NaN: div of "),
+    ],
+    ids=["data", "constant in the optimizer", "the optimizer"],
+)
+def test_data_and_optimizer_are_named_too(make, message, tmp_path, mesh1):
+    with pytest.raises(UserError, match=message) as caught:
+        train(
+            make(), Run(tmp_path / "run", "test", {}), mesh1, debug_nans=True, console=Console(is_quiet=True)
+        )
+    assert "\n" not in str(caught.value)

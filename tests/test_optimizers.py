@@ -7,6 +7,7 @@ gradient, with the options to call it with.
 import math
 
 import chex
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,8 @@ import optax
 import pytest
 
 from dl import optimizers
+from dl.errors import UserError
+from dl.models.vit import ViT
 
 RANDOM = np.random.default_rng(0)
 START = {"kernel": RANDOM.normal(size=(4, 3)), "bias": RANDOM.normal(size=3)}
@@ -115,17 +118,32 @@ def adafactor(place, gradients, rate, decay=0.0, factored=True, relative=True):
         yield place
 
 
+def newton_schulz(x, eps):
+    """`zeropower_via_newtonschulz5` of the author's code, in the precision of x."""
+    x = x / (np.linalg.norm(x) + eps)
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+    return x
+
+
 def muon(place, gradients, rate, decay=0.0, mu=0.95):
+    """`muon_update` of the author's code (KellerJordan/Muon): lerp, Nesterov, √max(1, out / in)."""
+    m = np.zeros_like(place)
+    for g in gradients:
+        m = m + (1 - mu) * (g - m)
+        x = newton_schulz(g + mu * (m - g), 1e-7) * max(1, place.shape[1] / place.shape[0]) ** 0.5
+        place = place * (1 - rate * decay) - rate * x
+        yield place
+
+
+def muon_like_adamw(place, gradients, rate, decay=0.0, mu=0.95):
     if place.ndim == 1:
         yield from adam(place, gradients, rate, b2=0.95)
         return
     m = 0.0
     for t, g in enumerate(gradients, 1):
         m = mu * m + (1 - mu) * g
-        x = mu * m / (1 - mu ** (t + 1)) + (1 - mu) * g / (1 - mu**t)
-        x = x / (np.linalg.norm(x) + 1e-8)
-        for _ in range(5):
-            x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
+        x = newton_schulz(mu * m / (1 - mu ** (t + 1)) + (1 - mu) * g / (1 - mu**t), 1e-8)
         place = place - rate * (0.2 * math.sqrt(max(place.shape)) * x + decay * place)
         yield place
 
@@ -176,7 +194,11 @@ OPTIMIZERS = {
         adafactor,
         {"rate": 0.1, "factored": False, "relative": False},
     ),
-    "muon": (optimizers.muon(0.1, weight_decay=0.2), muon, {"rate": 0.1, "decay": 0.2}),
+    "muon_like_adamw": (
+        optimizers.muon_like_adamw(0.1, weight_decay=0.2),
+        muon_like_adamw,
+        {"rate": 0.1, "decay": 0.2},
+    ),
     "schedule_free": (
         optimizers.schedule_free_adamw(WARM, weight_decay=0.2),
         schedule_free,
@@ -231,18 +253,74 @@ def test_ten_steps_equal_pytorch(tx, peer, options):
     np.testing.assert_allclose(actual, places, rtol=0, atol=1e-10)
 
 
-def test_muon_flattens_the_kernel_of_a_convolution():
-    kernel, gradients = RANDOM.normal(size=(2, 2, 3, 5)), RANDOM.normal(size=(2, 2, 2, 3, 5))
-    actual, _ = trajectory(optimizers.muon(0.1, weight_decay=0.0), kernel, gradients)
-    flat = np.stack([*muon(kernel.reshape(12, 5), gradients.reshape(2, 12, 5), 0.1)])
-    np.testing.assert_allclose(actual, flat.reshape(actual.shape), atol=1e-10)
+NETWORK = {
+    "embed": {"embedding": (6, 4)},
+    "Conv_0": {"kernel": (3, 2, 5), "bias": (5,)},
+    "Conv_1": {"kernel": (2, 2, 3, 5)},
+    "block": {"Dense_9": {"kernel": (4, 6)}},
+    "Dense_0": {"kernel": (3, 8), "bias": (8,)},
+    "Dense_10": {"kernel": (8, 2), "bias": (2,)},
+    "Dense_9": {"kernel": (8, 8), "bias": (8,)},
+}
+HIDDEN = ["Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel", "Dense_9/kernel", "block/Dense_9/kernel"]
 
 
-def test_a_muon_step_has_the_stated_size():
+def test_muon_is_its_authors_on_hidden_kernels_and_adamw_on_the_rest():
+    random = np.random.default_rng(3)
+    shapes = {"/".join(path): shape for path, shape in flax.traverse_util.flatten_dict(NETWORK).items()}
+    start, gradients = (
+        {name: random.normal(size=(*steps, *shape)) for name, shape in shapes.items()} for steps in ((), (4,))
+    )
+
+    def nest(flat):
+        return flax.traverse_util.unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
+
+    places, _ = trajectory(optimizers.muon(0.1, weight_decay=0.2), nest(start), nest(gradients))
+    actual = {"/".join(k): v for k, v in flax.traverse_util.flatten_dict(places).items()}
+    for name, shape in shapes.items():
+        if name in HIDDEN:
+            flat = (-1, shape[-1])
+            steps = [g.reshape(flat) for g in gradients[name]]
+            expected = [x.reshape(shape) for x in muon(start[name].reshape(flat), steps, 0.1, 0.2)]
+        else:
+            decay = 0.0 if name.endswith("bias") else 0.2
+            options = {"decay": decay, "b2": 0.95, "eps": 1e-10}
+            expected = [*adam(start[name], gradients[name], 0.1 * 0.015, **options)]
+        np.testing.assert_allclose(actual[name], expected, rtol=0, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("names", "hidden"),
+    [
+        (["head/kernel", "backbone/block0/mlp0/kernel"], ["backbone/block0/mlp0/kernel"]),
+        (["lm_head/kernel", "Dense_0/kernel", "Dense_1/kernel"], ["Dense_0/kernel", "Dense_1/kernel"]),
+        (["Dense_0/kernel", "Dense_1/kernel", "DropConnectDense_7/kernel"], [0, 2]),
+        (["Net_0/Dense_0/kernel", "Net_0/Dense_1/kernel", "Net_0/Block_0/Dense_5/kernel"], [0, 2]),
+        (["class_token", "positions", "patches/kernel", "head/kernel"], ["patches/kernel"]),
+    ],
+)
+def test_the_head_is_known_by_its_name_or_as_the_last_dense_layer(names, hidden):
+    tree = flax.traverse_util.unflatten_dict({tuple(name.split("/")): jnp.ones((2, 2)) for name in names})
+    chosen = flax.traverse_util.flatten_dict(optimizers.hidden_kernels(tree), sep="/")
+    hidden = [names[which] if isinstance(which, int) else which for which in hidden]
+    assert sorted(name for name, is_hidden in chosen.items() if is_hidden) == sorted(hidden)
+
+
+def test_a_step_of_muon_like_adamw_has_the_stated_size():
     """Newton-Schulz leaves singular values between about 0.7 and 1.2, so the RMS is near 0.2 α."""
     gradient = np.random.default_rng(1).normal(size=(1, 32, 32))
-    moved, _ = trajectory(optimizers.muon(1.0, weight_decay=0.0), np.zeros((32, 32)), gradient)
+    tx = optimizers.muon_like_adamw(1.0, weight_decay=0.0)
+    moved, _ = trajectory(tx, np.zeros((32, 32)), gradient)
     assert np.sqrt((moved**2).mean()) == pytest.approx(0.2, rel=0.2)
+
+
+def test_adafactor_without_a_rate_takes_the_papers_capped_relative_step():
+    gradients = RANDOM.normal(size=(3, 4, 3))
+    actual, _ = trajectory(optimizers.adafactor(min_factored_dim=2), START["kernel"], gradients)
+    np.testing.assert_allclose(actual, [*adafactor(START["kernel"], gradients, 1e-2)], rtol=1e-6)
+    _, late = trajectory(optimizers.adafactor(), np.ones(2), np.ones((20_000, 2)))
+    found = optax.tree_utils.tree_get_all_with_path(late, "learning_rate")
+    assert float(found[0][1]) == pytest.approx(20_000**-0.5)
 
 
 def test_adam_corrects_its_bias():
@@ -285,11 +363,28 @@ def test_decay_spares_biases_and_scales():
     )
 
 
+def test_decay_spares_class_tokens_positions_and_biases_of_more_dimensions():
+    model = ViT(3, dim=8, num_layers=1, num_heads=2, patch_size=8)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    decayed = flax.traverse_util.flatten_dict(optimizers.kernels(params), sep="/")
+    assert all(is_decayed == name.endswith("/kernel") for name, is_decayed in decayed.items())
+    others = {"bias": (3, 2), "scale": (3, 2), "pos_embed": (1, 5, 4), "cls_token": (1, 1, 4)}
+    shapes = {name: jnp.ones(shape) for name, shape in {**others, "embedding": (5, 4)}.items()}
+    assert optimizers.kernels(shapes) == {**dict.fromkeys(others, False), "embedding": True}
+
+
 def test_clipping_scales_the_whole_gradient_to_its_norm():
     tx = optimizers.sgd(1.0, clip_norm=1.0)
     gradient = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
     updates, _ = tx.update(gradient, tx.init(gradient), gradient)
     chex.assert_trees_all_close(updates, {"a": jnp.array([-0.6]), "b": jnp.array([-0.8])})
+
+
+RECIPES = (
+    *("sgd", "adam", "adamw", "adagrad", "rmsprop", "lion", "lamb", "lars", "adafactor", "muon"),
+    *("muon_like_adamw", "schedule_free_adamw"),
+)
+WITH_MOMENTS = ("adam", "adamw", "lion", "lamb", "muon", "schedule_free_adamw")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +406,9 @@ def test_clipping_scales_the_whole_gradient_to_its_norm():
         (optimizers.wsd(1.0, 10, decay_steps=5), {0: 1, 5: 1, 6: 0.8, 10: 0}),
         (optimizers.step(1.0, [3, 6]), {0: 1, 2: 1, 3: 0.1, 5: 0.1, 6: 0.01}),
         (optimizers.step(1.0, [4], factor=0.5, warmup_steps=2), {0: 0.5, 1: 1, 3: 1, 4: 0.5}),
+        # within the warm-up
+        (optimizers.step(1.0, [2, 6], factor=0.5, warmup_steps=4), {1: 0.5, 2: 0.375, 3: 0.5, 6: 0.25}),
+        (optimizers.cosine(1.0, 4, warmup_steps=4), {0: 0.25, 3: 1}),
     ],
 )
 def test_schedules(schedule, expected):
@@ -318,9 +416,82 @@ def test_schedules(schedule, expected):
     assert actual == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_warm_up_and_decay_longer_than_the_run_are_refused():
-    with pytest.raises(ValueError, match="warmup_steps=6 and decay_steps=5 exceed num_steps=10"):
-        optimizers.wsd(1.0, 10, warmup_steps=6, decay_steps=5)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optimizers.wsd(1.0, 10, warmup_steps=6, decay_steps=5), "exceed num_steps=10"),
+        (lambda: optimizers.wsd(1.0, 10, decay_steps=-1), "decay_steps=-1"),
+        (lambda: optimizers.cosine(1.0, 10, warmup_steps=11), "warmup_steps=11 is longer than the run"),
+        (lambda: optimizers.linear(1.0, 10, warmup_steps=11), "warmup_steps=11 is longer than the run"),
+        (lambda: optimizers.wsd(1.0, 10, decay_steps=0, warmup_steps=11), "warmup_steps=11 is longer"),
+        (lambda: optimizers.constant(1.0, num_steps=10, warmup_steps=11), "warmup_steps=11 is longer"),
+        (lambda: optimizers.step(1.0, [3], num_steps=10, warmup_steps=11), "warmup_steps=11 is longer"),
+        (lambda: optimizers.cosine(1.0, 0), "num_steps=0 is out of range"),
+        (lambda: optimizers.linear(1.0, -5), "num_steps=-5 is out of range"),
+        (lambda: optimizers.cosine(1.0, 2**31), "num_steps=2147483648 is out of range"),
+        (lambda: optimizers.cosine(1.0, 10.5), "num_steps=10.5 is out of range; it must be a whole number"),
+        (lambda: optimizers.cosine(1.0, 10, warmup_steps=0.1), "warmup_steps=0.1 is out of range"),
+        (lambda: optimizers.constant(1.0, warmup_steps=-1), "warmup_steps=-1 is out of range"),
+        (lambda: optimizers.cosine(1.0, 10, end=2.0), "end=2.0 is out of range"),
+        (lambda: optimizers.cosine(-1.0, 10), "learning_rate=-1.0 is out of range"),
+        (lambda: optimizers.cosine(math.nan, 10), "learning_rate=nan is out of range"),
+        (lambda: optimizers.constant("1e-3"), "learning_rate='1e-3' is not a number"),
+        (lambda: optimizers.step(1.0, [3, 3]), r"boundaries=\[3, 3\] do not increase"),
+        (lambda: optimizers.step(1.0, [6, 3]), "do not increase"),
+        (lambda: optimizers.step(1.0, [-3]), "boundary=-3 is out of range"),
+        (lambda: optimizers.step(1.0, [0.5]), "boundary=0.5 is out of range"),
+        (lambda: optimizers.step(1.0, [3, 10], num_steps=10), "boundary=10 is out of range"),
+        (lambda: optimizers.step(1.0, [3], factor=0.0), "factor=0.0 is out of range"),
+        (lambda: optimizers.plateau(1.0, factor=1.0), "factor=1.0 is out of range"),
+        (lambda: optimizers.plateau(1.0, patience=0), "patience=0 is out of range"),
+        (lambda: optimizers.plateau(1.0, window=0), "window=0 is out of range"),
+        (lambda: optimizers.plateau(1.0, min_improvement=-1.0), "min_improvement=-1.0 is out of range"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_in_one_line(make, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        *(
+            (name, {"learning_rate": value}, "learning_rate=")
+            for name in RECIPES
+            for value in (-1.0, math.nan)
+        ),
+        *((name, {"clip_norm": value}, "clip_norm=") for name in RECIPES for value in (0.0, -1.0, math.nan)),
+        *((name, {"weight_decay": -0.1}, "weight_decay=-0.1") for name in RECIPES if name != "adam"),
+        *((name, {"b1": 1.0}, "b1=1.0") for name in RECIPES if name in WITH_MOMENTS),
+        *((name, {"b2": -0.1}, "b2=-0.1") for name in RECIPES if name in WITH_MOMENTS),
+        *((name, {"momentum": 1.0}, "momentum=1.0") for name in ("sgd", "rmsprop", "lars", "muon")),
+        ("adam", {"eps": -1.0}, "eps=-1.0"),
+        ("muon", {"adam_ratio": -1.0}, "adam_ratio=-1.0"),
+        ("muon", {"update_rms": 0.0}, "update_rms=0.0"),
+        ("adagrad", {"initial_accumulator": -1.0}, "initial_accumulator=-1.0"),
+        ("rmsprop", {"decay": 1.0}, "decay=1.0"),
+        ("lars", {"trust_coefficient": 0.0}, "trust_coefficient=0.0"),
+        ("adafactor", {"clip_threshold": 0.0}, "clip_threshold=0.0"),
+        ("adafactor", {"min_factored_dim": 0}, "min_factored_dim=0"),
+        ("schedule_free_adamw", {"b1": 0.0}, "b1=0.0"),
+        ("schedule_free_adamw", {"learning_rate": optimizers.plateau(1.0)}, "plateau"),
+        ("adam", {"b1": True}, "b1=True is not a number"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused_in_one_line(name, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        getattr(optimizers, name)(**{"learning_rate": 0.1, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_traced_rate_passes():
+    def first_step(rate):
+        tx = optimizers.sgd(optimizers.cosine(rate, 10, warmup_steps=2), momentum=0.9, clip_norm=10.0)
+        return tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))[0][0]
+
+    assert jax.vmap(first_step)(jnp.array([1.0, 2.0])).tolist() == [-0.5, -1.0]
 
 
 def rates_on_a_plateau(losses, **options):

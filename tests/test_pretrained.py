@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 
 from dl import torch_names
 from dl.errors import UserError
 from dl.models.mobilenet import MobileNetV2
 from dl.models.resnet import ResNet
-from dl.models.vit import ViT
+from dl.models.vit import ViT, fit_positions, resize_positions
 from dl.pretrained import load_pretrained, load_safetensors, read_tensors, save_safetensors
 
 pytest.importorskip("safetensors", reason="needs the extra 'weights'")
@@ -347,3 +348,37 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, tree, message):
     with pytest.raises(UserError, match=message):
         save_safetensors(tmp_path / "x.safetensors", tree)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 7), (7, 3), (2, 8)])
+def test_positions_are_resampled_as_pillow_resamples_an_image(old, new):
+    """Pillow's bicubic filter antialiases, as timm's resampling by PyTorch does."""
+    random = np.random.default_rng(0)
+    positions = random.normal(size=(1, 1 + old * old, 5)).astype(np.float32)
+    resized = resize_positions(positions, 1 + new * new)
+    np.testing.assert_array_equal(resized[:, 0], positions[:, 0])
+    for channel in range(5):
+        image = Image.fromarray(positions[0, 1:, channel].reshape(old, old))
+        expected = np.asarray(image.resize((new, new), Image.Resampling.BICUBIC))
+        np.testing.assert_allclose(resized[0, 1:, channel].reshape(new, new), expected, atol=1e-5)
+
+
+def test_positions_of_another_grid_or_none():
+    positions = np.random.default_rng(0).normal(size=(1, 5, 2)).astype(np.float32)
+    np.testing.assert_array_equal(resize_positions(positions, 5), positions)
+    assert resize_positions(positions, 7, (2, 3)).shape == (1, 7, 2)
+    for arguments in [(7,), (7, (2, 2)), (1,)]:
+        with pytest.raises(UserError):
+            resize_positions(positions, *arguments)
+
+
+def test_a_vision_transformer_loads_weights_of_another_image_size(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file(vit_tensors(), file)
+    images = jnp.zeros((1, 12, 12, 3))
+    shapes = jax.eval_shape(VIT.init, jax.random.key(0), images)
+    with pytest.raises(UserError, match=r"has shape \(1, 5, 8\) as params/positions"):
+        load_pretrained(file, shapes, torch_names.vit)
+    loaded = load_pretrained(file, shapes, torch_names.vit, fit=fit_positions)
+    assert loaded["params"]["positions"].shape == (1, 10, 8)
+    assert np.isfinite(VIT.apply(loaded, images)).all()

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -134,12 +135,51 @@ def test_a_loss_that_never_falls_gets_no_suggestion():
     ("arguments", "message"),
     [
         ({"low": 1.0, "high": 0.1}, "low=1 and high=0.1 are no range"),
+        ({"low": 0.1, "high": 0.1}, "low=0.1 and high=0.1 are no range"),
+        ({"low": 0.0}, "low=0.0 is out of range"),
+        ({"low": -1.0}, "low=-1.0 is out of range"),
+        ({"low": math.nan}, "low=nan is out of range"),
+        ({"high": math.inf}, "high=inf is out of range"),
+        ({"num_steps": 1}, "steps=1 are too few"),
+        ({"num_steps": 0}, "steps=0 is out of range"),
         ({"num_steps": 5}, "steps=5 are too few"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         find_learning_rate(experiment(optimizers.sgd(0.1)), **arguments)
+
+
+def of_value(value):
+    """Returns an experiment whose loss is a function of the sum of its parameters."""
+
+    def loss_fn(params, model_state, batch, key):
+        total = params["w"].sum()
+        return total, Aux(model_state, {"loss": Mean.of((0 * total + value(total))[None])})
+
+    return dataclasses.replace(
+        experiment(optimizers.sgd(1.0)),
+        loss_fn=loss_fn,
+        init_fn=lambda key, batch: {"params": {"w": jnp.zeros((3, 1))}},
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_before_any_update_leaves_nothing_to_judge(value, tmp_path):
+    test = find_learning_rate(of_value(lambda total: value), num_steps=20)
+    assert (len(test.rates), test.has_diverged, test.suggested) == (0, True, None)
+    plot_rates(test, "a title").savefig(tmp_path / "plot.png")
+
+
+def test_a_constant_loss_gets_no_suggestion():
+    assert find_learning_rate(of_value(lambda total: 1.0), num_steps=20).suggested is None
+
+
+def test_a_loss_below_zero_falls_and_explodes_as_others_do(tmp_path):
+    test = find_learning_rate(of_value(lambda total: total - 1), low=1e-4, high=1e-1, num_steps=40)
+    assert not test.has_diverged
+    assert test.suggested is not None
+    plot_rates(test, "a title").savefig(tmp_path / "plot.png")
 
 
 def test_a_rate_that_cannot_be_replaced_is_said():

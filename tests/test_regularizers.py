@@ -7,9 +7,16 @@ import optax
 import pytest
 
 from dl import losses, optimizers
-from dl.gradients import accumulated_gradient, mean_gradient
+from dl.data.source import ArraySource
+from dl.data.splits import ArraySplits
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.gradients import accumulated_gradient, mean_gradient, sharpness_aware_gradient
 from dl.metrics import Mean
 from dl.models.mlp import MLP
+from dl.models.transfer import WithHead
+from dl.models.vit import ViT
+from dl.precision import LossScale
 from dl.regularizers import (
     DropConnectDense,
     SpatialDropout,
@@ -254,3 +261,70 @@ def test_mixing_is_for_training_only(problem):
     _, aux = jax.jit(mixed)(params, {}, batch, jax.random.key(0))
     assert aux.metrics["loss"].count == 5
     assert aux.metrics["loss"].compute() != plain[0]
+
+
+@pytest.mark.parametrize("mix", [mixup, cutmix])
+def test_an_alpha_of_zero_mixes_nothing(mix, problem):
+    _, _, batch = problem
+    batch = {**batch, "image": batch["image"].reshape(6, 2, 2, 1)}
+    mixed = mix(0, 3)(jax.random.key(0), batch)
+    np.testing.assert_array_equal(mixed["image"], batch["image"])
+    np.testing.assert_array_equal(mixed["target"], jax.nn.one_hot(batch["label"], 3))
+
+
+def classifier(**options):
+    return losses.classification(MLP((2,), 3), **options)
+
+
+def with_ema(decay):
+    points = ArraySource({"image": np.zeros((4, 2), np.float32), "label": np.zeros(4, np.int32)})
+    model = MLP((), 3)
+    return Experiment(
+        data=ArraySplits("points", train=points),
+        model=model,
+        loss_fn=losses.classification(model),
+        tx=optimizers.sgd(0.1),
+        num_steps=1,
+        batch_size=2,
+        ema_decay=decay,
+    )
+
+
+def applied(module):
+    return lambda rate: module(rate).apply(
+        {}, jnp.ones((2, 2)), train=True, rngs={"dropout": jax.random.key(0)}
+    )
+
+
+def initialised(make):
+    return lambda rate: jax.eval_shape(make(rate).init, jax.random.key(0), jnp.ones((2, 16, 16, 3)))
+
+
+@pytest.mark.parametrize(
+    ("make", "value"),
+    [
+        *((lambda a: mixup(a, 3), value) for value in (-1.0, np.nan, np.inf, "0.2", None, [0.1])),
+        *((lambda a: cutmix(a, 3), value) for value in (-1.0, np.nan, np.inf)),
+        *((lambda n: mixup(0.2, n), value) for value in (0, -1, 2.5, True)),
+        *((l1, value) for value in (-1.0, np.nan)),
+        *((l2, value) for value in (-1.0, np.nan)),
+        *((lambda e: classifier(label_smoothing=e), value) for value in (-0.1, 1.1, np.nan)),
+        *((with_ema, value) for value in (-0.1, 1.0, np.nan, "0.9")),
+        *((accumulated_gradient, value) for value in (0, -2, 1.5)),
+        *((sharpness_aware_gradient, value) for value in (-0.1, np.nan)),
+        *((LossScale.create, value) for value in (0.0, -1.0, np.inf)),
+        *((applied(module), value) for module in (SpatialDropout, StochasticDepth) for value in (-0.1, 1.5)),
+        *(
+            (lambda rate: MLP((2,), 3, dropout=rate).init(jax.random.key(0), jnp.ones((2, 2))), v)
+            for v in (-1, 2)
+        ),
+        (initialised(lambda rate: ViT(3, 8, 1, 2, 8, dropout=rate)), 1.5),
+        (initialised(lambda rate: WithHead(MLP((), 4), 3, dropout=rate)), -0.5),
+        (lambda rate: DropConnectDense(2, rate).init(jax.random.key(0), jnp.ones((2, 2)), train=False), 1.0),
+    ],
+)
+def test_a_strength_out_of_range_is_refused_in_one_line(make, value):
+    with pytest.raises(UserError, match="=.*must be a (whole )?number|is not a number") as caught:
+        make(value)
+    assert "\n" not in str(caught.value)
+    assert repr(value).strip("'") in str(caught.value)

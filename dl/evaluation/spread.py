@@ -25,7 +25,7 @@ class Spread:
       num: examples with a weight, shape ….
       sums: Σ total^(k - j) weight^j for k = 1, 2 and 4, each for j = 0 to k: shapes … × (k + 1).
       is_binary: whether every weight is 1 and every total 0 or 1.
-      is_share: whether every total lies between 0 and its weight, so that the metric lies in [0, 1].
+      is_share: whether every example counts whole things, so many of so many: the metric lies in [0, 1].
       is_known: whether every example tells what it adds.
     """
 
@@ -40,6 +40,7 @@ class Spread:
         """Returns the moments of totals and weights, both of shape … × N."""
         totals, weights = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
         counts = weights != 0
+        is_count = (totals >= 0) & (totals <= weights) & (totals % 1 == 0) & (weights % 1 == 0)
         is_zero_or_one = ((totals == 0) | (totals == 1)) & (weights == 1)
         with np.errstate(invalid="ignore", over="ignore"):  # then there is no interval
             sums = tuple(
@@ -50,7 +51,7 @@ class Spread:
             counts.sum(-1),
             sums,
             (is_zero_or_one | ~counts).all(-1),
-            (((totals >= 0) & (totals <= weights)) | ~counts).all(-1),
+            (is_count | ~counts).all(-1),
             not np.isnan(weights).any(),
         )
 

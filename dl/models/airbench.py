@@ -27,20 +27,20 @@ class Airbench(nn.Module):
       num_classes: N.
       widths: channels of each stage.
       momentum: how much of the running statistics a training step keeps.
-      dtype: of the computation; parameters and statistics stay float32.
+      dtype: of the computation; parameters and statistics stay float32. None: of inputs and parameters.
     """
 
     num_classes: int
     widths: Sequence[int] = (64, 256, 256)
     momentum: float = 0.6
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
         """Returns logits of shape (B, N)."""
         batch = image_BHWC.shape[0]
         x_BHWC = image_BHWC if train else jnp.concatenate([image_BHWC, image_BHWC[:, :, ::-1]])
-        x_BHWD = patches(x_BHWC.astype(self.dtype))
+        x_BHWD = patches(x_BHWC if self.dtype is None else x_BHWC.astype(self.dtype))
         filters = nn.Dense(x_BHWD.shape[-1], dtype=self.dtype, name="whiten")(x_BHWD)
         x_BHWC = nn.gelu(jnp.concatenate([filters, -filters], -1))
         for number, width in enumerate(self.widths):

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dl.models.layers import global_mean_pool, require_pixels
 from dl.models.mlp import MLP
@@ -28,7 +27,7 @@ class AlexNet(nn.Module):
       hidden: the widths of the dense layers before the last.
       dropout: the probability that a unit of these is dropped in training (§4.2).
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -36,7 +35,7 @@ class AlexNet(nn.Module):
     hidden: Sequence[int] = (4096, 4096)
     dropout: float = 0.5
     scaling: Scaling = imagenet_statistics
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:

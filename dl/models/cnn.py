@@ -9,7 +9,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+
+from dl.regularizers import Dropout
 
 
 class CNN(nn.Module):
@@ -25,7 +26,7 @@ class CNN(nn.Module):
       kernel_size: height and width of the convolutions' kernels.
       dropout: the probability that a unit of the dense layers is dropped in training.
       kernel_init: of every kernel; LeCun's is Linen's own default.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     channels: Sequence[int]
@@ -37,7 +38,7 @@ class CNN(nn.Module):
     kernel_size: tuple[int, int] = (3, 3)
     dropout: float = 0.0
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -59,7 +60,7 @@ class CNN(nn.Module):
         x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
         for width in self.hidden:
             x_BD = nn.relu(dense(width)(x_BD))
-            x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+            x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return dense(self.num_classes)(x_BD)
 
 
@@ -74,13 +75,13 @@ class ConvNet(nn.Module):
       num_classes: N.
       widths: channels of each stage.
       dropout: the probability that a feature before the last layer is dropped in training.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int
     widths: Sequence[int] = (32, 64, 128)
     dropout: float = 0.3
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -91,7 +92,7 @@ class ConvNet(nn.Module):
             x_BHWC = nn.gelu(nn.Conv(width, (3, 3), strides=2, dtype=self.dtype)(x_BHWC))
             x_BHWC += nn.gelu(nn.Conv(width, (3, 3), dtype=self.dtype)(x_BHWC))
         x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
-        x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+        x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x_BD)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, minus_one_to_one
+from dl.regularizers import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Inception(nn.Module):
       dropout: the probability that a feature before the head is dropped in training.
       momentum: how much of the running statistics a training step keeps.
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -141,7 +142,7 @@ class Inception(nn.Module):
     dropout: float = 0.2
     momentum: float = 0.9
     scaling: Scaling = minus_one_to_one
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -197,7 +198,7 @@ class Inception(nn.Module):
         features_BC = global_mean_pool(x_BHWC)
         if self.num_classes is None:
             return features_BC
-        features_BC = nn.Dropout(self.dropout, deterministic=not train)(features_BC)
+        features_BC = Dropout(self.dropout, deterministic=not train)(features_BC)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(features_BC)
 
 

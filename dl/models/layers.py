@@ -10,47 +10,58 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dl.flops import products_scope
+
 
 class DepthwiseConv(nn.Module):
     """A convolution of each channel with a filter of its own (Howard et al. 2017, eq. 3), without bias.
 
     As a sum of shifted copies of the image, one for each place of the kernel: XLA compiles that to one loop
-    over memory, where its grouped convolution on a CPU is ten to sixty times slower.
+    over memory, where its grouped convolution on a CPU is ten to sixty times slower. `dl.flops` counts it
+    as the convolution that it is.
 
     Attributes:
       kernel: height and width.
       strides: of both axes.
       padding: as `nn.Conv` takes it.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     kernel: tuple[int, int] = (3, 3)
     strides: int = 1
     padding: Any = "SAME"
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         shape = (*self.kernel, 1, x_BHWC.shape[-1])
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
-        x_BHWC, kernel = x_BHWC.astype(self.dtype), kernel.astype(self.dtype)
+        x_BHWC, kernel = nn.dtypes.promote_dtype(x_BHWC, kernel, dtype=self.dtype)
         strides = (self.strides, self.strides)
         if isinstance(self.padding, str):
             pads = jax.lax.padtype_to_pads(x_BHWC.shape[1:3], self.kernel, strides, self.padding)
         else:
             pads = [(self.padding, self.padding)] * 2
+        in_sizes = x_BHWC.shape[1:3]
         x_BHWC = jnp.pad(x_BHWC, ((0, 0), *pads, (0, 0)))
-        height, width = (
-            (size - window) // self.strides + 1
-            for size, window in zip(x_BHWC.shape[1:3], self.kernel, strict=True)
-        )
-        total = jnp.zeros((), self.dtype)
+        sizes = zip(x_BHWC.shape[1:3], self.kernel, strict=True)
+        height, width = ((size - window) // self.strides + 1 for size, window in sizes)
+        valid = [
+            [self._num_valid(tap, outputs, pad, size) for tap in range(window)]
+            for outputs, window, pad, size in zip((height, width), self.kernel, pads, in_sizes, strict=True)
+        ]
+        total = jnp.zeros((), x_BHWC.dtype)
         for i in range(self.kernel[0]):
             for j in range(self.kernel[1]):
                 rows = slice(i, i + (height - 1) * self.strides + 1, self.strides)
                 columns = slice(j, j + (width - 1) * self.strides + 1, self.strides)
-                total = total + x_BHWC[:, rows, columns] * kernel[i : i + 1, j : j + 1]
+                with products_scope(valid[0][i] * valid[1][j], height * width):
+                    total = total + x_BHWC[:, rows, columns] * kernel[i : i + 1, j : j + 1]
         return total
+
+    def _num_valid(self, tap: int, outputs: int, pads: tuple[int, int], size: int) -> int:
+        """Returns for how many outputs a place of the kernel meets a pixel, on one axis."""
+        return sum(0 <= out * self.strides + tap - pads[0] < size for out in range(outputs))
 
 
 class ConvNorm(nn.Module):
@@ -69,7 +80,7 @@ class ConvNorm(nn.Module):
       momentum: how much of the running statistics a training step keeps.
       use_scale: whether the normalisation has a trained scale; useless before a ReLU and a linear layer.
       scale_init: of that scale.
-      dtype: of the computation; parameters and statistics stay float32.
+      dtype: of the computation; parameters and statistics stay float32. None: of inputs and parameters.
     """
 
     channels: int
@@ -82,7 +93,7 @@ class ConvNorm(nn.Module):
     momentum: float = 0.9
     use_scale: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:

@@ -8,9 +8,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from dl.regularizers import DropConnectDense, StochasticDepth
+from dl.regularizers import DropConnectDense, Dropout, StochasticDepth
 
 
 class MLP(nn.Module):
@@ -22,7 +21,7 @@ class MLP(nn.Module):
       activation: after each hidden layer.
       dropout: the probability that a hidden unit is dropped in training.
       kernel_init: of every kernel; He et al. 2015 suits ReLU.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     hidden: Sequence[int]
@@ -30,7 +29,7 @@ class MLP(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     dropout: float = 0.0
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -39,7 +38,7 @@ class MLP(nn.Module):
         for width in self.hidden:
             x_BD = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(x_BD)
             x_BD = self.activation(x_BD)
-            x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+            x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=self.kernel_init)(x_BD)
 
 
@@ -57,7 +56,7 @@ class ResidualMLP(nn.Module):
       drop_connect: the probability that one of the weights W₁ is dropped in training.
       stochastic_depth: the probability that the last branch is dropped in training; those before it are
         dropped less often, in proportion to their number (Huang et al. 2016, eq. 4).
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     width: int
@@ -67,7 +66,7 @@ class ResidualMLP(nn.Module):
     dropout: float = 0.0
     drop_connect: float = 0.0
     stochastic_depth: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -78,7 +77,7 @@ class ResidualMLP(nn.Module):
             branch_BH = DropConnectDense(self.hidden, self.drop_connect, dtype=self.dtype)(
                 branch_BD, train=train
             )
-            branch_BH = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(branch_BH))
+            branch_BH = Dropout(self.dropout, deterministic=not train)(nn.relu(branch_BH))
             branch_BD = nn.Dense(self.width, dtype=self.dtype)(branch_BH)
             rate = self.stochastic_depth * number / self.num_blocks
             x_BD = x_BD + StochasticDepth(rate)(branch_BD, train=train)

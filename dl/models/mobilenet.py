@@ -9,10 +9,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, minus_one_to_one
+from dl.regularizers import Dropout
 
 
 class InvertedResidual(nn.Module):
@@ -26,14 +26,14 @@ class InvertedResidual(nn.Module):
         expansion layer.
       strides: of the depthwise convolution.
       momentum: how much of the running statistics a training step keeps.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     channels: int
     expansion: int = 6
     strides: int = 1
     momentum: float = 0.99
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -75,7 +75,7 @@ class MobileNetV2(nn.Module):
       dropout: the probability that a feature before the head is dropped in training.
       momentum: how much of the running statistics a training step keeps.
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -86,7 +86,7 @@ class MobileNetV2(nn.Module):
     dropout: float = 0.2
     momentum: float = 0.99
     scaling: Scaling = minus_one_to_one
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -114,7 +114,7 @@ class MobileNetV2(nn.Module):
         features_BC = global_mean_pool(x_BHWC)
         if self.num_classes is None:
             return features_BC
-        features_BC = nn.Dropout(self.dropout, deterministic=not train)(features_BC)
+        features_BC = Dropout(self.dropout, deterministic=not train)(features_BC)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(features_BC)
 
 

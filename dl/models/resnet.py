@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, imagenet_statistics
@@ -28,7 +27,7 @@ class ResidualBlock(nn.Module):
       zero_init: whether the last normalisation starts with scale 0, so that the block starts as its shortcut
         (Goyal et al. 2017, §5.1).
       momentum: how much of the running statistics a training step keeps.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     channels: int
@@ -36,7 +35,7 @@ class ResidualBlock(nn.Module):
     bottleneck: bool = False
     zero_init: bool = False
     momentum: float = 0.9
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -81,7 +80,7 @@ class ResNet(nn.Module):
       zero_init: whether each block starts as its shortcut (Goyal et al. 2017, §5.1).
       momentum: how much of the running statistics a training step keeps.
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -92,7 +91,7 @@ class ResNet(nn.Module):
     zero_init: bool = False
     momentum: float = 0.9
     scaling: Scaling = imagenet_statistics
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:

@@ -8,7 +8,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+
+from dl.regularizers import Dropout
 
 
 class WithHead(nn.Module):
@@ -28,7 +29,7 @@ class WithHead(nn.Module):
     num_classes: int
     hidden: Sequence[int] = ()
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -36,5 +37,5 @@ class WithHead(nn.Module):
         x_BD = self.backbone(image_BHWC, train)
         for number, width in enumerate(self.hidden):
             x_BD = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{number}")(x_BD))
-        x_BD = nn.Dropout(self.dropout, deterministic=not train)(x_BD)
+        x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from dl.models.cnn import max_pool
 from dl.models.layers import global_mean_pool, require_pixels
@@ -28,7 +27,7 @@ class VGG(nn.Module):
       hidden: the widths of the dense layers before the last.
       dropout: the probability that a unit of these is dropped in training (§3.1).
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -37,7 +36,7 @@ class VGG(nn.Module):
     hidden: Sequence[int] = (4096, 4096)
     dropout: float = 0.5
     scaling: Scaling = imagenet_statistics
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:

@@ -4,13 +4,17 @@ Shapes: B batch, H height, W width, C channels, T tokens (one for the class, the
 D model dim, A attention heads, K head dim, N classes.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dl.errors import UserError
 from dl.models.scaling import Scaling, minus_one_to_one
+from dl.regularizers import Dropout
 
 
 class SelfAttention(nn.Module):
@@ -18,11 +22,11 @@ class SelfAttention(nn.Module):
 
     Attributes:
       num_heads: A; must divide D.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_heads: int
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -48,34 +52,34 @@ class EncoderBlock(nn.Module):
       mlp_dim: the width of the hidden layer.
       dropout: the probability that a value added to the stream is dropped in training.
       epsilon: of the normalisations.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_heads: int
     mlp_dim: int
     dropout: float = 0.0
     epsilon: float = 1e-6
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
         y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm0")(x_BTD)
         y_BTD = SelfAttention(self.num_heads, self.dtype, name="attention")(y_BTD)
-        x_BTD += nn.Dropout(self.dropout, deterministic=not train)(y_BTD)
+        x_BTD += Dropout(self.dropout, deterministic=not train)(y_BTD)
 
         y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD)
         hidden_BTM = dense(self.mlp_dim, self.dtype, "mlp0")(y_BTD)
         # The exact GELU, not its tanh form: the published weights were trained with it.
         hidden_BTM = nn.gelu(hidden_BTM, approximate=False)
-        hidden_BTM = nn.Dropout(self.dropout, deterministic=not train)(hidden_BTM)
+        hidden_BTM = Dropout(self.dropout, deterministic=not train)(hidden_BTM)
         y_BTD = dense(x_BTD.shape[-1], self.dtype, "mlp1")(hidden_BTM)
-        return x_BTD + nn.Dropout(self.dropout, deterministic=not train)(y_BTD)
+        return x_BTD + Dropout(self.dropout, deterministic=not train)(y_BTD)
 
 
 class ViT(nn.Module):
     """A Transformer encoder over patches and a class token (Dosovitskiy et al. 2021, §3.1, eq. 1-4).
 
-    The positions are learned, so that parameters fit one image size.
+    The positions are learned, so that parameters fit one image size; `resize_positions` fits them to another.
 
     Attributes:
       num_classes: N; None for a network without a head, which returns the class token, of shape (B, D).
@@ -87,7 +91,7 @@ class ViT(nn.Module):
       dropout: the probability that a value is dropped in training.
       epsilon: of the normalisations.
       scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32.
+      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
 
     num_classes: int | None
@@ -99,7 +103,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     epsilon: float = 1e-6
     scaling: Scaling = minus_one_to_one
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
@@ -119,7 +123,7 @@ class ViT(nn.Module):
         x_BTD = jnp.concatenate([class_B1D, patches_BTD], 1)
         position_1TD = self.param("positions", nn.initializers.normal(0.02), (1, *x_BTD.shape[1:]))
         x_BTD += position_1TD.astype(x_BTD.dtype)
-        x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
+        x_BTD = Dropout(self.dropout, deterministic=not train)(x_BTD)
         for index in range(self.num_layers):
             block = EncoderBlock(
                 self.num_heads,
@@ -134,6 +138,53 @@ class ViT(nn.Module):
         if self.num_classes is None:
             return x_BD
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
+
+
+def resize_positions(
+    positions_1TD: np.ndarray, num_tokens: int, grid: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Returns learned positions for another number of patches, as for images of another size.
+
+    Those of the patches are resampled as an image, bicubically with antialiasing, as timm does
+    (`resample_abs_pos_embed`); that of the class token stays. Grids are square unless stated.
+
+    Args:
+      positions_1TD: shape (1, T, D), the class token first.
+      num_tokens: T of the model to load them into.
+      grid: rows and columns of its patches; None: a square.
+
+    Raises:
+      UserError: a number of patches is no square, or not that of the grid.
+    """
+    if positions_1TD.shape[1] == num_tokens and grid is None:
+        return positions_1TD
+    old = _square(positions_1TD.shape[1] - 1)
+    rows, columns = grid or (_square(num_tokens - 1),) * 2
+    if rows * columns != num_tokens - 1:
+        raise UserError(f"grid={grid} has {rows * columns} patches, expected {num_tokens - 1}")
+    dim = positions_1TD.shape[-1]
+    image_HWD = jnp.asarray(positions_1TD[0, 1:], jnp.float32).reshape(old, old, dim)
+    resized = jax.image.resize(image_HWD, (rows, columns, dim), "bicubic", antialias=True)
+    patches_1TD = np.asarray(resized).reshape(1, -1, dim).astype(positions_1TD.dtype)
+    return np.concatenate([positions_1TD[:, :1], patches_1TD], 1)
+
+
+def fit_positions(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns loaded values with the positions resampled to a model of another image size, else as they are.
+
+    For `pretrained.load_pretrained(..., fit=vit.fit_positions)`; patches must form squares.
+    """
+    is_other = path[-1] == "positions" and values.shape != shape
+    if is_other and values.ndim == 3 and values.shape[::2] == shape[::2]:
+        return resize_positions(values, shape[1])
+    return values
+
+
+def _square(num_patches: int) -> int:
+    side = math.isqrt(max(num_patches, 0))
+    if side < 1 or side * side != num_patches:
+        raise UserError(f"{num_patches} patches do not form a square; state the grid, or use square images")
+    return side
 
 
 def dense(width: int, dtype: Any, name: str) -> nn.Dense:

@@ -183,6 +183,9 @@ def _layers(experiment: Experiment, missing: list[str]) -> plots.Table | None:
     rows.append(("total", "", "", "", *(f"{total:,}" for total in totals)))
     columns = ("layer", "module", "input", "output", "parameters", "other state", "forward FLOPs")
     title = "Layers, one example; a multiply-add is 2 FLOPs"
+    without = sum(layer.flops_without_padding or 0 for layer in layers)
+    if without != totals[-1]:
+        title += f"; products with padding count, {without:,} FLOPs without them"
     return plots.Table(title, columns, rows, frozenset({len(rows) - 1}))
 
 

@@ -149,6 +149,9 @@ def test_what_is_counted_decides_the_interval():
     interval, method = Spread.of(right_N, np.ones(200)).interval()
     assert method == WILSON
     assert interval == wilson(int(right_N.sum()), 200)
+    assert (
+        Spread.of(random.random(200), np.ones(200)).interval()[1] == STUDENT
+    )  # errors below 1 count nothing
     interval, method = Spread.of(100 * right_N, np.ones(200)).interval()  # in percent
     assert method == STUDENT
     np.testing.assert_allclose(interval, t_interval(100 * right_N), rtol=1e-12)
