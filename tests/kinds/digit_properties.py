@@ -46,7 +46,7 @@ def experiment(num_steps: PositiveInt = 60, seed: Seed = 0) -> Experiment:
         loss_fn=losses.multi_label(model),
         tx=optimizers.adam(1e-2),
         num_steps=num_steps,
-        batch_size=100,
+        batch_size=80,
         seed=seed,
     )
 
