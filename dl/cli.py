@@ -9,17 +9,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dl.command import build, exit_status
 from dl.compare import compare_runs
 from dl.console import Console, print_table
 from dl.errors import UserError
 from dl.experiment_commands import COMMANDS, Command
-from dl.learning_curve import learning_curve
-from dl.lookup import find_experiment, hint
-from dl.options import parse
+from dl.learning_curve import CurveOptions, learning_curve
+from dl.lookup import find_experiment, hint, known_experiments
+from dl.options import VERSION, parse, version_line
 from dl.robustness import assess
 from dl.run_commands import RUN_COMMANDS, RunCommand
-from dl.signals import Stopped
 from dl.sweep import sweep_options
+from dl.text import printable
+
+HELP = ("-h", "--help")
+_OF_TRAINING = ("train", "run", "fit", "start")  # what other projects call it
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -27,7 +31,7 @@ def compare(argv: Sequence[str]) -> int:
     tables, lines = compare_runs(argv)
     for table in tables:
         print_table(table.to_rich())
-    print("\n".join(lines))
+    print("\n".join(map(printable, lines)))
     return 0
 
 
@@ -42,6 +46,9 @@ def sweep(argv: Sequence[str]) -> int:
 
 def curve(argv: Sequence[str]) -> int:
     """Fits a power law to the error over more and more data, or larger and larger models: EXPERIMENT."""
+    if argv and argv[0] in HELP:
+        about = " ".join((inspect.getdoc(learning_curve) or "").partition("Returns:")[0].split())
+        parse(lambda: None, CurveOptions, argv[:1], "python -m dl learning-curve EXPERIMENT", about)
     if not argv or argv[0].startswith("-"):
         raise UserError("learning-curve needs an experiment first: python -m dl learning-curve NAME")
     table, line = learning_curve(find_experiment(argv[0]), argv[1:])
@@ -54,7 +61,18 @@ def robustness(argv: Sequence[str]) -> int:
     """Measures a finished classifier on corrupted images, by corruption and severity, and mCE: RUN."""
     table, lines = assess(argv)
     print_table(table.to_rich())
-    print("\n".join(lines))
+    print("\n".join(map(printable, lines)))
+    return 0
+
+
+def list_experiments(argv: Sequence[str]) -> int:
+    """Lists the experiments, each with the first line of its description."""
+    if argv and argv[0] not in HELP:
+        raise UserError(f"list takes no arguments, got {argv[0]!r}; write python -m dl list")
+    known = known_experiments()
+    width = max(map(len, known), default=0)
+    for name, about in known.items():
+        print(f"{name:<{width}}  {printable(about)}".rstrip())
     return 0
 
 
@@ -64,40 +82,33 @@ TOOLS: dict[str, Callable[[Sequence[str]], int]] = {
     "learning-curve": curve,
 }
 RUN_TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"compare": compare, "robustness": robustness}
+OTHERS: dict[str, Callable[[Sequence[str]], int]] = {"list": list_experiments}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; with 2 and one line on a user's mistake."""
-    try:
-        status = _run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        status = 128 + stopped.number
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+    words = sys.argv[1:] if argv is None else argv
+    sys.exit(exit_status(lambda: _run(words)))
 
 
 def _run(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP:
         print(_help())
         return 0 if argv else 2
+    if argv[0] in VERSION:
+        print(version_line())
+        return 0
     name, *rest = argv
     if name in RUN_COMMANDS:
         return _run_on_folder(name, rest)
-    if tool := {**TOOLS, **RUN_TOOLS}.get(name):
+    if tool := {**TOOLS, **RUN_TOOLS, **OTHERS}.get(name):
         return tool(rest)
     if name not in COMMANDS:
-        raise UserError(
-            f"there is no command {name}; {hint(name, [*COMMANDS, *TOOLS, *RUN_COMMANDS, *RUN_TOOLS])}"
-        )
+        raise UserError(f"there is no command {name}; {_instead_of(name, rest)}")
     command, prog = COMMANDS[name], f"python -m dl {name}"
     about = " ".join((inspect.getdoc(command.run) or "").split())
-    if rest and rest[0] in ("-h", "--help"):
-        parse(lambda: None, command.options, rest, f"{prog} EXPERIMENT", about)
+    if rest and rest[0] in HELP:
+        parse(lambda: None, command.options, rest[:1], f"{prog} EXPERIMENT", about)
     if not rest or rest[0].startswith("-"):
         raise UserError(
             f"{name} needs an experiment first: {prog} NAME, where NAME is one of experiments/NAME.py"
@@ -106,10 +117,21 @@ def _run(argv: Sequence[str]) -> int:
     options, own = parse(experiment_fn, command.options, rest[1:], f"{prog} {rest[0]}", about)
     if own.data_dir is not None:
         os.environ["TFDS_DATA_DIR"] = str(own.data_dir)
-    experiment = experiment_fn(**options)
+    experiment = build(experiment_fn, options)
     if experiment.data.notice:
         Console().box("NOT THE DATA YOU MAY EXPECT", experiment.data.notice)
     return command.run(experiment, own)
+
+
+def _instead_of(name: str, rest: Sequence[str]) -> str:
+    """Returns what to type in place of a word that is no command."""
+    known = known_experiments()
+    if name in _OF_TRAINING:
+        experiment = next((word.removeprefix("experiments.") for word in rest), "")
+        return f"to train, type python -m experiments.{experiment if experiment in known else 'NAME'}"
+    if name.removeprefix("experiments.") in known:
+        return f"to train, type python -m experiments.{name.removeprefix('experiments.')}"
+    return hint(name, [*COMMANDS, *TOOLS, *RUN_COMMANDS, *RUN_TOOLS, *OTHERS])
 
 
 def _run_on_folder(name: str, argv: Sequence[str]) -> int:
@@ -118,8 +140,8 @@ def _run_on_folder(name: str, argv: Sequence[str]) -> int:
     about = " ".join((inspect.getdoc(command.run) or "").split())
     num_words = next((k for k, word in enumerate(argv) if word.startswith("-")), len(argv))
     words, rest = [Path(word) for word in argv[:num_words]], argv[num_words:]
-    if rest and rest[0] in ("-h", "--help"):
-        parse(lambda: None, command.options, rest, prog, about)
+    if rest and rest[0] in HELP:
+        parse(lambda: None, command.options, rest[:1], prog, about)
     if len(words) < len(command.words):
         raise UserError(
             f"{name} needs {command.words[len(words)]} first: {prog}, where RUN is a run's folder"
@@ -134,7 +156,12 @@ def _run_on_folder(name: str, argv: Sequence[str]) -> int:
 
 def _help() -> str:
     commands: dict[str, Command | RunCommand] = {**COMMANDS, **RUN_COMMANDS}
-    functions = {**{name: command.run for name, command in commands.items()}, **TOOLS, **RUN_TOOLS}
+    functions = {
+        **{name: command.run for name, command in commands.items()},
+        **TOOLS,
+        **RUN_TOOLS,
+        **OTHERS,
+    }
     width = max(map(len, functions))
     lines = {
         name: f"  {name:<{width}}  {(inspect.getdoc(function) or '').splitlines()[0]}"
@@ -157,5 +184,10 @@ def _help() -> str:
             *(lines[name] for name in (*RUN_COMMANDS, *RUN_TOOLS)),
             "",
             "RUN is the folder that a run left, IMAGE a file or a folder of images.",
+            "",
+            "usage: python -m dl list",
+            "       python -m dl --version",
+            "",
+            *(lines[name] for name in OTHERS),
         ]
     )

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,12 +19,14 @@ from jax.sharding import Mesh
 from dl.cross_validation import cross_validate
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.lookup import stem_of_file
 from dl.loop import train
 from dl.members import consecutive
-from dl.options import NonNegativeFloat, PositiveInt, Range, parse
+from dl.options import NonNegativeFloat, Options, PositiveInt, Range, parse
 from dl.run import Run, code_digest
 from dl.sharding import make_mesh, parse_mesh
 from dl.signals import Stopped
+from dl.text import printable
 
 MAX_VIRTUAL_DEVICES = 64
 
@@ -72,11 +75,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         parameters = inspect.signature(experiment_fn).parameters
         defaults = {option: p.default for option, p in parameters.items()} | {"num_seeds": 1}
         run = Run(run_options.workdir, name, recorded, code_of(experiment_fn), defaults=defaults)
-        experiment = experiment_fn(**options)
-        if not isinstance(experiment, Experiment):
-            raise UserError(
-                f"{name}: {experiment_fn.__name__}() returned {experiment!r}; it must return an Experiment"
-            )
+        experiment = build(experiment_fn, options)
         folds = run_options.folds
         run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
         run_all(
@@ -111,24 +110,55 @@ def _report(run: Run, experiment: Experiment) -> None:
 
 
 def run_as_command(run: Callable[[], None]) -> None:
-    """Runs a command, and exits as `main` says."""
+    """Runs a command; returns where it succeeds, and else exits with its status."""
+    if status := exit_status(run):
+        sys.exit(status)
+
+
+def exit_status(run: Callable[[], int | None]) -> int:
+    """Runs a command and returns its exit status: all that ends a command of `dl` is told apart here.
+
+    A user's mistake is one line on the standard error and status 2, or the one that its exception states;
+    Ctrl-C 130, SIGTERM 143, a reader of the output that has gone away 141, as a shell would say.
+    """
     try:
-        run()
+        status = run() or 0
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        status = error.status
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.number)
+        status = 128 + stopped.number
     except KeyboardInterrupt:
         print("interrupted; what was saved before stands", file=sys.stderr)
-        sys.exit(130)
+        status = 128 + signal.SIGINT
+    except BrokenPipeError:
+        # What is still to be written would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    return status
+
+
+def build(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
+    """Calls the function of an experiment.
+
+    Raises:
+      UserError: it returns something else than an Experiment.
+    """
+    experiment = experiment_fn(**options)
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"{module_name(experiment_fn)}: experiment() returned {str(experiment)[:80]!r}; it must return "
+            "an Experiment"
+        )
+    return experiment
 
 
 def module_name(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns `experiments.NAME`, also when that module runs as `__main__`."""
+    """Returns `experiments.NAME`, also of what runs as `__main__`; of a file its name without .py."""
     if experiment_fn.__module__ != "__main__":
-        return experiment_fn.__module__
+        return stem_of_file(experiment_fn.__module__) or experiment_fn.__module__
     main_module = sys.modules["__main__"]
     spec = getattr(main_module, "__spec__", None)
     return spec.name if spec else Path(main_module.__file__ or "experiment").stem

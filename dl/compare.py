@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from dl.comparison import (
     name_of,
     table_of,
 )
-from dl.console import save
+from dl.console import save_text
 from dl.errors import UserError
-from dl.options import parse
+from dl.files import read_json
+from dl.options import OutputFile, parse
 from dl.predictions import read_predictions
 from dl.tables import Table
 
@@ -35,8 +35,8 @@ class CompareOptions:
       latex: a file to write the tables to.
     """
 
-    markdown: Path | None = None
-    latex: Path | None = None
+    markdown: OutputFile | None = None
+    latex: OutputFile | None = None
 
 
 def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
@@ -71,10 +71,10 @@ def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
     lines += [f"NOTE: {notice.splitlines()[0]}" for notice in dict.fromkeys(notices) if notice]
     if options.markdown is not None:
         markdown = "\n\n".join(table.to_markdown() for table in tables)
-        save(lambda path: path.write_text(markdown + "\n"), options.markdown)
+        save_text(markdown, options.markdown)
     if options.latex is not None:
         latex = "\n\n".join(table.to_latex() for table in tables)
-        save(lambda path: path.write_text(latex + "\n"), options.latex)
+        save_text(latex, options.latex)
     return tables, lines
 
 
@@ -84,7 +84,7 @@ def read_run(folder: Path) -> Evidence:
     Raises:
       UserError: it holds no run, or one that has not finished, or a file cannot be read.
     """
-    record, result = _read_json(folder / "run.json"), _read_json(folder / "result.json")
+    record, result = _read_record(folder / "run.json"), _read_record(folder / "result.json")
     if record is None:
         hint = f", such as {folder / 'fold-1'}" if (folder / "folds.json").exists() else ""
         raise UserError(f"{folder} holds no run; give the folder of one{hint}")
@@ -96,11 +96,11 @@ def read_run(folder: Path) -> Evidence:
     return Evidence(str(folder), record, result, predictions)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except ValueError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); run the experiment again") from None
+def _read_record(path: Path) -> dict[str, Any] | None:
+    record = read_json(path)
+    if not isinstance(record, dict | None):
+        raise UserError(f"{path} is not a record of a run; run the experiment again")
+    return record
 
 
 def _sentence(row: Difference, first: Side, other: Side, confidence: float) -> str:

@@ -1,9 +1,10 @@
 """What a person sees while a run goes on: a bar in a terminal, a line an epoch anywhere else."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 from rich.console import Console as RichConsole
@@ -13,6 +14,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dl.errors import UserError
+from dl.files import replace_file, why_no_output
+from dl.text import printable
 
 BAR_REFRESH_SECONDS = 0.2
 MIN_WIDTH = 160  # of a table that no terminal limits
@@ -114,12 +117,30 @@ def print_table(table: RichTable) -> None:
     console.print(table)
 
 
-def save(write: Callable[[Path], Any], path: Path) -> None:
-    """Calls `write` with the path of a file, and says so; raises UserError where it cannot be written."""
+def save(write: Callable[[BinaryIO], Any], path: Path) -> None:
+    """Calls `write` with a new file that then takes the place of `path`, and says so.
+
+    Raises:
+      UserError: it cannot be written; what stood there before stands.
+    """
+    with writing(path):
+        if reason := why_no_output(path):
+            raise UserError(f"{path} cannot be written ({reason}); choose another file")
+        replace_file(path, write)
+
+
+def save_text(text: str, path: Path) -> None:
+    """Writes text and an end of line, as `save` does."""
+    save(lambda file: file.write(f"{text}\n".encode("utf-8", "backslashreplace")), path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context that writes a file: says so at its end, and makes a UserError of what the system refuses."""
     try:
-        write(path)
+        yield
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); choose another file"
         ) from None
-    print(f"wrote {path}")
+    print(f"wrote {printable(path)}")

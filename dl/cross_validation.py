@@ -8,18 +8,21 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from dl.console import Console
 from dl.data.folds import Folds
+from dl.data.pipeline import steps_per_epoch
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
 from dl.log import finite
 from dl.loop import train
-from dl.run import Run, write_json
+from dl.run import Run
+from dl.study_folder import Kind, open_study, plain
+
+FOLDS = Kind("cross-validation", "folds.json", ("fold-*", "report.html"))
 
 
 def cross_validate(
@@ -27,7 +30,10 @@ def cross_validate(
 ) -> dict[str, Any]:
     """Trains on all folds but one, for each in turn, in the folders fold-1, fold-2, … of the run's folder.
 
-    Number of steps, batch size and schedule stay the experiment's own. The interval is Student's over the
+    Number of steps, batch size and schedule stay the experiment's own, for the schedule is a part of the
+    optimizer. What a run trains on is not as large as the experiment's training split, so that it passes it
+    more or less often; what is printed and folds.json say how often. Where each example has a class the
+    folds are stratified by it, else they are drawn at random. The interval is Student's over the
     folds (Kohavi 1995); as their training sets overlap it is narrower than it should be, and no unbiased one
     is known (Bengio & Grandvalet 2004). Of statistics that the experiment took from its own training split,
     such as channel means, a fold may have been a part.
@@ -43,17 +49,44 @@ def cross_validate(
       The content of folds.json.
 
     Raises:
-      UserError: as `train`, or the folder holds a run of its own, or what the runs start from was trained on
+      UserError: as `train`, or the folder holds something else, or what the runs start from was trained on
         the same data.
     """
-    if (run.folder / "run.json").exists():
-        raise UserError(
-            f"workdir={run.folder} holds a run that is no cross-validation; choose another folder"
-        )
     _refuse_leaks(experiment)
     folds = Folds(experiment.data, num_folds)
     console = how.setdefault("console", None) or Console()
-    results = []
+    header = {"experiment": run.name, "options": plain(run.options), "num_folds": num_folds}
+    with open_study(FOLDS, run.folder, run.name) as study:
+        if study.resume(header) is None:
+            study.write(header)
+        console.line(introduction(experiment, folds))
+        results = _train_all(experiment, run, mesh, folds, console, how)
+        summary = {
+            **header,
+            "is_stratified": folds.unstratified is None,
+            **summarize(experiment, run, results),
+        }
+        study.write(finite(summary))
+    console.line(final_line(summary, run))
+    return summary
+
+
+def introduction(experiment: Experiment, folds: Folds) -> str:
+    """Returns what to know of the folds: how they were drawn, and how often a run passes them."""
+    kind = f"drawn at random, as {folds.unstratified}" if folds.unstratified else "stratified by label"
+    size = min(len(folds[k].train) for k in range(len(folds)))
+    steps, batch_size = experiment.num_steps, experiment.batch_size
+    passes = [steps / steps_per_epoch(n, batch_size) for n in (size, len(experiment.data.train))]
+    return (
+        f"{len(folds)} folds, {kind}; each run has {steps:,} steps, {passes[0]:.4g} epochs of its {size:,} "
+        f"examples or more (of the experiment's own {len(experiment.data.train):,}: {passes[1]:.4g})"
+    )
+
+
+def _train_all(
+    experiment: Experiment, run: Run, mesh: Mesh, folds: Folds, console: Console, how: dict[str, Any]
+) -> list[dict[str, Any]]:
+    results, num_folds = [], len(folds)
     for k in range(num_folds):
         console.line(f"fold {k + 1} of {num_folds}")
         part = Run(
@@ -64,21 +97,15 @@ def cross_validate(
             run.resume_command,
         )
         results.append(train(dataclasses.replace(experiment, data=folds[k]), part, mesh, **how))
-    summary = summarize(experiment, run, results)
-    if jax.process_index() == 0:
-        write_json(run.folder / "folds.json", finite(summary))
-    console.line(final_line(summary, run))
-    return summary
+    return results
 
 
 def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what folds.json says: each fold's figures, and their mean with its 95 % interval."""
+    """Returns what folds.json says of the results: each fold's, and their mean with its 95 % interval."""
     identity = experiment.data.identity
     rows = [result["metrics"]["validation"] for result in results]
     values = {name: [_number(row[name]) for row in rows] for name in rows[0]}
     return {
-        "experiment": run.name,
-        "options": run.options,
         "dataset": {"name": identity.name, "version": identity.version, "checksum": identity.checksum},
         "notice": experiment.data.notice,
         "is_selected_on_validation": experiment.keep_best is not None or experiment.target is not None,
@@ -87,6 +114,7 @@ def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]
                 "folder": f"fold-{k}",
                 "sizes": result["dataset"]["sizes"],
                 "steps": result["steps"],
+                "epochs": result["epochs"],
                 "seconds": result["seconds"],
                 "metrics": result["metrics"],
             }
@@ -109,6 +137,7 @@ def final_line(summary: dict[str, Any], run: Run) -> str:
     dataset = summary["dataset"]
     words += [
         f"folds={len(summary['folds'])}",
+        f"stratified={summary['is_stratified']}",
         f"seconds={sum(fold['seconds'] for fold in summary['folds']):.1f}",
         f"dataset={dataset['name']}:{dataset['version']}",
         f"run={run.folder}",

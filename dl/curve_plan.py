@@ -2,17 +2,20 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from dl.command import build
 from dl.data.folds import take
 from dl.data.order import random_order
+from dl.data.source import ArraySource
 from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.inputs import MAX_PADDED_BATCH
 from dl.options import Options, parse_value
 from dl.search import Interval, parse_space
 from dl.summary import num_trained_parameters
@@ -70,12 +73,25 @@ class Plan(NamedTuple):
     experiment: Experiment
 
 
-def part_of(data: Splits, fraction: float) -> ChangedSplits:
-    """Returns splits that train on the first rows of one fixed random order."""
+def part_of(data: Splits, fraction: float, batch_size: int = 1) -> ChangedSplits:
+    """Returns splits that train on the first rows of one fixed random order; `part_size` says on how many."""
     size = len(data.train)
     order = random_order(size, *_PART_KEY)
-    rows = np.sort(order[: max(round(fraction * size), 1)])
+    rows = np.sort(order[: max(part_size(size, fraction, batch_size), 1)])
     return ChangedSplits(data, {"train": take(data.train, rows)})
+
+
+def part_size(num_examples: int, fraction: float, batch_size: int = 1) -> int:
+    """Returns how many examples a part has: whole batches where it is larger than one.
+
+    Otherwise the last batch of each of its passes would hold what is left over, sometimes a single example,
+    and as all sizes train for the same number of steps a small part would meet it every other step. A part
+    smaller than a batch is a batch of its own; the whole is always the whole.
+    """
+    size = round(fraction * num_examples)
+    if fraction == 1 or size <= batch_size:
+        return size
+    return min(round(size / batch_size), num_examples // batch_size) * batch_size
 
 
 def plan_parts(experiment_fn: Callable[..., Experiment], options: Options, fractions: str) -> Plan:
@@ -87,17 +103,44 @@ def plan_parts(experiment_fn: Callable[..., Experiment], options: Options, fract
       fractions: of its training split, with commas between.
 
     Raises:
-      UserError: a mistake in the fractions, or in the options.
+      UserError: a mistake in the fractions or in the options; parts of the same size, or too small ones.
     """
     numbers = _numbers(fractions)
-    experiment = experiment_fn(**options)
+    experiment = build(experiment_fn, options)
+    _check_parts(experiment, numbers)
 
     def points() -> Iterator[Point]:
         for fraction in numbers:
-            part = dataclasses.replace(experiment, data=part_of(experiment.data, fraction))
-            yield Point(f"{fraction:g}", len(part.data.train), {**options, "fraction": fraction}, part)
+            data = part_of(experiment.data, fraction, experiment.batch_size)
+            part = dataclasses.replace(experiment, data=data)
+            yield Point(_text(fraction), len(data.train), {**options, "fraction": fraction}, part)
 
     return Plan("fraction", EXAMPLES, points(), experiment)
+
+
+def _check_parts(experiment: Experiment, fractions: Sequence[float]) -> None:
+    """Raises UserError for parts that are not worth their training."""
+    train, batch_size = experiment.data.train, experiment.batch_size
+    sizes = [part_size(len(train), fraction, batch_size) for fraction in fractions]
+    smallest = f"the fraction {_text(fractions[0])} of {len(train):,} examples is {sizes[0]:,}"
+    if sizes[0] < 1:
+        raise UserError(f"{smallest}; choose larger --fractions")
+    for (one, size), (other, also) in itertools.pairwise(zip(fractions, sizes, strict=True)):
+        if size == also:
+            batches = f", in whole batches of {batch_size}" if size >= batch_size > 1 else ""
+            raise UserError(
+                f"the fractions {_text(one)} and {_text(other)} of {len(train):,} examples are both "
+                f"{size:,}{batches}; choose --fractions that differ more"
+            )
+    if sizes[0] < batch_size > MAX_PADDED_BATCH:
+        raise UserError(
+            f"{smallest}, fewer than a batch, {batch_size:,}; choose larger --fractions or a smaller batch"
+        )
+    labels = train.arrays.get("label") if isinstance(train, ArraySource) else None
+    if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        num_classes = len(np.unique(labels))
+        if sizes[0] < num_classes:
+            raise UserError(f"{smallest}, fewer than the {num_classes} classes; choose larger --fractions")
 
 
 def plan_models(experiment_fn: Callable[..., Experiment], options: Options, over: str) -> Plan:
@@ -120,7 +163,7 @@ def plan_models(experiment_fn: Callable[..., Experiment], options: Options, over
     points = []
     for value in values:
         own = {**options, name: value}
-        experiment = experiment_fn(**own)
+        experiment = build(experiment_fn, own)
         points.append(Point(str(value), num_trained_parameters(experiment), own, experiment))
     points.sort(key=lambda point: point.size)
     for one, other in itertools.pairwise(points):
@@ -137,13 +180,19 @@ def plan_models(experiment_fn: Callable[..., Experiment], options: Options, over
 
 def _numbers(text: str) -> list[float]:
     try:
-        fractions = sorted({float(part) for part in text.split(",")})
+        fractions = sorted(float(part) for part in text.split(","))
     except ValueError:
         raise UserError(
             f"--fractions {text!r} is not understood; write numbers with commas between"
         ) from None
-    if len(fractions) < 3 or not 0 < fractions[0] <= fractions[-1] <= 1:
+    are_possible = all(0 < fraction <= 1 for fraction in fractions)  # a NaN is not
+    if not are_possible or len(set(fractions)) < max(len(fractions), 3):
         raise UserError(
             f"--fractions {text!r} must be three or more different numbers, above 0 and at most 1"
         )
     return fractions
+
+
+def _text(fraction: float) -> str:
+    """Returns a fraction in as few digits as tell it."""
+    return f"{fraction:g}" if float(f"{fraction:g}") == fraction else repr(fraction)

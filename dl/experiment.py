@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from dl.data.images import to_unit_range
+from dl.data.images import OfInput, to_unit_range
 from dl.data.splits import Splits
 from dl.errors import UserError
 from dl.freezing import Patterns
@@ -39,7 +39,8 @@ class Experiment:
       frozen: patterns; the parameters in whose paths one is found stay as they are, and so do the
         statistics of their batch norms.
       preprocess: from a stored batch to the model's input, on the device, in training and evaluation;
-        by default unsigned bytes become floats in [0, 1], except those of a language model.
+        by default the input's pixels become floats in [0, 1]; no other feature changes, see `data.images`.
+        The tokens of a language model stay as they are.
       augment: from a key and one preprocessed example to an example; training only.
       grad_fn: how the loss becomes a gradient.
       keep_best: end with the variables of the best evaluation, and stop early where it says so.
@@ -87,6 +88,9 @@ class Experiment:
         kind = kind_of(self.loss_fn)
         if kind is not None and kind.reads_tokens and self.preprocess is to_unit_range:
             object.__setattr__(self, "preprocess", None)  # numbers of tokens are no pixels
+        if isinstance(self.preprocess, OfInput):
+            of_input = dataclasses.replace(self.preprocess, name=self.input_name)
+            object.__setattr__(self, "preprocess", of_input)
 
     def init(self, key: Key, batch: Batch) -> Variables:
         """Returns the model's initial variables for a stored batch."""

@@ -12,7 +12,7 @@ from dl.console import print_table, save
 from dl.debugging import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.options import CommandOptions, PositiveFloat, PositiveInt
+from dl.options import CommandOptions, OutputFile, PositiveFloat, PositiveInt
 from dl.rate_finder import find_learning_rate, plot_rates
 from dl.summary import experiment_layers
 from dl.tabulate import format_layers
@@ -77,7 +77,7 @@ class RateOptions(CommandOptions):
     low: PositiveFloat = 1e-6
     high: PositiveFloat = 10.0
     steps: PositiveInt = 100
-    plot: Path | None = None
+    plot: OutputFile | None = None
 
 
 def find_rate(experiment: Experiment, options: RateOptions) -> int:
@@ -92,7 +92,8 @@ def find_rate(experiment: Experiment, options: RateOptions) -> int:
     if test.has_diverged:
         print(f"the loss exploded after rate {test.rates[-1]:.2e}")
     if options.plot is not None:
-        save(lambda path: plot_rates(test, "learning-rate range test").savefig(path, dpi=120), options.plot)
+        figure = plot_rates(test, "learning-rate range test")
+        save(lambda file: figure.savefig(file, dpi=120, format="png"), options.plot)
     if test.suggested is None:
         print(
             f"FAIL: the loss never fell between {options.low:g} and {options.high:g}; widen the range, or "
@@ -118,7 +119,7 @@ class PreviewOptions(CommandOptions):
 
     num_examples: PositiveInt = 8
     num_draws: PositiveInt = 7
-    out: Path = Path("augment.png")
+    out: OutputFile = Path("augment.png")
 
 
 def preview_augmentation(experiment: Experiment, options: PreviewOptions) -> int:
@@ -126,7 +127,7 @@ def preview_augmentation(experiment: Experiment, options: PreviewOptions) -> int
     from dl.preview import augmented_examples, contact_sheet  # Pillow
 
     stored, drawn = augmented_examples(experiment, options.num_examples, options.num_draws)
-    save(lambda path: contact_sheet(stored, drawn).save(path, "PNG"), options.out)
+    save(lambda file: contact_sheet(stored, drawn).save(file, "PNG"), options.out)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from dl.errors import UserError
 
 MAX_JSON_BYTES = 64 * 2**20
+_MAX_DEPTH = 64  # of JSON
 _MAX_NAME_BYTES = 255  # of a file, on nearly every file system
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
@@ -98,13 +99,22 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
       UserError: it is no JSON, or as `read_regular`.
     """
     try:
-        return json.loads(read_regular(path, max_bytes).decode("utf-8"))
+        value = json.loads(read_regular(path, max_bytes).decode("utf-8"))
     except FileNotFoundError:
         return None
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be read as JSON; remove it") from None
+        pass
     except ValueError as error:  # no UTF-8, no JSON, a number of thousands of digits
         raise UserError(f"{path} is not readable as JSON ({error}); remove it") from None
+    else:
+        # A level at a time: what walks through the value afterwards may be a recursion.
+        level = [value]
+        for _ in range(_MAX_DEPTH):
+            branches = [branch for branch in level if isinstance(branch, dict | list)]
+            level = [item for b in branches for item in (b.values() if isinstance(b, dict) else b)]
+            if not branches:
+                return value
+    raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep; remove it")
 
 
 def why_no_output(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether experiments differ in their optimizers alone, so that one program can train them all."""
+"""What experiments measure; whether they differ in their optimizers alone, so that one program trains all."""
 
 import hashlib
 import re
@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.selection import Directions
+from dl.metrics import Direction
+from dl.selection import Directions, sign_of
 from dl.step import with_inputs
 from dl.types import Variables
 
@@ -39,6 +41,21 @@ def metric_directions(experiment: Experiment) -> Directions:
     """Returns what an evaluation measures: the name of each metric and whether small or large is good."""
     aux = jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1]
     return {name: mean.better for name, mean in aux.metrics.items()}
+
+
+def direction_of(metric: str, directions: Directions, mode: Direction | None) -> Direction:
+    """Returns whether the smallest or the largest value of a metric is best, for a command with --mode.
+
+    Raises:
+      UserError: neither the metric nor `mode` states it.
+    """
+    try:
+        return "max" if sign_of(metric, directions, mode) > 0 else "min"
+    except UserError:
+        raise UserError(
+            f"metric={metric!r} does not state whether small or large values are good; add --mode min or "
+            "--mode max"
+        ) from None
 
 
 def _make_pass(experiment: Experiment) -> Any:

@@ -12,11 +12,12 @@ from jax.sharding import Mesh
 from dl.checkpoint import Checkpoints
 from dl.console import Console
 from dl.data.pipeline import Batches
+from dl.data.recorded import record_of
 from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.initial import Context, check_fits
-from dl.inputs import make_batches
+from dl.inputs import check_labels, describe_input, make_batches
 from dl.members import Members
 from dl.predictions import Disagreement
 from dl.program import Program
@@ -69,6 +70,7 @@ def train(
         if run.result is not None:
             console.line(f"finished before: {final_line(run.result, run)}")
             return _agreeing(run.result)
+        check_labels(experiment, batches)
         program = Program(experiment, mesh, batches, members)
         experiment = _with_directions(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
@@ -76,6 +78,8 @@ def train(
             facts["initial"] = tree_digest(start)
             run.check(facts)
         introduce(console, experiment, run, mesh, program.facts, members)
+        if note := describe_input(experiment):
+            console.line(note)
         run.open({**facts, **program.facts}, mesh)
         stack.callback(run.close)
         stop = stack.enter_context(StopSignals())
@@ -120,7 +124,11 @@ def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
-    return {"dataset": dataclasses.asdict(data.identity), "notice": data.notice}
+    return {
+        "dataset": dataclasses.asdict(data.identity),
+        "data": record_of(data),
+        "notice": data.notice,
+    }
 
 
 def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> Experiment:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from dl.kinds import FRACTION, Kind, StatedLoss
+from dl.labels import class_labels
 from dl.metrics import Mean, accuracy
 from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
@@ -27,9 +28,11 @@ def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: floa
 
     Args:
       logits_BC: unnormalised log-probabilities.
-      labels: the classes, shape B, or distributions over them, shape B × C: -Σ target log softmax(logits).
+      labels: the classes, shape B or B × 1, or distributions over them, shape B × C:
+        -Σ target log softmax(logits).
       label_smoothing: e; the target is (1 - e) on the label plus e / C everywhere (Szegedy et al. 2016, §7).
     """
+    labels = class_labels(labels, logits_BC)
     is_soft = labels.ndim == logits_BC.ndim
     if not is_soft and not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits_BC, labels)

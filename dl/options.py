@@ -3,14 +3,17 @@
 import contextlib
 import dataclasses
 import difflib
+import enum
 import inspect
 import io
 import itertools
 import math
+import platform
 import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +21,7 @@ import docstring_parser
 import tyro
 
 from dl.errors import UserError
+from dl.files import why_no_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +40,20 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.above_low else self.low <= value
-        return above and value <= self.high and math.isfinite(value)
+        # An integer is finite, also where it is too large for a float.
+        return above and value <= self.high and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
         low = f"more than {self.low:,}" if self.above_low else f"at least {self.low:,}"
         return low if self.high == math.inf else f"{low} and at most {self.high:,}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Marks an option as a file to write, as metadata of an annotation; refused at once if it cannot be."""
+
+
+OutputFile = Annotated[Path, Output()]
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, above_low=True)]
@@ -51,6 +62,8 @@ Fraction = Annotated[float, Range(0, 1)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 Options = dict[str, Any]
+
+VERSION = ("-V", "--version")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +75,11 @@ class CommandOptions:
     """
 
     data_dir: Path | None = None
+
+
+def version_line() -> str:
+    """Returns the versions that decide what a run computes."""
+    return f"dl {version('dl')}, jax {version('jax')}, Python {platform.python_version()}"
 
 
 def parse(
@@ -82,9 +100,12 @@ def parse(
 
     Raises:
       UserError: an unknown option, a value of the wrong type or out of its range.
-      SystemExit: with status 0, after the help text was printed.
+      SystemExit: with status 0, after the help text or the version was printed.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if not set(VERSION).isdisjoint(argv):
+        print(version_line())
+        sys.exit()
     of_experiment = _fields(
         {name: parameter.default for name, parameter in inspect.signature(experiment_fn).parameters.items()},
         experiment_fn,
@@ -106,7 +127,7 @@ def parse(
         description = summary.short_description or ""
     values: Options = vars(_parse(both, argv, prog, description))
     for name, kind, _ in (*of_experiment, *of_run):
-        _check_range(name, kind, values[name])
+        check_value(name, kind, values[name])
     return (
         {name: values[name] for name, _, _ in of_experiment},
         run_options(**{name: values[name] for name, _, _ in of_run}),
@@ -126,6 +147,45 @@ def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
         return text == "True"
     values, _ = parse(experiment_fn, _Nothing, [f"{_flag(name)}={text}"], "")
     return values[name]
+
+
+def check_value(name: str, kind: Any, value: Any) -> None:
+    """Raises UserError if the annotation of an option does not allow a value."""
+    for metadata in _all_metadata(kind):
+        if isinstance(metadata, Range) and value is not None and value not in metadata:
+            raise UserError(f"{_flag(name)} {value} is out of range; it must be {metadata}")
+        if isinstance(metadata, Output) and value is not None and (reason := why_no_output(value)):
+            raise UserError(f"{_flag(name)} {value} cannot be written ({reason}); choose another file")
+
+
+def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
+    """Returns the words of a command line that give an option a value; `parse` reads them back.
+
+    Args:
+      name: of the option, such as `batch_size`.
+      value: as the experiment takes it.
+      is_flag: whether the option is a plain `bool`, which takes no value; not of `bool | None`.
+    """
+    flag = _flag(name)
+    if isinstance(value, bool) and is_flag:
+        return [flag if value else f"--no-{flag[2:]}"]
+    if not isinstance(value, list | tuple):
+        return [f"{flag}={_word(value)}"]
+    words = [_word(item) for item in _leaves(value)]
+    if not words:
+        return [flag]
+    first, *rest = words
+    # A minus sign in a word of its own would begin another option.
+    return [f"{flag}={first}", *rest] if first.startswith("-") else [flag, first, *rest]
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Returns the items of tuples within tuples, as the command line takes them one after the other."""
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
+
+
+def _word(value: Any) -> str:
+    return value.name if isinstance(value, enum.Enum) else str(value)
 
 
 def named(argv: Sequence[str]) -> set[str]:
@@ -192,7 +252,7 @@ def _one_line(box: str, options: type) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     if wrong := re.match(r"Error parsing (--[\w-]+):.*?('.*')", text):
         kinds = {_flag(field.name): field.type for field in dataclasses.fields(options)}
-        return f"{wrong[1]} {wrong[2]} is not understood; it must be {_type_name(kinds.get(wrong[1]))}"
+        return f"{wrong[1]} {wrong[2]} is not understood; it must be {type_name(kinds.get(wrong[1]))}"
     if missing := re.match(r"Missing value for argument '(--[\w-]+)'", text):
         return f"'{missing[1]}' needs a value; write {missing[1]} VALUE"
     return f"{text}; --help lists all options"
@@ -206,17 +266,11 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
     """Returns an annotation in words: `a whole number`."""
     words = {int: "a whole number", float: "a number", bool: "True or False"}
     kinds = [kind, *typing.get_args(kind), *(a for k in typing.get_args(kind) for a in typing.get_args(k))]
     return next((words[k] for k in kinds if k in words), "of another form")
-
-
-def _check_range(name: str, kind: Any, value: Any) -> None:
-    for metadata in _all_metadata(kind):
-        if isinstance(metadata, Range) and value is not None and value not in metadata:
-            raise UserError(f"{_flag(name)} {value} is out of range; it must be {metadata}")
 
 
 def _all_metadata(kind: Any) -> list[Any]:

@@ -5,8 +5,6 @@ A safetensors file holds numbers only; nothing here reads a pickle, which could 
 Needs the extra `weights`: pip install 'dl[weights]'.
 """
 
-import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
+from dl.files import read_json, replace_file
+from dl.text import printable
 from dl.torch_names import LinenPath, NameMap
 from dl.types import Variables
+
+# What NumPy raises for a shape or a type that a header claims, beside the errors of safetensors itself.
+_OF_A_HEADER = (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError)
 
 
 def load_pretrained(
@@ -96,14 +99,11 @@ def save_safetensors(path: str | Path, tree: Any) -> None:
         tensors["/".join(keys)] = array
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        from_numpy.save_file(tensors, partial)
-        os.replace(partial, path)
+        content = from_numpy.save(tensors)
     except _require("safetensors").SafetensorError as error:
         raise UserError(f"{path}: {_one_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, lambda file: file.write(content))
 
 
 def load_safetensors(path: str | Path, like: Any = None) -> Any:
@@ -117,6 +117,9 @@ def load_safetensors(path: str | Path, like: Any = None) -> Any:
       UserError: if the file cannot be read, or a tensor is missing, surplus or misshapen.
     """
     found = {tuple(name.split("/")): (name, array) for name, array in read_tensors(path)}
+    for keys, (name, _) in found.items():
+        if inside := next((keys[:k] for k in range(1, len(keys)) if keys[:k] in found), None):
+            raise UserError(f"{path}: {'/'.join(inside)!r} is a tensor, and {name!r} would lie inside it")
     if like is None:
         loaded = {keys: array for keys, (_, array) in found.items()}
     else:
@@ -132,11 +135,13 @@ def read_tensors(source: str | Path, *, revision: str | None = None) -> Iterator
     """
     safetensors = _require("safetensors")
     for file in _files(source, revision):
+        if not file.is_file():
+            raise UserError(f"{file} cannot be read as safetensors: it is not a regular file")
         try:
             with safetensors.safe_open(file, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118, it is no mapping
                     yield name, tensors.get_tensor(name)
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError, *_OF_A_HEADER) as error:
             raise UserError(f"{file} cannot be read as safetensors: {_one_line(error)}") from error
 
 
@@ -177,8 +182,10 @@ def _files(source: str | Path, revision: str | None) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+            if outside := next((name for name in names if Path(name).name != name), None):
+                raise UserError(f"{index} names {outside!r}, which does not lie in its folder")
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is no index of safetensors files: {_one_line(error)}") from error
         return [path / name for name in names]
     files = sorted(path.glob("*.safetensors"))
@@ -214,4 +221,4 @@ def _require(module: str) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return printable(" ".join(str(error).split()))[:200]

@@ -16,18 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.console import Console, save
+from dl.console import Console, save, save_text, writing
 from dl.corruption_errors import Errors, figures, lines_of, table_of, words
 from dl.data.corruptions import NAMES, SEVERITIES, constants_of, corrupt_stored
+from dl.data.images import pixel_scale
 from dl.data.pipeline import Batches
 from dl.data.source import Source
 from dl.data.splits import Identity
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import kind_of
+from dl.labels import class_labels, is_class_label
 from dl.log import finite
 from dl.loop import restore_variables
-from dl.options import Seed, parse
+from dl.options import OutputFile, Seed, parse
 from dl.predictions import OutputsFn, collect_outputs, outputs_fn
 from dl.rebuild import rebuild
 from dl.run import Run, write_json
@@ -63,9 +65,9 @@ class RobustnessOptions:
     split: str = FINAL_SPLIT
     baseline: Path | None = None
     seed: Seed = 0
-    preview: Path | None = None
-    markdown: Path | None = None
-    latex: Path | None = None
+    preview: OutputFile | None = None
+    markdown: OutputFile | None = None
+    latex: OutputFile | None = None
     experiment: str | None = None
     baseline_experiment: str | None = None
     data_dir: Path | None = None
@@ -123,16 +125,17 @@ def assess(argv: Sequence[str]) -> tuple[Table, list[str]]:
     if notice := subject.experiment.data.notice:
         Console().box("NOT THE DATA YOU MAY EXPECT", notice)
     if options.preview is not None:
-        save(lambda path: preview(subject, options.seed).save(path, "PNG"), options.preview)
+        save(lambda file: preview(subject, options.seed).save(file, "PNG"), options.preview)
     mesh = make_mesh()
     found = figures(*(measure_errors(one, mesh, options.seed) for one in subjects))
     table, lines = table_of(found, options.split), lines_of(found, str(options.baseline))
     record = record_of(subject, found, options.seed)
-    save(lambda path: write_json(path, record), subject.run.robustness_path)
+    with writing(subject.run.robustness_path):
+        write_json(subject.run.robustness_path, record)
     if options.markdown is not None:
-        save(lambda path: path.write_text(table.to_markdown() + "\n"), options.markdown)
+        save_text(table.to_markdown(), options.markdown)
     if options.latex is not None:
-        save(lambda path: path.write_text(table.to_latex() + "\n"), options.latex)
+        save_text(table.to_latex(), options.latex)
     return table, lines
 
 
@@ -170,8 +173,7 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
     if outputs is None:
         raise UserError(f"{run.name} states no outputs to classify by; give its Experiment a predict_fn=")
     _check_images(source, name)
-    label = source.spec.get("label")
-    if label is None or label.shape or not jnp.issubdtype(label.dtype, jnp.integer):
+    if not is_class_label(source.spec.get("label")):
         raise UserError(f"the {split} split has no class as its label; only a classifier can be measured")
     return Subject(run, rebuilt.experiment, outputs, split, rebuilt.warning)
 
@@ -212,7 +214,8 @@ def measure_errors(subject: Subject, mesh: Mesh, seed: int = 0) -> Errors:
 
     def is_wrong(inputs: Variables, batch: Batch) -> jax.Array:
         batch = corrupt_stored(batch, name, inputs["which"], inputs["severity"], seed)
-        return outputs(inputs["variables"], batch).argmax(-1) != batch["label"]
+        logits_BC = outputs(inputs["variables"], batch)
+        return logits_BC.argmax(-1) != class_labels(batch["label"], logits_BC)
 
     def wrong_N(which: int, severity: int) -> np.ndarray:
         # Numbers of the program, not parts of it: the same function is compiled once.
@@ -264,10 +267,9 @@ def _check_images(source: Source, name: str) -> None:
     if leaf is None or len(leaf.shape) != 3:
         what = f"has the shape {leaf.shape}" if leaf is not None else "is not there"
         raise UserError(f"the input {name} {what}; only images, (H, W, C), can be corrupted")
-    if leaf.dtype == jnp.uint8:
-        return
+    pixel_scale(leaf.dtype, name)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise UserError(f"the images are stored as {leaf.dtype}; store bytes, or floats in [0, 1]")
+        return
     rows = np.arange(len(source))
     parts = [source[rows[start : start + _CHUNK]][name] for start in range(0, len(rows), _CHUNK)]
     low, high = min(part.min() for part in parts), max(part.max() for part in parts)

@@ -25,6 +25,7 @@ import jax
 from jax.sharding import Mesh
 
 from dl.errors import UserError
+from dl.files import read_json, replace_text
 from dl.log import finite
 from dl.sharding import format_mesh
 
@@ -93,17 +94,17 @@ class Run:
     @property
     def record(self) -> dict[str, Any] | None:
         """What run.json says, once the run has started."""
-        return _read(self.folder / "run.json")
+        return read_json(self.folder / "run.json")
 
     @property
     def result(self) -> dict[str, Any] | None:
         """The result, once the run has finished."""
-        return _read(self.folder / "result.json")
+        return read_json(self.folder / "result.json")
 
     @property
     def robustness(self) -> dict[str, Any] | None:
         """What robustness.json says, once it was measured."""
-        return _read(self.robustness_path)
+        return read_json(self.robustness_path)
 
     @property
     def resume_command(self) -> str:
@@ -210,13 +211,7 @@ def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def code_digest(path: Path) -> str:
@@ -238,15 +233,6 @@ def _new_folder(name: str) -> Path:
     return folder
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); choose another --workdir") from None
-
-
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Says what differs in experiment, its code, options and data; devices and versions may differ."""
     pairs = [(key, there.get(key), here[key]) for key in ("experiment", "code")]
@@ -256,7 +242,9 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
         old, new = there.get(group) or {}, here.get(group) or {}
         pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]
     return [
-        f"{name}: {json.dumps(old)} there, {json.dumps(new)} here" for name, old, new in pairs if old != new
+        f"{name}: {json.dumps(old)} there, {json.dumps(new)} here"
+        for name, old, new in pairs
+        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True)  # so that NaN equals NaN
     ]
 
 

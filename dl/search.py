@@ -106,7 +106,10 @@ def parse_space(words: Sequence[str], parse_value: Callable[[str, str], Any]) ->
         elif is_log:
             raise UserError(f"{word!r} is no range; write {name}=log:LOW:HIGH, such as {name}=log:1e-4:1e-1")
         else:
-            space[name] = Choices(tuple(parse_value(name, part) for part in text.split(",")))
+            values = tuple(parse_value(name, part) for part in text.split(","))
+            if twice := _repeated(values):
+                raise UserError(f"{word!r} gives {twice[0]} twice; write each value once")
+            space[name] = Choices(values)
     if not space:
         raise UserError("there is nothing to search; write options as NAME=A,B,C or NAME=log:LOW:HIGH")
     return space
@@ -118,9 +121,16 @@ def _interval(word: str, bounds: Sequence[Any], is_log: bool, num: Sequence[str]
         raise UserError(f"{word!r} is a range, and that option is no number; list its values, with commas")
     if not low < high or (is_log and low <= 0):
         raise UserError(f"{word!r} is no range; the lower bound comes first{', above 0' if is_log else ''}")
+    if not all(map(math.isfinite, bounds)):
+        raise UserError(f"{word!r} is a range without an end; both bounds must be finite")
     if num and not (num[0].isdigit() and int(num[0]) >= 2):
         raise UserError(f"{word!r} asks for a grid of {num[0]} values; it must be at least 2")
     return Interval(low, high, is_log, int(num[0]) if num else None)
+
+
+def _repeated(values: Sequence[Any]) -> list[str]:
+    words = list(map(repr, values))
+    return [word for number, word in enumerate(words) if word in words[:number]]
 
 
 def _is_number(text: str) -> bool:
@@ -177,8 +187,10 @@ class Tpe:
         self._study = optuna.create_study(
             direction="maximize" if sign > 0 else "minimize", sampler=optuna.samplers.TPESampler(seed=seed)
         )
+        self._space = space
         self._distributions = {
-            name: optuna.distributions.CategoricalDistribution(dimension.values)
+            # The places of the values: a value may be of a type that Optuna cannot store, such as a path.
+            name: optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
             if isinstance(dimension, Choices)
             else optuna.distributions.IntDistribution(dimension.low, dimension.high, dimension.is_log)
             if dimension.is_whole
@@ -197,4 +209,8 @@ class Tpe:
                 else:
                     self._study.tell(trial, value)
 
-            yield dict(trial.params), tell
+            yield {name: self._value(name, value) for name, value in trial.params.items()}, tell
+
+    def _value(self, name: str, drawn: Any) -> Any:
+        dimension = self._space[name]
+        return dimension.values[drawn] if isinstance(dimension, Choices) else drawn

@@ -7,26 +7,29 @@ or in their seeds, are trained in one program.
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import os
 import shlex
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from dl.command import code_of, make_mesh_of, module_name
+from dl.console import Console
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.options import Options, PositiveInt, Seed, named, parse, parse_value
+from dl.options import Options, PositiveInt, Seed, named, parse, parse_value, to_words
 from dl.run import this_command
 from dl.search import Space, Tpe, grid_points, parse_space, random_points, rungs
 from dl.selection import KeepBest
+from dl.study_folder import Kind, is_same, open_study, plain, usable
 from dl.sweep_report import plot, table_of
 from dl.tables import Table
-from dl.trials import Row, Trials
+from dl.trials import Probe, Row, Trials, without_test
 
 PROG = "python -m dl sweep"
+SWEEP = Kind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png"))
 NUM_TRIALS = 20
 BUDGETS = ("num_epochs", "num_steps")  # the first of them that the experiment has is what halving divides
 
@@ -40,6 +43,8 @@ class SweepOptions:
         times the epochs), or tpe (by Optuna: each trial where the ones before were good).
       num_trials: of random and tpe, and of the first rung of halving. None: 20.
       metric: what is best, SPLIT.NAME; never of test.
+      mode: whether the smallest (min) or the largest value (max) of the metric is best. None: what the metric
+        states for itself.
       workdir: the folder of the sweep; the same folder again goes on. None: runs/NAME-sweep-TIME.
       data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       mesh: device axes, such as data=8. None: all devices on data.
@@ -50,6 +55,7 @@ class SweepOptions:
     method: Literal["random", "grid", "halving", "tpe"] = "random"
     num_trials: PositiveInt | None = None
     metric: str = "validation.loss"
+    mode: Literal["min", "max"] | None = None
     workdir: Path | None = None
     data_dir: Path | None = None
     mesh: str | None = None
@@ -81,79 +87,113 @@ def sweep_options(experiment_fn: Callable[..., Experiment] | None, argv: Sequenc
     space = parse_space(words, functools.partial(parse_value, experiment_fn))
     if twice := space.keys() & named(rest):
         raise UserError(f"{twice.pop()} is searched and given a value too; choose one")
-    rule = _rule(how.metric)
+    rule = _rule(how.metric, how.mode)
     if how.data_dir is not None:
         os.environ["TFDS_DATA_DIR"] = str(how.data_dir)
-    stem = f"{name.rpartition('.')[2]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = how.workdir or Path("runs") / stem
-    resume = this_command("dl", folder)
-    trials = Trials(experiment_fn, fixed, rule, folder, make_mesh_of(how.mesh), how.together, resume)
-    trials.check_metric(space)
-    rule = trials.rule
-    num_trials = how.num_trials or NUM_TRIALS
-    budget_option = None
-    trials.open(
-        {
-            "experiment": name,
-            "code": code_of(experiment_fn),
-            "options": {key: value for key, value in fixed.items() if key not in space},
-            "space": {key: dataclasses.asdict(dimension) for key, dimension in space.items()},
-            "method": how.method,
-            "metric": how.metric,
-            "search_seed": how.search_seed,
-            # Other methods go on where more trials are asked for.
-            "num_trials": num_trials if how.method == "halving" else None,
-        }
-    )
-    if how.method == "grid":
-        points = grid_points(space)
-        if how.num_trials not in (None, len(points)):
-            raise UserError(
-                f"--num-trials {how.num_trials} is not for a grid, and this one has {len(points)} trials; "
-                "leave it out, or choose --method random"
-            )
-        trials.run(points, may_share=True)
-    elif how.method == "random":
-        trials.run(random_points(space, num_trials, how.search_seed), may_share=True)
-    elif how.method == "halving":
-        budget_option = _halve(trials, space, fixed, num_trials, how.search_seed, rule)
-    else:
-        for point, tell in Tpe(space, how.search_seed, rule.sign).points(num_trials):
-            [row] = trials.run([point])
-            tell(row["value"])
-    return _conclude(trials, rule, name, budget_option)
+    search = _Search.of(space, fixed, how)
+    mesh = make_mesh_of(how.mesh)
+    probe = Probe(functools.partial(without_test, experiment_fn), fixed, space, rule)
+    if probe.notice:
+        Console().box("NOT THE DATA YOU MAY EXPECT", probe.notice)
+    header = {
+        "experiment": name,
+        "code": code_of(experiment_fn),
+        "options": {key: value for key, value in fixed.items() if key not in space},
+        "space": {key: dataclasses.asdict(dimension) for key, dimension in space.items()},
+        "method": how.method,
+        "metric": how.metric,
+        "mode": probe.rule.mode,
+        "search_seed": how.search_seed,
+        # Other methods go on where more trials are asked for.
+        "num_trials": search.num_trials if how.method == "halving" else None,
+    }
+    with open_study(SWEEP, how.workdir, f"{name.rpartition('.')[2]}-sweep") as study:
+        resume = this_command("dl", study.folder)
+        trials = Trials(experiment_fn, fixed, probe, study, header, mesh, how.together, resume)
+        search.run(trials, probe.rule)
+        return _conclude(trials, probe, experiment_fn, search.budget_option)
 
 
-def _halve(trials: Trials, space: Space, fixed: Options, num_trials: int, seed: int, rule: KeepBest) -> str:
-    """Successive halving: the best third of a rung is trained anew with three times the budget.
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """Which points are tried, judged before the first is.
 
-    Returns:
-      The option that is the budget.
+    Attributes:
+      method: of the search.
+      space: that is searched.
+      seed: of the draws.
+      num_trials: of a grid all its points; of halving those of the first rung.
+      budget_option: what halving divides; None of other methods.
+      budget: of the last rung.
     """
-    option = next((name for name in BUDGETS if name in fixed), None)
-    if option is None or option in space:
-        raise UserError(
-            f"halving divides {' or '.join(BUDGETS)}, which must be an option of the experiment that is not "
-            "searched; choose another --method"
-        )
-    if not fixed[option]:
-        flag = "--" + option.replace("_", "-")
-        raise UserError(f"halving needs the budget of its last rung; give {flag} a value")
-    plan = rungs(num_trials, fixed[option])
-    said = ", ".join(f"{num} trials with {budget}" for num, budget in plan)
-    print(f"halving {option}: {said}", flush=True)
-    points = random_points(space, num_trials, seed)
-    for num, budget in plan:
-        rows = trials.run([{**point, option: budget} for point in points[:num]])
-        ranked = sorted(zip(rows, points, strict=False), key=lambda pair: _badness(pair[0], rule))
-        points = [point for _, point in ranked]
-    return option
+
+    method: str
+    space: Space
+    seed: int
+    num_trials: int
+    budget_option: str | None = None
+    budget: int = 0
+
+    @classmethod
+    def of(cls, space: Space, fixed: Options, how: SweepOptions) -> "_Search":
+        """Raises UserError where the method cannot search this space."""
+        num_trials = how.num_trials or NUM_TRIALS
+        if how.method == "grid":
+            size = len(grid_points(space))
+            if how.num_trials not in (None, size):
+                raise UserError(
+                    f"--num-trials {how.num_trials} is not for a grid, and this one has {size} trials; "
+                    "leave it out, or choose --method random"
+                )
+            return cls(how.method, space, how.search_seed, size)
+        if how.method == "tpe":
+            Tpe(space, how.search_seed, 1.0)  # or Optuna is missing
+        if how.method != "halving":
+            return cls(how.method, space, how.search_seed, num_trials)
+        option = next((name for name in BUDGETS if name in fixed), None)
+        if option is None or option in space:
+            raise UserError(
+                f"halving divides {' or '.join(BUDGETS)}, which must be an option of the experiment that is "
+                "not searched; choose another --method"
+            )
+        if not fixed[option]:
+            flag = "--" + option.replace("_", "-")
+            raise UserError(f"halving needs the budget of its last rung; give {flag} a value")
+        return cls(how.method, space, how.search_seed, num_trials, option, fixed[option])
+
+    def run(self, trials: Trials, rule: KeepBest) -> None:
+        if self.method == "grid":
+            trials.run(grid_points(self.space), are_independent=True)
+        elif self.method == "random":
+            trials.run(random_points(self.space, self.num_trials, self.seed), are_independent=True)
+        elif self.method == "halving":
+            self._halve(trials, rule)
+        else:
+            for point, tell in Tpe(self.space, self.seed, rule.sign).points(self.num_trials):
+                [row] = trials.run([point])
+                tell(row["value"])
+
+    def _halve(self, trials: Trials, rule: KeepBest) -> None:
+        """Successive halving: the best third of a rung is trained anew with three times the budget."""
+        assert self.budget_option is not None
+        plan = rungs(self.num_trials, self.budget)
+        said = ", ".join(f"{num} trials with {budget}" for num, budget in plan)
+        print(f"halving {self.budget_option}: {said}", flush=True)
+        points = random_points(self.space, self.num_trials, self.seed)
+        for num, budget in plan:
+            rows = trials.run([{**point, self.budget_option: budget} for point in points[:num]])
+            ranked = sorted(zip(rows, points, strict=False), key=lambda pair: _badness(pair[0], rule))
+            points = [point for _, point in ranked]
 
 
-def _conclude(trials: Trials, rule: KeepBest, name: str, budget_option: str | None) -> tuple[Table, str]:
-    folder, rows = trials.folder, trials.rows
+def _conclude(
+    trials: Trials, probe: Probe, experiment_fn: Callable[..., Experiment], budget_option: str | None
+) -> tuple[Table, str]:
+    folder, rows, rule = trials.folder, trials.rows, probe.rule
     finished = [row for row in rows if row["value"] is not None]
     if not finished:
+        if trials.defect is not None:  # of the code, as it seems: its traceback says where
+            raise trials.defect
         raise UserError(f"all {len(rows)} trials failed, the first with: {rows[0]['error']}")
 
     def rank(row: Row) -> tuple[bool, float, float]:
@@ -165,35 +205,36 @@ def _conclude(trials: Trials, rule: KeepBest, name: str, budget_option: str | No
     ranked = sorted(rows, key=rank)
     metric = f"{rule.split} {rule.metric}"
     table = table_of(ranked, metric)
-    (folder / "sweep.md").write_text(table.to_markdown() + "\n")
-    plot(rows, trials.header["space"], metric, rule.sign).savefig(folder / "sweep.png", dpi=120)
+    with usable(folder):
+        (folder / "sweep.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+        plot(rows, trials.header["space"], metric, rule.sign).savefig(folder / "sweep.png", dpi=120)
     best = ranked[0]
-    values = {**trials.header["options"], **best["options"]}
-    changed = [
-        f"--{key.replace('_', '-')}={value}" if not isinstance(value, bool) else _flag(key, value)
-        for key, value in values.items()
-        if value != trials.defaults[key]
-    ]
-    note = f" NOTE: {trials.notice.splitlines()[0]}" if trials.notice else ""
+    note = f" NOTE: {probe.notice.splitlines()[0]}" if probe.notice else ""
     return table, (
         f"best_{rule.split}_{rule.metric}={best['value']:.6g} trial={best['trial']} trials={len(rows)} "
         f"failed={len(rows) - len(finished)} sweep={folder}{note}\n"
         "the best of many looks better than it is; the test split says how good:\n"
-        f"  {shlex.join(['python', '-m', name, *changed])}"
+        f"  {_command(experiment_fn, trials.options(best['trial']))}"
     )
 
 
-def _rule(metric: str) -> KeepBest:
+def _command(experiment_fn: Callable[..., Experiment], options: Options) -> str:
+    """Returns the command line that runs an experiment with options: those that are not its defaults."""
+    words = []
+    for name, parameter in inspect.signature(experiment_fn).parameters.items():
+        value, default = options[name], parameter.default
+        if not is_same(plain({name: value}), plain({name: default})):
+            words += to_words(name, value, isinstance(default, bool))
+    return shlex.join(["python", "-m", module_name(experiment_fn), *words])
+
+
+def _rule(metric: str, mode: Literal["min", "max"] | None) -> KeepBest:
     split, dot, name = metric.partition(".")
     if not dot or not name:
         raise UserError(f"metric={metric!r} is not understood; write SPLIT.NAME, such as validation.loss")
-    return KeepBest(metric=name, split=split)
+    return KeepBest(metric=name, split=split, mode=mode)
 
 
 def _badness(row: Row, rule: KeepBest) -> tuple[bool, float]:
     value = row["value"]
     return value is None, 0.0 if value is None else -rule.sign * value
-
-
-def _flag(name: str, value: bool) -> str:
-    return f"--{'' if value else 'no-'}{name.replace('_', '-')}"

@@ -1,30 +1,75 @@
-"""The trials of a sweep: each a run, on its own or as a member of one program; what has finished stays."""
+"""The trials of a sweep: each a run, on its own or as a member of one program; what has finished stays.
+
+A trial that failed by its own options, or that diverged, is a row like any other. What its surroundings did
+to it (data that are not there, a full disk, too little memory) is not a result: it ends the sweep, and the
+next start tries the trial again.
+"""
 
 import dataclasses
-import inspect
 import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.command import code_of, module_name
+from dl.command import build, code_of, module_name
 from dl.console import Console
 from dl.data.splits import ChangedSplits
-from dl.errors import UserError
+from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
-from dl.likeness import fingerprint, metric_directions
+from dl.likeness import direction_of, fingerprint, metric_directions
 from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options
-from dl.run import Run, as_recorded, write_json
+from dl.run import Run
 from dl.search import Point, Space
 from dl.selection import FINAL_SPLIT, KeepBest, look_up
+from dl.signals import Stopped
+from dl.study_folder import Study, damaged, is_same, plain
+from dl.trial_errors import is_of_surroundings, one_line
 
 Row = dict[str, Any]
+_PLACES = (0.0, 0.999, 0.5, 0.25, 0.75)  # in each dimension, where an experiment may be built
+
+
+class Probe:
+    """An experiment of the space that can be built: what it measures, and whether it can still be built.
+
+    Attributes:
+      rule: what is best, with its direction.
+      notice: of the data.
+    """
+
+    def __init__(self, build: Callable[[Options], Experiment], fixed: Options, space: Space, rule: KeepBest):
+        """Raises UserError before anything is trained for a metric that no trial would measure.
+
+        So it does where nothing can be built, neither at several places of the space nor by default.
+        """
+        self._build = build
+        points = [{name: dimension.at(place) for name, dimension in space.items()} for place in _PLACES]
+        failure: Exception | None = None
+        for own in (*points, {}):
+            self._options = {**fixed, **own}
+            try:
+                experiment = build(self._options)
+                directions = metric_directions(experiment)
+                break
+            except Exception as error:  # of these options, perhaps
+                failure = failure or error
+        else:
+            assert failure is not None
+            raise failure
+        self.notice = experiment.data.notice
+        known = dict.fromkeys(directions, np.zeros(()))
+        look_up(dict.fromkeys(experiment.data.evaluations, known), rule.split, rule.metric)
+        self.rule = dataclasses.replace(rule, mode=direction_of(rule.metric, directions, rule.mode))
+
+    def check(self) -> None:
+        """Raises an error if what could be built before cannot now: then no trial is to blame."""
+        _ = self._build(self._options).data.identity
 
 
 class Trials:
@@ -33,98 +78,72 @@ class Trials:
     Attributes:
       folder: of the sweep.
       rows: of all trials so far: `trial`, `options`, `value` of the metric (None if it failed), `error`,
-        `folder`, and which `member` of the run there it is, where that has several.
+        whether it `has_diverged`, `folder`, and which `member` of the run there it is, where that has
+        several.
+      points: the options of each, as the experiment takes them.
       header: what sweep.json says beside the trials.
-      notice: of the data; known after `check_metric`.
-      defaults: of the experiment's options.
+      defect: the first error that no UserError explains.
     """
 
     def __init__(
         self,
         experiment_fn: Callable[..., Experiment],
         fixed: Options,
-        rule: KeepBest,
-        folder: Path,
+        probe: Probe,
+        study: Study,
+        header: Mapping[str, Any],
         mesh: Mesh,
         together: int,
         resume: str,
     ):
-        self.folder = folder
+        """Reads what the folder holds.
+
+        Raises:
+          UserError: it holds something else than this sweep, or its record is damaged.
+        """
+        self.folder = study.folder
         self.rows: list[Row] = []
-        self.header: dict[str, Any] = {}
-        self.notice: str | None = None
-        parameters = inspect.signature(experiment_fn).parameters.values()
-        self.defaults = {parameter.name: parameter.default for parameter in parameters}
+        self.points: list[Point] = []
+        self.header = plain(header)
+        self.defect: Exception | None = None
         self._experiment_fn = experiment_fn
         self._fixed = fixed
-        self.rule = rule
+        self._probe = probe
+        self._study = study
         self._mesh = mesh
         self._together = together
         self._resume = resume
-        self._recorded: dict[int, Row] = {}
+        there = study.resume(self.header)
+        self._recorded = {} if there is None else _rows_of(there, study)
+        self._write()
 
-    def check_metric(self, space: Space) -> None:
-        """Raises UserError before anything is trained for a metric that no trial would measure."""
-        first = {name: dimension.at(0.0) for name, dimension in space.items()}
-        try:
-            experiment = self._experiment({**self._fixed, **first})
-        except UserError:  # the trial itself will say it
-            return
-        self.notice = experiment.data.notice
-        if self.notice:
-            Console().box("NOT THE DATA YOU MAY EXPECT", self.notice)
-        directions = metric_directions(experiment)
-        known = dict.fromkeys(directions, np.zeros(()))
-        look_up(dict.fromkeys(experiment.data.evaluations, known), self.rule.split, self.rule.metric)
-        self.rule = self.rule.resolved(directions)
+    def run(self, points: Sequence[Point], are_independent: bool = False) -> list[Row]:
+        """Trains what is not recorded yet; returns a row for each point, in their order.
 
-    def open(self, header: dict[str, Any]) -> None:
-        """Makes the folder, or reads what it holds.
+        Args:
+          points: the options of each that are searched.
+          are_independent: whether no later trial depends on these. Then they may share a program, and one
+            that failed before is tried again, unless it diverged.
 
         Raises:
-          UserError: it holds something else than this sweep.
+          UserError: the folder holds other trials, or what surrounds a trial let it fail.
         """
-        path = self.folder / "sweep.json"
-        self.header = as_recorded(header)
-        try:
-            if path.exists():
-                there = json.loads(path.read_text())
-                self._recorded = {row["trial"]: row for row in there.pop("trials")}
-                for key in {**there, **self.header}:
-                    if there.get(key) != self.header.get(key):
-                        raise UserError(
-                            f"workdir={self.folder} holds another sweep ({key}: {json.dumps(there.get(key))} "
-                            f"there, {json.dumps(self.header.get(key))} here); use its options, or another "
-                            "--workdir"
-                        )
-            elif self.folder.exists() and any(self.folder.iterdir()):
-                raise UserError(
-                    f"workdir={self.folder} is not empty and holds no sweep; choose another folder"
-                )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write()
-        except OSError as error:
-            raise UserError(
-                f"workdir={self.folder} cannot be used ({error.strerror or error}); choose a folder that can "
-                "be written"
-            ) from error
-
-    def run(self, points: Sequence[Point], may_share: bool = False) -> list[Row]:
-        """Trains what is not recorded yet; returns a row for each point, in their order."""
         start = len(self.rows)
         rows = []
         for k, point in enumerate(points, start):
-            row: Row = {"trial": k, "options": as_recorded(point)}
+            row: Row = {"trial": k, "options": plain(point)}
             recorded = self._recorded.get(k, row)
-            if recorded["options"] != row["options"]:
+            if not is_same(recorded["options"], row["options"]):
                 raise UserError(
                     f"workdir={self.folder} holds another sweep (trial {k}: {recorded['options']} there, "
                     f"{row['options']} here), proposed by another version of a library; use another --workdir"
                 )
-            rows.append(recorded)
+            is_open = recorded.get("value") is None and not {"has_diverged", "metrics"} & recorded.keys()
+            rows.append(row if are_independent and is_open else recorded)
         self.rows += rows
+        self.points += points
         options = [{**self._fixed, **point} for point in points]
-        if may_share and self._together > 1 and any("value" not in row for row in rows):
+        if are_independent and self._together > 1 and any("value" not in row for row in rows):
             for group in self._groups(points, options):
                 left = [k for k in group if "value" not in rows[k]]
                 # Where one of them had to be trained alone, so must the rest.
@@ -135,6 +154,10 @@ class Trials:
                 self._train_alone(own, row)
         return rows
 
+    def options(self, trial: int) -> Options:
+        """Returns all options of a trial, as the experiment takes them."""
+        return {**self._fixed, **self.points[trial]}
+
     def _groups(self, points: Sequence[Point], options: Sequence[Options]) -> list[list[int]]:
         """Returns which trials can be members of one program."""
         candidates: dict[str, list[int]] = {}
@@ -144,9 +167,9 @@ class Trials:
         groups: dict[str, list[int]] = {}
         for k in (k for group in candidates.values() if len(group) > 1 for k in group):
             try:
-                experiment = self._experiment(options[k])
+                experiment = self._build(options[k])
                 kind = fingerprint(experiment)
-            except UserError:  # the trial itself will say it
+            except Exception:  # the trial itself will say it
                 continue
             # Together they would stop only when the last one has reached its target.
             if (
@@ -163,8 +186,8 @@ class Trials:
         """Trains trials as members of one program; does nothing where that cannot be."""
         first = options[0]
         numbers = [name for name in rows[0]["options"] if isinstance(first[name], float)]
-        varied = [name for name in numbers if any(own[name] != first[name] for own in options)]
-        base = self._experiment(first)
+        varied = [name for name in numbers if any(not is_same(own[name], first[name]) for own in options)]
+        base = self._build(first)
         members = Members(
             tuple(own.get("seed", base.seed) for own in options),
             {name: tuple(own[name] for own in options) for name in varied},
@@ -174,7 +197,9 @@ class Trials:
         recorded = {**first, "members": [members.describe(k) for k in range(len(members))]}
         try:
             result = self._train(base, folder, recorded, members)
-        except UserError:  # then each trial says for itself what is wrong
+        except Stopped:
+            raise
+        except Exception:  # then each trial says for itself what is wrong; alone it may also fit into memory
             return
         for k, row in enumerate(rows):
             row |= {"folder": folder, "member": k}
@@ -184,13 +209,39 @@ class Trials:
     def _train_alone(self, options: Options, row: Row) -> None:
         folder = f"trial-{row['trial']:03d}"
         row["folder"] = folder
+        is_built = False
         try:
-            result = self._train(self._experiment(options), folder, options, None)
-        except UserError as error:
-            row |= {"value": None, "error": str(error)}
+            experiment = self._build(options)
+            is_built = True
+            result = self._train(experiment, folder, options, None)
+        except Stopped:
+            raise
+        except Exception as error:
+            self._refuse_surroundings(error, is_built, row["trial"])
+            row |= {"value": None, "error": one_line(error)}
+            if isinstance(error, Diverged):
+                row["has_diverged"] = True
+            elif not isinstance(error, UserError):
+                self.defect = self.defect or error
         else:
             self._finish(row, result["metrics"])
         self._report([row])
+
+    def _refuse_surroundings(self, error: Exception, is_built: bool, trial: int) -> None:
+        """Raises UserError if what failed was not the trial."""
+        if not is_of_surroundings(error, is_built):
+            if isinstance(error, Diverged):
+                return
+            try:
+                self._probe.check()
+                return
+            except UserError as also:  # of options that worked before
+                error = also
+        kind = type(error) if isinstance(error, UserError) else UserError
+        raise kind(
+            f"trial {trial} cannot run here and now ({one_line(error)}); mend that, and the same command "
+            "goes on"
+        ) from error
 
     def _train(
         self, experiment: Experiment, folder: str, options: Options, members: Members | None
@@ -199,16 +250,16 @@ class Trials:
         run = Run(self.folder / folder, name, options, code, self._resume)
         return train(experiment, run, self._mesh, members=members, console=Console(is_quiet=True))
 
-    def _experiment(self, options: Options) -> Experiment:
-        experiment = self._experiment_fn(**options)
-        return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))
+    def _build(self, options: Options) -> Experiment:
+        return without_test(self._experiment_fn, options)
 
     def _finish(self, row: Row, metrics: dict[str, Any]) -> None:
-        value = look_up(metrics, self.rule.split, self.rule.metric).item()
+        rule = self._probe.rule
+        value = look_up(metrics, rule.split, rule.metric).item()
         row["value"] = finite(value)  # of a run that diverged null already
-        row["metrics"] = metrics
+        row["metrics"] = finite(metrics)
         if row["value"] is None:
-            row["error"] = f"{self.rule.split} {self.rule.metric} is no number"
+            row["error"] = f"{rule.split} {rule.metric} is not a finite number"
 
     def _report(self, rows: Sequence[Row]) -> None:
         self._write()
@@ -219,8 +270,35 @@ class Trials:
 
     def _write(self) -> None:
         known = self._recorded | {row["trial"]: row for row in self.rows if "value" in row}
-        trials = [finite(known[k]) for k in sorted(known)]
-        write_json(self.folder / "sweep.json", {**self.header, "trials": trials})
+        self._study.write({**self.header, "trials": [known[k] for k in sorted(known)]})
+
+
+def without_test(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
+    """Returns an experiment whose test split nobody can read."""
+    experiment = build(experiment_fn, options)
+    return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))
+
+
+def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:
+    """Returns the rows of a record by their numbers.
+
+    Raises:
+      UserError: they are not rows of trials.
+    """
+    kinds = {"trial": int, "options": dict, "folder": str}
+    rows = record.get("trials")
+    if not isinstance(rows, list):
+        raise damaged(study.path, "it holds no trials")
+    for row in rows:
+        if not isinstance(row, dict) or any(not isinstance(row.get(n), kind) for n, kind in kinds.items()):
+            raise damaged(study.path, "a trial lacks its number, its options or its folder")
+        value = row.get("value")
+        is_number = isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number and not (value is None and isinstance(row.get("error"), str)):
+            raise damaged(study.path, f"trial {row['trial']} has neither a value nor an error")
+    if len({row["trial"] for row in rows}) < len(rows):
+        raise damaged(study.path, "a trial stands there twice")
+    return {row["trial"]: row for row in rows}
 
 
 def _may_vary(name: str, value: Any) -> bool:

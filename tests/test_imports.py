@@ -15,9 +15,9 @@ LAYERS = [
     ("experiments",),
     ("dl.cli", "dl.__main__"),
     ("dl.experiment_commands", "dl.run_commands"),
-    ("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.curve_plan"),
+    ("dl.compare", "dl.sweep", "dl.trials", "dl.trial_errors", "dl.learning_curve", "dl.curve_plan"),
     ("dl.predict", "dl.rebuild", "dl.robustness"),
-    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation"),
+    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation", "dl.study_folder"),
     ("dl.report",),
     ("dl.loop",),
     ("dl.session",),
@@ -41,7 +41,8 @@ LAYERS = [
     ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.kinds", "dl.types", "dl.members"),
     ("dl.files",),
-    ("dl.metrics", "dl.errors"),
+    ("dl.metrics",),
+    ("dl.errors", "dl.labels", "dl.text"),
 ]
 OUTSIDE = {
     "os",
@@ -59,7 +60,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
     *("dl.files", "dl.options", "dl.experiment_commands", "dl.run_commands"),
-    *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
+    *("dl.compare", "dl.sweep", "dl.study_folder", "dl.learning_curve", "dl.robustness"),
 )
 
 

@@ -1,4 +1,7 @@
-"""Folds for cross-validation: train and validation in parts of equal size and mix of classes; never test."""
+"""Folds for cross-validation: train and validation in parts of equal size; never test.
+
+Where each example has a class, every fold has the same mix of classes.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +12,7 @@ from dl.data.order import random_order
 from dl.data.source import ArraySource, Source
 from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
+from dl.labels import is_class_label
 
 _FOLD_KEY = (1, 2**63)  # apart from the keys of epochs, (seed, epoch), and of the catalogue's splits
 _CHUNK = 1024  # examples read at once
@@ -28,8 +32,7 @@ def stratified_folds(labels: np.ndarray, num_folds: int) -> list[np.ndarray]:
       UserError: `num_folds` is out of range.
     """
     labels = np.asarray(labels)
-    if num_folds < 2:
-        raise UserError(f"folds={num_folds} is out of range; it must be at least 2")
+    _check_num_folds(num_folds)
     classes, counts = np.unique(labels, return_counts=True)
     if num_folds > counts.min(initial=len(labels)):
         smallest = int(counts.argmin())
@@ -40,6 +43,28 @@ def stratified_folds(labels: np.ndarray, num_folds: int) -> list[np.ndarray]:
     order = random_order(len(labels), *_FOLD_KEY)
     by_class = order[np.argsort(labels[order], kind="stable")]
     return [np.sort(by_class[fold::num_folds]) for fold in range(num_folds)]
+
+
+def plain_folds(num_examples: int, num_folds: int) -> list[np.ndarray]:
+    """Returns the rows of each fold, in increasing order: disjoint, together all rows, drawn at random.
+
+    The sizes differ by at most one, as in scikit-learn's KFold; the same numbers always give the same folds.
+
+    Raises:
+      UserError: `num_folds` is out of range.
+    """
+    _check_num_folds(num_folds)
+    if num_folds > num_examples:
+        raise UserError(
+            f"folds={num_folds} is more than there are examples, {num_examples}; choose at most that"
+        )
+    order = random_order(num_examples, *_FOLD_KEY)
+    return [np.sort(order[fold::num_folds]) for fold in range(num_folds)]
+
+
+def _check_num_folds(num_folds: int) -> None:
+    if num_folds < 2:
+        raise UserError(f"folds={num_folds} is out of range; it must be at least 2")
 
 
 class Rows:
@@ -99,27 +124,33 @@ def join(sources: Sequence[Source]) -> Source:
 
 
 class Folds:
-    """Train and validation of a classification set, split anew into stratified folds.
+    """Train and validation of a set, split anew into folds.
 
     Rows of train come first, then those of validation; other splits are not looked at.
+
+    Attributes:
+      unstratified: why the folds are drawn at random, in words; None where every fold has the same mix of
+        classes: where each example has a whole number `label`, and each label as many examples as folds.
     """
 
     def __init__(self, data: Splits, num_folds: int):
         """Reads all labels: of a set that is too large for memory that decodes it once.
 
         Raises:
-          UserError: the examples have no class as `label`, or `num_folds` is out of range.
+          UserError: `num_folds` is out of range.
         """
         own = [data.train, *(data.evaluations[name] for name in ("validation",) if name in data.evaluations)]
         self._data = data
         self._pool = join(own)
-        label = self._pool.spec.get("label")
-        if label is None or label.shape or not np.issubdtype(label.dtype, np.integer):
-            raise UserError(
-                f"{data.identity.name} has no whole number `label` for each example, and folds are "
-                "stratified by it; leave --folds out"
-            )
-        self._folds = stratified_folds(_labels(self._pool), num_folds)
+        _check_num_folds(num_folds)
+        labels = None
+        if is_class_label(self._pool.spec.get("label")):
+            labels = _labels(self._pool).reshape(-1)
+        self.unstratified = _why_not_stratified(labels, num_folds)
+        if labels is not None and self.unstratified is None:
+            self._folds = stratified_folds(labels, num_folds)
+        else:
+            self._folds = plain_folds(len(self._pool), num_folds)
 
     def __len__(self) -> int:
         return len(self._folds)
@@ -138,6 +169,15 @@ class Folds:
             name_suffix=f"/fold-{fold + 1}-of-{len(self)}",
             provenance_suffix=f"; fold {fold + 1} of {len(self)} held out",
         )
+
+
+def _why_not_stratified(labels: np.ndarray | None, num_folds: int) -> str | None:
+    if labels is None:
+        return "there is no class of each example as `label`"
+    values, counts = np.unique(labels, return_counts=True)
+    if counts.min() < num_folds:
+        return f"only {counts.min():,} examples have the label {values[counts.argmin()]}"
+    return None
 
 
 def _labels(source: Source) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from dl.data.source import Source
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.files import replace_text
 from dl.kinds import kind_facts
 from dl.predictions import LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
 from dl.report import curves, plots, sections
@@ -47,11 +47,8 @@ def write_report(folder: Path, out: Path, experiment: Experiment | None, trouble
       UserError: the folder holds no run, or the file cannot be written.
     """
     page = render(folder, read_record(folder), experiment, trouble)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        # JSON may hold half a surrogate pair, which no encoding of text has.
-        temporary.write_bytes(page.encode("utf-8", "backslashreplace"))
-        temporary.replace(out)
+        replace_text(out, page)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}); choose another file by --out"

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dl.errors import UserError
+from dl.files import read_regular
 from dl.kinds import FRACTION
 from dl.predictions import Kept, Predictions, read_predictions
 from dl.run import Run
 from dl.selection import FINAL_SPLIT
+
+MAX_METRICS_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +67,21 @@ def read_record(folder: Path) -> Record:
     record = run.record if folder.is_dir() else None
     if not isinstance(record, dict):
         raise UserError(f"{folder} holds no run; give the folder that a run left, such as runs/NAME-TIME")
-    missing = []
-    result = run.result
-    if not isinstance(result, dict):
-        result = {}
-        missing.append("The result: the run has not ended. Start it again with the same folder to go on.")
-    lines = _read_lines(run.metrics_path)
+    missing: list[str] = []
+    result = {}
+    try:
+        found = run.result
+        if isinstance(found, dict):
+            result = found
+        else:
+            missing.append("The result: the run has not ended. Start it again with the same folder to go on.")
+    except UserError as error:
+        missing.append(f"The result: {error}.")
+    try:
+        lines = _read_lines(run.metrics_path)
+    except UserError as error:
+        lines = []
+        missing.append(f"The learning curves: {error}.")
     if not lines:
         missing.append("The learning curves: metrics.jsonl has no lines.")
     predictions = None
@@ -100,7 +112,10 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def number(value: Any) -> float:
     """Returns a number as it is, anything else as NaN."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.nan
 
 
 def text(value: Any) -> str:
@@ -123,13 +138,15 @@ def _read_robustness(run: Run, result: Mapping[str, Any], missing: list[str]) ->
 
 
 def _read_lines(path: Path) -> list[Mapping[str, Any]]:
-    if not path.exists():
+    try:
+        content = read_regular(path, MAX_METRICS_BYTES)
+    except FileNotFoundError:
         return []
     lines: list[Mapping[str, Any]] = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in content.decode("utf-8", "replace").splitlines():
         try:
             value = json.loads(line)
-        except ValueError:  # torn: the run goes on, or was killed
+        except (ValueError, RecursionError):  # torn: the run goes on, or was killed
             continue
         if isinstance(value, dict):
             lines.append(value)

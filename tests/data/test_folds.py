@@ -1,26 +1,30 @@
 """Folds: disjoint, covering and stratified; trained and evaluated without a look at the test split."""
 
 import dataclasses
+import fcntl
 import json
 import shutil
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from dl import Experiment, PositiveInt, losses, main, optimizers
 from dl.cross_validation import cross_validate
-from dl.data import ArraySource
-from dl.data.folds import Folds, join, stratified_folds, take
+from dl.data import ArraySource, ArraySplits
+from dl.data.folds import Folds, join, plain_folds, stratified_folds, take
 from dl.data.splits import Identity
 from dl.errors import UserError
+from dl.metrics import Mean
 from dl.models.mlp import MLP
 from dl.run import Run
 from dl.trained import Trained
+from dl.types import Aux
 
 
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=60), st.integers(2, 5))
@@ -126,9 +130,9 @@ def test_views_give_any_rows_in_any_order():
     ("change", "num_folds", "message"),
     [
         ({}, 1, "folds=1 is out of range; it must be at least 2"),
-        ({}, 16, "folds=16 is more than class 0 has examples, 15; choose at most that"),
-        ({"label": np.zeros((22, 2), np.int32)}, 2, "points has no whole number `label`"),
-        ({"label": np.zeros(22, np.float32)}, 2, "points has no whole number `label`"),
+        ({}, 31, "folds=31 is more than there are examples, 30; choose at most that"),
+        ({"label": np.zeros((22, 2), np.int32)}, 45, "folds=45 is more than there are examples, 44"),
+        ({"label": np.zeros(22, np.float32)}, 1, "folds=1 is out of range; it must be at least 2"),
     ],
 )
 def test_mistakes_are_one_line(change, num_folds, message):
@@ -138,6 +142,42 @@ def test_mistakes_are_one_line(change, num_folds, message):
         data = dataclasses.replace(data, train=whole, validation=whole)
     with pytest.raises(UserError, match=message):
         Folds(data, num_folds)
+
+
+@pytest.mark.parametrize("num_folds", [2, 3, 7, 23])
+def test_plain_folds_are_disjoint_cover_and_have_the_sizes_of_scikit_learn(num_folds):
+    folds = plain_folds(23, num_folds)
+    np.testing.assert_array_equal(np.sort(np.concatenate(folds)), np.arange(23))
+    assert [len(rows) for rows in folds] == [len(rows) for _, rows in KFold(num_folds).split(np.zeros(23))]
+    assert num_folds == 23 or len(set(np.diff(folds[0]).tolist())) > 1
+
+
+NO_CLASS = "there is no class of each example as `label`"
+
+
+@pytest.mark.parametrize(
+    ("label", "why_not"),
+    [
+        (np.arange(22, dtype=np.uint8) % 3, None),
+        ((np.arange(22) % 3)[:, None], None),
+        (np.linspace(0, 1, 22, dtype=np.float32), NO_CLASS),  # of a regression
+        (np.arange(22), "only 2 examples have the label 0"),  # likewise, in whole numbers
+        (np.zeros((22, 4), np.int32), NO_CLASS),  # several classes each, or a mask
+        (None, NO_CLASS),  # of an autoencoder or a language model
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda source: source, Streamed])
+def test_folds_are_stratified_where_there_are_classes(label, why_not, wrap):
+    features = {"features": np.arange(22, dtype=np.float32)} | ({} if label is None else {"label": label})
+    source = wrap(ArraySource(features))
+    folds = Folds(dataclasses.replace(data_of(), train=source, validation=source), 3)
+    assert folds.unstratified == why_not
+    held_out = [folds[k].evaluations["validation"] for k in range(3)]
+    rows = [part[np.arange(len(part))]["features"] for part in held_out]
+    np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.repeat(np.arange(22), 2))
+    if why_not is None:
+        counts = [np.bincount(part[np.arange(len(part))]["label"].ravel()) for part in held_out]
+        assert np.ptp(counts, axis=0).max() <= 1
 
 
 def experiment(num_steps: PositiveInt = 4, seed: PositiveInt = 3) -> Experiment:
@@ -189,9 +229,15 @@ def test_the_mean_over_folds_has_students_interval(finished, capsys):
     options = json.loads((folder / "fold-2" / "run.json").read_text())["options"]
     assert options == {"num_steps": 4, "seed": 3, "folds": 3, "fold": 2}
     main(experiment, argv)  # again: nothing is trained, the last line is the result
-    *_, last = capsys.readouterr().out.splitlines()
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == (
+        "3 folds, stratified by label; each run has 4 steps, 1.333 epochs of its 20 examples or more (of the "
+        "experiment's own 22: 1.333)"
+    )
     found = f"validation_accuracy={np.mean(accuracies):.4f} validation_accuracy_ci95={low:.4f}..{high:.4f} "
-    assert f"{found}folds=3 " in last
+    assert f"{found}folds=3 stratified=True " in last
+    assert summary["is_stratified"]
+    assert [fold["epochs"] for fold in summary["folds"]] == [4 / 3] * 3
     assert last.endswith("NOTE: a caveat")
     assert [len(json.loads((folder / f"fold-{k}/run.json").read_text())["starts"]) for k in (1, 2, 3)] == [
         1
@@ -221,7 +267,7 @@ def test_what_was_trained_on_the_same_data_is_no_start(tmp_path, mesh1):
 def test_other_folders_are_refused(finished, tmp_path, mesh1):
     folder, argv = finished
     run = Run(folder / "fold-1", "t", {})
-    with pytest.raises(UserError, match="holds a run that is no cross-validation"):
+    with pytest.raises(UserError, match="is not empty and holds no cross-validation"):
         cross_validate(experiment(), run, mesh1, num_folds=2)
     with pytest.raises(SystemExit):
         main(experiment, ["--folds", "2", *argv[2:]])
@@ -234,3 +280,47 @@ def test_the_command_that_goes_on_names_the_folder_of_all_folds(monkeypatch, tmp
     run = Run(tmp_path / "all", "experiments.x", {})
     part = Run(run.folder / "fold-1", run.name, {}, run.code, run.resume_command)
     assert part.resume_command == f"python -m experiments.x --folds 3 --workdir {tmp_path}/all"
+
+
+def regression(num_steps: PositiveInt = 2) -> Experiment:
+    """A line through points: there is no class."""
+    whole = ArraySource({"image": np.arange(12, dtype=np.float32), "target": np.ones(12, np.float32)})
+
+    def loss_fn(params, model_state, batch, key):
+        loss = Mean.of((params["bias"] - batch["target"]) ** 2, batch["mask"])
+        return loss.compute(), Aux(model_state, {"mse": loss, "loss": loss})
+
+    return Experiment(
+        data=ArraySplits("line", whole),
+        init_fn=lambda key, batch: {"params": {"bias": jnp.zeros(())}},
+        loss_fn=loss_fn,
+        tx=optimizers.sgd(0.1),
+        num_steps=num_steps,
+        batch_size=4,
+    )
+
+
+def test_a_regression_without_other_splits_has_folds(tmp_path, mesh1, capsys):
+    summary = cross_validate(regression(), Run(tmp_path / "all", "line", {}), mesh1, num_folds=3)
+    assert not summary["is_stratified"]
+    assert set(summary["metrics"]["validation"]) == {"mse", "loss"}
+    out = capsys.readouterr().out
+    assert "3 folds, drawn at random, as there is no class of each example as `label`; each run has 2" in out
+    assert "folds=3 stratified=False" in out
+
+
+def test_a_folder_in_use_or_a_damaged_record_is_one_line(tmp_path, mesh1):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="is in use by another process"):
+            cross_validate(regression(), Run(folder, "line", {}), mesh1, num_folds=3)
+    (folder / "folds.json").write_bytes(b"\0" * 50)
+    with pytest.raises(UserError, match="folds.json is damaged"):
+        cross_validate(regression(), Run(folder, "line", {}), mesh1, num_folds=3)
+
+
+def test_a_class_needs_as_many_examples_as_there_are_folds():
+    with pytest.raises(UserError, match="folds=16 is more than class 0 has examples, 15; choose at most"):
+        stratified_folds(np.arange(30) % 2, 16)

@@ -1,0 +1,219 @@
+"""The folder of a study of several runs: reserved when its name is chosen, locked as a whole, one record.
+
+Sweeps, races, learning curves and cross-validations all keep their runs in such a folder. The record says
+which study it is and what has come out of it so far; it carries a digest of itself.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import fnmatch
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dl.errors import UserError
+from dl.files import MAX_JSON_BYTES, read_regular
+from dl.run import as_recorded, write_json
+
+_DIGEST = "sha256"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a study is, and what it writes.
+
+    Attributes:
+      name: such as sweep.
+      record: the name of its record, such as sweep.json.
+      parts: patterns of the names of what it writes beside the record. Such files and folders do not make a
+        folder without a record foreign: each run says for itself what it is.
+    """
+
+    name: str
+    record: str
+    parts: tuple[str, ...]
+
+
+class Study:
+    """An open study: nobody else writes to its folder.
+
+    Attributes:
+      kind: of study.
+      folder: of all its runs.
+    """
+
+    def __init__(self, kind: Kind, folder: Path):
+        self.kind = kind
+        self.folder = folder
+
+    @property
+    def path(self) -> Path:
+        """Where the record is."""
+        return self.folder / self.kind.record
+
+    def resume(self, header: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns the record of this very study, so far; None where there is none yet.
+
+        Args:
+          header: what makes it this study, as `plain` gives it. What an older record lacks is not compared.
+
+        Raises:
+          UserError: the record is damaged, or of another study.
+        """
+        there = read_record(self.path)
+        if there is None:
+            return None
+        for key, here in header.items():
+            if not is_same(there.get(key, here), here):
+                raise UserError(
+                    f"workdir={self.folder} holds another {self.kind.name} ({key}: {json.dumps(there[key])} "
+                    f"there, {json.dumps(here)} here); use its options, or another --workdir"
+                )
+        return there
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Replaces the record.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        if jax.process_index() == 0:
+            with usable(self.folder):
+                write_json(self.path, sealed(record))
+
+
+@contextlib.contextmanager
+def open_study(kind: Kind, folder: Path | None, stem: str) -> Iterator[Study]:
+    """Takes the folder of a study for this process, until the context ends.
+
+    Args:
+      kind: of study.
+      folder: where; None: a new one, runs/STEM-TIME.
+      stem: of the name of a new folder.
+
+    Raises:
+      UserError: the folder holds something else, another process uses it, or it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with usable(folder or Path("runs")):
+            folder = folder or _reserve(stem)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / kind.record).exists() and (foreign := _foreign(kind, folder)):
+                raise UserError(
+                    f"workdir={folder} is not empty and holds no {kind.name} (but {foreign}); choose another "
+                    "folder"
+                )
+            if jax.process_index() == 0:
+                stack.enter_context(_locked(folder))
+        yield Study(kind, folder)
+
+
+@contextlib.contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """A context in which an error of the file system is one line about the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"workdir={folder} cannot be used ({error.strerror or error}); choose a folder that can be "
+            "written"
+        ) from error
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Returns a record without its digest; None where there is none. An older one has no digest.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        record = json.loads(read_regular(path, MAX_JSON_BYTES).decode())
+        if not isinstance(record, dict):
+            raise ValueError("it is not a JSON object")
+        stated = record.pop(_DIGEST, None)
+        if stated is not None and stated != _digest_of(record):
+            raise ValueError("it does not fit its digest")
+    except FileNotFoundError:
+        return None
+    except RecursionError:
+        raise damaged(path, "it is nested too deeply") from None
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    return record
+
+
+def damaged(path: Path, what: str) -> UserError:
+    """Returns the error of a record that does not hold what it should."""
+    return UserError(
+        f"{path} is damaged ({what}); remove it, and the same command writes a new one from the runs that "
+        "stand beside it"
+    )
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record with its digest."""
+    plain_record = json.loads(json.dumps(record))
+    return {**plain_record, _DIGEST: _digest_of(plain_record)}
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as a record holds them: as `as_recorded`, and what is no finite number is text.
+
+    So a NaN in the record equals the NaN of the command that goes on.
+    """
+
+    def as_text(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: as_text(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [as_text(item) for item in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return as_text(as_recorded(options))
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values are the same JSON; True is not 1, and NaN is NaN."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _reserve(stem: str) -> Path:
+    """Makes a folder that was not there, so that of two that begin in one second each has its own."""
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    Path("runs").mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("unreachable: the numbers do not end")
+
+
+def _foreign(kind: Kind, folder: Path) -> str | None:
+    """Returns the name of something in the folder that no study of this kind has written, if there is one."""
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return next((n for n in names if not any(fnmatch.fnmatch(n, part) for part in kind.parts)), None)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"workdir={folder} is in use by another process; wait for it, or choose another folder"
+            ) from None
+        yield
