@@ -364,7 +364,7 @@ def test_a_sample_may_differ_by_what_sampling_explains():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("digit_properties", {"label": lambda label: label * 2 - 1}, "is -1; labels are 0 or 1"),
+        ("digit_properties", {"label": lambda x: x.astype(np.int32) * 2 - 1}, "is -1; labels are 0 or 1"),
         ("digit_properties", {"label": lambda label: label * 0.5}, "is 0.5; labels are 0 or 1"),
         (
             "characters",
