@@ -9,10 +9,13 @@ from jax.sharding import Mesh
 from dl.data import checks
 from dl.data.images import OfInput, is_image
 from dl.data.pipeline import Batches
+from dl.data.source import ArraySource, Source
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.kinds import kind_of
 from dl.labels import watched
 from dl.sharding import num_batch_shards
+from dl.types import Batch
 
 # A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
 # do for a tiny set too.
@@ -43,6 +46,7 @@ def make_batches(
     for name, source in {"train": data.train, **data.evaluations}.items():
         if not len(source):
             raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
+        check_targets(experiment, name, source)
         checks.check_numbers(name, source)
     batches = {"train": Batches(data.train, experiment.batch_size, mesh, seed=seeds or experiment.seed)}
     largest = max((len(source) for source in data.evaluations.values()), default=0)
@@ -51,6 +55,49 @@ def make_batches(
     for name, source in data.evaluations.items():
         batches[name] = Batches(source, size, mesh)
     return batches
+
+
+def check_targets(experiment: Experiment, split: str, source: Source) -> None:
+    """Raises UserError for the first target that is not what the stated kind of task compares with.
+
+    That is 0 or 1 for each of several labels, whole numbers from 0 for tokens. What the preprocessing makes
+    itself is not looked at, nor is a source that is not in memory.
+    """
+    kind = kind_of(experiment.loss_fn)
+    if kind is None or kind.name == "classification":
+        return
+    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in source.spec.items()}
+    features: set[str] = set()
+    is_stored = False
+
+    def prepare(batch: Batch) -> None:
+        nonlocal is_stored
+        prepared = batch if experiment.preprocess is None else experiment.preprocess(batch)
+        features.update(prepared)
+        is_stored = kind.target in batch and prepared.get(kind.target) is batch[kind.target]
+
+    one = {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
+    jax.eval_shape(prepare, {**example, **one})
+    if kind.target not in features:
+        raise UserError(
+            f"the {split} split has no feature {kind.target} to compare outputs with; it has "
+            f"{', '.join(source.spec)}: name one to the loss"
+        )
+    if not is_stored or kind.name not in ("multi_label", "language_model"):
+        return
+    dtype = np.dtype(source.spec[kind.target].dtype)
+    if kind.reads_tokens and dtype.kind not in "iu":
+        raise UserError(f"{kind.target} are stored as {dtype}; tokens are whole numbers: astype(np.int32)")
+    if not isinstance(source, ArraySource):
+        return
+    values = source.arrays[kind.target]
+    is_right = values >= 0 if kind.reads_tokens else (values == 0) | (values == 1)
+    if not is_right.all():
+        place = tuple(np.argwhere(~is_right)[0])
+        expected = "tokens are whole numbers from 0" if kind.reads_tokens else "labels are 0 or 1"
+        raise UserError(
+            f"{kind.target} of row {place[0]} of the {split} split is {values[place]}; {expected}"
+        )
 
 
 def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None:

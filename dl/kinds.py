@@ -41,6 +41,11 @@ class Kind:
     is_binary: bool = False
 
     @property
+    def words(self) -> str:
+        """The name as a noun in a sentence."""
+        return "multi-label classification" if self.name == "multi_label" else self.name.replace("_", " ")
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether the model's input are the numbers of tokens, which no decoding of pixels may touch."""
         return self.name == "language_model"

@@ -12,9 +12,9 @@ Every line has `kind`, `step` (updates done) and `epoch` (passes over the traini
 Where several seeds are trained at the same time, a figure is the mean over them, and `seeds` holds the
 values of each, in the order of the seeds.
 
-Losses are in nats, `accuracy` is a fraction. `examples_per_second` is over the time spent in training steps,
-without compilation, evaluation and saving, since step 0; `seconds` is all wall time since the start. A figure
-that is no finite number is null.
+The units of the metrics are those that the loss function states, see `kinds`. `examples_per_second` is over
+the time spent in training steps, without compilation, evaluation and saving, since step 0; `seconds` is all
+wall time since the start. A figure that is no finite number is null.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""A finished run reads new images: probabilities of the classes that it was trained on."""
+"""A finished run reads new images: probabilities of the classes, or labels, that it was trained on."""
 
 import csv
 import io
@@ -17,6 +17,7 @@ from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.kinds import kind_of
 from dl.loop import restore_variables
 from dl.predictions import class_names, collect_outputs, outputs_fn
 from dl.run import Run
@@ -41,6 +42,12 @@ class Classifier:
         Raises:
           UserError: the experiment classifies no images, or the run has no checkpoint.
         """
+        kind = kind_of(experiment.loss_fn)
+        if kind is not None and kind.name not in ("classification", "multi_label"):
+            raise UserError(
+                f"{run.name} is a {kind.words} and knows no classes; only a classifier can "
+                "predict from files; for its outputs see Experiment.predict_fn and dl.loop.restore_variables"
+            )
         spec = experiment.data.train.spec
         image = spec.get(experiment.input_name)
         outputs = outputs_fn(experiment)
@@ -51,7 +58,7 @@ class Classifier:
         self.image_shape = image.shape
         self._spec, self._input_name, self._mesh = spec, experiment.input_name, mesh
         self._variables = restore_variables(experiment, run, mesh)
-        self._predict = _probabilities(outputs)
+        self._predict = _probabilities(outputs, kind is not None and kind.name == "multi_label")
         shards = num_batch_shards(mesh)
         self._batch_size = -(-min(experiment.eval_batch_size, CHUNK) // shards) * shards
         num_classes = self._of(np.zeros((1, *self.image_shape), np.uint8)).shape[-1]
@@ -81,7 +88,7 @@ class Classifier:
 
 
 def _probabilities(
-    outputs: Callable[[Variables, Batch], jax.Array],
+    outputs: Callable[[Variables, Batch], jax.Array], has_many_labels: bool
 ) -> Callable[[Variables, Batch], jax.Array]:
     def predict(variables: Variables, batch: Batch) -> jax.Array:
         logits = jnp.asarray(outputs(variables, batch), jnp.float32)
@@ -89,6 +96,10 @@ def _probabilities(
             raise UserError(
                 f"the model's outputs have the shape {logits.shape}; a classifier has one row an image"
             )
+        if has_many_labels:
+            return jax.nn.sigmoid(logits)
+        if logits.shape[1] < 2:
+            raise UserError("the model has one output only, which is no classifier of two classes or more")
         return jax.nn.softmax(logits)
 
     return predict

@@ -26,6 +26,7 @@ from dl.data.splits import Identity
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.files import named_path
+from dl.kinds import kind_of
 from dl.labels import class_labels, is_class_label
 from dl.log import finite
 from dl.loop import restore_variables
@@ -166,6 +167,9 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
         known_splits = ", ".join(data.evaluations) or "none"
         raise UserError(f"--split {split}: {folder} has no such split to evaluate; choose of {known_splits}")
     outputs = outputs_fn(rebuilt.experiment)
+    kind = kind_of(rebuilt.experiment.loss_fn)
+    if kind is not None and kind.name != "classification":
+        raise UserError(f"{run.name} is a {kind.words}; only a classifier can be measured")
     source, name = data.evaluations[split], rebuilt.experiment.input_name
     if outputs is None:
         raise UserError(f"{run.name} states no outputs to classify by; give its Experiment a predict_fn=")

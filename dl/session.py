@@ -3,7 +3,6 @@
 It only orchestrates: what a step computes stands in `step`, what a batch holds in `data.pipeline`.
 """
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -348,12 +347,8 @@ class Session:
                     split,
                     lambda: bool(self.stop.received),
                 )
-            if predictions is not None and examples and split == FINAL_SPLIT:
-                predictions = dataclasses.replace(
-                    predictions,
-                    metric_names=tuple(examples),
-                    example_metrics=np.stack(list(examples.values()), 1),
-                )
+            if predictions is not None and split == FINAL_SPLIT:
+                predictions = predictions.with_metrics(examples)
             if predictions is not None and jax.process_index() == 0:
                 predictions.save(self.run.predictions_path)
             return predictions

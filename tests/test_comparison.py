@@ -231,9 +231,8 @@ def write(folder, evidence):
     (folder / "result.json").write_text(json.dumps(evidence.result))
     if evidence.predictions is not None:
         order = np.argsort(evidence.predictions["index"])
-        index, label, log_p = (
-            evidence.predictions[k][order] for k in ("index", "label", "log_probabilities")
-        )
+        kept = evidence.predictions
+        index, label, log_p = (kept[name][order] for name in ("index", "label", "log_probabilities"))
         Predictions("test", len(index), index, label, log_p, ("0", "1")).save(folder / "predictions.npz")
     return str(folder)
 

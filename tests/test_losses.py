@@ -221,3 +221,114 @@ def test_soft_labels_are_measured_by_the_mixture_of_the_hard_ones():
         first, second = measure(smoothing), measure(smoothing, label=other)
         expected = [0.7 * a + 0.3 * b for a, b in zip(first, second, strict=True)]
         np.testing.assert_allclose(measure(smoothing, target=target), expected, rtol=1e-5)
+
+
+class Given(nn.Module):
+    """Puts out the feature that it reads."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x + self.param("bias", nn.initializers.zeros, ())
+
+
+def measured(loss_fn, **batch):
+    """The loss and the metrics of a batch whose input are the outputs; the last example is padding."""
+    size = len(next(iter(batch.values())))
+    batch = {name: jnp.asarray(value) for name, value in batch.items()}
+    mask = jnp.arange(size) < size - 1
+    params = {"bias": jnp.zeros(())}
+    batch["mask"] = mask
+    (loss, aux), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, {}, batch, None)
+    assert np.isfinite(gradient["bias"])
+    return float(loss), {name: float(metric.compute()) for name, metric in aux.metrics.items()}, aux.metrics
+
+
+def test_multi_label_is_the_mean_over_the_labels_of_valid_examples():
+    random = np.random.default_rng(0)
+    logits, label = random.normal(size=(9, 3)).astype(np.float32), random.integers(0, 2, (9, 3))
+    logits[-1] = 1e6  # on padding
+    loss, metrics, means = measured(losses.multi_label(Given()), image=logits, label=label)
+    log_odds, label = logits[:-1].astype(float), label[:-1]
+    expected = np.logaddexp(0, np.where(label, -log_odds, log_odds)).mean()
+    is_right = (log_odds > 0) == label
+    assert loss == pytest.approx(expected, rel=1e-5)
+    figures = {"loss": expected, "label_accuracy": is_right.mean(), "exact_match": is_right.all(1).mean()}
+    assert metrics == pytest.approx(figures, rel=1e-5)
+    assert [means[name].better for name in figures] == ["min", "max", "max"]
+    with pytest.raises(ValueError, match="differ; both must be"):
+        measured(losses.multi_label(Given()), image=logits, label=label[:, 0])
+
+
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_an_autoencoder_is_compared_with_its_input(is_binary):
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return 0.5 * x + self.param("bias", nn.initializers.zeros, ())
+
+    image = np.random.default_rng(0).random((5, 2, 3, 1)).astype(np.float32)
+    loss, metrics, _ = measured(losses.autoencoder(Half(), is_binary=is_binary), image=image)
+    x = image[:-1].astype(float)
+    if not is_binary:
+        assert loss == metrics["loss"] == pytest.approx(np.square(x / 2).mean(), rel=1e-5)
+        assert metrics.keys() == {"loss"}
+        return
+    p = 1 / (1 + np.exp(-x / 2))
+    assert loss == pytest.approx(-(x * np.log(p) + (1 - x) * np.log(1 - p)).mean(), rel=1e-5)
+    assert metrics["mean_squared_error"] == pytest.approx(np.square(p - x).mean(), rel=1e-5)
+
+
+def test_an_output_of_another_shape_than_the_input_is_refused():
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return x.reshape(len(x), -1) + self.param("bias", nn.initializers.zeros, ())
+
+    for is_binary in (False, True):
+        with pytest.raises(ValueError, match="differ"):
+            measured(losses.autoencoder(Flat(), is_binary=is_binary), image=np.zeros((3, 2, 2, 1)))
+
+
+class Uniform(nn.Module):
+    """Logits of a vocabulary of four, from which each token predicts the next number with logit 2."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        scale = 2 + self.param("bias", nn.initializers.zeros, ())
+        return jax.nn.one_hot((tokens + 1) % 4, 4) * scale
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_a_language_model_predicts_the_next_token_and_weighs_by_tokens(dtype):
+    tokens = np.array([[1, 2, 3, 0], [3, 1, 0, 0], [2, 2, 2, 2]], dtype)  # 0 is padding, the last row too
+    loss, metrics, means = measured(losses.language_model(Uniform(), padding_id=0), tokens=tokens)
+    normaliser = np.log(np.exp(2) + 3)
+    # Of the tokens 2 and 3, and 1, the first two are as expected.
+    expected = (2 * (normaliser - 2) + normaliser) / 3
+    assert loss == metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    total, count = means["loss"].each
+    np.testing.assert_allclose(count, [2, 1, 0])
+    np.testing.assert_allclose(total, [2 * (normaliser - 2), normaliser, 0], rtol=1e-5)
+    assert measured(losses.language_model(Uniform()), tokens=tokens)[2]["loss"].count == 6
+
+
+def test_outputs_that_are_no_logits_of_tokens_are_refused():
+    for tokens in (np.zeros((3, 1), np.int32), np.zeros(3, np.int32)):
+        with pytest.raises(ValueError, match="a language model's logits have shape"):
+            measured(losses.language_model(Uniform()), tokens=tokens)
+    with pytest.raises(ValueError, match="a language model's logits have shape"):
+        measured(losses.language_model(Given()), tokens=np.zeros((3, 4), np.float32))
+
+
+def test_a_regression_names_its_target_and_measures_the_absolute_error_too():
+    output, target = np.array([1.0, 2.0, 9.0], np.float32), np.array([3.0, 2.5, 0.0], np.float32)
+    loss_fn = losses.regression(Given(), input_name="x", target_name="angle")
+    loss, metrics, means = measured(loss_fn, x=output, angle=target)
+    assert loss == pytest.approx((4 + 0.25) / 2)
+    assert metrics == pytest.approx({"loss": loss, "mean_absolute_error": 1.25})
+    assert {metric.better for metric in means.values()} == {"min"}
+    assert (loss_fn.kind.target, loss_fn.kind.units["loss"]) == ("angle", "squared error")
+    own = losses.regression(Given(), lambda output, target: jnp.abs(output - target)[:, 0])
+    half = losses.regression(Given(), losses.half_squared_error)
+    assert [one.kind.units["loss"] for one in (own, half)] == ["value", "half the squared error"]

@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +29,21 @@ from dl.loop import train
 from dl.members import consecutive
 from dl.models.mlp import MLP
 from dl.predictions import (
+    Kept,
+    LanguageModel,
+    MultiLabel,
+    Outputs,
     Predictions,
+    Reconstruction,
+    Regression,
     by_kind,
     collect_outputs,
     collect_predictions,
+    figures_of,
     outputs_fn,
     read_predictions,
 )
+from dl.report.classifier import classifier_sections
 from dl.run import Run
 
 MODEL = MLP(hidden=(), num_classes=3)
@@ -156,6 +166,167 @@ def test_a_failure_to_collect_them_does_not_fail_the_run(tmp_path, mesh1, capsys
     assert (
         "no predictions of test were written (TypeError: needs another argument)" in capsys.readouterr().out
     )
+
+
+SIZE = 6
+INDEX = np.arange(SIZE, dtype=np.int32)
+FLOATS = np.arange(2.0 * SIZE, dtype=np.float32).reshape(SIZE, 2)
+SHOWN = np.array([5, 0], np.int32)
+COMMON = {"metric_names": ("loss",), "example_metrics": np.ones((SIZE, 1, 2), np.float32)}
+KEPT = [
+    Predictions("test", SIZE, INDEX, INDEX % 2, FLOATS, ("a", "β"), **COMMON),
+    MultiLabel("test", SIZE, INDEX, FLOATS > 3, FLOATS, ("a", "b")),
+    Regression("test", SIZE, INDEX, FLOATS, FLOATS * np.nan, ("x", "y"), **COMMON),
+    Reconstruction("test", SIZE, INDEX, FLOATS[:, 0], SHOWN, 1, FLOATS[SHOWN], FLOATS[SHOWN]),
+    LanguageModel(
+        *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX + 1, SHOWN, 1),
+        *(np.array([[0, 1, 1], [1, 0, 0]], np.int32), np.full((2, 2), np.nan, np.float32), ("a", "b")),
+    ),
+    LanguageModel(
+        *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX + 1, SHOWN, 1),
+        *(np.array([[0, 9, 1], [1, 0, 0]], np.int32), np.zeros((2, 2), np.float32), ()),
+    ),
+    Outputs("test", 9, INDEX, FLOATS[..., None]),
+]
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.kind)
+def test_every_kind_is_read_as_it_was_written(kept, tmp_path):
+    kept.save(tmp_path / "predictions.npz")
+    found = read_predictions(tmp_path / "predictions.npz")
+    assert type(found) is type(kept)
+    for name, value in vars(kept).items():
+        np.testing.assert_array_equal(getattr(found, name), value)
+    assert list(tmp_path.iterdir()) == [tmp_path / "predictions.npz"]
+
+
+def arrays_of(kept, path):
+    kept.save(path)
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file}
+
+
+def read_or_refuse(path):
+    """Returns what the file holds; None where it is refused in one line, as it must be otherwise."""
+    try:
+        return read_predictions(path)
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
+    return None
+
+
+HOSTILE = [
+    np.array(7),
+    np.array("word"),
+    np.zeros((0,), np.float32),
+    np.zeros((SIZE, 2), np.complex64),
+    np.array([{}], object),
+    np.full(SIZE, -1),
+    np.full(SIZE, 10**9),
+    np.zeros(SIZE, ">i4"),
+    np.zeros(SIZE, "M8[s]"),
+    np.zeros((SIZE, 2, 2, 2), np.float32),
+    np.zeros(SIZE, [("a", "i4")]),
+    None,
+]
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.kind)
+def test_whatever_stands_in_the_file_it_is_read_or_refused_in_one_line(kept, tmp_path):
+    path = tmp_path / "predictions.npz"
+    arrays = arrays_of(kept, path)
+    for name in arrays:
+        for value in HOSTILE:
+            changed = {key: array for key, array in {**arrays, name: value}.items() if array is not None}
+            np.savez(path, **changed)
+            if (found := read_or_refuse(path)) is None:
+                continue
+            assert isinstance(found, Kept)
+            assert found.sample  # what is read can be used
+            assert isinstance(figures_of(found), dict)
+
+
+def header(shape, dtype="<f4"):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header((10**12,)),
+        header((2**62, 4)),
+        header((2**64,)) + bytes(8),
+        header((0, 10**12)),
+        header((1000,), "<U1000000"),
+        header((1,), "|O") + b"cos\nsystem\n(S'true'\ntR.",
+        b"\x93NUMPY\x09\x00",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', ",
+        b"",
+        bytes(2**20),
+    ],
+    ids=["huge", "overflow", "64 bits", "empty", "strings", "pickle", "version", "torn", "none", "zeros"],
+)
+def test_headers_that_claim_too_much_are_one_line_and_allocate_nothing(content, tmp_path):
+    path = tmp_path / "predictions.npz"
+    members = {}
+    for key, value in arrays_of(KEPT[0], path).items():
+        file = io.BytesIO()
+        np.lib.format.write_array(file, value, allow_pickle=False)
+        members[key] = file.getvalue()
+    for name in ("log_probabilities", "class_names", "index"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for key, member in {**members, name: content}.items():
+                archive.writestr(f"{key}.npy", member)
+        with pytest.raises(UserError, match="does not hold predictions") as caught:
+            read_predictions(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_flipped_bits_and_torn_files_are_refused_or_harmless(tmp_path):
+    path = tmp_path / "predictions.npz"
+    random = np.random.default_rng(0)
+    for kept in KEPT:
+        kept.save(path)
+        whole = path.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            damaged[random.integers(len(whole))] ^= 1 << random.integers(8)
+            size = len(whole) if random.random() < 0.8 else random.integers(len(whole))
+            path.write_bytes(damaged[:size])
+            if (found := read_or_refuse(path)) is None:
+                continue
+            for name, value in vars(kept).items():
+                np.testing.assert_array_equal(getattr(found, name), value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "predictions.npz")
+    with pytest.raises(UserError, match="no regular file"):
+        read_predictions(tmp_path / "predictions.npz")
+
+
+def test_predictions_without_a_kind_are_a_classification(tmp_path):
+    path = tmp_path / "predictions.npz"
+    arrays = arrays_of(KEPT[0], path)
+    for name in ("kind", "metric_names", "example_metrics"):
+        del arrays[name]
+    np.savez_compressed(path, **arrays)  # as before
+    assert isinstance(read_predictions(path), Predictions)
+
+
+def test_a_nan_in_them_is_left_out_of_a_report_and_counted():
+    label = np.arange(40, dtype=np.int32) % 2
+    log_p = np.log(np.where(np.eye(2)[label] > 0, 0.8, 0.2)).astype(np.float32)
+    log_p[3] = np.nan
+    index = np.arange(40, dtype=np.int32)
+    section = classifier_sections(Predictions("test", 40, index, label, log_p, ("a", "b")), None)
+    assert section.accuracy == 1.0
+    assert "without 1 whose predictions are no numbers" in section.sample
+    with pytest.raises(UserError, match="all 40 of them are no numbers"):
+        classifier_sections(Predictions("test", 40, index, label, log_p * np.nan, ("a", "b")), None)
 
 
 def test_the_file_is_read_without_pickles(tmp_path):

@@ -40,7 +40,8 @@ class Spread:
         """Returns the moments of totals and weights, both of shape … × N."""
         totals, weights = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
         counts = weights != 0
-        is_count = (totals >= 0) & (totals <= weights) & (totals % 1 == 0) & (weights % 1 == 0)
+        is_count = (totals >= 0) & (totals <= weights)
+        is_count &= (totals == np.round(totals)) & (weights == np.round(weights))
         is_zero_or_one = ((totals == 0) | (totals == 1)) & (weights == 1)
         with np.errstate(invalid="ignore", over="ignore"):  # then there is no interval
             sums = tuple(

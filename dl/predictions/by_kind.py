@@ -21,8 +21,9 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import Kind, kind_of
 from dl.losses import next_token
-from dl.predictions.collect import class_names, collect_outputs, outputs_fn
+from dl.predictions.collect import class_names, collect_outputs, prepared_outputs_fn
 from dl.predictions.kept import (
+    MAX_BYTES,
     Kept,
     LanguageModel,
     MultiLabel,
@@ -33,7 +34,6 @@ from dl.predictions.kept import (
 )
 from dl.types import Batch, Variables
 
-MAX_BYTES = 64 * 2**20  # that are kept of a split; of a larger one it is a random sample of its examples
 MAX_SHOWN = 256  # examples that are kept in full: an eighth for their error, the others at random
 _SAMPLE_KEY = (0, 2**62)  # apart from the keys of epochs, (seed, epoch)
 
@@ -62,7 +62,7 @@ def collect_predictions(
     Raises:
       UserError: outputs or targets are not those of the kind that is stated.
     """
-    outputs = _with_prepared(experiment)
+    outputs = prepared_outputs_fn(experiment)
     if outputs is None:
         return None
     kind = kind_of(experiment.loss_fn)
@@ -135,27 +135,6 @@ class _Collection:
         return max(1, sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in leaves))
 
 
-def _with_prepared(
-    experiment: Experiment,
-) -> Callable[[Variables, Batch], tuple[jax.Array, Batch]] | None:
-    """Returns the function from variables and a stored batch to the outputs and the preprocessed batch."""
-    outputs = outputs_fn(dataclasses.replace(experiment, preprocess=None))
-    if outputs is None:
-        return None
-
-    def with_prepared(variables: Variables, batch: Batch) -> tuple[jax.Array, Batch]:
-        prepared = batch if experiment.preprocess is None else experiment.preprocess(batch)
-        # A label is a number of a class, whatever is made of it on the way.
-        label = {
-            name: value
-            for name, value in batch.items()
-            if name == "label" and not jnp.issubdtype(prepared[name].dtype, jnp.integer)
-        }
-        return outputs(variables, prepared), {**prepared, **label}
-
-    return with_prepared
-
-
 def _guess(
     outputs: Callable[[Variables, Batch], tuple[jax.Array, Batch]], variables: Variables, batches: Batches
 ) -> str | None:
@@ -164,7 +143,9 @@ def _guess(
     if not jnp.issubdtype(output.dtype, jnp.floating) or output.shape[:1] != batch["mask"].shape:
         return None
     label = batch.get("label")
-    is_class = label is not None and label.ndim == 1 and jnp.issubdtype(label.dtype, jnp.integer)
+    is_class = (
+        label is not None and math.prod(label.shape[1:]) == 1 and jnp.issubdtype(label.dtype, jnp.integer)
+    )
     if is_class and output.ndim == 2 and output.shape[1] > 1:
         return Predictions.kind
     return Outputs.kind if math.prod(output.shape[1:]) * 4 <= MAX_BYTES else None

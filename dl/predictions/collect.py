@@ -3,10 +3,12 @@
 Shapes: B examples of a batch.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -40,6 +42,25 @@ def outputs_fn(experiment: Experiment) -> OutputsFn | None:
         return apply_model(model, params, state, batch[experiment.input_name], None)[0]
 
     return outputs
+
+
+def prepared_outputs_fn(
+    experiment: Experiment,
+) -> Callable[[Variables, Batch], tuple[jax.Array, Batch]] | None:
+    """Returns the function from variables and a stored batch to the outputs and the preprocessed batch."""
+    outputs = outputs_fn(dataclasses.replace(experiment, preprocess=None))
+    if outputs is None:
+        return None
+
+    def with_prepared(variables: Variables, batch: Batch) -> tuple[jax.Array, Batch]:
+        prepared = batch if experiment.preprocess is None else experiment.preprocess(batch)
+        # A label is a number of a class, whatever is made of it on the way.
+        label = prepared.get("label")
+        is_lost = "label" in batch and (label is None or not jnp.issubdtype(label.dtype, jnp.integer))
+        kept = {**prepared, "label": batch["label"]} if is_lost else prepared
+        return outputs(variables, prepared), kept
+
+    return with_prepared
 
 
 def collect_outputs(

@@ -7,11 +7,13 @@ that are kept in full, T tokens of a sequence, Q metrics.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, Self
 
 import numpy as np
 
 from dl.files import replace_file
+
+MAX_BYTES = 64 * 2**20  # that are kept of a split; of a larger one it is a random sample of its examples
 
 Layout = Mapping[str, tuple[str, str]]
 
@@ -53,6 +55,17 @@ class Kept:
         if self.is_whole:
             return f"all {self.num_examples:,} examples of {of}"
         return f"a random {len(self.index):,} of the {self.num_examples:,} examples of {of}"
+
+    def with_metrics(self, examples: Mapping[str, np.ndarray]) -> Self:
+        """Returns the same with the metrics of each example; without, where they would take too much.
+
+        Args:
+          examples: by metric, total and weight of each example of the split, shape M × 2.
+        """
+        if not examples or sum(rows.nbytes for rows in examples.values()) > MAX_BYTES:
+            return self
+        rows = np.stack([np.asarray(rows, np.float32) for rows in examples.values()], 1)
+        return dataclasses.replace(self, metric_names=tuple(examples), example_metrics=rows)
 
     def save(self, path: Path) -> None:
         """Writes an .npz without pickles, so that a reader sees the old file or the new one."""

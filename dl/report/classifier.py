@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dl.data.source import Source
+from dl.errors import UserError
 from dl.evaluation import classification_figures
 from dl.evaluation.ranking import precision_recall_curve, roc_curve
 from dl.predictions import Predictions
@@ -83,7 +84,7 @@ class Classifier:
 
 
 def classifier_sections(predictions: Predictions, pictures: Source | None) -> Classifier:
-    """Returns what is shown of a classifier.
+    """Returns what is shown of a classifier; an example with a NaN is left out and counted.
 
     Args:
       predictions: of one split.
@@ -92,13 +93,24 @@ def classifier_sections(predictions: Predictions, pictures: Source | None) -> Cl
     Raises:
       UserError: the predictions are no log-probabilities.
     """
+    sampled = predictions
+    is_number_N = ~np.isnan(predictions.log_probabilities).any(1)
+    left_out = int((~is_number_N).sum())
+    if left_out == len(is_number_N):
+        raise UserError(f"all {left_out:,} of them are no numbers (NaN)")
+    if left_out:
+        predictions = dataclasses.replace(
+            predictions,
+            index=predictions.index[is_number_N],
+            label=predictions.label[is_number_N],
+            log_probabilities=predictions.log_probabilities[is_number_N],
+        )
     names, label_N = predictions.class_names, predictions.label
     log_p_NC = predictions.log_probabilities
     figures = classification_figures(log_p_NC, label_N)
-    size, of = len(label_N), f"the {predictions.split} split"
-    sample = f"all {size:,} examples of {of}"
-    if size < predictions.num_examples:
-        sample = f"a random {size:,} of the {predictions.num_examples:,} examples of {of}"
+    sample = sampled.sample
+    if left_out:
+        sample += f", without {left_out:,} whose predictions are no numbers (NaN)"
     wrong_N = np.flatnonzero(log_p_NC.argmax(-1) != label_N)
     confusion_CC = np.asarray(figures["confusion"])
     recall_C, labelled_C = np.asarray(figures["recall"]), confusion_CC.sum(1)

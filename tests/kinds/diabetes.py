@@ -46,7 +46,7 @@ def experiment(
         loss_fn=losses.regression(model, input_name="features"),
         tx=optimizers.adam(learning_rate),
         num_steps=num_steps,
-        batch_size=50,
+        batch_size=48,
         seed=seed,
     )
 

@@ -19,7 +19,7 @@ class Autoencoder(nn.Module):
 
 
 def experiment(
-    num_steps: PositiveInt = 40, num_codes: PositiveInt = 8, is_binary: bool = False, seed: Seed = 0
+    num_steps: PositiveInt = 45, num_codes: PositiveInt = 8, is_binary: bool = False, seed: Seed = 0
 ) -> Experiment:
     """Trains the autoencoder.
 
@@ -45,7 +45,7 @@ def experiment(
         loss_fn=losses.autoencoder(model, is_binary=is_binary),
         tx=optimizers.adam(3e-3),
         num_steps=num_steps,
-        batch_size=100,
+        batch_size=80,
         seed=seed,
     )
 

@@ -29,7 +29,7 @@ def experiment(num_steps: PositiveInt = 60, seed: Seed = 0) -> Experiment:
     digits = load_digits()
     images = (digits.images * 15).astype(np.uint8)[..., None]
     digit = digits.target
-    labels = np.stack([digit % 2 == 0, np.isin(digit, (2, 3, 5, 7)), digit > 4], 1).astype(np.int32)
+    labels = np.stack([digit % 2 == 0, np.isin(digit, (2, 3, 5, 7)), digit > 4], 1).astype(np.uint8)
 
     def part(start: int, stop: int) -> ArraySource:
         return ArraySource({"image": images[start:stop], "label": labels[start:stop]})
@@ -46,7 +46,7 @@ def experiment(num_steps: PositiveInt = 60, seed: Seed = 0) -> Experiment:
         loss_fn=losses.multi_label(model),
         tx=optimizers.adam(1e-2),
         num_steps=num_steps,
-        batch_size=100,
+        batch_size=80,
         seed=seed,
     )
 
