@@ -82,7 +82,7 @@ def parse(
     argv = sys.argv[1:] if argv is None else argv
     if not set(VERSION).isdisjoint(argv):
         print(version_line())
-        sys.exit()
+        sys.exit(0)
     of_experiment = _fields(
         {name: parameter.default for name, parameter in inspect.signature(experiment_fn).parameters.items()},
         experiment_fn,

@@ -87,6 +87,13 @@ def test_mistakes_are_one_line(argv, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_whole_number_may_be_larger_than_any_float():
+    assert read("--batch-size", "9" * 400)[0]["batch_size"] == int("9" * 400)
+    with pytest.raises(UserError, match="Exceeds the limit") as caught:
+        read("--batch-size", "9" * 5000)
+    assert "\n" not in str(caught.value)
+
+
 def test_mistakes_in_a_signature_are_one_line():
     def no_default(batch_size: int):
         pass
