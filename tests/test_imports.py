@@ -24,7 +24,14 @@ LAYERS = [
     ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    ("dl.comparison", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
+    (
+        "dl.comparison",
+        "dl.corruption_errors",
+        "dl.search",
+        "dl.sweep_report",
+        "dl.power_law",
+        "dl.race_report",
+    ),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
     (
         "dl.step",
