@@ -102,7 +102,7 @@ def _of_seeds() -> Iterator[Check]:
         yield Check("Student over seeds", f"{num} seeds", seeds)
 
         def shares(random: Random, num: int = num) -> bool:
-            return holds(t_interval(random.beta(97, 3, num), is_share=True), 0.97)
+            return holds(t_interval(random.beta(970, 30, num), is_share=True), 0.97)
 
         yield Check("Student over seeds, within [0, 1]", f"{num} seeds of an accuracy of 0.97", shares)
 
