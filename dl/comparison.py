@@ -12,7 +12,8 @@ import numpy as np
 
 from dl.errors import UserError
 from dl.evaluation.intervals import Interval, t_interval
-from dl.evaluation.paired import mcnemar, newcombe_paired, paired_ratio, paired_t
+from dl.evaluation.paired import paired_t
+from dl.pairing import pair_examples
 from dl.selection import FINAL_SPLIT
 from dl.tables import Table
 
@@ -31,13 +32,13 @@ class Evidence:
       name: the folder.
       record: the content of run.json.
       result: of result.json.
-      predictions: of predictions.npz: `index`, `label` and `log_probabilities` of one split; None without.
+      predictions: the fields of the `Kept` in predictions.npz, of one split; None without.
     """
 
     name: str
     record: Mapping[str, Any]
     result: Mapping[str, Any]
-    predictions: Mapping[str, np.ndarray] | None = None
+    predictions: Mapping[str, Any] | None = None
 
 
 Side = Sequence[Evidence]
@@ -140,7 +141,6 @@ def name_of(side: Side) -> str:
     return side[0].name if len(side) == 1 else f"{side[0].name} + {len(side) - 1}"
 
 
-_PAIRED = ("accuracy", "loss")  # what predictions tell of each example
 BySeed = dict[int, Mapping[str, Mapping[str, Any]]]
 
 
@@ -167,11 +167,12 @@ def _difference(
             p_value = paired_t(values_b, values_a)
     elif len(values_a) > 1 or len(values_b) > 1:
         test = "the seeds are not the same on both sides"
-    elif metric not in _PAIRED or _split_of(first[0]) != split or _split_of(other[0]) != split:
+    elif _split_of(first[0]) != split or _split_of(other[0]) != split:
         test = "one seed, and no predictions to pair"
     else:
         values = float(values_a[0]), float(values_b[0])
-        test, interval, p_value = _same_examples(first[0], other[0], metric, values, confidence)
+        sides = first[0].predictions or {}, other[0].predictions or {}
+        test, interval, p_value = pair_examples(*sides, metric, values, confidence)
     if interval is not None:
         stated = first[0].result.get("better", _BETTER).get(metric)
         verdict = NO_DIFFERENCE
@@ -181,42 +182,6 @@ def _difference(
                 verdict = "better" if (interval.estimate > 0) == (stated == "max") else "worse"
     means = float(values_a.mean()), float(values_b.mean())
     return Difference(split, metric, *means, interval, p_value, test, verdict)
-
-
-def _same_examples(
-    a: Evidence, b: Evidence, metric: str, values: tuple[float, float], confidence: float
-) -> tuple[str, Interval | None, float | None]:
-    """Returns the test, the interval of b - a and p, of a metric whose `values` were measured."""
-    assert a.predictions is not None
-    assert b.predictions is not None
-    (index_a, label_N, log_p_a_NC), (index_b, label_b, log_p_b_NC) = map(
-        _in_order, (a.predictions, b.predictions)
-    )
-    if not np.array_equal(index_a, index_b) or not np.array_equal(label_N, label_b):
-        return "the predictions are of different examples or labels", None, None
-    num = len(label_N)
-    each_a, each_b = (
-        log_p_NC.argmax(1) == label_N if metric == "accuracy" else -log_p_NC[np.arange(num), label_N]
-        for log_p_NC in (log_p_a_NC, log_p_b_NC)
-    )
-    # Another figure, such as a loss with a penalty, is not what the predictions tell of each example.
-    if not np.allclose((each_a.mean(dtype=float), each_b.mean(dtype=float)), values, rtol=1e-3):
-        return f"the {metric} is not the mean of what the predictions say", None, None
-    if metric != "accuracy":
-        rows_a, rows_b = (np.stack([each, np.ones(num)], -1) for each in (each_a, each_b))
-        return f"paired t over {num:,} examples", *paired_ratio(rows_b, rows_a, confidence)
-    test = mcnemar(each_b, each_a)
-    both = int((each_a & each_b).sum())
-    neither = num - both - test.only_a - test.only_b
-    interval = newcombe_paired(test.only_a, test.only_b, both, neither, confidence)
-    words = f"McNemar, exact, {num:,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
-    return words, interval, test.p_value
-
-
-def _in_order(predictions: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns index, label and log-probabilities, in the order of the index."""
-    order = np.argsort(predictions["index"], kind="stable")
-    return tuple(predictions[name][order] for name in ("index", "label", "log_probabilities"))  # type: ignore[return-value]
 
 
 def _split_of(evidence: Evidence) -> str | None:

@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax
 import optax
 
-from dl.data.images import to_unit_range
+from dl.data.images import OfInput, to_unit_range
 from dl.data.splits import Splits
 from dl.errors import UserError
 from dl.freezing import Patterns
 from dl.gradients import mean_gradient
 from dl.initial import Initial
+from dl.kinds import kind_of
 from dl.precision import LossScale
 from dl.selection import KeepBest, Target
 from dl.sharding import Rules
@@ -38,7 +39,8 @@ class Experiment:
       frozen: patterns; the parameters in whose paths one is found stay as they are, and so do the
         statistics of their batch norms.
       preprocess: from a stored batch to the model's input, on the device, in training and evaluation;
-        by default unsigned bytes become floats in [0, 1].
+        by default the input's pixels become floats in [0, 1]; no other feature changes, see `data.images`.
+        The tokens of a language model stay as they are.
       augment: from a key and one preprocessed example to an example; training only.
       grad_fn: how the loss becomes a gradient.
       keep_best: end with the variables of the best evaluation, and stop early where it says so.
@@ -83,6 +85,12 @@ class Experiment:
                 raise UserError(f"{name}={value} is out of range; it must be at least 1")
         if self.model is None and self.init_fn is None:
             raise ValueError("an Experiment needs a model or an init_fn")
+        kind = kind_of(self.loss_fn)
+        if kind is not None and kind.reads_tokens and self.preprocess is to_unit_range:
+            object.__setattr__(self, "preprocess", None)  # numbers of tokens are no pixels
+        if isinstance(self.preprocess, OfInput):
+            of_input = dataclasses.replace(self.preprocess, name=self.input_name)
+            object.__setattr__(self, "preprocess", of_input)
 
     def init(self, key: Key, batch: Batch) -> Variables:
         """Returns the model's initial variables for a stored batch."""

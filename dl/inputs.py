@@ -1,12 +1,17 @@
 """The batches of an experiment: of the training split and of each evaluation split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from dl.data import checks
+from dl.data.images import OfInput, is_image
 from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.labels import watched
 from dl.sharding import num_batch_shards
 
 # A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
@@ -25,9 +30,11 @@ def make_batches(
       seeds: of the members that are trained at the same time, each in an order of its own.
 
     Raises:
-      UserError: a split is empty, or a batch is larger than the training split.
+      UserError: a split is empty, a feature has a name that batches keep for themselves, a whole number is
+        too large for the device, or a batch is larger than the training split.
     """
     data = experiment.data
+    _check_input(experiment)
     if experiment.batch_size > max(len(data.train), MAX_PADDED_BATCH):
         raise UserError(
             f"batch_size={experiment.batch_size} is larger than the training split of "
@@ -36,6 +43,7 @@ def make_batches(
     for name, source in {"train": data.train, **data.evaluations}.items():
         if not len(source):
             raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
+        checks.check_numbers(name, source)
     batches = {"train": Batches(data.train, experiment.batch_size, mesh, seed=seeds or experiment.seed)}
     largest = max((len(source) for source in data.evaluations.values()), default=0)
     shards = num_batch_shards(mesh)
@@ -43,3 +51,56 @@ def make_batches(
     for name, source in data.evaluations.items():
         batches[name] = Batches(source, size, mesh)
     return batches
+
+
+def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None:
+    """Looks once at all labels that the loss compares with outputs for classes, before anything is trained.
+
+    Which feature holds them, and how many classes there are, follows from the loss: it hands a feature of the
+    batch to `losses.cross_entropy` or `metrics.accuracy`, as `losses.classification` does.
+
+    Raises:
+      UserError: the first label that is no class, by split, row and value.
+    """
+    found: dict[str, int] = {}
+
+    def evaluate(key: jax.Array, batch: dict[str, jax.Array]) -> None:
+        variables = experiment.init(key, batch)
+        if experiment.preprocess is not None:
+            batch = experiment.preprocess(batch)
+        state = {name: collection for name, collection in variables.items() if name != "params"}
+        with watched() as seen:
+            experiment.loss_fn(variables.get("params", {}), state, batch, None)
+        for labels, num_classes in seen:
+            found.update({name: num_classes for name, feature in batch.items() if feature is labels})
+
+    batch = batches["train"].abstract
+    first = len(batch["mask"].shape) - 1  # of several members the leading axis is theirs
+    example = {name: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype) for name, leaf in batch.items()}
+    jax.eval_shape(evaluate, jax.random.key(0), example)
+    for split, of_split in batches.items():
+        of_split.num_classes = found
+        for name, num_classes in found.items():
+            checks.check_classes(split, of_split.source, name, num_classes)
+
+
+def describe_input(experiment: Experiment) -> str:
+    """Returns a line about an input in bytes that is read as it is; empty where there is nothing to say."""
+    leaf, name = experiment.data.train.spec.get(experiment.input_name), experiment.input_name
+    if not isinstance(experiment.preprocess, OfInput) or leaf is None or is_image(name, leaf):
+        return ""
+    if leaf.dtype not in (np.uint8, np.uint16):
+        return ""
+    return (
+        f"the input {name}, {leaf.dtype} of shape {leaf.shape}, is read as whole numbers, not as pixels in "
+        f"[0, 1]; for pixels state preprocess=unit_range({name!r}), and preprocess=None for numbers"
+    )
+
+
+def _check_input(experiment: Experiment) -> None:
+    spec, is_stored = experiment.data.train.spec, isinstance(experiment.preprocess, OfInput | None)
+    if experiment.init_fn is None and is_stored and experiment.input_name not in spec:
+        raise UserError(
+            f"the data have no feature {experiment.input_name} for the model to read; they have "
+            f"{', '.join(spec)}: state one as the Experiment's input_name="
+        )

@@ -12,12 +12,14 @@ from jax.sharding import Mesh
 from dl.checkpoint import Checkpoints
 from dl.console import Console
 from dl.data.pipeline import Batches
+from dl.data.recorded import record_of
 from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.initial import Context, check_fits
-from dl.inputs import make_batches
+from dl.inputs import check_labels, describe_input, make_batches
 from dl.members import Members
+from dl.predictions import Disagreement
 from dl.program import Program
 from dl.run import Run
 from dl.selection import FINAL_SPLIT, look_up
@@ -67,7 +69,8 @@ def train(
         run.check(facts)
         if run.result is not None:
             console.line(f"finished before: {final_line(run.result, run)}")
-            return run.result
+            return _agreeing(run.result)
+        check_labels(experiment, batches)
         program = Program(experiment, mesh, batches, members)
         experiment = _with_directions(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
@@ -75,6 +78,8 @@ def train(
             facts["initial"] = tree_digest(start)
             run.check(facts)
         introduce(console, experiment, run, mesh, program.facts, members)
+        if note := describe_input(experiment):
+            console.line(note)
         run.open({**facts, **program.facts}, mesh)
         stack.callback(run.close)
         stop = stack.enter_context(StopSignals())
@@ -89,7 +94,14 @@ def train(
         result = session.result(mesh)
         run.finish(result)
         console.line(final_line(result, run))
-        return result
+        return _agreeing(result)
+
+
+def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns a result whose predictions agree with what was measured; it is stored either way."""
+    if "disagreement" in result:
+        raise Disagreement(result["disagreement"])
+    return result
 
 
 def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables:
@@ -112,7 +124,11 @@ def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables
 
 def _facts(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data
-    return {"dataset": dataclasses.asdict(data.identity), "notice": data.notice}
+    return {
+        "dataset": dataclasses.asdict(data.identity),
+        "data": record_of(data),
+        "notice": data.notice,
+    }
 
 
 def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> Experiment:

@@ -13,6 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dl.labels import class_labels
+
 Direction = Literal["min", "max"]
 """Whether the smallest or the largest value of a metric is the best one."""
 
@@ -85,6 +87,7 @@ def accuracy(logits_BC: jax.Array, labels: jax.Array, mask_B: jax.Array | None =
     Of labels that are distributions, shape B × C: the mean probability at the largest logit.
     """
     predicted_B = logits_BC.argmax(-1)
+    labels = class_labels(labels, logits_BC)
     if labels.ndim == logits_BC.ndim:
         share_B = jnp.take_along_axis(labels, predicted_B[..., None], axis=-1)[..., 0]
         return Mean.of(share_B, mask_B, better="max")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.data.image_folder import SUFFIXES, read_image
+from dl.data.image_files import SUFFIXES, images_below, read_pixels
 from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
@@ -20,6 +21,7 @@ from dl.loop import restore_variables
 from dl.predictions import class_names, collect_outputs, outputs_fn
 from dl.run import Run
 from dl.sharding import num_batch_shards
+from dl.text import csv_cell, printable
 from dl.types import Batch, Variables
 
 CHUNK = 256  # images in memory at a time
@@ -61,7 +63,7 @@ class Classifier:
         Raises:
           UserError: it is no image.
         """
-        return read_image(path, self.image_shape)
+        return read_pixels(path, self.image_shape)
 
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Returns the probabilities of the classes, shape images × classes."""
@@ -95,20 +97,24 @@ def _probabilities(
 def image_files(paths: Iterable[Path]) -> list[Path]:
     """Returns the files, and in place of each folder its images at any depth, by name.
 
+    In a folder the rules of training hold: links are followed, what is hidden is not seen. A file that is
+    named is read whatever it is called.
+
     Raises:
-      UserError: a path does not exist, or a folder holds no images.
+      UserError: a path does not exist or is no file, or a folder holds no images.
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if os.path.isdir(path):  # which, unlike the path's own method, is never an error
+            files = images_below(path)
             if not files:
-                raise UserError(f"{path} holds no images (no file ends in {', '.join(SUFFIXES)})")
+                raise UserError(f"{printable(path)} holds no images (no file ends in {', '.join(SUFFIXES)})")
             found += files
-        elif path.exists():
+        elif os.path.isfile(path):
             found.append(path)
         else:
-            raise UserError(f"there is no file {path}; give an image, or a folder of images")
+            what = "is neither a file nor a folder" if os.path.lexists(path) else "does not exist"
+            raise UserError(f"{printable(path)} {what}; give an image, or a folder of images")
     return found
 
 
@@ -117,14 +123,15 @@ def predict_files(
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Yields each file with its probabilities, in order; one that cannot be read goes to `refuse`."""
     for start in range(0, len(paths), CHUNK):
-        images = {}
+        read: list[tuple[Path, np.ndarray]] = []
         for path in paths[start : start + CHUNK]:
             try:
-                images[path] = classifier.read(path)
+                read.append((path, classifier.read(path)))
             except UserError as error:
                 refuse(error)
-        if images:
-            yield from zip(images, classifier.probabilities(list(images.values())), strict=True)
+        if read:
+            probabilities = classifier.probabilities([pixels for _, pixels in read])
+            yield from zip([path for path, _ in read], probabilities, strict=True)
 
 
 def best_classes(probabilities_C: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -145,10 +152,15 @@ def write_csv_file(
 def write_csv(
     file: IO[str], predicted: Iterable[tuple[Path, np.ndarray]], names: Sequence[str], top: int
 ) -> None:
-    """Writes a line for each image: `image`, then `class_1`, `probability_1` and so on."""
+    """Writes a line for each image: `image`, then `class_1`, `probability_1` and so on.
+
+    A name that a spreadsheet would run, or that changes a terminal, is written as `text.csv_cell` says.
+    """
     writer = csv.writer(file)
     ranks = range(1, min(top, len(names)) + 1)
     writer.writerow(["image", *(f"{what}_{k}" for k in ranks for what in ("class", "probability"))])
     for path, probabilities_C in predicted:
         best = best_classes(probabilities_C, names, top)
-        writer.writerow([path, *(word for name, p in best for word in (name, f"{p:.6f}"))])
+        writer.writerow(
+            [csv_cell(path), *(word for name, p in best for word in (csv_cell(name), f"{p:.6f}"))]
+        )

@@ -49,7 +49,7 @@ class Program:
         self._experiment = experiment
         self._members = members
         num_members = None if members is None else len(members)
-        batch = jax.eval_shape(lambda: batches["train"][0])
+        batch = batches["train"].abstract
         self._abstract_batch = jax.tree.map(
             lambda x: x if num_members is None else jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
         )
@@ -87,9 +87,7 @@ class Program:
             eval_step = make_eval_step(
                 loss_fn, mesh, shardings, num_members=num_members, is_unrolled=is_unrolled
             )
-            self._eval = eval_step.trace(  # type: ignore[attr-defined]
-                variables, jax.eval_shape(lambda: evaluated[0])
-            )
+            self._eval = eval_step.trace(variables, evaluated.abstract)  # type: ignore[attr-defined]
             self.metrics = self._eval.out_info.directions
         self._select = jax.jit(_select, donate_argnums=0, out_shardings=shardings)
         _, frozen = freezing.split(abstract_state.params, experiment.frozen)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dl.kinds import like
 from dl.metrics import Mean
 from dl.types import Aux, Batch, Key, LossFn, ModelState, Params
 
@@ -54,7 +55,7 @@ def with_penalty(loss_fn: LossFn, *penalties: Penalty) -> LossFn:
         metrics = {**aux.metrics, "penalty": Mean.of(penalty[None], better="min")}
         return loss + penalty, Aux(aux.model_state, metrics)
 
-    return penalized
+    return like(penalized, loss_fn)
 
 
 class SpatialDropout(nn.Module):
@@ -136,7 +137,7 @@ def with_mixing(loss_fn: LossFn, mix: Mix) -> LossFn:
             batch = mix(mix_key, batch)
         return loss_fn(params, model_state, batch, key)
 
-    return mixed
+    return like(mixed, loss_fn)
 
 
 def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:

@@ -19,15 +19,17 @@ from jax.sharding import Mesh
 from dl.console import Console, save, save_text, writing
 from dl.corruption_errors import Errors, figures, lines_of, table_of, words
 from dl.data.corruptions import NAMES, SEVERITIES, constants_of, corrupt_stored
+from dl.data.images import pixel_scale
 from dl.data.pipeline import Batches
 from dl.data.source import Source
 from dl.data.splits import Identity
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.labels import class_labels, is_class_label
 from dl.log import finite
 from dl.loop import restore_variables
 from dl.options import OutputFile, Seed, parse
-from dl.predictions import Outputs, collect_outputs, outputs_fn
+from dl.predictions import OutputsFn, collect_outputs, outputs_fn
 from dl.rebuild import rebuild
 from dl.run import Run, write_json
 from dl.selection import FINAL_SPLIT
@@ -84,7 +86,7 @@ class Subject:
 
     run: Run
     experiment: Experiment
-    outputs: Outputs
+    outputs: OutputsFn
     split: str
     warning: str
 
@@ -167,8 +169,7 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
     if outputs is None:
         raise UserError(f"{run.name} states no outputs to classify by; give its Experiment a predict_fn=")
     _check_images(source, name)
-    label = source.spec.get("label")
-    if label is None or label.shape or not jnp.issubdtype(label.dtype, jnp.integer):
+    if not is_class_label(source.spec.get("label")):
         raise UserError(f"the {split} split has no class as its label; only a classifier can be measured")
     return Subject(run, rebuilt.experiment, outputs, split, rebuilt.warning)
 
@@ -209,7 +210,8 @@ def measure_errors(subject: Subject, mesh: Mesh, seed: int = 0) -> Errors:
 
     def is_wrong(inputs: Variables, batch: Batch) -> jax.Array:
         batch = corrupt_stored(batch, name, inputs["which"], inputs["severity"], seed)
-        return outputs(inputs["variables"], batch).argmax(-1) != batch["label"]
+        logits_BC = outputs(inputs["variables"], batch)
+        return logits_BC.argmax(-1) != class_labels(batch["label"], logits_BC)
 
     def wrong_N(which: int, severity: int) -> np.ndarray:
         # Numbers of the program, not parts of it: the same function is compiled once.
@@ -261,10 +263,9 @@ def _check_images(source: Source, name: str) -> None:
     if leaf is None or len(leaf.shape) != 3:
         what = f"has the shape {leaf.shape}" if leaf is not None else "is not there"
         raise UserError(f"the input {name} {what}; only images, (H, W, C), can be corrupted")
-    if leaf.dtype == jnp.uint8:
-        return
+    pixel_scale(leaf.dtype, name)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise UserError(f"the images are stored as {leaf.dtype}; store bytes, or floats in [0, 1]")
+        return
     rows = np.arange(len(source))
     parts = [source[rows[start : start + _CHUNK]][name] for start in range(0, len(rows), _CHUNK)]
     low, high = min(part.min() for part in parts), max(part.max() for part in parts)

@@ -3,17 +3,21 @@
 A command is a function, its own options, and a line in `RUN_COMMANDS`; its work has a module of its own.
 """
 
+import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dl.console import save
+from dl.data.recorded import remembering
 from dl.errors import UserError
 from dl.options import CommandOptions, OutputFile, PositiveInt
 from dl.rebuild import open_run, rebuild
 from dl.sharding import make_mesh
+from dl.text import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +67,22 @@ class PredictOptions(CommandOptions):
 def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int:
     """Prints the class of images, with its probability; of several images or a folder as CSV.
 
-    Exit status 1 if an image cannot be read.
+    The training data need not be there. Exit status 1 if an image cannot be read.
     """
     from dl import predict as prediction  # the loop, orbax
 
     files = prediction.image_files(paths)
-    rebuilt = rebuild(folder, options.experiment)
+    # Whatever code or libraries print meanwhile is not a part of the CSV.
+    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record):
+        rebuilt = rebuild(folder, options.experiment)
     if rebuilt.num_seeds > 1:
         raise UserError(
             f"{folder} trained {rebuilt.num_seeds} seeds at the same time; predict with a run of one"
         )
     if rebuilt.warning:
         print(f"warning: {rebuilt.warning}", file=sys.stderr)
-    classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
+    with contextlib.redirect_stdout(sys.stderr):
+        classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
     refused: list[UserError] = []
 
     def refuse(error: UserError) -> None:
@@ -86,12 +93,18 @@ def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int
     names = classifier.class_names
     if options.csv is not None:
         save(lambda file: prediction.write_csv_file(file, predicted, names, options.top), options.csv)
-    elif len(files) > 1 or paths[0].is_dir():
-        prediction.write_csv(sys.stdout, predicted, names, options.top)
-    else:
-        for _, probabilities_C in predicted:
-            for name, probability in prediction.best_classes(probabilities_C, names, options.top):
-                print(f"{probability:8.4f}  {name}")
+        return 1 if refused else 0
+    try:
+        if len(files) > 1 or paths[0].is_dir():
+            prediction.write_csv(sys.stdout, predicted, names, options.top)
+        else:
+            for _, probabilities_C in predicted:
+                for name, probability in prediction.best_classes(probabilities_C, names, options.top):
+                    print(f"{probability:8.4f}  {printable(name)}")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough, as `head` has. Python flushes once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if refused else 0
 
 

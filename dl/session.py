@@ -3,6 +3,7 @@
 It only orchestrates: what a step computes stands in `step`, what a batch holds in `data.pipeline`.
 """
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,12 @@ from dl.digest import tree_digest
 from dl.errors import Diverged
 from dl.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
 from dl.experiment import Experiment
+from dl.kinds import kind_facts
 from dl.log import Averages, MetricsLog, means
 from dl.members import Members
 from dl.metrics import MetricTable
 from dl.nans import report_nans
-from dl.predictions import collect_predictions
+from dl.predictions import Kept, add_to_result, collect_predictions
 from dl.program import Program
 from dl.progress import Progress
 from dl.run import Run, peak_memory
@@ -255,6 +257,7 @@ class Session:
         variables = self.state.best or self.program.eval_variables(self.state)
         metrics: dict[str, Mapping[str, Any]] = {}
         intervals: dict[str, Mapping[str, Any]] = {}
+        examples: Mapping[str, np.ndarray] = {}
         if FINAL_SPLIT in self.batches:
             evaluation = self._evaluate(FINAL_SPLIT, variables)
             if evaluation is None:
@@ -263,9 +266,10 @@ class Session:
             self._write(FINAL_SPLIT, evaluation.means)
             metrics[FINAL_SPLIT] = evaluation.means
             intervals[FINAL_SPLIT] = self._intervals(evaluation)
+            examples = evaluation.examples
         metrics.update(progress.evaluations)
         intervals.update(progress.intervals)
-        self._keep_predictions(variables, mesh)
+        predictions = self._keep_predictions(variables, mesh, examples)
         measured: dict[str, Any] = {
             "seconds": round(progress.total.seconds, 3),
             "train_seconds": round(progress.training.seconds, 3),
@@ -283,8 +287,9 @@ class Session:
             count = self.program.facts["num_frozen_parameters"]
             self.console.line(f"the {count:,} frozen parameters are as they were, sha256 {frozen[:12]}")
             measured["frozen_digest"] = frozen
-        return {
+        result = {
             "experiment": self.run.name,
+            **kind_facts(self.experiment.loss_fn),
             **summarize(self.experiment, progress, metrics, intervals, variables, self.members),
             "better": dict(self.program.metrics),
             **self._warnings(),
@@ -293,6 +298,9 @@ class Session:
             **measured,
             **describe_data_and_devices(self.experiment, mesh),
         }
+        if predictions is not None:
+            add_to_result(self.experiment, result, predictions, self.console.line)
+        return result
 
     def _warnings(self) -> dict[str, Any]:
         """Returns what a reader must know before trusting the figures."""
@@ -312,11 +320,19 @@ class Session:
         patterns = self.experiment.frozen
         return tree_digest(freezing.frozen_part(variables, patterns)) if patterns else ""
 
-    def _keep_predictions(self, variables: Variables, mesh: Mesh) -> None:
-        """Writes what the run's end predicts for the final split; what it measured stands without that."""
+    def _keep_predictions(
+        self, variables: Variables, mesh: Mesh, examples: Mapping[str, np.ndarray]
+    ) -> Kept | None:
+        """Writes what the run's end predicts for the final split; what it measured stands without that.
+
+        Args:
+          variables: that the run ends with.
+          mesh: the devices.
+          examples: by metric, what each example of the final split adds to it.
+        """
         split = FINAL_SPLIT if FINAL_SPLIT in self.batches else list(self.batches)[-1]
         if self.members is not None or split == "train":
-            return
+            return None
         try:
             with self.progress.evaluating.running():
                 predictions = collect_predictions(
@@ -327,12 +343,20 @@ class Session:
                     split,
                     lambda: bool(self.stop.received),
                 )
+            if predictions is not None and examples and split == FINAL_SPLIT:
+                predictions = dataclasses.replace(
+                    predictions,
+                    metric_names=tuple(examples),
+                    example_metrics=np.stack(list(examples.values()), 1),
+                )
             if predictions is not None and jax.process_index() == 0:
                 predictions.save(self.run.predictions_path)
+            return predictions
         except Exception as error:
             self.console.line(
                 f"no predictions of {split} were written ({_brief(error)}); see Experiment.predict_fn"
             )
+            return None
 
     def _save(self) -> None:
         """Saves the state and the progress; both are at the same step here."""

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dl import freezing
 from dl.gradients import mean_gradient
+from dl.kinds import like
 from dl.members import Members, Traced, over_members
 from dl.metrics import Mean, MetricTable
 from dl.precision import all_finite
@@ -48,7 +49,7 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
             batch = jax.vmap(augment)(keys_B, batch)
         return loss_fn(params, model_state, batch, key)
 
-    return loss_on_stored
+    return like(loss_on_stored, loss_fn)
 
 
 def update_state(

@@ -198,7 +198,8 @@ def _pairs(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _digest_of(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    content = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _reserve(stem: str) -> Path:

@@ -229,11 +229,12 @@ def write(folder, evidence):
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps(evidence.record))
     (folder / "result.json").write_text(json.dumps(evidence.result))
-    if (arrays := evidence.predictions) is not None:
-        size, num_classes = arrays["log_probabilities"].shape
-        names = tuple(map(str, range(num_classes)))
-        rest = (arrays["index"], arrays["label"], arrays["log_probabilities"], names)
-        Predictions("test", size, *rest).save(folder / "predictions.npz")
+    if evidence.predictions is not None:
+        order = np.argsort(evidence.predictions["index"])
+        index, label, log_p = (
+            evidence.predictions[k][order] for k in ("index", "label", "log_probabilities")
+        )
+        Predictions("test", len(index), index, label, log_p, ("0", "1")).save(folder / "predictions.npz")
     return str(folder)
 
 

@@ -19,7 +19,7 @@ from scipy.special import expit, logit, softmax
 
 from dl import losses, optimizers
 from dl.data import steps_per_epoch
-from dl.data.catalogue import split_rows
+from dl.data.carve import split_rows
 from dl.data.image_data_generator import image_data_generator
 from dl.data.images import to_unit_range
 from dl.gradients import mean_gradient

@@ -32,14 +32,8 @@ LAYERS = [
     ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    (
-        "dl.comparison",
-        "dl.corruption_errors",
-        "dl.search",
-        "dl.sweep_report",
-        "dl.power_law",
-        "dl.race_report",
-    ),
+    ("dl.comparison", "dl.pairing", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
+    ("dl.race_report",),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
     (
         "dl.step",
@@ -54,9 +48,10 @@ LAYERS = [
     ("dl.evaluation",),
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
-    ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
+    ("dl.sharding", "dl.precision", "dl.kinds", "dl.types", "dl.members"),
     ("dl.files",),
-    ("dl.metrics", "dl.errors", "dl.text"),
+    ("dl.metrics",),
+    ("dl.errors", "dl.labels", "dl.text"),
 ]
 OUTSIDE = {
     "os",

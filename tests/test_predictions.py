@@ -3,6 +3,11 @@
 import csv
 import dataclasses
 import io
+import json
+import shlex
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +16,7 @@ import pytest
 from PIL import Image
 from scipy.special import log_softmax
 
-from dl import losses, optimizers, predictions
+from dl import losses, optimizers
 from dl.cli import main
 from dl.console import Console
 from dl.data import ArraySource, ArraySplits
@@ -21,7 +26,14 @@ from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import consecutive
 from dl.models.mlp import MLP
-from dl.predictions import Predictions, collect_outputs, collect_predictions, outputs_fn, read_predictions
+from dl.predictions import (
+    Predictions,
+    by_kind,
+    collect_outputs,
+    collect_predictions,
+    outputs_fn,
+    read_predictions,
+)
 from dl.run import Run
 
 MODEL = MLP(hidden=(), num_classes=3)
@@ -65,7 +77,7 @@ def test_every_row_once_and_in_order_on_any_number_of_devices(devices, request):
 
 
 def test_of_a_large_split_the_same_sample_is_kept(monkeypatch, mesh1):
-    monkeypatch.setattr(predictions, "MAX_BYTES", 5 * 3 * 4)
+    monkeypatch.setattr(by_kind, "MAX_BYTES", 5 * (3 * 4 + 4))
     source = EXPERIMENT.data.evaluations["test"]
     found = collect_predictions(EXPERIMENT, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
     assert len(found.index) == 5
@@ -82,21 +94,27 @@ def test_a_signal_cuts_it_short(mesh1):
 
 
 @pytest.mark.parametrize(
-    ("change", "arrays"),
+    ("change", "arrays", "message"),
     [
-        ({}, {"label": np.zeros(21, np.float32)}),
-        ({}, {"label": np.zeros((21, 2), np.int32)}),
-        ({}, {"label": np.full(21, 3, np.int32)}),
-        ({"predict_fn": lambda variables, batch: batch["image"][:, 0, :, 0]}, {"label": np.full(21, -1)}),
-        ({"predict_fn": lambda variables, batch: batch["image"]}, {}),
-        ({"predict_fn": lambda variables, batch: batch["label"]}, {}),
-        ({"input_name": "text"}, {}),
+        ({}, {"label": np.zeros(21, np.float32)}, "no integer label"),
+        ({}, {"label": np.zeros((21, 2), np.int32)}, "no integer label"),
+        ({}, {"label": np.full(21, 3, np.int32)}, r"label of row 0, 3, is not in \[0, 3\)"),
+        ({}, {"label": np.full(21, -1)}, r"label of row 0, -1, is not in \[0, 3\)"),
+        ({"predict_fn": lambda variables, batch: batch["image"]}, {}, "shape .* not logits"),
+        ({"predict_fn": lambda variables, batch: batch["label"]}, {}, "shape .* not logits"),
     ],
-    ids=["float", "vector", "no class", "negative", "four dimensions", "one dimension", "no input"],
+    ids=["float", "vector", "no class", "negative", "four dimensions", "one dimension"],
 )
-def test_what_is_no_classification_has_no_predictions(change, arrays, mesh1):
+def test_what_is_no_classification_is_refused_where_one_was_stated(change, arrays, message, mesh1):
     source = ArraySource({**source_of(21, 1).arrays, **arrays})
     experiment = dataclasses.replace(EXPERIMENT, **change)
+    with pytest.raises(UserError, match=message):
+        collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
+
+
+def test_without_the_input_there_are_no_predictions(mesh1):
+    experiment = dataclasses.replace(EXPERIMENT, input_name="text")
+    source = EXPERIMENT.data.evaluations["test"]
     assert collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test") is None
 
 
@@ -244,6 +262,171 @@ def test_a_folder_is_csv_and_what_is_no_image_is_named(shades, predict, tmp_path
     assert [row["class_1"] for row in csv.DictReader(io.StringIO(file.read_text()))] == ["bright", "dark"]
 
 
+def test_a_folder_is_read_by_the_rules_of_training(shades, predict, tmp_path):
+    image = (shades / "a.png").read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    new = tmp_path / "new"
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        (new / name).mkdir(parents=True)
+        (new / name / "x.png").write_bytes(image)
+    for path in (new / "a.JPEG", new / "b.tiff", tmp_path / "elsewhere/c.jfif"):
+        path.write_bytes(image)
+    for name in ("._a.png", ".hidden.png", "Thumbs.db", "notes.txt"):
+        (new / name).write_text("no image")
+    (new / "linked").symlink_to(tmp_path / "elsewhere")
+    (new / "z.png").symlink_to(shades / "a.png")
+    (new / "linked/loop").symlink_to(new)
+    status, out, err = predict(shades / "run", new, "--top", "1")
+    assert (status, err) == (0, "")
+    seen = [row["image"].removeprefix(f"{new}/") for row in csv.DictReader(io.StringIO(out))]
+    assert seen == ["a.JPEG", "b.tiff", "linked/c.jfif", "z.png"]
+    status, out, _ = predict(shades / "run", new / ".hidden.png", shades / "a.png", shades / "a.png")
+    assert status == 1
+    assert out.count("a.png") == 2  # a file that is named is read, and once each time it is named
+
+
+HOSTILE = """
+class Splits(ArraySplits):
+    class_names = ("=cmd()", "\\x1b[2Jbright")
+"""
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_names_and_prints_of_code_change_neither_terminal_nor_spreadsheet(
+    shades, capsys, tmp_path, monkeypatch, num_images
+):
+    code = tmp_path / f"hostile_shades_{num_images}.py"
+    before, after = SOURCE.index("class Splits"), SOURCE.index("def experiment")
+    source = SOURCE[:before] + HOSTILE + SOURCE[after:]
+    code.write_text(source.replace("    random =", "    print('from the code')\n    random ="))
+    name = "=1+\x1b]0;x\x07.png"
+    (tmp_path / name).write_bytes((shades / "a.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["predict", str(shades / "run"), *[name] * num_images, "--experiment", str(code)])
+    out, err = capsys.readouterr()
+    assert "from the code" in err
+    assert "from the code" not in out
+    assert "\x1b" not in out
+    if num_images == 1:
+        assert [line.split()[1] for line in out.splitlines()] == ["\\x1b[2Jbright", "=cmd()"]
+    else:
+        image, first, _, second, _ = out.splitlines()[1].split(",")
+        assert (image, first, second) == ("'=1+\\x1b]0;x\\x07.png", "\\x1b[2Jbright", "'=cmd()")
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(shades, tmp_path):
+    words = ["predict", str(shades / "run"), str(shades), "--experiment", str(shades / "shades_of_grey.py")]
+    command = f"{shlex.join([sys.executable, '-m', 'dl', *words])} | true"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; sleep 0 | {command}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+PHOTOS = '''
+"""Of a folder of images."""
+from dl import Experiment, losses, main, optimizers
+from dl.data import image_classification, steps_per_epoch
+from dl.models.mlp import MLP
+
+
+def experiment(dataset: str = "./photos", num_epochs: int = 8):
+    data = image_classification(dataset, validation_fraction=0.2)
+    model = MLP(hidden=(), num_classes=data.num_classes)
+    return Experiment(data=data, model=model, loss_fn=losses.classification(model), tx=optimizers.adam(0.1),
+                      num_steps=num_epochs * steps_per_epoch(len(data.train), 16), batch_size=16)
+'''
+
+
+@pytest.fixture(scope="module")
+def of_photos(tmp_path_factory):
+    """A folder with photos/, the run `run` on them and its code."""
+    from dl.command import main as run
+    from dl.lookup import find_experiment
+
+    folder = tmp_path_factory.mktemp("of_photos")
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("=dog", "cat")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = random.integers(90 * label, 90 * label + 60, (6, 5, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / name / f"{i}.png")
+    code = folder / "of_photos.py"
+    code.write_text(PHOTOS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        run(find_experiment(str(code)), ["--workdir", "run", "--mesh", "data=1", "--no-report"])
+    return folder
+
+
+@pytest.fixture
+def photos_run(of_photos, tmp_path, monkeypatch):
+    """The code in a copy of that folder, which is the working directory."""
+    shutil.copytree(of_photos, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "of_photos.py"
+
+
+def predict_dog(code, capsys, image):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main(["predict", str(code.parent / "run"), str(image), "--top", "1", "--experiment", str(code)])
+    printed = capsys.readouterr()
+    return exit_.value.code, printed.out, printed.err
+
+
+def test_a_finished_run_needs_no_training_data(photos_run, capsys, tmp_path, monkeypatch):
+    image = tmp_path / "one.png"
+    image.write_bytes((tmp_path / "photos/=dog/3.png").read_bytes())
+    with_data = predict_dog(photos_run, capsys, image)
+    assert with_data[0] == 0
+    assert with_data[1].split()[1] == "=dog"
+    (tmp_path / "photos").rename(tmp_path / "archive")
+    shutil.rmtree(tmp_path / "cache")
+    assert predict_dog(photos_run, capsys, image) == with_data
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert predict_dog(photos_run, capsys, image) == with_data
+    # A run of before that was recorded needs the data, and finds them.
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "data"}))
+    assert "there is no folder" in predict_dog(photos_run, capsys, image)[2]
+    (tmp_path / "archive").rename(tmp_path / "elsewhere/photos")
+    assert predict_dog(photos_run, capsys, image) == with_data
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["spec"].pop("image"),
+        lambda data: data["spec"]["image"].update(shape=[6, -5, 3]),
+        lambda data: data["spec"]["image"].update(shape=[10**9, 10**9, 3]),
+        lambda data: data["spec"]["image"].update(shape="abc"),
+        lambda data: data["spec"]["image"].update(dtype="no type"),
+        lambda data: data.update(spec=[1]),
+        lambda data: data.update(class_names=7),
+        lambda data: data.update(class_names=[]),
+    ],
+)
+def test_a_record_of_the_data_that_is_damaged_is_one_line(photos_run, capsys, tmp_path, change):
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    change(record["data"])
+    path.write_text(json.dumps(record))
+    status, _, err = predict_dog(photos_run, capsys, tmp_path / "photos/cat/0.png")
+    assert status == 2
+    assert "run.json does not describe the run's data any more" in err
+    assert err.count("\n") == 1
+
+
 def test_code_that_has_changed_is_a_line_of_warning(shades, capsys, tmp_path):
     other = tmp_path / "other_shades.py"
     other.write_text(SOURCE.replace("adam(0.1)", "adam(0.2)"))
@@ -267,7 +450,7 @@ def test_options_that_are_gone_are_one_line(shades, capsys, tmp_path):
         ([], "predict needs RUN first"),
         (["RUN"], "predict needs IMAGE first"),
         (["nowhere", "IMAGE"], "nowhere holds no run"),
-        (["RUN", "absent.png"], "there is no file absent.png"),
+        (["RUN", "absent.png"], "absent.png does not exist; give an image, or a folder of images"),
         (["RUN", "RUN/checkpoints"], "holds no images"),
         (["RUN", "IMAGE", "--tpo", "2"], "there is no option --tpo; did you mean --top?"),
     ],

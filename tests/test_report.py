@@ -97,6 +97,7 @@ def make_run(folder, word="plain", notice="made up"):
     result = {
         "metrics": {"test": {"accuracy": ACCURACY, word: 0.5}, "validation": {"accuracy": 0.25}},
         "intervals": {"test": {"accuracy": [0.125, 0.875]}},
+        "interval_methods": {"test": {"accuracy": "Wilson, over examples"}},
         "seed": 0,
         "steps": 20,
         "epochs": 2.0,
@@ -207,7 +208,7 @@ def test_the_policy_knows_the_style_sheet(tmp_path):
 
 def test_headline_interval_and_figures(plain):
     shown = f"{100 * ACCURACY:.2f} %"
-    assert f"test accuracy {shown} 95 % interval 12.50 % to 87.50 %, over {SIZE} examples" in plain.words
+    assert f"test accuracy {shown} 95 % interval 12.50 % to 87.50 %, Wilson, over examples" in plain.words
     assert "validation accuracy 0.25" in plain.words
 
 
@@ -323,7 +324,7 @@ def test_without_data_predictions_or_result_it_says_what_is_missing(tmp_path):
     (tmp_path / "predictions.npz").write_bytes(b"nothing")
     assert "What needs predictions:" in page_of(tmp_path, experiment).words
     (tmp_path / "predictions.npz").unlink()
-    assert "Predictions: none were kept." in page_of(tmp_path).words
+    assert "Predictions: none were kept at the end of the run." in page_of(tmp_path).words
     (tmp_path / "result.json").unlink()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('\n{"kind": "trai')
@@ -349,10 +350,11 @@ def test_several_seeds_have_a_point_each(tmp_path):
     result["metrics"] = {"test": {"accuracy": 0.65}}
     half = 3.1824463 * np.std(values, ddof=1) / 2  # Student's t of 3 degrees of freedom
     result["intervals"] = {"test": {"accuracy": [0.65 - half, 0.65 + half]}}
+    result["interval_methods"] = {"test": {"accuracy": "Student, over 4 seeds"}}
     (tmp_path / "result.json").write_text(json.dumps(result))
     page = page_of(tmp_path)
     assert f"65.00 % ± {100 * half:.2g}" in page.words
-    assert "over 4 seeds (Student)" in page.words
+    assert "Student, over 4 seeds" in page.words
     counts = collections.Counter(attrs.get("class") for tag, attrs in page.tags if tag == "circle")
     assert counts["d0"] >= len(values)
     assert "kept of runs with one seed only" in page.words

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import uuid
 import zlib
@@ -27,8 +28,8 @@ from tensorflow_datasets.core.download import download_manager, downloader, util
 from tensorflow_datasets.image_classification import mnist
 
 from dl.data import folders, raw_files
+from dl.data.carve import stratified
 from dl.data.cifar import Cifar10, Cifar100
-from dl.data.order import random_order
 from dl.errors import UserError
 
 RAW_FILES = {  # of the MNIST family: split -> images, labels
@@ -109,7 +110,7 @@ with tfds.core.registered.skip_registration():  # the names stay TFDS's
 
             digits = load_digits()
             images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
-            is_test = _stratified(digits.target, _DIGITS_TEST_SIZE)
+            is_test = stratified(digits.target, _DIGITS_TEST_SIZE, 0, 0)
             return {
                 split: self._generate_examples(images, digits.target, np.flatnonzero(rows))
                 for split, rows in {"train": ~is_test, "test": is_test}.items()
@@ -145,11 +146,15 @@ def prepare(name: str, root: Path) -> tuple[Path, Path]:
     urls = builder_class.raw_urls()
     manual = raw_files.provide(name, urls, root)
     if (size := raw_files.size(urls)) > _MANY_BYTES:  # most of a minute of silence, and the download
-        print(f"preparing {name} once, from {size / 1e6:.0f} MB of raw files ...", flush=True)
+        print(
+            f"preparing {name} once, from {size / 1e6:.0f} MB of raw files ...", file=sys.stderr, flush=True
+        )
     for target in (root, folders.user_cache() / "tensorflow_datasets", None):
         try:
             if target is None:
                 target = Path(tempfile.mkdtemp(prefix="dl-datasets-"))
+            if target.parent == folders.user_cache():
+                folders.make_private(folders.user_cache())
             target.mkdir(parents=True, exist_ok=True)
             if not folders.is_writable(target):
                 continue
@@ -214,16 +219,6 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
         raise UserError(
             f"{path} is no IDX file of rank {rank} ({error}): delete it and fetch it again"
         ) from error
-
-
-def _stratified(labels: np.ndarray, num_chosen: int) -> np.ndarray:
-    """Marks examples chosen at random, a like share of each class; on every machine the same."""
-    shuffled = random_order(len(labels), 0, 0)
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    marks = np.arange(len(labels) + 1) * num_chosen // len(labels)
-    chosen = np.zeros(len(labels), bool)
-    chosen[by_class[np.diff(marks) > 0]] = True
-    return chosen
 
 
 @contextlib.contextmanager

@@ -1,58 +1,28 @@
 """The catalogue: image-classification sets by name or folder, with one rule for splits."""
 
-import difflib
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from dl.data import cache, folders, image_folder
-from dl.data.folders import Request
-from dl.data.order import random_order
+from dl.data import folders, image_folder
+from dl.data.carve import split_rows
+from dl.data.find import find_or_prepare, is_image_folder
+from dl.data.loading import Found, Loaded, load
 from dl.data.prepared import describe
+from dl.data.recorded import Recorded, RecordedSource, remembered
 from dl.data.records import RecordSource
-from dl.data.source import ArraySource, Source
+from dl.data.source import Source
 from dl.data.splits import Identity
-from dl.data.stored import Stored, StoredSource
 from dl.errors import UserError
 
-PREPARABLE = {
-    "mnist": "3.0.1",
-    "fashion_mnist": "3.0.1",
-    "kmnist": "3.0.1",
-    "cifar10": "3.0.2",
-    "cifar100": "3.0.2",
-    "digits": "1.0.0",
-}
-_FALLBACK = "digits"
+__all__ = ["ImageClassification", "image_classification", "split_rows"]
+
 # What must stand beside every figure on a set that is not what its name may suggest.
 _CAVEATS = {
     "cifar10_jpeg": "CIFAR-10 with its images encoded anew as JPEG: not comparable with published figures.",
 }
-_TEST_FRACTION = 0.2  # of a set that has but a train split
-_SPLIT_KEY = (0, 2**63)  # apart from the keys of epochs, (seed, epoch)
-_LABEL_BYTES = 4
-
-
-@dataclass(frozen=True)
-class _Found:
-    root: Path | None  # None for a folder that is not to be written
-    stored: Stored
-    source: Callable[[str, np.ndarray | None], StoredSource]  # of a split and its rows
-    notice: str | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    splits: Mapping[str, Source]
-    checksum: str
-    from_cache: bool
-    seconds: float
 
 
 def image_classification(
@@ -62,13 +32,14 @@ def image_classification(
     image_size: int | None = None,
     validation_fraction: float = 0.1,
     max_resident_bytes: int = 4 * 2**30,
+    skip_unreadable: bool = False,
 ) -> "ImageClassification":
     """Names an image-classification set, in TFDS's format or a folder of images; nothing is read yet.
 
     Splits: the official train, validation and test. Without an official validation split,
     `validation_fraction` of train is taken; without a test split, the validation split becomes
-    the test split; with neither, 20 % of train is the test split. What is taken does not depend on
-    the experiment's seed.
+    the test split; with neither, 20 % of train is the test split. What is taken is stratified by
+    label (`carve.split_rows`) and does not depend on the experiment's seed.
 
     Args:
       dataset: NAME, NAME/CONFIG or either with :VERSION, in the folder that `TFDS_DATA_DIR` names
@@ -81,6 +52,8 @@ def image_classification(
         None); images of one size stay as stored.
       validation_fraction: of train, in (0, 1).
       max_resident_bytes: a set that is larger decoded is read from disk batch by batch.
+      skip_unreadable: of a folder of images, leave out files that cannot be read; `provenance` counts them.
+        Otherwise they are an error, which names them all. Of a large set all files are read for that first.
 
     Raises:
       UserError: for an argument that means nothing. Attributes of the result raise it too, where
@@ -95,7 +68,11 @@ def image_classification(
         raise UserError(f"validation_fraction={validation_fraction}: expected more than 0, under 1")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size={image_size}: expected at least 1, or None")
-    return ImageClassification(dataset, auto, image_size, validation_fraction, max_resident_bytes)
+    data = ImageClassification(
+        dataset, auto, image_size, validation_fraction, max_resident_bytes, skip_unreadable
+    )
+    known = remembered(data.request)
+    return data if known is None else _Remembered(**vars(data), known=known)
 
 
 @dataclass(frozen=True)
@@ -110,6 +87,13 @@ class ImageClassification:
     image_size: int | None
     validation_fraction: float
     max_resident_bytes: int
+    skip_unreadable: bool = False
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What was asked for, as a run records it."""
+        names = ("dataset", "image_size", "validation_fraction", "skip_unreadable")
+        return {"auto": list(self.auto), **{name: getattr(self, name) for name in names}}
 
     @property
     def train(self) -> Source:
@@ -151,10 +135,14 @@ class ImageClassification:
         how = f"from {'the decoded cache' if self.from_cache else self._found.stored.origin}"
         height, width, channels = self.image_shape
         made_equal = ", cropped and resized" if self._found.stored.is_resized else ""
-        return (
-            f"{height}x{width}x{channels} images{made_equal}, {self.num_classes} classes; "
-            f"ready {how} in {self.load_seconds:.2f} s"
-        )
+        parts = [
+            f"{height}x{width}x{channels} images{made_equal}, {self.num_classes} classes",
+            f"ready {how} in {self.load_seconds:.2f} s",
+            self._found.stored.passed_over,
+        ]
+        if skipped := self._loaded.skipped:
+            parts.append(f"skipped: {len(skipped)} files that cannot be read, such as {skipped[0]}")
+        return "; ".join(part for part in parts if part)
 
     @property
     def load_seconds(self) -> float:
@@ -173,180 +161,64 @@ class ImageClassification:
         return Identity(stored.name, stored.version, loaded.checksum, sizes)
 
     @cached_property
-    def _found(self) -> _Found:
+    def _found(self) -> Found:
         start = time.perf_counter()
-        if self.dataset != "auto" and _is_image_folder(self.dataset):
+        if self.dataset != "auto" and is_image_folder(self.dataset):
             images = image_folder.describe(self.dataset, self.image_size)
             read = partial(image_folder.FileSource, images)
-            return _Found(None, images, read, None, time.perf_counter() - start)
+            return Found(None, images, read, None, time.perf_counter() - start)
         wanted = self.auto if self.dataset == "auto" else (self.dataset,)
-        root, folder, notice = _find_or_prepare(wanted, may_fall_back=self.dataset == "auto")
+        root, folder, notice = find_or_prepare(wanted, may_fall_back=self.dataset == "auto")
         prepared = describe(folder, self.image_size)
         notice = notice or _CAVEATS.get(prepared.name)
-        return _Found(root, prepared, partial(RecordSource, prepared), notice, time.perf_counter() - start)
+        return Found(root, prepared, partial(RecordSource, prepared), notice, time.perf_counter() - start)
 
     @cached_property
-    def _loaded(self) -> _Loaded:
-        root, stored, source = self._found.root, self._found.stored, self._found.source
-        start = time.perf_counter()
-        rows = split_rows(stored.name, stored.sizes, self.validation_fraction)
-        bytes_each = int(np.prod(stored.image_shape)) + _LABEL_BYTES
-        if sum(stored.sizes.values()) * bytes_each > self.max_resident_bytes:
-            sources = {name: source(split, r) for name, (split, r) in rows.items()}
-            checksum = cache.description_checksum(stored)
-            return _Loaded(sources, checksum, False, time.perf_counter() - start)
-        key = cache.cache_key(stored)
-        cached = cache.load(stored, root, key)
-        if cached:
-            arrays, checksum = cached
-        else:
-            if sum(stored.sizes.values()) > stored.many_examples:  # seconds of silence
-                print(f"decoding {stored.name} once; the next start reads a cache ...", flush=True)
-            arrays = {
-                f"{split}/{feature}": array
-                for split in stored.sizes
-                for feature, array in source(split, None).decode_all().items()
-            }
-            checksum = cache.store(stored, root, key, arrays)
-        splits = {}
-        for name, (split, r) in rows.items():
-            whole = ArraySource({f: arrays[f"{split}/{f}"] for f in ("image", "label")})
-            splits[name] = whole if r is None else whole.take(r)
-        return _Loaded(splits, checksum, cached is not None, time.perf_counter() - start)
+    def _loaded(self) -> Loaded:
+        return load(self._found, self.validation_fraction, self.max_resident_bytes, self.skip_unreadable)
 
 
-def split_rows(
-    name: str, sizes: Mapping[str, int], validation_fraction: float
-) -> dict[str, tuple[str, np.ndarray | None]]:
-    """Which rows of which official split make up train, validation and test.
+@dataclass(frozen=True)
+class _Remembered(ImageClassification):
+    """A set of which a run has recorded what there is to know; examples are read from the set itself."""
 
-    Args:
-      name: of the set, for errors.
-      sizes: of the official splits; "train" is among them.
-      validation_fraction: of train (of what is left of it), where there is no validation split.
+    known: Recorded = field(kw_only=True)
 
-    Returns:
-      By split as used: the official split, and its rows in increasing order (None means all).
+    @property
+    def evaluations(self) -> dict[str, Source]:
+        return {name: source for name, source in self._loaded.splits.items() if name != "train"}
 
-    Raises:
-      UserError: if a split would be empty.
-    """
-    official = {"train": "train", "validation": "validation", "test": "test"}
-    if "test" not in sizes and "validation" in sizes:
-        official = {"train": "train", "test": "validation"}
-    counts: dict[str, int] = {}  # taken from train
-    left = sizes["train"]
-    if "test" not in sizes and "validation" not in sizes:
-        counts["test"] = round(_TEST_FRACTION * left)
-        left -= counts["test"]
-    if not {"validation", "test"} <= sizes.keys():
-        counts["validation"] = round(validation_fraction * left)
-        left -= counts["validation"]
-    result: dict[str, tuple[str, np.ndarray | None]] = {
-        used: (split, None) for used, split in official.items() if split in sizes
-    }
-    if counts:
-        order = random_order(sizes["train"], *_SPLIT_KEY)
-        start = 0
-        for used, count in counts.items():
-            result[used] = ("train", np.sort(order[start : start + count]))
-            start += count
-        result["train"] = ("train", np.sort(order[start:]))
-    for used, (split, rows) in result.items():
-        if not (sizes[split] if rows is None else len(rows)):
-            raise UserError(
-                f"the {used} split of {name} would be empty (its official splits: {dict(sizes)}, "
-                f"validation_fraction={validation_fraction}): choose another set or fraction"
-            )
-    return {used: result[used] for used in ("train", "validation", "test")}
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.known.class_names
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.known.spec["image"].shape
+        return height, width, channels
 
-def _is_image_folder(wanted: str) -> bool:
-    """Whether `wanted` is a path; a folder that bears the name of a set must be written ./NAME."""
-    if folders.is_path(wanted):
-        return True
-    request = folders.parse_request(wanted)
-    if (request.name in PREPARABLE and not request.config) or not os.path.isdir(wanted):
-        return False
-    return _find(request, folders.data_folder()) is None
+    @property
+    def notice(self) -> str | None:
+        return self.known.notice
 
+    @property
+    def provenance(self) -> str:
+        return "as the run recorded it"
 
-def _find_or_prepare(wanted: Sequence[str], may_fall_back: bool) -> tuple[Path, Path, str | None]:
-    """Returns the data folder, the set's folder in it, and a notice if the fallback is used."""
-    root = folders.data_folder()
-    for name in wanted:
-        if found := _find(folders.parse_request(name), root):
-            return *found, None
-    request = folders.parse_request(wanted[0])
-    version = PREPARABLE.get(request.name)
-    if version is None or request.config or request.version not in (None, version):
-        if not may_fall_back:
-            raise _not_found(request, root)
-        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
-        return *found, _notice(request, f"it is not prepared in {root}", str(_not_found(request, root)))
-    from dl.data import builders, raw_files
+    @property
+    def load_seconds(self) -> float:
+        return 0.0
 
-    try:
-        return *builders.prepare(request.name, root), None
-    except raw_files.UnreachableError as error:
-        if not may_fall_back:
-            raise
-        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
-        return *found, _notice(request, error.reason, error.advice)
+    @property
+    def identity(self) -> Identity:
+        return self.known.identity
 
-
-def _prepare_fallback(root: Path) -> tuple[Path, Path]:
-    from dl.data import builders
-
-    return builders.prepare(_FALLBACK, root)
-
-
-def _find(request: Request, root: Path) -> tuple[Path, Path] | None:
-    roots = [root]
-    if not folders.is_writable(root):  # then `builders.prepare` has written elsewhere
-        roots.append(folders.user_cache() / "tensorflow_datasets")
-    for place in roots:
-        if folder := folders.locate(request, place):
-            return place, folder
-    return None
-
-
-def _notice(request: Request, reason: str, advice: str) -> str:
-    return (
-        f"Wanted {request}, but {reason}.\n"
-        "The embedded digits are used INSTEAD: 1,797 real 8x8 images that scikit-learn ships.\n"
-        f"So the accuracy is not {request} accuracy.\n"
-        f"To get {request}: {advice}."
-    )
-
-
-def _not_found(request: Request, root: Path) -> UserError:
-    missing = f"{request} is not prepared in {root}"
-    if request.config:
-        missing += ", and there is no folder of images at that path"
-    folder = root / request.name / (request.config or "")
-    if versions := folders.versions(folder):
-        return UserError(f"{missing}: choose one of its versions there, {', '.join(versions)}")
-    if request.name in PREPARABLE:
-        can = PREPARABLE[request.name]
-        return UserError(f"{missing}: only {request.name}:{can} can be prepared here; ask for that")
-    known = sorted({*folders.prepared_names(root), *PREPARABLE})
-    near = difflib.get_close_matches(request.name.lower(), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    if _is_in_tfds(request.name):
-        hint = (
-            f"preparing it needs TensorFlow: run `tfds build {request.name} "
-            "--file_format=array_record` once where TensorFlow is installed, and point --data-dir "
-            f"(TFDS_DATA_DIR) at the result" + (f"; or {hint}" if near else "")
-        )
-    return UserError(f"{missing}: {hint}")
-
-
-def _is_in_tfds(name: str) -> bool:
-    import tensorflow_datasets as tfds
-
-    try:
-        tfds.builder_cls(name)
-    except Exception:  # not found, or its module needs what is not installed
-        return False
-    return True
+    @cached_property
+    def _loaded(self) -> Loaded:
+        options = {f.name: getattr(self, f.name) for f in fields(ImageClassification)}
+        itself = ImageClassification(**options)
+        splits = {
+            name: RecordedSource(self.known.spec, size, partial(getattr, itself, name))
+            for name, size in self.identity.sizes.items()
+        }
+        return Loaded(splits, self.identity.checksum, False, (), 0.0)

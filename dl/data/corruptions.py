@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.data.affine import affine_matrix, warp
+from dl.data.images import pixel_scale
 from dl.types import Batch, Key
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -172,20 +173,20 @@ def corrupt_stored(
 
     Args:
       batch: before any preprocessing.
-      name: of the feature that holds images, shape B × H × W × C: bytes, or floats in [0, 1].
+      name: of the feature that holds images, shape B × H × W × C: bytes, 16 bits, or floats in [0, 1].
       which: index into `CORRUPTIONS`.
       severity: from 1 to 5; 0 returns the images as they are.
       seed: of all draws.
     """
     stored_BHWC = batch[name]
-    is_bytes = stored_BHWC.dtype == jnp.uint8
-    images_BHWC = jnp.asarray(stored_BHWC, jnp.float32) / (255.0 if is_bytes else 1.0)
+    scale = pixel_scale(stored_BHWC.dtype, name)
+    images_BHWC = jnp.asarray(stored_BHWC, jnp.float32) / scale
     key = jax.random.key(seed, impl="threefry2x32")  # the one that Poisson numbers are drawn with
     key = jax.random.fold_in(jax.random.fold_in(key, which), severity)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
     images_BHWC = jax.vmap(corrupt_image, (0, 0, None, None))(keys_B, images_BHWC, which, severity)
-    if is_bytes:
-        images_BHWC = jnp.round(images_BHWC * 255.0)
+    if jnp.issubdtype(stored_BHWC.dtype, jnp.integer):
+        images_BHWC = jnp.round(images_BHWC * scale)
     return {**batch, name: images_BHWC.astype(stored_BHWC.dtype)}
 
 

@@ -73,6 +73,12 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "dl"
 
 
+def make_private(folder: Path) -> None:
+    """Makes a folder, if there is none, that only this user can look into."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def is_writable(folder: Path) -> bool:
     """Whether to write into `folder`; one marked read-only is left alone, even by root."""
     try:

@@ -12,6 +12,7 @@ from dl.data.order import random_order
 from dl.data.source import ArraySource, Source
 from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError
+from dl.labels import is_class_label
 
 _FOLD_KEY = (1, 2**63)  # apart from the keys of epochs, (seed, epoch), and of the catalogue's splits
 _CHUNK = 1024  # examples read at once
@@ -142,9 +143,8 @@ class Folds:
         self._data = data
         self._pool = join(own)
         _check_num_folds(num_folds)
-        label = self._pool.spec.get("label")
         labels = None
-        if label is not None and label.shape in ((), (1,)) and np.issubdtype(label.dtype, np.integer):
+        if is_class_label(self._pool.spec.get("label")):
             labels = _labels(self._pool).reshape(-1)
         self.unstratified = _why_not_stratified(labels, num_folds)
         if labels is not None and self.unstratified is None:

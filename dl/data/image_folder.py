@@ -1,34 +1,38 @@
 """Image folders: photos/train/CLASS/IMAGE.jpg, or photos/CLASS/IMAGE.jpg, as an image-classification set.
 
 Beside train/ may lie validation/ (or val/) and test/; without any of the three, all is train. The classes are
-the folders of train by name, the rows are sorted by class and file name. What is hidden, has another ending
-than `SUFFIXES` or lies deeper is not seen.
+the folders of train by name, the rows are sorted by class and file name. Links are followed; what is hidden
+is not seen (`image_files.is_hidden`). Whatever else is not read is counted and said.
 """
 
 import difflib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from dl.data import folders
-from dl.data.stored import DEFAULT_IMAGE_SIZE, Stored, StoredSource, fit_pixels, to_pixels
+from dl.data.image_files import (
+    SUFFIXES,
+    images_below,
+    is_image_name,
+    list_folder,
+    open_image,
+    read_pixels,
+    upright_size,
+)
+from dl.data.stored import DEFAULT_IMAGE_SIZE, Stored, StoredSource, Unreadable
 from dl.errors import UserError
+from dl.text import printable
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # Pillow has others, one of which runs programs
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 _NUM_CHANNELS = 3
-_ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height are exchanged
 _VERSION = "1.0.0"  # a folder has none
 _MANY_NAMES = 10
 
@@ -41,7 +45,7 @@ class ImageFolder(Stored):
     many_examples: ClassVar[int] = 500
 
     def damaged(self, where: Path | str, reason: object) -> UserError:
-        return _unreadable(where, reason)
+        return Unreadable(where, reason)
 
 
 def describe(dataset: str, image_size: int | None = None) -> ImageFolder:
@@ -54,11 +58,12 @@ def describe(dataset: str, image_size: int | None = None) -> ImageFolder:
       image_size: side of the square that images of varying size are cropped and resized to; 96 if None.
 
     Raises:
-      UserError: if the folder is missing or does not hold images by class, if a class of validation or
-        test is none of train, or if a header cannot be read.
+      UserError: if the folder is missing or does not hold images by class, or if a class of validation or
+        test is none of train.
     """
     folder = _existing(Path(os.path.abspath(os.path.expanduser(dataset))))
-    listed = {split: _list_classes(path, folder) for split, path in _split_folders(folder).items()}
+    split_folders = _split_folders(folder)
+    listed = {split: _list_classes(path, folder) for split, path in split_folders.items()}
     class_names = tuple(listed["train"])
     for split, classes in listed.items():
         for name in classes:
@@ -67,6 +72,11 @@ def describe(dataset: str, image_size: int | None = None) -> ImageFolder:
     shards = {
         split: {path: 1 for paths in classes.values() for path in paths} for split, classes in listed.items()
     }
+    passed_over = _PassedOver(folder)
+    for split, path in split_folders.items():
+        passed_over.add_split(path, listed[split])
+    if split_folders["train"] != folder:
+        passed_over.add_folders(set(list_folder(folder)[0]) - {path.name for path in split_folders.values()})
     size = _common_size(path for paths in shards.values() for path in paths)
     height, width = size or (image_size or DEFAULT_IMAGE_SIZE,) * 2
     names = [(split, path.parent.name, path.name) for split, paths in shards.items() for path in paths]
@@ -79,6 +89,7 @@ def describe(dataset: str, image_size: int | None = None) -> ImageFolder:
         class_names=class_names,
         shards=shards,
         digest=hashlib.sha256(repr((class_names, names)).encode()).hexdigest(),
+        passed_over=str(passed_over),
     )
 
 
@@ -93,47 +104,22 @@ class FileSource(StoredSource):
         self._label_of = {name: label for label, name in enumerate(folder.class_names)}
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")  # starts a thread when there is work
 
-    def _examples(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    def labels(self) -> np.ndarray:
+        labels = [self._label_of[path.parent.name] for path in self._paths]
+        return np.array(labels, np.int32)[self._rows]
+
+    def _examples(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int] | UserError]:
         return self._pool.map(self._decode, [self._paths[row] for row in rows])
 
-    def _decode(self, path: Path) -> tuple[np.ndarray, int]:
-        from PIL import ImageOps
-
+    def _decode(self, path: Path) -> tuple[np.ndarray, int] | UserError:
         folder = self._folder
         try:
-            with _open(path) as image:
-                ImageOps.exif_transpose(image, in_place=True)
-                pixels = to_pixels(image, folder)
-        except (ImportError, MemoryError, UserError):
-            raise
-        except Exception as error:  # Pillow's plugins each raise their own
-            raise _unreadable(path, error) from error
+            pixels = read_pixels(path, folder.image_shape, folder.is_resized)
+        except Unreadable as error:
+            return error
         if pixels.shape != folder.image_shape:
-            raise _unreadable(path, f"its size has changed to {pixels.shape}, from {folder.image_shape}")
+            return Unreadable(path, f"its size has changed to {pixels.shape}, from {folder.image_shape}")
         return pixels, self._label_of[path.parent.name]
-
-
-def read_image(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Returns one image file upright, its middle cropped and resized to (H, W, C), uint8.
-
-    Raises:
-      UserError: it cannot be read as an image.
-    """
-    from PIL import ImageOps
-
-    try:
-        with _open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return fit_pixels(image, image_shape, is_resized=image.size != (image_shape[1], image_shape[0]))
-    except (ImportError, MemoryError, UserError):
-        raise
-    except Exception as error:  # Pillow's plugins each raise their own
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path | str, reason: object) -> UserError:
-    text = " ".join(str(reason).split())[:300]
-    return UserError(f"{path} cannot be read as an image ({text}): replace it or take it out of the folder")
 
 
 def _existing(folder: Path) -> Path:
@@ -146,7 +132,7 @@ def _existing(folder: Path) -> Path:
         return folder
     if os.path.exists(folder):
         raise UserError(f"{folder} is a file: {_expected(folder.with_suffix(''))}")
-    beside = _list(folder.parent)[0] if os.path.isdir(folder.parent) else []
+    beside = list_folder(folder.parent)[0] if os.path.isdir(folder.parent) else []
     near = difflib.get_close_matches(folder.name, beside, n=1)
     hint = f"did you mean {folder.parent / near[0]}?" if near else _expected(folder)
     raise UserError(f"there is no folder {folder}: {hint}")
@@ -159,7 +145,7 @@ def _expected(folder: Path) -> str:
 
 def _split_folders(folder: Path) -> dict[str, Path]:
     """Returns where each split lies that the folder has; train is the folder itself if it has none."""
-    held = _list(folder)[0]
+    held = list_folder(folder)[0]
     found = {split: [n for n in names if n in held] for split, names in _SPLIT_FOLDERS.items()}
     named = [name for names in found.values() for name in names]
     if not named:
@@ -176,13 +162,14 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 def _list_classes(split_folder: Path, folder: Path) -> dict[str, list[Path]]:
     """Returns the image files of each class, both in the order of their names."""
-    names = _list(split_folder)[0]
+    names = list_folder(split_folder)[0]
     if not names:
         wanted = _expected(folder) if split_folder == folder else f"expected {split_folder}/CLASS/IMAGE.jpg"
         raise UserError(f"{split_folder} holds no folders of classes: {wanted}")
     classes = {}
     for name in names:
-        deeper, files = _list(split_folder / name)
+        deeper, all_files = list_folder(split_folder / name)
+        files = [file for file in all_files if is_image_name(file)]
         if not files:
             hint = "fill it or remove it"
             if deeper:
@@ -193,21 +180,6 @@ def _list_classes(split_folder: Path, folder: Path) -> dict[str, list[Path]]:
             )
         classes[name] = [split_folder / name / file for file in files]
     return classes
-
-
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """Returns the names of the folders and of the image files in `folder`, sorted."""
-    try:
-        with os.scandir(folder) as entries:
-            seen = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}): give yourself read permission"
-        ) from None
-    return (
-        sorted(name for name, is_folder in seen if is_folder),
-        sorted(name for name, is_folder in seen if not is_folder and name.lower().endswith(SUFFIXES)),
-    )
 
 
 def _unknown_class(name: str, split: str, class_names: tuple[str, ...], folder: Path) -> UserError:
@@ -223,34 +195,56 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _common_size(paths: Iterable[Path]) -> tuple[int, int] | None:
-    """Returns the height and width that all images have, upright; None as soon as two differ."""
+    """Returns the height and width that all images have, upright; None as soon as two differ.
+
+    Those that cannot be opened are left to whoever reads all, who can name them together.
+    """
     common = None
     for path in paths:
-        with _open(path) as image:
-            width, height = image.size
-            try:
-                # Of a PNG the orientation is known only when all of it is read, and a square has no need.
-                if width != height and image.getexif().get(_ORIENTATION, 1) >= 5:
-                    width, height = height, width
-            except (ImportError, MemoryError):
-                raise
-            except Exception as error:  # Pillow's plugins each raise their own
-                raise _unreadable(path, error) from error
-        if common not in (None, (height, width)):
+        try:
+            with open_image(path) as image:
+                size = upright_size(image)
+        except Unreadable:
+            continue
+        if common not in (None, size):
             return None
-        common = (height, width)
+        common = size
     return common
 
 
-def _open(path: Path) -> "Image.Image":
-    """Reads the header of an image, whose format its content decides, not its name."""
-    from PIL import Image, UnidentifiedImageError
+class _PassedOver:
+    """Counts what lies in an image folder and is not read."""
 
-    try:
-        return Image.open(path, formats=_FORMATS)
-    except UnidentifiedImageError:
-        raise _unreadable(path, f"its content is none of {', '.join(_FORMATS)}") from None
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins each raise their own
-        raise _unreadable(path, getattr(error, "strerror", None) or error) from error
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._endings: Counter[str] = Counter()
+        self._misplaced: dict[str, list[Path]] = {"in deeper folders": [], "beside the class folders": []}
+        self._folders: list[str] = []
+
+    def add_split(self, split_folder: Path, class_names: Iterable[str]) -> None:
+        """Looks at what lies in the folder of a split beside the images that are read."""
+        beside = [split_folder / name for name in list_folder(split_folder)[1] if is_image_name(name)]
+        self._misplaced["beside the class folders"] += beside
+        for name in class_names:
+            deeper, files = list_folder(split_folder / name)
+            self._endings.update(Path(f).suffix.lower() or f for f in files if not is_image_name(f))
+            for below in deeper:
+                self._misplaced["in deeper folders"] += images_below(split_folder / name / below)
+
+    def add_folders(self, names: Iterable[str]) -> None:
+        """Takes in folders beside those of the splits."""
+        self._folders += names
+
+    def __str__(self) -> str:
+        """In words; empty where everything is read."""
+        parts = []
+        if self._endings:
+            listed = _some([f"{printable(e)} {count}" for e, count in self._endings.most_common()])
+            parts.append(f"{self._endings.total()} files with other endings ({listed})")
+        for where, paths in self._misplaced.items():
+            if paths:
+                example = printable(paths[0].relative_to(self._folder))
+                parts.append(f"{len(paths)} images {where} (such as {example})")
+        if self._folders:
+            parts.append(f"the folders {printable(_some(self._folders))}, which are no split")
+        return f"not read: {'; '.join(parts)}" if parts else ""

@@ -5,13 +5,14 @@ Nothing about the order is ever saved: a run that resumes at step s asks for the
 
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dl.data.checks import check_are_classes, check_fits, check_names, is_read_at_once
 from dl.data.order import random_order
 from dl.data.source import ArraySource, Source
 from dl.errors import UserError
@@ -34,6 +35,12 @@ class Batches:
       seed: of the order; None keeps the source's order. Several seeds: each batch has a leading axis with one
         member for each, in its own order.
       steps_per_epoch: steps of one pass.
+      num_classes: by name of a feature that holds labels; those of a source too large to be looked at when it
+        is opened are checked as they are read.
+
+    Raises:
+      UserError: a source without examples or with a feature called `index` or `mask`, or a batch size that
+        the devices do not divide.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class Batches:
     ):
         if not len(source):
             raise UserError("a data split without examples cannot be read; choose another split")
+        check_names(source)
         num_members = len(seed) if isinstance(seed, Sequence) else None
         shards = num_batch_shards(mesh)
         if num_members is not None and splits_members(mesh, num_members):
@@ -61,11 +69,28 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
+        self.num_classes: Mapping[str, int] = {}
         self._sharding = batch_sharding(mesh, num_members)
         self._resident = None
         if isinstance(source, ArraySource) and source.nbytes <= max_resident_bytes:
             self._resident = put(dict(source.arrays), replicated(mesh))
             self._take = jax.jit(_take, out_shardings=self._sharding)
+
+    @property
+    def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch as it lies on the devices; nothing is read."""
+        members = (len(self.seed),) if isinstance(self.seed, Sequence) else ()
+        leaves = {
+            **self.source.spec,
+            "index": jax.ShapeDtypeStruct((), np.int32),
+            "mask": jax.ShapeDtypeStruct((), np.bool_),
+        }
+        return {
+            name: jax.ShapeDtypeStruct(
+                (*members, self.batch_size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)
+            )
+            for name, leaf in leaves.items()
+        }
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the global example indices of a step, int32, and which of them are not padding."""
@@ -110,7 +135,13 @@ class Batches:
         local = np.zeros(index_B.shape, bool)
         for rows in slices:
             local[rows] = True
-        part = self.source[index_B[local]]
+        indices = index_B[local]
+        part = self.source[indices]
+        if not is_read_at_once(self.source):
+            for name, values in part.items():
+                check_fits(f"{name} of row {{row}}", indices, values)
+            for name, num_classes in self.num_classes.items():
+                check_are_classes(f"{name} of row {{row}}", indices, part[name], num_classes)
         whole = {}
         for name, values in part.items():
             whole[name] = np.zeros((*index_B.shape, *values.shape[1:]), values.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dl.data.prepared import Prepared
+from dl.data.source import chunks
 from dl.data.stored import StoredSource, to_pixels
 from dl.errors import UserError
 
@@ -24,15 +25,27 @@ class RecordSource(StoredSource):
         self._split = split
         self._lock = threading.Lock()
 
-    def decode_all(self) -> dict[str, np.ndarray]:
+    def decode_all(self) -> tuple[dict[str, np.ndarray], dict[int, UserError]]:
         """Reads every row, after comparing the number of records in each shard."""
         for path, length in self._prepared.shards[self._split].items():
             if (held := _num_records(self._prepared, path)) != length:
                 raise self._prepared.damaged(path, f"it holds {held} records, not {length}")
         return super().decode_all()
 
+    def labels(self) -> np.ndarray:
+        import tensorflow_datasets as tfds
+
+        _, features, _ = self._opened
+        key = self._prepared.label_key
+        only_label = tfds.features.FeaturesDict({key: features[key]})
+        found = np.zeros(len(self), np.int32)
+        for rows in chunks(len(self)):
+            for row, record in zip(rows, self._records(self._rows[rows]), strict=True):
+                found[row] = self._parse(int(self._rows[row]), record, only_label, {})[key]
+        return found
+
     def _examples(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        for row, record in zip(rows, self._read(rows), strict=True):
+        for row, record in zip(rows, self._records(rows), strict=True):
             yield self._decode(int(row), record)
 
     @cached_property
@@ -57,7 +70,7 @@ class RecordSource(StoredSource):
         skip = {prepared.image_key: tfds.decode.SkipDecoding()} if prepared.image_is_encoded else {}
         return records, tfds.features.FeaturesDict(features), skip
 
-    def _read(self, rows: np.ndarray) -> list[bytes]:
+    def _records(self, rows: np.ndarray) -> list[bytes]:
         with self._lock:
             records = self._opened[0]
         try:
@@ -80,13 +93,13 @@ class RecordSource(StoredSource):
     def _decode(self, row: int, record: bytes) -> tuple[np.ndarray, int]:
         prepared, where = self._prepared, f"record {row} of split {self._split!r}"
         _, features, decoders = self._opened
+        example = self._parse(row, record, features, decoders)
         try:
-            example = features.deserialize_example_np(record, decoders=decoders)
             image = _to_array(example[prepared.image_key], prepared)
             label = int(example[prepared.label_key])
         except (ImportError, MemoryError):
             raise
-        except Exception as error:  # protobuf, zlib, TFDS and Pillow each raise their own
+        except Exception as error:  # Pillow's plugins each raise their own
             raise prepared.damaged(f"{where} in {prepared.folder}", error) from error
         if image.shape != prepared.image_shape:
             reason = f"its image is {image.shape}, not {prepared.image_shape}"
@@ -97,6 +110,16 @@ class RecordSource(StoredSource):
                 f"0 to {len(prepared.class_names) - 1}: prepare the set again with right labels"
             )
         return image, label
+
+    def _parse(self, row: int, record: bytes, features: Any, decoders: Any) -> Any:
+        prepared = self._prepared
+        try:
+            return features.deserialize_example_np(record, decoders=decoders)
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # protobuf, zlib and TFDS each raise their own
+            where = f"record {row} of split {self._split!r} in {prepared.folder}"
+            raise prepared.damaged(where, error) from error
 
 
 def _num_records(prepared: Prepared, path: Path) -> int:

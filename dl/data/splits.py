@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 
-from dl.data.source import ArraySource, Source
+from dl.data.source import ArraySource, Source, bytes_each, chunks
+
+MAX_CHECKSUM_BYTES = 2**30  # that one source may decode at the start for its checksum
+NUM_SAMPLED = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,11 @@ class Splits(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySplits:
-    """Splits that are arrays in memory.
+    """Splits that are sources of one's own: arrays in memory, or anything that reads rows.
+
+    Its identity is a checksum of the content. A source that is not an `ArraySource` is read once for that, if
+    it decodes at most `MAX_CHECKSUM_BYTES`; of a larger one count spec, length and `NUM_SAMPLED` rows at
+    equal distances. A source with an attribute `checksum`, text that changes with its content, is not read.
 
     Attributes:
       name: what to call the data.
@@ -66,8 +73,8 @@ class ArraySplits:
     """
 
     name: str
-    train: ArraySource
-    evaluations: Mapping[str, ArraySource] = dataclasses.field(default_factory=dict)
+    train: Source
+    evaluations: Mapping[str, Source] = dataclasses.field(default_factory=dict)
     provenance: str = "in memory"
     notice: str | None = None
 
@@ -76,11 +83,32 @@ class ArraySplits:
         content = hashlib.sha256()
         sources = {"train": self.train, **self.evaluations}
         for split, source in sources.items():
+            if not isinstance(source, ArraySource):
+                content.update(f"{split} {_checksum(source)} ".encode())
+                continue
             for name, array in sorted(source.arrays.items()):
                 content.update(f"{split} {name} {array.dtype.name} {array.shape} ".encode())
                 content.update(np.ascontiguousarray(array).tobytes())
         sizes = {split: len(source) for split, source in sources.items()}
         return Identity(self.name, "1.0.0", content.hexdigest(), sizes)
+
+
+def _checksum(source: Source) -> str:
+    """Returns the checksum of a source that is no array, as `ArraySplits` says."""
+    stated = getattr(source, "checksum", None)
+    if isinstance(stated, str):
+        return stated
+    spec, size = sorted(source.spec.items()), len(source)
+    described = [(name, np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in spec]
+    digest = hashlib.sha256(f"{described} {size} ".encode())
+    rows_of_parts: Iterable[np.ndarray] = chunks(size)
+    if size * bytes_each(source) > MAX_CHECKSUM_BYTES:
+        rows_of_parts = [np.linspace(0, size - 1, min(size, NUM_SAMPLED)).astype(np.int64)]
+    for rows in rows_of_parts:
+        part = source[rows]
+        for name, _ in spec:
+            digest.update(np.ascontiguousarray(part[name]).tobytes())
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

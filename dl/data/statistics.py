@@ -5,6 +5,7 @@ Shapes: B examples, H height, W width, C channels.
 
 import numpy as np
 
+from dl.data.images import pixel_scale
 from dl.data.source import Source
 
 _CHUNK = 1024  # examples read at once
@@ -13,8 +14,8 @@ _CHUNK = 1024  # examples read at once
 def channel_statistics(source: Source, name: str = "image") -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation of each channel over all pixels of all images, in float64.
 
-    Bytes count in [0, 1], as a model sees them; `models.scaling.standardize` takes both. Give it the training
-    split: statistics of the others would tell the model about examples that it is judged on.
+    Bytes and 16 bits count in [0, 1], as a model sees them; `models.scaling.standardize` takes both. Give it
+    the training split: statistics of the others would tell the model about examples that it is judged on.
 
     Args:
       source: images of shape (H, W, C), read in parts.
@@ -29,8 +30,7 @@ def channel_statistics(source: Source, name: str = "image") -> tuple[tuple[float
     for start in range(0, len(source), _CHUNK):
         image_BHWC = source[np.arange(start, min(start + _CHUNK, len(source)))][name]
         pixels = image_BHWC.reshape(-1, image_BHWC.shape[-1]).astype(np.float64)
-        if image_BHWC.dtype == np.uint8:
-            pixels /= 255.0
+        pixels /= pixel_scale(image_BHWC.dtype, name)
         # Chan, Golub & LeVeque 1983, eq. 2.1: a sum of squares minus a squared sum would cancel.
         new, total = pixels.mean(0), count + len(pixels)
         spread_C = spread_C + pixels.var(0) * len(pixels) + (new - mean_C) ** 2 * count * len(pixels) / total

@@ -184,7 +184,7 @@ def _curves_by_class(predictions: Predictions, figures: Mapping[str, Any]) -> li
         series = []
         for style, c in enumerate(sorted(shown)):
             points = curve(predictions.log_probabilities[:, c], predictions.label == c)
-            series.append(Series(names[c], *_spread(points.x, points.y), style))
+            series.append(Series(names[c], *spread_along(points.x, points.y), style))
         areas = [(names[c], f"{figures[area][c]:.4f}") for c in sorted(shown)]
         least = min((figures[area][c] for c in shown), default=float("nan"))
         plots.append(
@@ -201,7 +201,7 @@ def _curves_by_class(predictions: Predictions, figures: Mapping[str, Any]) -> li
     return plots
 
 
-def _spread(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def spread_along(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns points evenly spread along the curve: most thresholds crowd in one corner."""
     if len(x) <= MAX_POINTS:
         return x, y

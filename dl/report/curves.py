@@ -21,8 +21,13 @@ MAX_ROWS = 40  # of a table beside a plot
 MAX_PANELS = 12
 
 
-def curves(lines: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Returns a plot of each metric over the epochs, the loss first, then what only training has."""
+def curves(lines: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> list[Plot]:
+    """Returns a plot of each metric over the epochs, the loss first, then what only training has.
+
+    Args:
+      lines: of metrics.jsonl.
+      units: of the metrics; one that has none is a value.
+    """
     kinds = [kind for kind in dict.fromkeys(str(line.get("kind")) for line in lines) if kind != "train"]
     splits = [kind for kind in kinds if kind not in ("epoch", FINAL_SPLIT)]  # the final one has but a figure
     names = dict.fromkeys(
@@ -32,7 +37,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> list[Plot]:
         if name not in _NO_METRICS and _is_number(value)
     )
     ordered = sorted(names, key=lambda name: (name != "loss", name != "accuracy"))[:MAX_PANELS]
-    panels = [_metric(lines, name, splits) for name in ordered]
+    panels = [_metric(lines, name, splits, units.get(name, "value")) for name in ordered]
     panels += [
         _of_training(lines, name, title, unit)
         for name, (title, unit) in _OF_TRAINING.items()
@@ -41,14 +46,13 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return panels
 
 
-def _metric(lines: Sequence[Mapping[str, Any]], name: str, splits: Sequence[str]) -> Plot:
+def _metric(lines: Sequence[Mapping[str, Any]], name: str, splits: Sequence[str], unit: str) -> Plot:
     series = [Series("training, by step", *_smoothed(*_points(lines, "train", name)), style=9)]
     series.append(Series("training, mean of the epoch", *_points(lines, "epoch", name), 0, has_dots=True))
     for number_, split in enumerate(splits, 1):
         series.append(Series(split, *_points(lines, split, name), number_, has_dots=True))
     series = [line for line in series if len(line.x)]
     shown = [line for line in series if line.has_dots] or series
-    unit = {"loss": "nats", "accuracy": "fraction"}.get(name, "value")
     title = name.replace("_", " ").capitalize()
     return plot(
         title,

@@ -2,21 +2,35 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from dl.data.source import Source
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.files import replace_text
+from dl.kinds import kind_facts
+from dl.predictions import LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
 from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
+from dl.report.language_model import language_section
+from dl.report.multi_label import multi_label_section
+from dl.report.reconstruction import reconstruction_section
 from dl.report.record import Record, mapping, read_record, text
+from dl.report.regression import regression_section
 from dl.report.robustness import robustness_section
+from dl.report.task import TaskSection
 from dl.summary import experiment_layers
 from dl.tabulate import Layer, format_shapes
 
+_SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
+    Regression: regression_section,
+    MultiLabel: multi_label_section,
+    Reconstruction: reconstruction_section,
+    LanguageModel: language_section,
+}
 TOLERANCE = 1e-4  # by which two accuracies of the same predictions may differ
 
 
@@ -55,6 +69,9 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
             experiment = None
     layers = None if experiment is None else _layers(experiment, missing)
     classifier = _classifier(record, experiment, missing)
+    task = _task(record, missing)
+    if "disagreement" in record.result:
+        missing.append(f"Agreement: {text(record.result['disagreement'])}.")
     split = record.final_split
     seeds = curves.seed_points(record.result, split) if split and record.result.get("members") else []
     budget = sections.budget(record.result)
@@ -63,7 +80,10 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         starts.append(starts[-1] + 1000 * share)
     energy, assumptions = sections.energy(record)
     software, runs = sections.environment(record.run)
-    shown = curves.curves(record.lines)
+    units = record.units
+    if not record.result and experiment is not None:
+        units = kind_facts(experiment.loss_fn)["units"]
+    shown = curves.curves(record.lines, units)
     robustness = robustness_section(record.robustness)
     figures = sections.figures_table(record)
     style = resources.files("dl.report").joinpath("templates/style.css").read_text()
@@ -74,6 +94,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         ("curves", "Learning curves", shown),
         ("classes", "Classes", classifier),
         ("mistakes", "Mistakes", classifier),
+        *([("task", task.title, True)] if task is not None else []),
         ("robustness", "Robustness", robustness),
         ("layers", "Layers", layers),
         *(("cost", "Time, memory, energy", True), ("data", "Data", True), ("options", "Options", True)),
@@ -100,6 +121,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         seeds=seeds,
         curves=shown,
         classifier=classifier,
+        task=task,
         robustness=robustness,
         layers=layers,
         budget=budget,
@@ -121,7 +143,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
 
 def _classifier(record: Record, experiment: Experiment | None, missing: list[str]) -> Classifier | None:
     predictions = record.predictions
-    if predictions is None:
+    if not isinstance(predictions, Predictions):
         return None
     pictures = None
     if experiment is not None:
@@ -133,12 +155,24 @@ def _classifier(record: Record, experiment: Experiment | None, missing: list[str
         return None
     measured = mapping(mapping(record.result.get("metrics")).get(predictions.split)).get("accuracy")
     is_whole = len(predictions.label) == predictions.num_examples
-    if isinstance(measured, float) and is_whole and abs(measured - shown.accuracy) > TOLERANCE:
+    is_judged = "kind" in record.result  # by the run itself
+    if is_judged or not is_whole or not isinstance(measured, float):
+        return shown
+    if abs(measured - shown.accuracy) > TOLERANCE:
         missing.append(
             f"Agreement: the kept predictions have the accuracy {shown.accuracy:.4f}, the run measured "
             f"{measured:.4f}. The loss does not measure what the model puts out; see Experiment.predict_fn."
         )
     return shown
+
+
+def _task(record: Record, missing: list[str]) -> TaskSection | None:
+    section = _SECTIONS.get(type(record.predictions))
+    try:
+        return None if section is None else section(record.predictions)
+    except UserError as error:
+        missing.append(f"What needs predictions: {error}.")
+        return None
 
 
 def _pictures(record: Record, experiment: Experiment, split: str, missing: list[str]) -> Source | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from dl.errors import UserError
 from dl.files import read_regular
-from dl.predictions import Predictions, read_predictions
+from dl.kinds import FRACTION
+from dl.predictions import Kept, Predictions, read_predictions
 from dl.run import Run
 from dl.selection import FINAL_SPLIT
 
@@ -32,7 +33,7 @@ class Record:
     run: Mapping[str, Any]
     lines: list[Mapping[str, Any]]
     result: Mapping[str, Any]
-    predictions: Predictions | None
+    predictions: Kept | None
     robustness: Mapping[str, Any]
     missing: list[str]
 
@@ -41,6 +42,14 @@ class Record:
         """The split of the headline: test, else the last that was evaluated."""
         splits = list(mapping(self.result.get("metrics")))
         return FINAL_SPLIT if FINAL_SPLIT in splits else (splits[-1] if splits else None)
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """The units of the metrics, as the loss function stated them; runs of old stated none."""
+        if "kind" in self.result:
+            return {name: text(unit) for name, unit in mapping(self.result.get("units")).items()}
+        nats = {"loss": "nats"} if isinstance(self.predictions, Predictions) else {}
+        return {**nats, "accuracy": FRACTION}
 
     @property
     def notice(self) -> str:
@@ -84,7 +93,7 @@ def read_record(folder: Path) -> Record:
     elif result.get("members"):
         missing.append("Predictions: they are kept of runs with one seed only.")
     elif result:
-        missing.append("Predictions: none were kept. They are of classifications, at the end of a run.")
+        missing.append("Predictions: none were kept at the end of the run.")
     return Record(record, lines, result, predictions, _read_robustness(run, result, missing), missing)
 
 

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dl.kinds import FRACTION
 from dl.report.classifier import Classifier
 from dl.report.energy import estimate_energy
 from dl.report.plots import Table
@@ -23,23 +24,26 @@ def headline(record: Record) -> Mapping[str, str] | None:
     if split is None:
         return None
     figures = mapping(mapping(record.result.get("metrics")).get(split))
-    name = "accuracy" if "accuracy" in figures else next(iter(figures), None)
+    stated = record.result.get("headline")
+    name = next((name for name in (stated, "accuracy", *figures) if name in figures), None)
     if name is None:
         return None
+    unit = record.units.get(name, "")
     value = number(figures[name])
     seeds = len(record.result.get("members") or ())
     bounds = interval_of(record.result, split, name)
-    sizes = mapping(mapping(record.result.get("dataset")).get("sizes"))
-    shown, spread = _share(value, name), "no interval is known for this figure"
+    shown, spread = _share(value, unit), "no interval is known for this figure"
     if bounds is not None:
         low, high = bounds
-        over = (
-            f"over {seeds} seeds (Student)" if seeds else f"over {_count(sizes.get(split))} examples (Wilson)"
-        )
-        spread = f"95 % interval {_share(low, name)} to {_share(high, name)}, {over}"
+        methods = mapping(mapping(record.result.get("interval_methods")).get(split))
+        method = f", {text(methods[name])}" if name in methods else ""
+        spread = f"95 % interval {_share(low, unit)} to {_share(high, unit)}{method}"
         if seeds:
-            shown += f" ± {(high - low) / 2 * _scale(name):.2g}"
-    return {"name": f"{split} {name}".replace("_", " "), "value": shown, "interval": spread}
+            shown += f" ± {(high - low) / 2 * (100.0 if unit == FRACTION else 1.0):.2g}"
+    named = f"{split} {name}".replace("_", " ")
+    if unit and unit not in (FRACTION, name.replace("_", " ")):
+        named += f", {unit}"
+    return {"name": named, "value": shown, "interval": spread}
 
 
 def figures_table(record: Record) -> Table:
@@ -49,8 +53,10 @@ def figures_table(record: Record) -> Table:
         for name, value in mapping(figures).items():
             bounds = interval_of(record.result, split, name)
             interval = "" if bounds is None else f"{bounds[0]:.5g} to {bounds[1]:.5g}"
-            rows.append((str(split), name.replace("_", " "), f"{number(value):.5g}", interval))
-    return Table("Figures at the end of the run", ("split", "figure", "value", "95 % interval"), rows)
+            unit = record.units.get(name, "")
+            rows.append((str(split), name.replace("_", " "), f"{number(value):.5g}", unit, interval))
+    columns = ("split", "figure", "value", "unit", "95 % interval")
+    return Table("Figures at the end of the run", columns, rows)
 
 
 def facts(record: Record) -> list[tuple[str, str]]:
@@ -213,9 +219,7 @@ def model_card(record: Record, classifier: Classifier | None) -> list[tuple[str,
         figures += [f"Expected calibration error {classifier.error:.4f}, on {classifier.sample}."]
         limits.append(f"Weakest classes: {', '.join(classifier.worst)}.")
     tried = "tried as corrupted copies only" if record.robustness else "not tried"
-    limits.append(
-        f"Images and inputs unlike the training data were {tried}; nor were groups of people compared."
-    )
+    limits.append(f"Inputs unlike the training data were {tried}; nor were groups of people compared.")
     return [
         ("Model", model),
         ("Intended use", [INTENDED_USE]),
@@ -239,12 +243,8 @@ def percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
 
 
-def _scale(name: str) -> float:
-    return 100.0 if "accuracy" in name else 1.0
-
-
-def _share(value: float, name: str) -> str:
-    return f"{value:.2%}".replace("%", " %") if _scale(name) > 1 else f"{value:.4g}"
+def _share(value: float, unit: str) -> str:
+    return f"{value:.2%}".replace("%", " %") if unit == FRACTION else f"{value:.4g}"
 
 
 def _count(value: Any) -> str:

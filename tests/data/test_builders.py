@@ -21,7 +21,7 @@ from tensorflow_datasets.image_classification import mnist
 from tiny_sets import noise
 
 from dl.data import builders, image_classification
-from dl.data.catalogue import PREPARABLE
+from dl.data.find import PREPARABLE
 from dl.data.raw_files import PREFLIGHT_SECONDS
 from dl.errors import UserError
 

@@ -196,3 +196,61 @@ def test_the_checksum_knows_names_dtypes_and_shapes():
     }
     assert len(sums) == 5
     assert cache.checksum({"a": array.astype(">i4")}) == cache.checksum({"a": array.astype("<i4")})
+
+
+# A data folder that several people share.
+
+
+def given_to_another(path, monkeypatch):
+    """Makes a file somebody else's."""
+    if os.geteuid() == 0:
+        os.chown(path, 4711, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+
+
+SPOIL = {
+    "another user's": given_to_another,
+    "writable by the group": lambda path, _: path.chmod(0o664),
+    "writable by all": lambda path, _: path.chmod(0o646),
+}
+
+
+@pytest.mark.parametrize("how", SPOIL)
+def test_a_cache_that_others_can_have_written_is_not_believed(folder, data_dir, monkeypatch, how):
+    rows = load()[1]
+    path = only_file(data_dir / ".dl_decoded")
+    with np.load(path) as stored:
+        forged = {name: stored[name] for name in stored.files}
+    assert load()[0].from_cache
+    key = cache.cache_key(image_classification("tiny")._found.stored)
+    del forged["meta"]
+    forged["train/image"] = 255 - forged["train/image"]
+    cache.store(image_classification("tiny")._found.stored, data_dir, key, forged)  # key and digest are right
+    SPOIL[how](path, monkeypatch)
+    again, decoded = load()
+    assert not again.from_cache
+    np.testing.assert_array_equal(decoded["image"], rows["image"])
+
+
+def test_nobody_else_can_write_what_is_cached_or_look_into_the_users_cache(folder, data_dir, tmp_path):
+    before = os.umask(0)
+    try:
+        load()
+        mode = stat.S_IMODE(data_dir.stat().st_mode)
+        data_dir.chmod(0o555)
+        load()
+    finally:
+        os.umask(before)
+        data_dir.chmod(mode)
+    for path in (only_file(data_dir / ".dl_decoded"), only_file(tmp_path / "cache/dl/decoded")):
+        assert not path.stat().st_mode & 0o022
+    assert stat.S_IMODE((tmp_path / "cache/dl").stat().st_mode) == 0o700
+
+
+def test_a_pipe_in_place_of_a_cache_is_not_waited_for(folder, data_dir):
+    load()
+    path = only_file(data_dir / ".dl_decoded")
+    path.unlink()
+    os.mkfifo(path)
+    assert not load()[0].from_cache

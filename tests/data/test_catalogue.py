@@ -3,11 +3,15 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_sets import grey_examples, noise
 
 from dl.data import image_classification
-from dl.data.catalogue import split_rows
+from dl.data.carve import split_rows, stratified
+from dl.data.order import random_order
+from dl.data.records import RecordSource
 from dl.errors import UserError
 
 
@@ -55,8 +59,43 @@ def test_a_missing_test_split_is_the_official_validation_split():
 
 def test_carving_takes_the_same_rows_for_ever():
     """Numbers measured on a split are comparable only while the split stays."""
-    rows = split_rows("it", {"train": 50, "test": 9}, 0.1)["validation"][1]
-    assert rows.tolist() == [2, 17, 25, 27, 32]
+    labels = np.arange(50) % 5
+    rows = split_rows("it", {"train": 50, "test": 9}, 0.1, labels)["validation"][1]
+    assert rows.tolist() == [3, 20, 21, 29, 42]
+    plain = split_rows("it", {"train": 2000, "test": 9}, 0.1, np.arange(2000) % 2)["validation"][1]
+    assert plain[:5].tolist() == [2, 17, 25, 27, 32]
+
+
+@given(st.lists(st.sampled_from([0, 1, 1, 2, 2, 2, 2, 7]), min_size=1, max_size=200), st.floats(0, 1))
+def test_a_stratified_choice_has_each_class_by_its_share(labels, fraction):
+    labels = np.array(labels)
+    count = round(fraction * len(labels))
+    chosen = stratified(labels, count, 3, 4)
+    assert chosen.sum() == count
+    classes, sizes = np.unique(labels, return_counts=True)
+    taken = np.array([chosen[labels == c].sum() for c in classes])
+    assert (np.abs(taken - sizes * count / len(labels)) <= len(classes)).all()
+    if count >= len(classes) and len(labels) - count >= len(classes):
+        assert (taken[sizes > 1] >= 1).all()
+        assert (taken[sizes > 1] < sizes[sizes > 1]).all()
+
+
+@pytest.mark.parametrize(
+    "official", [{"train": 300}, {"train": 300, "test": 40}, {"train": 300, "validation": 5}]
+)
+def test_small_classes_do_not_vanish_from_what_is_carved(official):
+    labels = np.repeat(np.arange(12), [4, 5, 6] * 3 + [60, 85, 110])[random_order(300, 1, 2)]
+    rows = split_rows("it", {"train": 300, **official}, 0.1, labels)
+    for used, (split, taken) in rows.items():
+        if taken is not None:
+            assert split == "train"
+            assert set(labels[taken]) == set(range(12)), used
+
+
+def test_rows_that_stand_sorted_by_class_are_carved_without_labels():
+    for each in (13, 20, 40):
+        rows = split_rows("it", {"train": 10 * each}, 0.1)
+        assert all(len(set((taken // each).tolist())) == 10 for _, taken in rows.values())
 
 
 @pytest.mark.parametrize(
@@ -302,6 +341,19 @@ def test_a_large_set_is_read_by_the_batch_and_gives_the_same_rows(write_set, dat
             np.testing.assert_array_equal(other[rows][name], array)
     assert not streamed.from_cache
     assert streamed.identity.sizes == resident.identity.sizes
+
+
+def test_the_labels_of_a_large_set_are_read_once_and_its_splits_are_stratified(write_set, monkeypatch):
+    examples = [{**example, "label": int(i % 20 == 0)} for i, example in enumerate(grey_examples(80))]
+    write_set("tiny", {"train": examples}, num_shards=3)
+    resident = image_classification("tiny")
+    for _ in range(2):
+        streamed = image_classification("tiny", max_resident_bytes=1)
+        for split in ("train", "validation", "test"):
+            labels = all_rows(getattr(streamed, split))["label"]
+            np.testing.assert_array_equal(labels, all_rows(getattr(resident, split))["label"])
+            assert set(labels.tolist()) == {0, 1}
+        monkeypatch.setattr(RecordSource, "labels", None)  # the second start reads a cache
 
 
 def test_a_large_set_is_read_by_several_threads_at_once(write_set):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import struct
 import threading
 from pathlib import Path
 
@@ -135,6 +136,41 @@ def test_what_is_no_visible_image_is_not_seen(photos):
     assert image_classification("./photos").identity == before
 
 
+def test_what_systems_leave_behind_is_no_class_and_links_are_followed(photos, tmp_path):
+    fill(tmp_path / "elsewhere", classes=("cat", "dog"))
+    (photos / "cat").symlink_to(tmp_path / "elsewhere/cat")
+    (photos / "dog").mkdir()
+    for image in (tmp_path / "elsewhere/dog").iterdir():
+        (photos / "dog" / image.name).symlink_to(image)
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", ".dl_decoded"):
+        save(photos / name / "x.png", noise(0, 4, 6, 3))
+        save(photos / "dog" / name / "x.png", noise(0, 4, 6, 3))
+    for name in ("desktop.ini", "THUMBS.DB", "Icon\r"):
+        (photos / "dog" / name).touch()
+    (photos / "dog/loop").symlink_to(photos)
+    (photos / "dog/itself").symlink_to(photos / "dog/itself")
+    data = image_classification("./photos")
+    assert data.class_names == ("cat", "dog")
+    assert sum(data.identity.sizes.values()) == 20
+    assert "not read: 1 files with other endings (itself 1); 20 images in deeper" in data.provenance
+
+
+def test_what_is_passed_over_is_counted_and_said(photos):
+    fill(photos / "train")
+    assert "not read" not in image_classification("./photos").provenance
+    for name in ("train/cat/a.heic", "train/dog/b.HEIC", "train/dog/notes.txt", "train/dog/x\x1b[2J"):
+        (photos / name).touch()
+    save(photos / "train/cat/more/even/1.JPG", noise(0, 4, 6, 3))
+    save(photos / "train/2.tiff", noise(0, 4, 6, 3))
+    fill(photos / "valid")
+    said = image_classification("./photos").provenance.partition("not read: ")[2]
+    assert said == (
+        "4 files with other endings (.heic 2, .txt 1, x\\x1b[2J 1); 1 images in deeper folders (such as "
+        "train/cat/more/even/1.JPG); 1 images beside the class folders (such as train/2.tiff); "
+        "the folders valid, which are no split"
+    )
+
+
 # What an image becomes.
 
 
@@ -152,6 +188,9 @@ IMAGES = {
     "x.bmp": lambda: (Image.new("RGB", (4, 4), RED), {}),
     "x.webp": lambda: (Image.new("RGB", (4, 4), RED), {"lossless": True}),
     "x.gif": two_frames,
+    "x.TIF": lambda: (Image.new("RGB", (4, 4), RED), {"format": "TIFF"}),
+    "x.jfif": lambda: (Image.new("RGB", (4, 4), RED), {"format": "PNG"}),
+    "x.ppm": lambda: (Image.new("RGB", (4, 4), RED), {}),
     "really_png.jpg": lambda: (Image.new("RGB", (4, 4), RED), {"format": "PNG"}),
     "transparent.png": lambda: (Image.new("RGBA", (4, 4), (*RED, 128)), {}),
     "palette.png": lambda: (Image.new("RGB", (4, 4), RED).quantize(), {}),
@@ -161,6 +200,8 @@ GREY = {
     "grey.png": lambda: (Image.new("L", (4, 4), 77), {}),
     "grey_transparent.png": lambda: (Image.new("LA", (4, 4), (77, 5)), {}),
     "sixteen_bits.png": lambda: (Image.fromarray(np.full((4, 4), 77 * 256 + 99, np.uint16)), {}),
+    "sixteen_bits.tiff": lambda: (Image.fromarray(np.full((4, 4), 77 * 256 + 99, np.uint16)), {}),
+    "x.pgm": lambda: (Image.new("L", (4, 4), 77), {}),
 }
 
 
@@ -185,14 +226,48 @@ UPRIGHT = {  # what a viewer does with what is stored (TIFF 6.0, "Orientation")
 }
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_images_are_turned_upright(photos, orientation):
+def test_images_are_turned_upright(photos, orientation, name):
     stored = noise(0, 4, 6, 3)
     exif = Image.Exif()
     exif[0x0112] = orientation
     for split in ("train", "val", "test"):
-        save(photos / split / "only" / "x.png", stored, exif=exif)
+        save(photos / split / "only" / name, stored, exif=exif)
     np.testing.assert_array_equal(only_image("./photos"), UPRIGHT[orientation](stored))
+
+
+def exif_of(value, kind=3, count=1, tail=b""):
+    """EXIF with nothing but an orientation: its four bytes, and its type (TIFF 6.0: 3 is a short)."""
+    entry = struct.pack("<HHI", 0x0112, kind, count) + value.ljust(4, b"\0")
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4) + tail
+
+
+BROKEN_EXIF = {
+    "no orientation": exif_of(b"\x09"),
+    "zero": exif_of(b"\0"),
+    "too large": exif_of(b"\xff\xff"),
+    "text": exif_of(b"six", kind=2, count=4),
+    "a float": exif_of(struct.pack("<f", 6.0), kind=11),
+    "a fraction": exif_of(struct.pack("<I", 26), kind=5, tail=struct.pack("<II", 6, 0)),
+    "an unknown type": exif_of(b"\x06", kind=99),
+    "cut off": exif_of(b"\x06")[:-9],
+    "nothing but a header": exif_of(b"\x06")[:14],
+    "an offset to nowhere": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "noise": b"Exif\0\0" + bytes(range(7, 90)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("what", BROKEN_EXIF)
+def test_an_image_whose_exif_is_broken_is_shown_as_it_is(photos, what):
+    stored = noise(0, 4, 6, 3)
+    for split in ("train", "val", "test"):
+        save(photos / split / "only" / "x.jpg", stored, exif=BROKEN_EXIF[what], quality=100, subsampling=0)
+        save(photos / split / "only" / "y.webp", stored, exif=BROKEN_EXIF[what], lossless=True)
+    jpeg, webp = all_rows(image_classification("./photos").test)["image"]
+    assert np.abs(jpeg - stored.astype(float)).max() < 9
+    np.testing.assert_array_equal(webp, stored)
 
 
 def test_images_of_varying_size_are_cropped_in_the_centre_and_resized(photos):
@@ -243,7 +318,8 @@ BREAK = {
     "cut in the header": lambda path: path.write_bytes(path.read_bytes()[:20]),
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("<html>404</html>"),
-    "of another format": lambda path: Image.open(path).save(path, "TIFF"),
+    "of another format": lambda path: Image.open(path).save(path, "ICO"),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
     "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nowhere")),
 }
 
@@ -260,15 +336,64 @@ def test_a_broken_image_is_named_and_nothing_is_kept(photos, tmp_path, broken):
     assert not cached(tmp_path)
 
 
+def test_all_broken_images_are_named_at_once(photos, tmp_path):
+    for split in ("train", "val", "test"):
+        fill(photos / split)
+    broken = [photos / name for name in ("train/cat/001.png", "train/dog/007.png", "val/dog/004.png")]
+    for path in broken:
+        path.write_text("no image")
+    with pytest.raises(UserError, match="^3 files cannot be read as images: ") as caught:
+        _ = image_classification("./photos").train
+    line = str(caught.value)
+    assert all(f"{path} (its content is none of" in line for path in broken)
+    assert "skip_unreadable=True" in line
+    assert "\n" not in line
+    for path in (photos / "train/cat").iterdir():
+        path.write_text("no image")
+    with pytest.raises(UserError, match="12 files cannot .* and 2 more: replace them"):
+        _ = image_classification("./photos").train
+    assert not cached(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"max_resident_bytes": 1}])
+def test_broken_images_are_skipped_and_counted_on_request(photos, tmp_path, arguments):
+    fill(photos / "train")
+    fill(photos / "test", seed=1)
+    (photos / "train/cat/001.png").write_text("no image")
+    (photos / "test/dog/004.png").write_bytes((photos / "test/dog/004.png").read_bytes()[:-60])
+    for _ in range(2):  # the second time from the cache
+        data = image_classification("./photos", skip_unreadable=True, **arguments)
+        rows = read_all(data)
+        assert {split: len(r["label"]) for split, r in rows.items()} == data.identity.sizes
+        assert data.identity.sizes == {"train": 17, "validation": 2, "test": 19}
+        assert "skipped: 2 files that cannot be read, such as train/cat/001.png" in data.provenance
+    assert data.from_cache == (not arguments)
+    with pytest.raises(UserError, match=r"cannot be read"):
+        read_all(image_classification("./photos", **arguments))
+    (photos / "train/cat/001.png").unlink()
+    (photos / "test/dog/004.png").unlink()
+    without = image_classification("./photos", **arguments)
+    for split, expected in read_all(without).items():
+        np.testing.assert_array_equal(rows[split]["image"], expected["image"])
+        np.testing.assert_array_equal(rows[split]["label"], expected["label"])
+    if not arguments:
+        assert without.identity == data.identity
+
+
+def test_pixels_of_32_bits_are_refused(photos):
+    for split in ("train", "val", "test"):
+        save(photos / split / "only/x.tif", Image.fromarray(np.ones((4, 4), np.float32)))
+    with pytest.raises(UserError, match="3 files .*its pixels are numbers of 32 bits; store 8 or 16"):
+        _ = image_classification("./photos").train
+
+
 def test_an_image_that_changes_its_size_while_it_is_streamed_is_named(photos):
     fill(photos)
     source = image_classification("./photos", max_resident_bytes=1).train
     all_rows(source)
     for path in photos.rglob("*.png"):
         save(path, noise(0, 5, 5, 3))
-    with pytest.raises(
-        UserError, match=r"\.png cannot be read as an image .its size has changed to \(5, 5, 3\)"
-    ):
+    with pytest.raises(UserError, match=r"\.png \(its size has changed to \(5, 5, 3\)"):
         all_rows(source)
 
 

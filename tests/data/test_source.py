@@ -1,3 +1,5 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,3 +49,63 @@ def test_arrays_without_a_common_length_are_refused(arrays):
 def test_the_refusal_names_the_lengths():
     with pytest.raises(UserError, match="'a': 3, 'b': 4"):
         ArraySource({"a": np.zeros(3), "b": np.zeros(4)})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 2, 3],
+        jnp.arange(1, 4),
+        np.array([1, 2, 3], ">i8"),
+        np.ma.MaskedArray([1, 2, 3]),
+        np.arange(7)[1:4],
+        np.arange(6, dtype=">u2")[::2] // 2 + 1,
+        np.broadcast_to(np.arange(1, 4), (2, 3))[1],
+    ],
+)
+def test_whatever_is_an_array_of_numbers_will_do(values):
+    source = ArraySource({"a": values})
+    assert isinstance(source.arrays["a"], np.ndarray)
+    assert source.arrays["a"].dtype.isnative
+    np.testing.assert_array_equal(source[np.array([2, 0])]["a"], [3, 1])
+
+
+class Column:
+    """A column of a table, as pandas has them: NumPy asks it for its array."""
+
+    def __init__(self, *values, dtype=None):
+        self.values = np.array(values, dtype)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def test_columns_of_tables_will_do_and_gaps_in_them_will_not():
+    np.testing.assert_array_equal(ArraySource({"a": Column(1, 2)}).arrays["a"], [1, 2])
+    with pytest.raises(UserError, match="array gaps holds no numbers"):
+        ArraySource({"gaps": Column(1, None, dtype=object)})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            ["cat", "dog"],
+            r"a holds no numbers but <U3; classes are .*np.unique\(a, return_inverse=True\)",
+        ),
+        (np.array([b"cat", b"dog"]), "classes are whole numbers"),
+        (np.array(["cat", "dog"], object), "classes are whole numbers"),
+        (np.array([None, 1], object), "array a holds no numbers but object; give every example one shape"),
+        ([[1], [2, 3]], "array a is no array of numbers .*give every example one shape"),
+        (np.ma.MaskedArray([1, 2, 3], [False, True, False]), "array a has masked values, the first in row 1"),
+        (np.array(["2020-01-01"], "M8[D]"), "array a holds no numbers"),
+        (np.zeros(2, [("x", int), ("y", float)]), "array a holds no numbers"),
+        (3, "one common leading length"),
+        ("cat", "array a holds no numbers"),
+        (jax.random.key(0), "array a "),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_one_line_with_its_name(values, said):
+    with pytest.raises(UserError, match=said) as caught:
+        ArraySource({"a": values})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,97 @@
+"""What is looked at once, when the data of a run are opened: names, whole numbers that fit, labels."""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from dl.data.source import ArraySource, Source, bytes_each, chunks
+from dl.errors import UserError
+
+RESERVED = ("index", "mask")  # of a batch: the rows of its examples, and which of them are no padding
+MAX_READ_BYTES = 2**30  # a source that decodes more than this is checked as it is read, not when it is opened
+
+
+def check_names(source: Source) -> None:
+    """Raises UserError if a feature has a name that batches keep for themselves."""
+    for name in RESERVED:
+        if name in source.spec:
+            raise UserError(
+                f"the data have a feature called {name}, a name that every batch keeps for itself; rename "
+                f"it, for example to {'example_mask' if name == 'mask' else 'row'}"
+            )
+
+
+def check_numbers(split: str, source: Source) -> None:
+    """Raises UserError for a whole number that the device would cut off, where JAX computes in 32 bits."""
+    for rows, values in _read(source, lambda leaf: _is_cut_off(leaf.dtype)):
+        for name in values:
+            check_fits(f"{name} of row {{row}} of the {split} split", rows, values[name])
+
+
+def check_fits(what: str, rows: np.ndarray, values: np.ndarray) -> None:
+    """Raises UserError for the first value that 32 bits do not hold; `what` names it by its `{row}`."""
+    if not _is_cut_off(values.dtype):
+        return
+    bounds = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
+    is_out = (values < bounds.min) | (values > bounds.max)
+    if is_out.any():
+        place = tuple(np.argwhere(is_out)[0])
+        raise UserError(
+            f"{what.format(row=rows[place[0]])} is {values[place]}, more than the {bounds.dtype} that it is "
+            "computed in holds; store smaller numbers, or set JAX_ENABLE_X64=1"
+        )
+
+
+def check_classes(split: str, source: Source, name: str, num_classes: int) -> None:
+    """Raises UserError for the first label of a split that is no class.
+
+    Args:
+      split: its name.
+      source: a large one that does not lie in memory is not read here: see `MAX_READ_BYTES`.
+      name: of the feature that holds labels.
+      num_classes: that the model has outputs for.
+    """
+    for rows, values in _read(source, lambda leaf: True, (name,)):
+        check_are_classes(f"{name} of row {{row}} of the {split} split", rows, values[name], num_classes)
+
+
+def check_are_classes(what: str, rows: np.ndarray, values: np.ndarray, num_classes: int) -> None:
+    """Raises UserError for the first value that is none of 0, …, num_classes - 1; see `check_fits`."""
+    is_whole = values.dtype.kind in "biu"
+    is_class = (values >= 0) & (values < num_classes)  # a NaN is neither
+    if not is_whole:
+        is_class &= values == np.floor(values)
+    if is_class.all() and is_whole:
+        return
+    place = tuple(np.argwhere(~is_class)[0]) if not is_class.all() else (0,) * values.ndim
+    problem = f"{what.format(row=rows[place[0]])} is {values[place]} ({values.dtype})"
+    if not is_class.all():
+        raise UserError(
+            f"{problem}, and the model's {num_classes} outputs stand for the classes 0 to {num_classes - 1}; "
+            "correct the labels, or the number of outputs"
+        )
+    raise UserError(f"{problem}; classes are stored as whole numbers: {what.split()[0]}.astype(np.int32)")
+
+
+def is_read_at_once(source: Source) -> bool:
+    """Whether checks read a source when it is opened."""
+    if isinstance(source, ArraySource):
+        return True
+    return len(source) * bytes_each(source) <= MAX_READ_BYTES
+
+
+def _is_cut_off(dtype: np.dtype) -> bool:
+    return dtype.kind in "iu" and jax.dtypes.canonicalize_dtype(dtype) != dtype
+
+
+def _read(source, is_wanted, names=None) -> Iterator[tuple[np.ndarray, Mapping[str, np.ndarray]]]:  # type: ignore[no-untyped-def]
+    wanted = [name for name, leaf in source.spec.items() if (not names or name in names) and is_wanted(leaf)]
+    if not wanted or not is_read_at_once(source):
+        return
+    if isinstance(source, ArraySource):
+        yield np.arange(len(source)), {name: source.arrays[name] for name in wanted}
+        return
+    for rows in chunks(len(source)):
+        part = source[rows]
+        yield rows, {name: np.asarray(part[name]) for name in wanted}

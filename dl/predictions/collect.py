@@ -1,0 +1,83 @@
+"""The outputs of a model for every example of a split, collected on the devices, in order.
+
+Shapes: B examples of a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dl.data.pipeline import Batches
+from dl.data.splits import Splits
+from dl.experiment import Experiment
+from dl.losses import apply_model
+from dl.sharding import replicated
+from dl.types import Batch, Variables
+
+OutputsFn = Callable[[Variables, Batch], jax.Array]
+
+
+def outputs_fn(experiment: Experiment) -> OutputsFn | None:
+    """Returns the function from variables and a stored batch to the model's outputs; None if none is stated.
+
+    That is `experiment.predict_fn`, else `model(batch[input_name])`, on the preprocessed batch.
+    """
+    model, predict = experiment.model, experiment.predict_fn
+    if predict is None and (model is None or experiment.input_name not in experiment.data.train.spec):
+        return None
+
+    def outputs(variables: Variables, batch: Batch) -> jax.Array:
+        if experiment.preprocess is not None:
+            batch = experiment.preprocess(batch)
+        if predict is not None:
+            return predict(variables, batch)
+        assert model is not None
+        state = {name: collection for name, collection in variables.items() if name != "params"}
+        params = variables.get("params", {})
+        return apply_model(model, params, state, batch[experiment.input_name], None)[0]
+
+    return outputs
+
+
+def collect_outputs(
+    outputs: Callable[[Variables, Batch], Any],
+    variables: Variables,
+    batches: Batches,
+    mesh: Mesh,
+    rows: np.ndarray | None = None,
+    is_cut_short: Callable[[], bool] = lambda: False,
+) -> Any:
+    """Returns the outputs for a split on the host, in the order of its rows, without padding.
+
+    Args:
+      outputs: an array, or a tree of arrays, with a row for each example of a stored batch.
+      variables: on the devices.
+      batches: of the split, in its own order (`seed` None).
+      mesh: the devices; every process gets everything.
+      rows: which to keep, increasing; None: all.
+      is_cut_short: asked after each batch; once it says so the answer is None.
+    """
+    compute = jax.jit(outputs, out_shardings=replicated(mesh))
+    is_kept = np.ones(len(batches.source), bool)
+    if rows is not None:
+        is_kept[:] = False
+        is_kept[rows] = True
+    kept = []
+    for step, batch in enumerate(batches.iterate(0, batches.steps_per_epoch)):
+        index_B, is_example_B = batches.rows(step)
+        is_kept_B = is_example_B & is_kept[index_B]
+        kept.append(
+            jax.tree.map(lambda rows, keep=is_kept_B: np.asarray(rows)[keep], compute(variables, batch))
+        )
+        if is_cut_short():
+            return None
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
+
+
+def class_names(data: Splits, num_classes: int) -> tuple[str, ...]:
+    """Returns the names that the data give their classes, "0", "1", … where they give no such ones."""
+    names = tuple(map(str, getattr(data, "class_names", ())))
+    return names if len(names) == num_classes else tuple(map(str, range(num_classes)))
