@@ -189,7 +189,10 @@ class Trials:
 
     def _refuse_surroundings(self, error: Exception, is_built: bool, trial: int) -> None:
         """Raises UserError if what failed was not the trial."""
-        if not is_of_surroundings(error, is_built):
+        is_of_folder = isinstance(error, UserError) and str(self.folder) in str(
+            error
+        )  # damaged, or another's
+        if not is_of_folder and not is_of_surroundings(error, is_built):
             if isinstance(error, Diverged):
                 return
             try:

@@ -227,7 +227,9 @@ def test_the_curve_over_parameters_trains_each_size_once(widths, tmp_path, capsy
     with pytest.raises(SystemExit) as exit_:
         main([*argv, "--fractions", "0.25,0.5,1"])
     assert exit_.value.code == 2
-    assert 'holds another learning curve (varied: "hidden" there, "fraction" here; ' in capsys.readouterr().err
+    assert (
+        'holds another learning curve (varied: "hidden" there, "fraction" here; ' in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
