@@ -45,7 +45,8 @@ class RunOptions:
       data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       mesh: device axes, such as data=8 or data=4,fsdp=2. None: all devices on data.
       num_seeds: seeds trained at the same time in one program, from --seed on; the result is their mean.
-      folds: train once for each of so many stratified folds of train and validation, in WORKDIR/fold-1, …;
+      folds: train once for each of so many folds of train and validation, in WORKDIR/fold-1, …; stratified
+        where every example has a class, else drawn at random;
         the result is the mean over the held-out folds, and the test split is not read.
       log_every: steps between two lines of metrics.jsonl.
       save_every: seconds between two checkpoints; one is always written at the end and when stopped.

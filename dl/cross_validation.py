@@ -16,6 +16,7 @@ from dl.data.folds import Folds
 from dl.data.pipeline import steps_per_epoch
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
+from dl.evaluation.spread import EFFECTIVE, WILSON
 from dl.experiment import Experiment
 from dl.log import finite
 from dl.loop import train
@@ -105,6 +106,10 @@ def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]
     identity = experiment.data.identity
     rows = [result["metrics"]["validation"] for result in results]
     values = {name: [_number(row[name]) for row in rows] for name in rows[0]}
+    intervals = {
+        name: t_interval(of_folds, is_share=all(_is_share(result, name) for result in results))
+        for name, of_folds in values.items()
+    }
     return {
         "dataset": {"name": identity.name, "version": identity.version, "checksum": identity.checksum},
         "notice": experiment.data.notice,
@@ -120,10 +125,11 @@ def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]
             }
             for k, result in enumerate(results, 1)
         ],
-        "metrics": {"validation": {name: t_interval(of_folds)[0] for name, of_folds in values.items()}},
+        "metrics": {"validation": {name: interval.estimate for name, interval in intervals.items()}},
         "intervals": {
-            "validation": {name: list(t_interval(of_folds)[1:]) for name, of_folds in values.items()}
+            "validation": {name: [interval.low, interval.high] for name, interval in intervals.items()}
         },
+        "better": results[0].get("better", {}),
     }
 
 
@@ -163,6 +169,11 @@ def _refuse_leaks(experiment: Experiment) -> None:
                 "--folds out"
             )
         start = before.initial
+
+
+def _is_share(result: dict[str, Any], name: str) -> bool:
+    """Whether every example adds a share of its weight to a metric, by the interval that a fold was given."""
+    return result.get("interval_methods", {}).get("validation", {}).get(name) in (WILSON, EFFECTIVE)
 
 
 def _number(value: float | None) -> float:

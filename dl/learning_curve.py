@@ -19,7 +19,7 @@ from dl.command import code_of, make_mesh_of, module_name
 from dl.console import Console
 from dl.curve_plan import Plan, plan_models, plan_parts
 from dl.errors import UserError
-from dl.evaluation.intervals import Interval, t_interval
+from dl.evaluation.intervals import Interval
 from dl.experiment import Experiment
 from dl.likeness import direction_of, metric_directions
 from dl.log import finite
@@ -128,8 +128,24 @@ def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]
     with open_study(kind, how.workdir, f"{name.rpartition('.')[2]}-curve") as study:
         if study.resume(header) is None:
             study.write(header)
-        values, sizes, errors_SR = _train_all(experiment_fn, plan, measure, how.num_seeds, study, mesh)
-        return _conclude(study, header, plan, measure, values, sizes, errors_SR)
+        measured = _train_all(experiment_fn, plan, measure, how.num_seeds, study, mesh)
+        return _conclude(study, header, plan, measure, measured)
+
+
+class Measured(NamedTuple):
+    """What was measured at S sizes.
+
+    Attributes:
+      values: of what is varied.
+      sizes: in the unit of the axis.
+      errors: of R runs of each, shape S × R; NaN where one diverged.
+      intervals: of the mean of the metric over the runs, as their results state it.
+    """
+
+    values: list[str]
+    sizes: list[int]
+    errors: np.ndarray
+    intervals: list[tuple[float, float]]
 
 
 def _train_all(
@@ -139,12 +155,11 @@ def _train_all(
     num_seeds: int,
     study: Study,
     mesh: Mesh,
-) -> tuple[list[str], list[int], np.ndarray]:
-    """Returns the values of what is varied, the sizes, and the errors of the runs; NaN where one diverged."""
+) -> Measured:
     first = plan.experiment.seed
     members = Members(tuple(range(first, first + num_seeds)))
     resume = this_command("dl", study.folder)
-    values, sizes, errors = [], [], []
+    values, sizes, errors, intervals = [], [], [], []
     for point in plan.points:
         place = study.folder / f"{plan.varied}-{point.value.replace('/', '_')}"
         recorded = {**point.options, "num_seeds": num_seeds}
@@ -153,11 +168,17 @@ def _train_all(
         figures = [member["metrics"][measure.split][measure.metric] for member in result["members"]]
         values.append(point.value)
         sizes.append(point.size)
+        low, high = result["intervals"][measure.split][measure.metric]
+        intervals.append((_number(low), _number(high)))
         errors.append([np.nan if figure is None else measure.error(figure) for figure in figures])
         mean = measure.error(np.mean(errors[-1]))
         place_of = f"{plan.varied}={point.value} ({point.size:,} {plan.axis.unit})"
         print(f"{place_of}: {measure.split} {measure.metric} {mean:.4f}", flush=True)
-    return values, sizes, np.array(errors)
+    return Measured(values, sizes, np.array(errors), intervals)
+
+
+def _number(bound: float | None) -> float:
+    return np.nan if bound is None else bound  # as result.json holds what is not a finite number
 
 
 def _conclude(
@@ -165,21 +186,20 @@ def _conclude(
     header: dict[str, Any],
     plan: Plan,
     measure: Measure,
-    values: Sequence[str],
-    sizes: Sequence[int],
-    errors_SR: np.ndarray,
+    measured: Measured,
 ) -> tuple[Table, str]:
     """Stores what was measured, then fits; returns the table and the last lines."""
-    measured = {
+    values, sizes, errors_SR, intervals = measured
+    record = {
         **header,
         "split": measure.split,
         "metric": measure.metric,
         "better": measure.direction,
-        "values": list(values),
-        "sizes": list(sizes),
+        "values": values,
+        "sizes": sizes,
         "errors": errors_SR.tolist(),
     }
-    study.write(finite(measured))
+    study.write(finite(record))
     why = _unfit(errors_SR, measure)
     law = None if why else fit(sizes, errors_SR.mean(1))
     if law is not None:
@@ -189,7 +209,7 @@ def _conclude(
     study.write(
         finite(
             {
-                **measured,
+                **record,
                 "law": None if law is None else law._asdict(),
                 "objection": why,
                 "forecast": ahead and {"size": double, **ahead._asdict()},
@@ -201,9 +221,8 @@ def _conclude(
         figure.savefig(study.folder / "curve.png", dpi=120)
     header_row = [plan.varied, plan.axis.unit, "mean", "95 %"]
     rows = []
-    for value, size, row in zip(values, sizes, errors_SR, strict=True):
-        mean, low, high = t_interval(measure.error(row))
-        rows.append([value, f"{size:,}", f"{mean:.4f}", f"{low:.4f}..{high:.4f}"])
+    for value, size, row, (low, high) in zip(values, sizes, errors_SR, intervals, strict=True):
+        rows.append([value, f"{size:,}", f"{measure.error(row.mean()):.4f}", f"{low:.4f}..{high:.4f}"])
     notice = plan.experiment.data.notice
     note = f" NOTE: {notice.splitlines()[0]}" if notice else ""
     ending = f"{plan.axis.unit}={double} curve={study.folder}{note}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import docstring_parser
+import numpy as np
 import tyro
 
 from dl.errors import UserError
@@ -166,7 +167,9 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _word(value: Any) -> str:
-    return value.name if isinstance(value, enum.Enum) else str(value)
+    if isinstance(value, enum.Enum):
+        return value.name
+    return str(value.item() if isinstance(value, np.generic) else value)
 
 
 def named(argv: Sequence[str]) -> set[str]:

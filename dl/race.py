@@ -1,37 +1,40 @@
 """A fair race: every contestant is tuned with the same budget, then measured with fresh seeds.
 
 The number that is tuned takes several values, with several seeds each: all in one program where only the
-optimizer depends on it, else one program for each value. The mean validation loss or accuracy chooses; the
-test split is read by the runs with fresh seeds only.
+optimizer depends on it, else one program for each value. The mean of a validation metric chooses; the test
+split is read by the runs with fresh seeds only.
 """
 
 import contextlib
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.command import code_of, make_mesh_of, module_name, run_as_command
+from dl.command import build, code_of, make_mesh_of, module_name, run_as_command
 from dl.comparison import Evidence, compare
 from dl.console import Console
 from dl.data.splits import ChangedSplits
 from dl.errors import Diverged, UserError
 from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
-from dl.likeness import fingerprint
+from dl.likeness import fingerprint, metric_directions
 from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
-from dl.run import Run, as_recorded, this_command, write_json
-from dl.selection import FINAL_SPLIT
+from dl.race_report import curve_key, format_table, margin, plot, shown_as
+from dl.run import Run, this_command
+from dl.selection import FINAL_SPLIT, look_up, sign_of
+from dl.study_folder import Kind, open_study, plain, usable
+
+RACE = Kind("race", "race.json", ("tune-*", "final-*", "race.md", "race.png"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,8 @@ def main(
     values: Sequence[float] | Mapping[str, Sequence[float]],
     argv: Sequence[str] | None = None,
     *,
-    metric: Literal["loss", "accuracy"] = "loss",
+    metric: str = "loss",
+    test_metric: str = "accuracy",
     reference: str | None = None,
 ) -> None:
     """Reads the command line and holds the race; prints a table, writes race.json, race.md and race.png.
@@ -73,7 +77,9 @@ def main(
       tuned: the option that is tuned for each, a number.
       values: that it takes; by contestant where they differ, just one where there is nothing to tune.
       argv: the arguments of the command line.
-      metric: of validation, that chooses; the one that the figures are of is fairest to them.
+      metric: of validation, that chooses, as it states whether small or large values are good; the one that
+        the figures are of is fairest to them.
+      test_metric: that the figures are of; it must state the same of itself.
       reference: the contestant that all others are compared with, by Student's paired test over the seeds.
 
     Raises:
@@ -87,31 +93,57 @@ def main(
         options, race = parse(experiment_fn, RaceOptions, argv, f"python -m {name}")
         if race.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(race.data_dir)
-        stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = race.workdir or Path("runs") / stem
-        resume = this_command(name, folder)
         mesh = make_mesh_of(race.mesh)
-        lanes = []
-        finals: dict[str, Evidence] = {}
-        for lane in names:
-            own = values[lane] if isinstance(values, Mapping) else values
-            options_of_lane = {**options, contestants: lane}
-            row, final = _run_lane(
-                experiment_fn, options_of_lane, lane, tuned, own, metric, race, folder, mesh, resume
-            )
-            lanes.append(row)
-            finals[lane] = Evidence(lane, {}, final)
-        if reference is not None:
-            for row in (row for row in lanes if row["name"] != reference):
-                row["difference"] = _difference(finals[reference], finals[row["name"]])
-        lanes.sort(key=lambda lane: -lane["test"])
-        table = format_table(lanes, contestants, tuned, reference)
-        write_json(folder / "race.json", {"options": as_recorded(options), "lanes": lanes})
-        (folder / "race.md").write_text(table + "\n")
-        plot(lanes, tuned, folder / "race.png", metric, reference)
-        print(f"\n{table}\n\nwritten to {folder}/race.json, race.md and race.png")
+        judged = _measures(experiment_fn, {**options, contestants: next(iter(names))}, metric, test_metric)
+        header = {"experiment": name, "options": plain(options)}
+        with open_study(RACE, race.workdir, name.rpartition(".")[2]) as study:
+            if study.resume(header) is None:
+                study.write(header)
+            lanes = []
+            finals: dict[str, Evidence] = {}
+            for lane in names:
+                own = values[lane] if isinstance(values, Mapping) else values
+                options_of_lane = {**options, contestants: lane}
+                row, final = _run_lane(
+                    experiment_fn, options_of_lane, lane, tuned, own, judged, race, study.folder, mesh
+                )
+                lanes.append(row)
+                finals[lane] = Evidence(lane, {}, final)
+            if reference is not None:
+                for row in (row for row in lanes if row["name"] != reference):
+                    row["difference"] = _difference(finals[reference], finals[row["name"]], test_metric)
+            lanes.sort(key=lambda lane: judged.sign_of_test * lane["test"])
+            study.write({**header, "test_metric": test_metric, "lanes": lanes})
+            table = format_table(lanes, contestants, tuned, reference, test_metric)
+            with usable(study.folder):
+                (study.folder / "race.md").write_text(table + "\n", encoding="utf-8")
+                plot(lanes, tuned, study.folder / "race.png", metric, reference, test_metric)
+            print(f"\n{table}\n\nwritten to {study.folder}/race.json, race.md and race.png")
 
     run_as_command(run)
+
+
+class _Judged(NamedTuple):
+    """What decides; a sign is 1 where small values are good, else -1."""
+
+    metric: str
+    sign: int
+    test_metric: str
+    sign_of_test: int
+
+
+def _measures(
+    experiment_fn: Callable[..., Experiment], options: Options, metric: str, test_metric: str
+) -> _Judged:
+    """Raises UserError before anything is trained for a metric that is not measured, or has no direction."""
+    experiment = build(experiment_fn, options)
+    directions = metric_directions(experiment)
+    known = dict.fromkeys(directions, np.zeros(()))
+    for split, name in (("validation", metric), (FINAL_SPLIT, test_metric)):
+        look_up(dict.fromkeys(experiment.data.evaluations, known), split, name)
+    return _Judged(
+        metric, -int(sign_of(metric, directions)), test_metric, -int(sign_of(test_metric, directions))
+    )
 
 
 def _run_lane(
@@ -120,14 +152,14 @@ def _run_lane(
     lane: str,
     tuned: str,
     values: Sequence[float],
-    metric: str,
+    judged: _Judged,
     race: RaceOptions,
     folder: Path,
     mesh: Mesh,
-    resume: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the row of one contestant, and the result of its runs with fresh seeds."""
-    first = options.get("seed", 0)
+    first, metric = options.get("seed", 0), judged.metric
+    resume = this_command(module_name(experiment_fn), folder)
 
     def at(value: float) -> Experiment:
         return experiment_fn(**{**options, tuned: value})
@@ -159,7 +191,7 @@ def _run_lane(
 
     first_seeds = range(first, first + race.tuning_seeds)
     seconds = 0.0
-    curves: dict[str, list[float]] = {"loss": [], metric: []}
+    curves: dict[str, list[float]] = {"loss": [], metric: []}  # the loss tells who has diverged
     for numbers in [values] if share else [[value] for value in values]:
         part = f"tune-{lane}" if share else f"tune-{lane}-{numbers[0]:g}"
         tuned_members: list[dict[str, Any]] = []
@@ -170,25 +202,21 @@ def _run_lane(
         for value in numbers:
             of_value = [m["metrics"]["validation"] for m in tuned_members if m.get(tuned, value) == value]
             for name, curve in curves.items():
-                curve.append(_mean([figures[name] for figures in of_value]))
+                curve.append(_mean([figures.get(name, 0.0) for figures in of_value]))
     # A run that diverged has no loss, but an accuracy.
-    has_diverged = ~np.isfinite(curves["loss"])
+    has_diverged = ~np.isfinite(curves["loss"]) | ~np.isfinite(curves[metric])
     if has_diverged.all():
         raise UserError(f"{lane} diverges at every {tuned} of {list(values)}; let the race try lower ones")
-    sign = 1 if metric == "loss" else -1
-    best = int(np.argmin(np.where(has_diverged, np.inf, sign * np.array(curves[metric]))))
+    best = int(np.argmin(np.where(has_diverged, np.inf, judged.sign * np.array(curves[metric]))))
     # Seeds that chose nothing.
     fresh = range(first + race.tuning_seeds, first + race.tuning_seeds + race.final_seeds)
     final = train_members(f"final-{lane}", fresh, [values[best]])
-    scores = np.array([member["metrics"][FINAL_SPLIT]["accuracy"] for member in final["members"]])
+    scores = np.array([member["metrics"][FINAL_SPLIT][judged.test_metric] for member in final["members"]])
     row = {
         "name": lane,
         tuned: values[best],
         "is_at_the_edge": len(values) > 1 and best in (0, len(values) - 1),
-        **{
-            f"validation_{'losses' if name == 'loss' else 'accuracies'}": finite(curve)
-            for name, curve in curves.items()
-        },
+        **{curve_key(name): finite(curve) for name, curve in curves.items()},
         "values": list(values),
         "test": float(scores.mean()),
         "interval": t_interval(scores).high - float(scores.mean()) if len(scores) > 1 else None,
@@ -196,7 +224,8 @@ def _run_lane(
         "seconds": round(seconds + final["seconds"], 1),
     }
     chosen = f"{tuned}={values[best]:g}, " if len(values) > 1 else ""
-    print(f"{lane}: {chosen}test accuracy {row['test']:.2%} ± {_margin(row)}, {row['seconds']} s", flush=True)
+    shown = f"{shown_as(row['test'], judged.test_metric)} ± {margin(row, judged.test_metric)}"
+    print(f"{lane}: {chosen}test {judged.test_metric} {shown}, {row['seconds']} s", flush=True)
     return row, final
 
 
@@ -222,10 +251,10 @@ def _may_share(one: Experiment, other: Experiment, members: Members) -> bool:
     return True
 
 
-def _difference(reference: Evidence, other: Evidence) -> dict[str, Any]:
-    """Returns the test accuracy minus the reference's, over the seeds, with its interval and a verdict."""
+def _difference(reference: Evidence, other: Evidence, metric: str) -> dict[str, Any]:
+    """Returns the test metric minus the reference's, over the seeds, with its interval and a verdict."""
     figures = {(figure.split, figure.metric): figure for figure in compare([reference], [other])}
-    figure = figures[FINAL_SPLIT, "accuracy"]
+    figure = figures[FINAL_SPLIT, metric]
     interval = figure.difference
     return {
         "estimate": figure.other - figure.first,
@@ -233,74 +262,3 @@ def _difference(reference: Evidence, other: Evidence) -> dict[str, Any]:
         "test": figure.test,
         "verdict": figure.verdict,
     }
-
-
-def _margin(lane: dict[str, Any]) -> str:
-    return "unknown" if lane["interval"] is None else f"{lane['interval']:.2%}"
-
-
-def format_table(
-    lanes: Sequence[dict[str, Any]], contestants: str, tuned: str, reference: str | None = None
-) -> str:
-    """Returns the rows as a Markdown table; `better` and `worse` only where the interval excludes zero."""
-    lines = [
-        f"| {contestants} | {tuned} | test accuracy, mean of {len(lanes[0]['scores'])} seeds | ± 95 % |",
-        "|---|---|---|---|",
-    ]
-    if reference is not None:
-        lines = [f"{lines[0]} points more than {reference} (95 %) | |", f"{lines[1]}---|---|"]
-    for lane in lanes:
-        edge = " (edge of the range)" if lane["is_at_the_edge"] else ""
-        number = f"{lane[tuned]:g}{edge}" if len(lane["values"]) > 1 else ""
-        line = f"| {lane['name']} | {number} | {lane['test']:.2%} | {_margin(lane)} |"
-        lines.append(line if reference is None else f"{line} {_compared(lane)} |")
-    return "\n".join(lines).replace("%", " %").replace("95  %", "95 %")
-
-
-def _compared(lane: dict[str, Any]) -> str:
-    """Returns the last two cells of a row."""
-    difference = lane.get("difference")
-    if difference is None:
-        return " | "
-    shown = f"{100 * difference['estimate']:+z.2f}"
-    if difference["interval"] is None:
-        return f"{shown} | {difference['test']}"
-    low, high = (100 * bound for bound in difference["interval"])
-    verdict = difference["verdict"] if difference["verdict"] in ("better", "worse") else ""
-    return f"{shown} ({low:+.2f} to {high:+.2f}) | {verdict}"
-
-
-def plot(
-    lanes: Sequence[dict[str, Any]],
-    tuned: str,
-    path: Path,
-    metric: str = "loss",
-    reference: str | None = None,
-) -> None:
-    """Writes the validation metric over the tuned number, and the test accuracy with its interval."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    styles = ["-", "--", ":", "-."]
-    factor, key, label = 1, "validation_losses", "validation loss (nats)"
-    if metric == "accuracy":
-        factor, key, label = 100, "validation_accuracies", "validation accuracy (%)"
-    for number, lane in enumerate(lanes):
-        figures = [math.nan if value is None else factor * value for value in lane[key]]
-        look = {"linestyle": styles[number // 10 % len(styles)], "color": f"C{number % 10}"}
-        if len(figures) == 1:  # nothing was tuned: a level
-            left.axhline(figures[0], label=lane["name"], **look)
-        else:
-            left.plot(lane["values"], figures, marker=".", label=lane["name"], **look)
-    left.set(xscale="log", yscale="log" if metric == "loss" else "linear", xlabel=tuned, ylabel=label)
-    figure.legend(loc="outside lower center", fontsize="small", ncols=7)
-    names = [lane["name"] for lane in reversed(lanes)]
-    means = [100 * lane["test"] for lane in reversed(lanes)]
-    margins = [100 * (lane["interval"] or 0.0) for lane in reversed(lanes)]  # none of a single seed
-    right.errorbar(means, names, xerr=margins, fmt="o", capsize=3)
-    if reference is not None:
-        right.axvline(means[names.index(reference)], color="grey", linestyle=":")
-    right.set(xlabel="test accuracy (%), 95 % interval over seeds")
-    right.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)

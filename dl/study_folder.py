@@ -71,12 +71,17 @@ class Study:
         there = read_record(self.path)
         if there is None:
             return None
-        for key, here in header.items():
-            if not is_same(there.get(key, here), here):
-                raise UserError(
-                    f"workdir={self.folder} holds another {self.kind.name} ({key}: {json.dumps(there[key])} "
-                    f"there, {json.dumps(here)} here); use its options, or another --workdir"
-                )
+        differences = [
+            f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
+            for name, here in header.items()
+            for key, old, new in _pairs(name, there.get(name, here), here)
+            if not is_same(old, new)
+        ]
+        if differences:
+            raise UserError(
+                f"workdir={self.folder} holds another {self.kind.name} ({'; '.join(differences)}); use its "
+                "options, or another --workdir"
+            )
         return there
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -185,8 +190,16 @@ def is_same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
+def _pairs(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """Returns what is compared of one entry of a header: of options each by itself."""
+    if name != "options" or not (isinstance(old, dict) and isinstance(new, dict)):
+        return [(name, old, new)]
+    return [(key, old.get(key), new.get(key)) for key in {**old, **new}]
+
+
 def _digest_of(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    content = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _reserve(stem: str) -> Path:

@@ -20,13 +20,14 @@ from dl.console import Console
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.options import Options, PositiveInt, Seed, named, parse, parse_value, to_words
+from dl.probe import Probe, without_test
 from dl.run import this_command
 from dl.search import Space, Tpe, grid_points, parse_space, random_points, rungs
 from dl.selection import KeepBest
 from dl.study_folder import Kind, is_same, open_study, plain, usable
 from dl.sweep_report import plot, table_of
 from dl.tables import Table
-from dl.trials import Probe, Row, Trials, without_test
+from dl.trials import Row, Trials
 
 PROG = "python -m dl sweep"
 SWEEP = Kind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png"))

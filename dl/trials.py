@@ -5,71 +5,31 @@ to it (data that are not there, a full disk, too little memory) is not a result:
 next start tries the trial again.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
-from dl.command import build, code_of, module_name
+from dl.command import code_of, module_name
 from dl.console import Console
-from dl.data.splits import ChangedSplits
 from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
-from dl.likeness import direction_of, fingerprint, metric_directions
+from dl.likeness import fingerprint
 from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options
+from dl.probe import Probe, without_test
 from dl.run import Run
-from dl.search import Point, Space
-from dl.selection import FINAL_SPLIT, KeepBest, look_up
+from dl.search import Point
+from dl.selection import look_up
 from dl.signals import Stopped
 from dl.study_folder import Study, damaged, is_same, plain
 from dl.trial_errors import is_of_surroundings, one_line
 
 Row = dict[str, Any]
-_PLACES = (0.0, 0.999, 0.5, 0.25, 0.75)  # in each dimension, where an experiment may be built
-
-
-class Probe:
-    """An experiment of the space that can be built: what it measures, and whether it can still be built.
-
-    Attributes:
-      rule: what is best, with its direction.
-      notice: of the data.
-    """
-
-    def __init__(self, build: Callable[[Options], Experiment], fixed: Options, space: Space, rule: KeepBest):
-        """Raises UserError before anything is trained for a metric that no trial would measure.
-
-        So it does where nothing can be built, neither at several places of the space nor by default.
-        """
-        self._build = build
-        points = [{name: dimension.at(place) for name, dimension in space.items()} for place in _PLACES]
-        failure: Exception | None = None
-        for own in (*points, {}):
-            self._options = {**fixed, **own}
-            try:
-                experiment = build(self._options)
-                directions = metric_directions(experiment)
-                break
-            except Exception as error:  # of these options, perhaps
-                failure = failure or error
-        else:
-            assert failure is not None
-            raise failure
-        self.notice = experiment.data.notice
-        known = dict.fromkeys(directions, np.zeros(()))
-        look_up(dict.fromkeys(experiment.data.evaluations, known), rule.split, rule.metric)
-        self.rule = dataclasses.replace(rule, mode=direction_of(rule.metric, directions, rule.mode))
-
-    def check(self) -> None:
-        """Raises an error if what could be built before cannot now: then no trial is to blame."""
-        _ = self._build(self._options).data.identity
 
 
 class Trials:
@@ -229,7 +189,10 @@ class Trials:
 
     def _refuse_surroundings(self, error: Exception, is_built: bool, trial: int) -> None:
         """Raises UserError if what failed was not the trial."""
-        if not is_of_surroundings(error, is_built):
+        is_of_folder = isinstance(error, UserError) and str(self.folder) in str(
+            error
+        )  # damaged, or another's
+        if not is_of_folder and not is_of_surroundings(error, is_built):
             if isinstance(error, Diverged):
                 return
             try:
@@ -271,12 +234,6 @@ class Trials:
     def _write(self) -> None:
         known = self._recorded | {row["trial"]: row for row in self.rows if "value" in row}
         self._study.write({**self.header, "trials": [known[k] for k in sorted(known)]})
-
-
-def without_test(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
-    """Returns an experiment whose test split nobody can read."""
-    experiment = build(experiment_fn, options)
-    return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))
 
 
 def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:

@@ -227,7 +227,9 @@ def test_the_curve_over_parameters_trains_each_size_once(widths, tmp_path, capsy
     with pytest.raises(SystemExit) as exit_:
         main([*argv, "--fractions", "0.25,0.5,1"])
     assert exit_.value.code == 2
-    assert 'holds another learning curve (varied: "hidden" there, "fraction" here)' in capsys.readouterr().err
+    assert (
+        'holds another learning curve (varied: "hidden" there, "fraction" here; ' in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -369,12 +371,14 @@ def test_what_was_measured_stands_though_no_law_fits(path, tmp_path, dl, monkeyp
 
     def train(experiment, run, mesh, members, console):
         accuracies = [1 - error for error in errors[len(experiment.data.train)]]
-        return {"members": [{"metrics": {"test": {"accuracy": accuracy}}} for accuracy in accuracies]}
+        members = [{"metrics": {"test": {"accuracy": accuracy}}} for accuracy in accuracies]
+        return {"members": members, "intervals": {"test": {"accuracy": [0.25, 0.75]}}}
 
     monkeypatch.setattr("dl.learning_curve.train", train)
     options = ["--fractions", "0.25,0.5,1", "--num-seeds", "2", "--mesh", "data=1"]
     status, out, _ = dl("learning-curve", path, *options, "--workdir", str(tmp_path / "c"))
     assert status == 0
+    assert out.count("0.2500..0.7500") == 3
     assert "no forecast: the means lie farther from every power law than the runs scatter" in out
     assert "with_twice" not in out
     curve = json.loads((tmp_path / "c" / "curve.json").read_text())
@@ -385,10 +389,11 @@ def test_what_was_measured_stands_though_no_law_fits(path, tmp_path, dl, monkeyp
 
 @pytest.mark.parametrize("accuracy", [98.5, None])
 def test_percent_and_what_is_no_number_lose_nothing(path, tmp_path, dl, monkeypatch, accuracy):
-    monkeypatch.setattr(
-        "dl.learning_curve.train",
-        lambda *args, members, console: {"members": [{"metrics": {"test": {"accuracy": accuracy}}}] * 2},
-    )
+    result = {
+        "members": [{"metrics": {"test": {"accuracy": accuracy}}}] * 2,
+        "intervals": {"test": {"accuracy": [accuracy] * 2}},
+    }
+    monkeypatch.setattr("dl.learning_curve.train", lambda *args, **how: result)
     options = ["--fractions", "0.25,0.5,1", "--num-seeds", "2", "--mesh", "data=1"]
     status, out, _ = dl("learning-curve", path, *options, "--workdir", str(tmp_path / "c"))
     assert (status, "no forecast: test " in out) == (0, True)

@@ -1,5 +1,6 @@
 """A whole race on digits: what chooses, what is measured with what, and that nothing happens twice."""
 
+import fcntl
 import json
 import math
 import signal
@@ -345,3 +346,52 @@ def test_one_seed_is_not_compared(tmp_path, monkeypatch):
 def test_a_reference_that_does_not_take_part_is_refused():
     with pytest.raises(ValueError, match="reference='nobody' is none of none, l2, decay"):
         race.main(regularized, "regularizer", WEIGHTS, "strength", WEIGHTS, [], reference="nobody")
+
+
+def test_a_race_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, monkeypatch, capsys):
+    calls = stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)})
+    stubbed = race.train
+    losses_of = {"none": 0.25, "l2": 0.125}
+
+    def train_with_losses(experiment, run, mesh, members, console):
+        result = stubbed(experiment, run, mesh, members, console)
+        for k, row in enumerate(result["members"]):
+            row["metrics"]["test"]["loss"] = (1 + k) * losses_of[run.options["regularizer"]]
+        return {**result, "better": {"loss": "min", "accuracy": "max"}}
+
+    monkeypatch.setattr(race, "train", train_with_losses)
+    hold_regularized(tmp_path, values={"none": (0.0,), "l2": (0.1,)}, test_metric="loss")
+    assert calls
+    record = race_of(tmp_path)
+    assert [lane["name"] for lane in record["lanes"]] == ["l2", "none"]
+    assert record["test_metric"] == "loss"
+    table = (tmp_path / "race.md").read_text().splitlines()
+    assert table[0].startswith(
+        "| regularizer | strength | test loss, mean of 2 seeds | ± 95 % | more than none"
+    )
+    assert table[2].startswith("| l2 |  | 0.1875 | 0.7941 | -0.1875 (")
+    assert "%" not in table[2]
+    assert "none: test loss 0.375 ± 1.588" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    calls = stub(monkeypatch, {})
+    with pytest.raises(SystemExit) as caught:
+        hold_regularized(tmp_path / "race", metric="f1")
+    assert (caught.value.code, calls, (tmp_path / "race").exists()) == (2, [], False)
+    assert "metric='f1' is not measured; choose one of" in capsys.readouterr().err
+
+
+def test_a_race_in_use_or_with_a_damaged_record_is_one_line(tmp_path, monkeypatch, capsys):
+    calls = stub(monkeypatch, {})
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            hold_regularized(tmp_path)
+    assert "is in use by another process" in capsys.readouterr().err
+    (tmp_path / "race.json").write_text('{"lanes": [], "sha256": 1}')
+    with pytest.raises(SystemExit) as caught:
+        hold_regularized(tmp_path)
+    error = capsys.readouterr().err
+    assert (caught.value.code, error.count("\n"), calls) == (2, 1, [])
+    assert "race.json is damaged" in error

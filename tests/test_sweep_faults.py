@@ -227,6 +227,15 @@ def test_leftovers_and_hidden_files_do_not_block_a_folder(sweep, folder):
     assert sweep("rate=0.001,0.002")[0] == 0
 
 
+def test_another_run_in_the_folder_of_a_trial_is_no_result(sweep, folder):
+    (folder / "trial-000").mkdir(parents=True)
+    record = {"experiment": "other", "code": "", "options": {}, "starts": []}
+    (folder / "trial-000" / "run.json").write_text(json.dumps(record))
+    status, _, err, rows = sweep("rate=0.001,0.002", "--together", "1")
+    assert (status, rows, err.count("\n")) == (2, [], 1)
+    assert "holds another run (" in err
+
+
 def test_without_its_record_a_sweep_finds_its_runs(sweep, folder):
     words = ["rate=0.001,0.002", "batch_size=8,4", "--together", "1"]
     before = sweep(*words)[3]

@@ -1,0 +1,101 @@
+"""What a race has found: a Markdown table of its lanes, and a figure."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def curve_key(metric: str) -> str:
+    """Returns what race.json calls the validation curve of a metric."""
+    return f"validation_{ {'loss': 'losses', 'accuracy': 'accuracies'}.get(metric, metric) }"
+
+
+def shown_as(value: float, metric: str) -> str:
+    """Returns a figure as it is shown: an accuracy in percent."""
+    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4g}"
+
+
+def margin(lane: dict[str, Any], metric: str) -> str:
+    return "unknown" if lane["interval"] is None else shown_as(lane["interval"], metric)
+
+
+def format_table(
+    lanes: Sequence[dict[str, Any]],
+    contestants: str,
+    tuned: str,
+    reference: str | None = None,
+    metric: str = "accuracy",
+) -> str:
+    """Returns the rows as a Markdown table; `better` and `worse` only where the interval excludes zero."""
+    lines = [
+        f"| {contestants} | {tuned} | test {metric}, mean of {len(lanes[0]['scores'])} seeds | ± 95 % |",
+        "|---|---|---|---|",
+    ]
+    if reference is not None:
+        unit = "points " if metric == "accuracy" else ""
+        lines = [f"{lines[0]} {unit}more than {reference} (95 %) | |", f"{lines[1]}---|---|"]
+    for lane in lanes:
+        edge = " (edge of the range)" if lane["is_at_the_edge"] else ""
+        number = f"{lane[tuned]:g}{edge}" if len(lane["values"]) > 1 else ""
+        line = f"| {lane['name']} | {number} | {shown_as(lane['test'], metric)} | {margin(lane, metric)} |"
+        lines.append(line if reference is None else f"{line} {_compared(lane, metric)} |")
+    return "\n".join(lines).replace("%", " %").replace("95  %", "95 %")
+
+
+def _compared(lane: dict[str, Any], metric: str) -> str:
+    """Returns the last two cells of a row."""
+    difference = lane.get("difference")
+    if difference is None:
+        return " | "
+    factor, places = (100, ".2f") if metric == "accuracy" else (1, ".4g")
+    shown = f"{factor * difference['estimate']:+z{places}}"
+    if difference["interval"] is None:
+        return f"{shown} | {difference['test']}"
+    low, high = (factor * bound for bound in difference["interval"])
+    verdict = difference["verdict"] if difference["verdict"] in ("better", "worse") else ""
+    return f"{shown} ({low:+{places}} to {high:+{places}}) | {verdict}"
+
+
+def plot(
+    lanes: Sequence[dict[str, Any]],
+    tuned: str,
+    path: Path,
+    metric: str = "loss",
+    reference: str | None = None,
+    test_metric: str = "accuracy",
+) -> None:
+    """Writes the validation metric over the tuned number, and the test metric with its interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    styles = ["-", "--", ":", "-."]
+    factor, label = _scale(metric)
+    lowest = math.inf
+    for number, lane in enumerate(lanes):
+        figures = [math.nan if value is None else factor * value for value in lane[curve_key(metric)]]
+        lowest = min([lowest, *(value for value in figures if not math.isnan(value))])
+        look = {"linestyle": styles[number // 10 % len(styles)], "color": f"C{number % 10}"}
+        if len(figures) == 1:  # nothing was tuned: a level
+            left.axhline(figures[0], label=lane["name"], **look)
+        else:
+            left.plot(lane["values"], figures, marker=".", label=lane["name"], **look)
+    yscale = "log" if metric == "loss" and lowest > 0 else "linear"
+    left.set(xscale="log", yscale=yscale, xlabel=tuned, ylabel=f"validation {label}")
+    figure.legend(loc="outside lower center", fontsize="small", ncols=7)
+    names = [lane["name"] for lane in reversed(lanes)]
+    factor, label = _scale(test_metric)
+    means = [factor * lane["test"] for lane in reversed(lanes)]
+    margins = [factor * (lane["interval"] or 0.0) for lane in reversed(lanes)]  # none of a single seed
+    right.errorbar(means, names, xerr=margins, fmt="o", capsize=3)
+    if reference is not None:
+        right.axvline(means[names.index(reference)], color="grey", linestyle=":")
+    right.set(xlabel=f"test {label}, 95 % interval over seeds")
+    right.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _scale(metric: str) -> tuple[int, str]:
+    """Returns the factor and the label that a metric is drawn with."""
+    return (100, "accuracy (%)") if metric == "accuracy" else (1, metric)
