@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import enum
 import inspect
 import io
 import itertools
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import docstring_parser
+import numpy as np
 import tyro
 
 from dl.errors import UserError
+from dl.files import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +107,19 @@ def parse(
     if description is None:
         summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
         description = summary.short_description or ""
-    values: Options = vars(_parse(both, argv, prog, description))
+    values: Options = {name: _expanded(v) for name, v in vars(_parse(both, argv, prog, description)).items()}
     for name, kind, _ in (*of_experiment, *of_run):
         _check_range(name, kind, values[name])
     return (
         {name: values[name] for name, _, _ in of_experiment},
         run_options(**{name: values[name] for name, _, _ in of_run}),
     )
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return expand(value) if isinstance(value, Path) else value
 
 
 def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
@@ -126,6 +135,30 @@ def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
         return text == "True"
     values, _ = parse(experiment_fn, _Nothing, [f"{_flag(name)}={text}"], "")
     return values[name]
+
+
+def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
+    """Returns the words of a command line that `parse` reads as this value of an option.
+
+    Args:
+      name: of the option, such as `batch_size`.
+      value: of any type that an option can have.
+      is_flag: whether the option is a plain `bool`, which takes no value; not of `bool | None`.
+    """
+    if isinstance(value, bool) and is_flag:
+        return [_flag(name if value else f"no_{name}")]
+    if isinstance(value, tuple | list):
+        first, *others = [_word(item) for item in value] or [None]
+        # Behind the equals sign a word may begin with a dash.
+        return [_flag(name) if first is None else f"{_flag(name)}={first}", *map(str, others)]
+    word = _word(value)
+    return [f"{_flag(name)}={word}"] if word.startswith("-") or not word else [_flag(name), word]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return value.name
+    return str(value.item() if isinstance(value, np.generic) else value)
 
 
 def named(argv: Sequence[str]) -> set[str]:
