@@ -41,7 +41,7 @@ def expand(path: Path) -> Path:
 
 
 def storage_error(path: Path, error: OSError | ValueError, hint: str = "") -> UserError:
-    """Returns what one line says of a path that cannot be used: a StorageError where the path is not at fault."""
+    """Returns what to say of a path that cannot be used: a StorageError where the path itself is right."""
     reason = getattr(error, "strerror", None) or str(error)
     kind = StorageError if getattr(error, "errno", None) in _STORAGE_ERRORS else UserError
     return kind(f"{path} cannot be written ({reason}); {hint or 'free some space, or choose another place'}")
@@ -49,7 +49,7 @@ def storage_error(path: Path, error: OSError | ValueError, hint: str = "") -> Us
 
 @contextlib.contextmanager
 def replacing(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
-    """Gives a new file to write, which takes the place of `path` at the end; after an error nothing has changed.
+    """Gives a new file to write, which takes the place of `path` at the end, and not after an error.
 
     Raises:
       UserError: it cannot be written; a StorageError where the disk or the folder is the reason.
@@ -99,7 +99,7 @@ def _create(path: Path) -> tuple[Path, int]:
 
 
 def _lock(descriptor: int) -> bool:
-    """Locks an open file; returns whether nobody else holds the lock. Where there are no locks nobody does."""
+    """Locks an open file; returns whether nobody else holds the lock, as where the disk knows no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -121,7 +121,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 class FolderLock:
     """An exclusive lock on a folder until `release`, or the end of the process; also between threads.
 
-    It is a file `.lock` in the folder, which is removed at the end; one that a killed process left is taken over.
+    It is a file `.lock` in the folder, removed at the end; one that a killed process left is taken over.
 
     Raises:
       UserError: another process or thread holds it.
@@ -174,7 +174,7 @@ def write_json(path: Path, value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a JSON file says, None if there is none. One without a digest, of an older version, is believed.
+    """Returns what a JSON file says, None if there is none; one without a digest, as of old, is believed.
 
     Raises:
       UserError: it is damaged, or is not a file.
@@ -200,7 +200,8 @@ def read_json(path: Path) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         brief = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{path} is damaged: not readable as JSON ({brief}); restore it from a copy, or choose another folder"
+            f"{path} is damaged: not readable as JSON ({brief}); restore it from a copy, or choose "
+            "another folder"
         ) from None
     return value
 

@@ -4,20 +4,14 @@
 replaced in one move: at no time is there half of one.
 """
 
-import ast
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import platform
-import resource
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,18 +20,8 @@ from jax.sharding import Mesh
 
 from dl.errors import UserError
 from dl.log import finite
+from dl.provenance import machine, software
 from dl.sharding import format_mesh
-
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "chex",
-    "tensorflow-datasets",
-    "numpy",
-)
 
 
 class Run:
@@ -146,8 +130,8 @@ class Run:
             record = self.record
             if record is None:
                 asked = {**self._describe(facts), "defaults": self.defaults}
-                record = {**asked, "created": _now(), **_software(), "starts": []}
-            start = {"time": _now(), "argv": sys.argv, "mesh": format_mesh(mesh.shape), **_machine()}
+                record = {**asked, "created": _now(), **software(), "starts": []}
+            start = {"time": _now(), "argv": sys.argv, "mesh": format_mesh(mesh.shape), **machine()}
             if jax.process_index() == 0:
                 write_json(self.folder / "run.json", {**record, "starts": [*record["starts"], start]})
 
@@ -219,16 +203,6 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def code_digest(path: Path) -> str:
-    """Returns a SHA-256 of a Python file that comments, docstrings and formatting do not change."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
-                child.value.value = ""  # a docstring, or another constant that nobody reads
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
-
-
 def _new_folder(name: str) -> Path:
     stem = f"{name.rpartition('.')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = Path("runs") / stem, 1
@@ -266,50 +240,3 @@ def _plain(value: Any) -> Any:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _software() -> dict[str, Any]:
-    """Versions and the commit of the code, where it is a git checkout."""
-
-    def git(*words: str) -> str:
-        place = Path(__file__).parent
-        return subprocess.run(
-            ["git", *words], cwd=place, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is some other repository
-        commit, changed = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
-    except (OSError, subprocess.SubprocessError):
-        commit, changed = None, None
-    versions = {name: version(name) for name in PACKAGES}
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "commit": commit,
-        "uncommitted_changes": changed,
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "processes": jax.process_count(),
-        "devices": [device.device_kind for device in jax.devices()],
-    }
-
-
-def peak_memory(mesh: Mesh) -> dict[str, int]:
-    """Returns the most memory that was in use, in bytes: `host`, of this process, and `device` where told."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    stats = [device.memory_stats() or {} for device in mesh.local_devices]
-    if used := [stat["peak_bytes_in_use"] for stat in stats if "peak_bytes_in_use" in stat]:
-        peak["device"] = max(used)
-    return peak
-
-
-def describe_devices(mesh: Mesh) -> list[str]:
-    """Returns the kind of each device of a mesh, such as `NVIDIA H100` or `cpu`."""
-    return [device.device_kind for device in mesh.devices.flat]

@@ -27,7 +27,8 @@ from dl.nans import report_nans
 from dl.predictions import collect_predictions
 from dl.program import Program
 from dl.progress import Progress
-from dl.run import Run, peak_memory
+from dl.provenance import peak_memory
+from dl.run import Run
 from dl.selection import FINAL_SPLIT, Best
 from dl.signals import Stopped, StopSignals
 from dl.summary import describe_data_and_devices, summarize

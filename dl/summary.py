@@ -16,7 +16,8 @@ from dl.experiment import Experiment
 from dl.log import means
 from dl.members import Members
 from dl.progress import Progress
-from dl.run import Run, describe_devices
+from dl.provenance import describe_devices
+from dl.run import Run
 from dl.sharding import format_mesh
 from dl.state import num_params
 from dl.tabulate import Layer, layer_table
