@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dl.command import status_of
 from dl.compare import compare_runs
 from dl.console import Console, print_table
 from dl.errors import UserError
@@ -18,7 +19,6 @@ from dl.lookup import find_experiment, hint
 from dl.options import parse
 from dl.robustness import assess
 from dl.run_commands import RUN_COMMANDS, RunCommand
-from dl.signals import Stopped
 from dl.sweep import sweep_options
 
 
@@ -68,17 +68,7 @@ RUN_TOOLS: dict[str, Callable[[Sequence[str]], int]] = {"compare": compare, "rob
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; with 2 and one line on a user's mistake."""
-    try:
-        status = _run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        status = 128 + stopped.number
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+    sys.exit(status_of(lambda: _run(sys.argv[1:] if argv is None else argv)))
 
 
 def _run(argv: Sequence[str]) -> int:

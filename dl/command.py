@@ -21,9 +21,11 @@ from dl.experiment import Experiment
 from dl.loop import train
 from dl.members import consecutive
 from dl.options import NonNegativeFloat, PositiveInt, Range, parse
-from dl.run import Run, code_digest
-from dl.sharding import make_mesh, parse_mesh
+from dl.provenance import code_digest, function_digest, legacy_code_digest
+from dl.run import Run, this_command, without_workdir
+from dl.sharding import make_mesh, parse_mesh, platform_trouble
 from dl.signals import Stopped
+from dl.streams import forgiving
 
 MAX_VIRTUAL_DEVICES = 64
 
@@ -59,7 +61,8 @@ class RunOptions:
 def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
     """Reads the options off the signature of `experiment_fn`, builds the experiment and runs it.
 
-    Exits with status 2 and one line on a user's mistake, with 130 or 143 after Ctrl-C or SIGTERM.
+    Exits with one line and status 2 on a user's mistake, 74 where the disk takes no more, and 128 + N after
+    signal N (130 after Ctrl-C, 143 after SIGTERM, 129 after a hang-up).
     """
     name = module_name(experiment_fn)
 
@@ -71,25 +74,27 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         recorded = {**options, "num_seeds": run_options.num_seeds} if run_options.num_seeds > 1 else options
         parameters = inspect.signature(experiment_fn).parameters
         defaults = {option: p.default for option, p in parameters.items()} | {"num_seeds": 1}
-        run = Run(run_options.workdir, name, recorded, code_of(experiment_fn), defaults=defaults)
-        experiment = experiment_fn(**options)
-        if not isinstance(experiment, Experiment):
-            raise UserError(
-                f"{name}: {experiment_fn.__name__}() returned {experiment!r}; it must return an Experiment"
+        code, legacy_code = code_of(experiment_fn), legacy_code_of(experiment_fn)
+        resume = functools.partial(_command_again, experiment_fn, argv)
+        run = Run(run_options.workdir, name, recorded, code, resume, defaults, legacy_code)
+        with contextlib.closing(run):
+            experiment = experiment_fn(**options)
+            if not isinstance(experiment, Experiment):
+                called = f"{name}: {experiment_fn.__name__}()"
+                raise UserError(f"{called} returned {experiment!r}; it must return an Experiment")
+            folds = run_options.folds
+            run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
+            run_all(
+                experiment,
+                run,
+                mesh,
+                log_every=run_options.log_every,
+                save_every=run_options.save_every,
+                members=consecutive(experiment.seed, run_options.num_seeds),
+                debug_nans=run_options.debug_nans,
             )
-        folds = run_options.folds
-        run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
-        run_all(
-            experiment,
-            run,
-            mesh,
-            log_every=run_options.log_every,
-            save_every=run_options.save_every,
-            members=consecutive(experiment.seed, run_options.num_seeds),
-            debug_nans=run_options.debug_nans,
-        )
-        if run_options.report and folds is None:
-            _report(run, experiment)
+            if run_options.report and folds is None:
+                _report(run, experiment)
 
     run_as_command(run_experiment)
 
@@ -112,17 +117,39 @@ def _report(run: Run, experiment: Experiment) -> None:
 
 def run_as_command(run: Callable[[], None]) -> None:
     """Runs a command, and exits as `main` says."""
-    try:
-        run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(128 + stopped.number)
-    except KeyboardInterrupt:
-        print("interrupted; what was saved before stands", file=sys.stderr)
-        sys.exit(130)
+    if status := status_of(run):
+        sys.exit(status)
+
+
+def status_of(run: Callable[[], int | None]) -> int:
+    """Returns the exit status of a command, after one line about what a user can mend."""
+    with forgiving():
+        try:
+            return run() or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return error.status
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return 128 + stopped.number
+        except KeyboardInterrupt:
+            print("interrupted; what was saved before stands", file=sys.stderr)
+            return 130
+        except (RuntimeError, AssertionError):
+            if not (trouble := platform_trouble()):
+                raise
+            print(f"error: {trouble}", file=sys.stderr)
+            return UserError.status
+
+
+def _command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None, folder: Path) -> str:
+    """Returns what starts an experiment again in a folder: a command line, in a notebook a call of `main`."""
+    main_module = sys.modules["__main__"]
+    if experiment_fn.__module__ != "__main__" or getattr(main_module, "__spec__", None):
+        return this_command(module_name(experiment_fn), folder, argv)
+    if path := getattr(main_module, "__file__", None):
+        return this_command(path, folder, argv)
+    return f"main({experiment_fn.__name__}, {[*without_workdir(argv or ()), '--workdir', str(folder)]})"
 
 
 def module_name(experiment_fn: Callable[..., Experiment]) -> str:
@@ -131,13 +158,28 @@ def module_name(experiment_fn: Callable[..., Experiment]) -> str:
         return experiment_fn.__module__
     main_module = sys.modules["__main__"]
     spec = getattr(main_module, "__spec__", None)
-    return spec.name if spec else Path(main_module.__file__ or "experiment").stem
+    # A notebook and `python -c` have no file.
+    return spec.name if spec else Path(getattr(main_module, "__file__", None) or experiment_fn.__name__).stem
 
 
 def code_of(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns the digest of the file that defines an experiment; empty where there is none."""
-    path = inspect.getsourcefile(experiment_fn)
-    return code_digest(Path(path)) if path and Path(path).exists() else ""
+    """Returns the digest of the file that defines an experiment; where there is none, of the function."""
+    path = _file_of(experiment_fn)
+    return code_digest(path) if path else function_digest(experiment_fn)
+
+
+def legacy_code_of(experiment_fn: Callable[..., Experiment]) -> str:
+    """Returns what `code_of` was in runs without an `id`."""
+    path = _file_of(experiment_fn)
+    return legacy_code_digest(path) if path else ""
+
+
+def _file_of(experiment_fn: Callable[..., Experiment]) -> Path | None:
+    try:
+        path = inspect.getsourcefile(experiment_fn)
+    except TypeError:  # of a class or function made in a session
+        return None
+    return Path(path) if path and Path(path).is_file() else None
 
 
 def make_mesh_of(text: str | None) -> Mesh:

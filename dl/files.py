@@ -173,8 +173,12 @@ def write_json(path: Path, value: Any) -> Any:
     return value
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, hint: str = "restore it from a copy, or make it again") -> Any:
     """Returns what a JSON file says, None if there is none; one without a digest, as of old, is believed.
+
+    Args:
+      path: of the file.
+      hint: what to do about a damaged one.
 
     Raises:
       UserError: it is damaged, or is not a file.
@@ -199,10 +203,7 @@ def read_json(path: Path) -> Any:
                 raise ValueError("its content does not match its digest")
     except (OSError, ValueError, RecursionError) as error:
         brief = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"{path} is damaged: not readable as JSON ({brief}); restore it from a copy, or choose "
-            "another folder"
-        ) from None
+        raise UserError(f"{path} is damaged: not readable as JSON ({brief}); {hint}") from None
     return value
 
 
@@ -212,7 +213,11 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes."""
+def file_digest(path: Path, size: int | None = None) -> str:
+    """Returns the SHA-256 of a file's bytes, or of its first `size` bytes; of fewer, if it has no more."""
+    content = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20 if size is None else min(size, 2**20)):
+            content.update(block)
+            size = None if size is None else size - len(block)
+    return content.hexdigest()

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from dl.experiment import Experiment
+from dl.fingerprint import stored_batch
+from dl.state import root_key
 from dl.step import with_inputs
 from dl.types import Variables
 
@@ -27,7 +29,7 @@ def fingerprint(experiment: Experiment) -> str | None:
         return None
     content = hashlib.sha256(repr(experiment.data.identity).encode())
     content.update(repr([getattr(experiment, name) for name in _COMPARED]).encode())
-    closed = jax.make_jaxpr(_make_pass(experiment))(jax.random.key(0), _batch(experiment))
+    closed = jax.make_jaxpr(_make_pass(experiment))(root_key(0), stored_batch(experiment))
     content.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())  # without addresses
     for constant in closed.consts:
         content.update(np.asarray(constant).tobytes())
@@ -36,7 +38,7 @@ def fingerprint(experiment: Experiment) -> str | None:
 
 def metric_names(experiment: Experiment) -> list[str]:
     """Returns the names of what an evaluation measures."""
-    return list(jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1].metrics)
+    return list(jax.eval_shape(_make_pass(experiment), root_key(0), stored_batch(experiment))[1].metrics)
 
 
 def _make_pass(experiment: Experiment) -> Any:
@@ -50,12 +52,3 @@ def _make_pass(experiment: Experiment) -> Any:
         return experiment.grad_fn(loss_fn)(params, state, batch, key), in_evaluation, variables
 
     return initial_variables_training_and_evaluation
-
-
-def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    size, spec = experiment.batch_size, experiment.data.train.spec
-    batch = {name: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
-    return batch | {
-        "index": jax.ShapeDtypeStruct((size,), np.int32),
-        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
-    }

@@ -148,9 +148,9 @@ def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
     if isinstance(value, bool) and is_flag:
         return [_flag(name if value else f"no_{name}")]
     if isinstance(value, tuple | list):
-        first, *others = [_word(item) for item in value] or [None]
+        words = [_word(item) for item in value]
         # Behind the equals sign a word may begin with a dash.
-        return [_flag(name) if first is None else f"{_flag(name)}={first}", *map(str, others)]
+        return [f"{_flag(name)}={words[0]}", *words[1:]] if words else [_flag(name)]
     word = _word(value)
     return [f"{_flag(name)}={word}"] if word.startswith("-") or not word else [_flag(name), word]
 

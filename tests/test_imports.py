@@ -23,7 +23,9 @@ LAYERS = [
     ("dl.session",),
     ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
     ("dl.nans", "dl.debugging", "dl.rate_finder", "dl.preview", "dl.likeness"),
+    ("dl.fingerprint",),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
+    ("dl.provenance", "dl.identity", "dl.streams"),
     ("dl.comparison", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
     (
@@ -40,6 +42,7 @@ LAYERS = [
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing"),
     ("dl.sharding", "dl.precision", "dl.types", "dl.members"),
+    ("dl.files",),
     ("dl.metrics", "dl.errors"),
 ]
 OUTSIDE = {
@@ -58,6 +61,7 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
     *("dl.options", "dl.experiment_commands", "dl.run_commands"),
+    *("dl.files", "dl.provenance", "dl.fingerprint", "dl.streams"),
     *("dl.compare", "dl.sweep", "dl.trials", "dl.learning_curve", "dl.robustness"),
 )
 
