@@ -72,10 +72,10 @@ def compare_runs(argv: Sequence[str]) -> tuple[list[Table], list[str]]:
     lines += [f"NOTE: {notice.splitlines()[0]}" for notice in dict.fromkeys(notices) if notice]
     if options.markdown is not None:
         markdown = "\n\n".join(table.to_markdown() for table in tables)
-        save(lambda path: path.write_text(markdown + "\n"), options.markdown)
+        save(lambda path: path.write_text(markdown + "\n", encoding="utf-8"), options.markdown)
     if options.latex is not None:
         latex = "\n\n".join(table.to_latex() for table in tables)
-        save(lambda path: path.write_text(latex + "\n"), options.latex)
+        save(lambda path: path.write_text(latex + "\n", encoding="utf-8"), options.latex)
     return tables, lines
 
 
@@ -105,7 +105,7 @@ def read_run(folder: Path) -> Evidence:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path} is not readable as JSON ({error}); run the experiment again") from None
 

@@ -5,7 +5,6 @@ one, always the same; the splits to evaluate on stay whole. Models of several si
 """
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from dl.loop import train
 from dl.members import Members
 from dl.options import PositiveInt, named, parse
 from dl.power_law import PowerLaw, bootstrap, fit
-from dl.run import Run, as_recorded, this_command, write_json
+from dl.run import Run, as_recorded, read_json, this_command, write_json
 from dl.selection import FINAL_SPLIT
 from dl.tables import Table
 
@@ -175,5 +174,5 @@ def _check_one_curve(how: CurveOptions, argv: Sequence[str]) -> None:
 def _check_folder(folder: Path, varied: str) -> None:
     """Raises UserError if the folder holds a curve over something else, which would be overwritten."""
     path = folder / "curve.json"
-    if path.exists() and (there := json.loads(path.read_text()).get("varied", "fraction")) != varied:
+    if path.exists() and (there := read_json(path).get("varied", "fraction")) != varied:
         raise UserError(f"workdir={folder} holds a curve over {there}, not {varied}; use another --workdir")

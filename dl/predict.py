@@ -136,7 +136,7 @@ def write_csv_file(
     path: Path, predicted: Iterable[tuple[Path, np.ndarray]], names: Sequence[str], top: int
 ) -> None:
     """Does what `write_csv` does, to a file."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         write_csv(file, predicted, names, top)
 
 

@@ -177,7 +177,7 @@ def _files(source: str | Path, revision: str | None) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is no index of safetensors files: {_one_line(error)}") from error
         return [path / name for name in names]

@@ -107,7 +107,7 @@ def main(
         lanes.sort(key=lambda lane: -lane["test"])
         table = format_table(lanes, contestants, tuned, reference)
         write_json(folder / "race.json", {"options": as_recorded(options), "lanes": lanes})
-        (folder / "race.md").write_text(table + "\n")
+        (folder / "race.md").write_text(table + "\n", encoding="utf-8")
         plot(lanes, tuned, folder / "race.png", metric, reference)
         print(f"\n{table}\n\nwritten to {folder}/race.json, race.md and race.png")
 

@@ -129,9 +129,9 @@ def assess(argv: Sequence[str]) -> tuple[Table, list[str]]:
     record = record_of(subject, found, options.seed)
     save(lambda path: write_json(path, record), subject.run.robustness_path)
     if options.markdown is not None:
-        save(lambda path: path.write_text(table.to_markdown() + "\n"), options.markdown)
+        save(lambda path: path.write_text(table.to_markdown() + "\n", encoding="utf-8"), options.markdown)
     if options.latex is not None:
-        save(lambda path: path.write_text(table.to_latex() + "\n"), options.latex)
+        save(lambda path: path.write_text(table.to_latex() + "\n", encoding="utf-8"), options.latex)
     return table, lines
 
 

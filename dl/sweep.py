@@ -164,7 +164,7 @@ def _conclude(trials: Trials, rule: KeepBest, name: str, budget_option: str | No
     ranked = sorted(rows, key=rank)
     metric = f"{rule.split} {rule.metric}"
     table = table_of(ranked, metric)
-    (folder / "sweep.md").write_text(table.to_markdown() + "\n")
+    (folder / "sweep.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
     plot(rows, trials.header["space"], metric, rule.sign).savefig(folder / "sweep.png", dpi=120)
     best = ranked[0]
     values = {**trials.header["options"], **best["options"]}

@@ -86,7 +86,7 @@ class Trials:
         self.header = as_recorded(header)
         try:
             if path.exists():
-                there = json.loads(path.read_text())
+                there = json.loads(path.read_text(encoding="utf-8"))
                 self._recorded = {row["trial"]: row for row in there.pop("trials")}
                 for key in {**there, **self.header}:
                     if there.get(key) != self.header.get(key):

@@ -69,7 +69,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
     shown = curves.curves(record.lines)
     robustness = robustness_section(record.robustness)
     figures = sections.figures_table(record)
-    style = resources.files("dl.report").joinpath("templates/style.css").read_text()
+    style = resources.files("dl.report").joinpath("templates/style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     contents = [
         ("figures", "Figures", figures.rows),

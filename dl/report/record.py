@@ -117,7 +117,7 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
     if not path.exists():
         return []
     lines: list[Mapping[str, Any]] = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
         except ValueError:  # torn: the run goes on, or was killed
