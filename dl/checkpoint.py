@@ -6,9 +6,11 @@ leaf and of the record beside them.
 """
 
 import contextlib
+import functools
 import logging
 import re
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +54,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp  # slow to import, and evaluation does without
 
-        logging.getLogger("absl").addFilter(_is_news)
+        _keep_threads_quiet()
         self.directory = directory.resolve()
         self._ocp = ocp
         self._identity = identity
@@ -60,7 +62,7 @@ class Checkpoints:
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self._link: Path | None = None
         if not is_read_only:
-            with self._storing("checkpoints"):
+            with self._storing():
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self._remove_leftovers()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, read_only=is_read_only)
@@ -85,7 +87,7 @@ class Checkpoints:
         state = self._copy(state)
         extra = {"run": self._identity, "progress": progress, "digests": leaf_digests(state)}
         args = self._ocp.args
-        with self._storing(str(step)):
+        with self._storing():
             self._manager.save(
                 step,
                 args=args.Composite(
@@ -101,7 +103,7 @@ class Checkpoints:
         Raises:
           StorageError: it could not be.
         """
-        with self._storing("the newest"):
+        with self._storing():
             self._manager.wait_until_finished()
 
     def restore(
@@ -170,7 +172,7 @@ class Checkpoints:
         number = 1
         while (aside := self.directory.parent / f"damaged-checkpoint-{step}-{number}").exists():
             number += 1
-        with self._storing(str(step)):
+        with self._storing():
             (self.directory / str(step)).rename(aside)
         self._manager.reload()
 
@@ -190,7 +192,7 @@ class Checkpoints:
         return self._link
 
     @contextlib.contextmanager
-    def _storing(self, what: str) -> Iterator[None]:
+    def _storing(self) -> Iterator[None]:
         """Turns what the disk does to a checkpoint into one line."""
         try:
             yield
@@ -204,7 +206,7 @@ class Checkpoints:
             steps = self.steps if hasattr(self, "_manager") else []
             stands = f"that of step {steps[-1]:,} stands" if steps else "there is none before it"
             raise StorageError(
-                f"checkpoint {self.directory / what} cannot be written ({reason}), {stands}; make room, "
+                f"a checkpoint in {self.directory} cannot be written ({reason}), {stands}; make room, "
                 "and run the same command again to go on"
             ) from error
 
@@ -272,9 +274,20 @@ def _storage_reason(error: BaseException) -> str | None:
     return None
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks that orbax logs of errors in its threads: it raises the same errors as well."""
-    return "orbax" not in record.pathname or record.levelno < logging.ERROR
+@functools.cache
+def _keep_threads_quiet() -> None:
+    """Drops the tracebacks of orbax's threads about a save that failed: the same error is raised as well."""
+    logging.getLogger("absl").addFilter(
+        lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR
+    )
+    hook = sys.unraisablehook
+
+    def hook_without_late_callbacks(unraisable: Any) -> None:
+        # Of tensorstore, for the writes that were under way when the first of them failed.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = hook_without_late_callbacks
 
 
 def _brief(error: Exception) -> str:

@@ -16,8 +16,9 @@ import jax
 from jax.sharding import Mesh
 
 from dl.cross_validation import cross_validate
-from dl.errors import UserError
+from dl.errors import StorageError, UserError
 from dl.experiment import Experiment
+from dl.files import DISK_ERRORS
 from dl.loop import train
 from dl.members import consecutive
 from dl.options import NonNegativeFloat, PositiveInt, Range, parse
@@ -140,6 +141,12 @@ def status_of(run: Callable[[], int | None]) -> int:
                 raise
             print(f"error: {trouble}", file=sys.stderr)
             return UserError.status
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"error: {error.strerror}{where}; what was saved before stands", file=sys.stderr)
+            return StorageError.status
 
 
 def _command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None, folder: Path) -> str:

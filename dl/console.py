@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dl.errors import UserError
+from dl.streams import standard_output
 
 BAR_REFRESH_SECONDS = 0.2
 MIN_WIDTH = 160  # of a table that no terminal limits
@@ -26,7 +27,12 @@ class Console:
     """
 
     def __init__(self, is_quiet: bool = False):
-        self._screen = RichConsole(quiet=is_quiet or jax.process_index() > 0, highlight=False, soft_wrap=True)
+        self._screen = RichConsole(
+            file=standard_output(),
+            quiet=is_quiet or jax.process_index() > 0,
+            highlight=False,
+            soft_wrap=True,
+        )
         self.is_live = self._screen.is_terminal and not is_quiet
         self._bar: Progress | None = None
         self._refreshed = 0.0

@@ -21,11 +21,13 @@ from dl.errors import StorageError, UserError
 
 DIGEST_KEY = "sha256"
 _MAX_JSON_BYTES = 2**30
-# What a folder or a disk does to a good path, in contrast to a path that cannot be one.
-_STORAGE_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
+# That nothing more can be written or opened, whatever it is.
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
 }
+# What a folder does to a good path, in contrast to a path that cannot be one.
+_STORAGE_ERRORS = DISK_ERRORS | {errno.EACCES, errno.EPERM, errno.ENOENT}
 
 
 def expand(path: Path) -> Path:

@@ -57,7 +57,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
 
 
 def platform_trouble() -> str:
-    """Says why JAX finds no devices, as where JAX_PLATFORMS names what the machine lacks; empty if it does."""
+    """Says why JAX finds no devices, as where JAX_PLATFORMS names what is not there; empty if it does."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # a bare AssertionError for a GPU that is not there
