@@ -2,10 +2,8 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from dl.comparison import (
 from dl.console import save
 from dl.errors import UserError
 from dl.options import parse
+from dl.run import Run
 from dl.tables import Table
 
 PROG = "python -m dl compare"
@@ -85,14 +84,17 @@ def read_run(folder: Path) -> Evidence:
     Raises:
       UserError: it holds no run, or one that has not finished, or a file cannot be read.
     """
-    record, result = _read_json(folder / "run.json"), _read_json(folder / "result.json")
+    run = Run(folder, "", {})
+    record, result = run.record, run.result
     if record is None:
         hint = f", such as {folder / 'fold-1'}" if (folder / "folds.json").exists() else ""
         raise UserError(f"{folder} holds no run; give the folder of one{hint}")
     if result is None:
         raise UserError(f"the run in {folder} has not finished; run its command again first")
     predictions = None
-    if (path := folder / "predictions.npz").exists():
+    path = run.predictions_path
+    run.verify(path)
+    if path.exists():
         try:
             with np.load(path, allow_pickle=False) as file:
                 predictions = {name: file[name] for name in file.files}
@@ -101,13 +103,6 @@ def read_run(folder: Path) -> Evidence:
         if missing := {"index", "label", "log_probabilities"} - predictions.keys():
             raise UserError(f"{path} holds no {missing.pop()}; remove it, or write it again")
     return Evidence(str(folder), record, result, predictions)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ValueError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); run the experiment again") from None
 
 
 def _sentence(row: Difference, first: Side, other: Side, confidence: float) -> str:

@@ -205,7 +205,7 @@ def read_json(path: Path, hint: str = "restore it from a copy, or make it again"
                 raise ValueError("its content does not match its digest")
     except (OSError, ValueError, RecursionError) as error:
         brief = str(error).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged: not readable as JSON ({brief}); {hint}") from None
+        raise UserError(f"{path} is damaged ({brief}); {hint}") from None
     return value
 
 

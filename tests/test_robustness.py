@@ -317,7 +317,7 @@ def test_outputs_that_are_no_logits_are_refused(subject, mesh1):
 def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
     record = json.loads((shades / "run" / "run.json").read_text())
     record["options"]["data_seed"] = 9
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    write_json(tmp_path / "run.json", record)
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(UserError, match="was trained on shades .* give the same data by --data-dir"):
         open_classifier(tmp_path, "test", str(shades / "corrupted_shades.py"))
