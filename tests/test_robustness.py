@@ -16,6 +16,7 @@ from dl.corruption_errors import Errors, figures, relative_corruption_errors
 from dl.corruption_errors import corruption_errors as ce
 from dl.data import ArraySource, ArraySplits, corruptions
 from dl.errors import UserError
+from dl.files import write_json
 from dl.lookup import find_experiment
 from dl.loop import restore_variables
 from dl.robustness import measure_errors, open_classifier, preview
