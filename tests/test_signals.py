@@ -117,7 +117,7 @@ def test_a_command_whose_reader_goes_away_ends_as_it_would_have(tmp_path):
 import sys
 from dl.command import run_as_command
 def run():
-    print("é first", flush=True)
+    print(chr(233), "first", flush=True)
     sys.stdin.readline()
     for _ in range(2000):
         print("more and more")
