@@ -276,15 +276,15 @@ def _storage_reason(error: BaseException) -> str | None:
 
 @functools.cache
 def _keep_threads_quiet() -> None:
-    """Drops the tracebacks of orbax's threads about a save that failed: the same error is raised as well."""
-    logging.getLogger("absl").addFilter(
-        lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR
-    )
+    """Drops what orbax, and threads below it, print of a failed save or restore: the same is raised."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
     hook = sys.unraisablehook
 
     def hook_without_late_callbacks(unraisable: Any) -> None:
-        # Of tensorstore, for the writes that were under way when the first of them failed.
-        if str(unraisable.exc_value) != "Event loop is closed":
+        # Of writes that were under way when the first of them failed, of event loops that could not be made.
+        error = str(unraisable.exc_value)
+        if error != "Event loop is closed" and "_ssock" not in error:
             hook(unraisable)
 
     sys.unraisablehook = hook_without_late_callbacks

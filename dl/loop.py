@@ -72,6 +72,8 @@ def train(
         run.check(facts)
         if run.is_begun and (result := run.result) is not None:
             run.tidy()
+            for damage in run.damages():
+                console.line(damage)
             console.line(f"finished before: {final_line(result, run)}")
             return result
         program = Program(experiment, mesh, batches, members)
@@ -94,7 +96,8 @@ def train(
         session.restore(start)
         session.run_to_end(log_every, save_every, debug_nans)
         result = session.result(mesh)
-        checkpoints.wait()  # a result promises its parameters
+        with run.in_place():
+            checkpoints.wait()  # a result promises its parameters
         result = run.finish(result)
         console.line(final_line(result, run))
         return result

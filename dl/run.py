@@ -196,12 +196,21 @@ class Run:
             self.close()
             raise
 
-    def check_in_place(self) -> None:
-        """Makes sure that the folder is still where it was opened.
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """A context that needs the folder where it was opened.
 
         Raises:
-          StorageError: it was removed, moved or replaced.
+          StorageError: it was removed, moved or replaced, before or within.
         """
+        self._check_in_place()
+        try:
+            yield
+        except Exception:
+            self._check_in_place()  # which explains whatever the writing of its files has raised
+            raise
+
+    def _check_in_place(self) -> None:
         if self._lock is not None and not self._lock.is_in_place():
             raise StorageError(
                 f"{self.folder} was removed or moved while the run went on; move it back and run the same "
@@ -213,14 +222,11 @@ class Run:
         result = dict(finite(_plain(result)))
         if jax.process_index():
             return result
-        self.check_in_place()
-        digests = {
-            path.name: file_digest(path)
-            for path in (self.metrics_path, self.predictions_path)
-            if path.exists()
-        }
-        run_id = (self.record or {}).get("id")
-        return write_json(self.folder / "result.json", {**result, "run_id": run_id, "digests": digests})
+        with self.in_place():
+            files = [path for path in (self.metrics_path, self.predictions_path) if path.exists()]
+            digests = {path.name: file_digest(path) for path in files}
+            run_id = (self.record or {}).get("id")
+            return write_json(self.folder / "result.json", {**result, "run_id": run_id, "digests": digests})
 
     def verify(self, path: Path) -> None:
         """Checks a file of this run, metrics.jsonl or predictions.npz, against the digest in the result.
@@ -246,6 +252,16 @@ class Run:
             raise UserError(f"{path} is missing or cannot be read ({error.strerror})") from None
         if digest != expected:
             raise UserError(f"{path} is damaged: it does not match the digest that the run recorded")
+
+    def damages(self) -> list[str]:
+        """Returns what is wrong with the files that are read for reports and comparisons only."""
+        found = []
+        for path in (self.metrics_path, self.predictions_path):
+            try:
+                self.verify(path)
+            except UserError as error:
+                found.append(str(error))
+        return found
 
     def tidy(self) -> None:
         """Removes what killed processes left in the folder of a finished run, where it can be written."""

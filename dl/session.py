@@ -325,8 +325,7 @@ class Session:
         """
         if not self.step:
             return
-        self.run.check_in_place()
-        with self.progress.saving.running():
+        with self.run.in_place(), self.progress.saving.running():
             if trouble := self._trouble_with(self.state):
                 raise self._diverged(f"{trouble} after step {self.step:,}")
             self.progress.log_digest = self.log.digest
