@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from dl.digest import leaf_digests
 from dl.errors import StorageError, UserError
 from dl.files import DIGEST_KEY, json_digest, read_json
+from dl.sharding import path_name
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # What orbax, or tensorstore below it, reads as a pattern, a separator or the scheme of an address.
@@ -135,7 +136,8 @@ class Checkpoints:
             except Exception as error:
                 reason = f"checkpoint {place} is damaged ({_brief(error)})"
                 reasons.append(reason)
-                warnings.warn(f"{reason}; trying an older one", stacklevel=2)
+                if step != self.steps[0]:
+                    warnings.warn(f"{reason}; trying an older one", stacklevel=2)
                 continue
             for later in [s for s in self.steps if s > step and not self._is_read_only]:
                 self._set_aside(later)
@@ -150,6 +152,13 @@ class Checkpoints:
             step,
             args=args.Composite(state=args.StandardRestore(abstract_state), extra=args.JsonRestore()),
         )
+        for (path, wanted), leaf in zip(
+            jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(restored.state), strict=True
+        ):
+            if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
+                raise ValueError(
+                    f"{path_name(path)} is {leaf.dtype}{leaf.shape}, not {wanted.dtype}{wanted.shape}"
+                )
         extra = dict(restored.extra)
         _check_digest(extra)
         digests = leaf_digests(restored.state)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,8 +56,12 @@ def standard_output() -> Any:
 
 @contextlib.contextmanager
 def forgiving() -> Iterator[None]:
-    """A context in which printing never raises: a line that cannot be shown is lost, not the work."""
-    before = sys.stdout, sys.stderr
+    """A context of a command: printing never raises, and a warning is one line.
+
+    A line that cannot be shown is lost, not the work.
+    """
+    before, format_warning = (sys.stdout, sys.stderr), warnings.formatwarning
+    warnings.formatwarning = _one_line
     wrapped: list[Any] = [
         None if stream is None else Forgiving(functools.partial(_same, stream)) for stream in before
     ]
@@ -68,6 +73,15 @@ def forgiving() -> Iterator[None]:
             if stream is not None:
                 stream.flush()
         sys.stdout, sys.stderr = before
+        warnings.formatwarning = format_warning
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Returns a warning for the one who runs a command; where in the code it was given helps nobody else."""
+    name = "" if category is UserWarning else f"{category.__name__}: "
+    return f"warning: {name}{' '.join(str(message).split())}\n"
 
 
 def _same(stream: Any) -> Any:

@@ -93,6 +93,12 @@ def judge(expected: tuple[Outcome, Any], seen: tuple[Outcome, Any]) -> str:
     return "silent"
 
 
+def _excerpt(text: str) -> str:
+    """Returns the part of an output that tells most: around a traceback, else its end."""
+    place = text.find("Traceback")
+    return text[max(place - 300, 0) : place + 1200] if place >= 0 else text[-600:]
+
+
 def campaign(place: Path, number: int, image: Path, other: Path) -> tuple[list[list[str]], list[str]]:
     """Injects `number` damages; returns the rows of a table, and a line for each that went wrong."""
     counts: dict[tuple[str, str], Counter[str]] = {}
@@ -152,7 +158,7 @@ class _Trial:
             verdicts = {}
             for name, (outcome, value) in seen.items():
                 golden = Outcome(*expected[name][0]), expected[name][1]
-                verdicts[name] = judge(golden, (Outcome(*outcome), value)), outcome[1][-1500:]
+                verdicts[name] = judge(golden, (Outcome(*outcome), value)), _excerpt(outcome[1])
             with self.verdicts.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([victim, verdicts]) + "\n")
 
