@@ -152,7 +152,7 @@ def work(folder: Path) -> None:
     os.dup2(nowhere, 1)
     os.chdir(folder)
     sys.path[0] = ""  # as `python -m` has it
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
     for line in sys.stdin:
         answers.write(json.dumps(_run(json.loads(line))) + "\n")

@@ -18,17 +18,20 @@ import jax
 from jax.sharding import Mesh
 
 from dl.cross_validation import cross_validate
-from dl.errors import UserError
+from dl.errors import StorageError, UserError
 from dl.experiment import Experiment
+from dl.files import DISK_ERRORS
 from dl.lookup import stem_of_file
 from dl.loop import train
 from dl.members import consecutive
 from dl.options import YIELDS, NonNegativeFloat, Options, PositiveFloat, PositiveInt, parse
+from dl.provenance import code_digest, function_digest, legacy_code_digest
 from dl.ranges import Range
-from dl.run import Run, code_digest
+from dl.run import Run, this_command, without_workdir
 from dl.run_options import DEFAULTS, changed, with_run_options
-from dl.sharding import make_mesh, parse_mesh
+from dl.sharding import make_mesh, parse_mesh, platform_trouble
 from dl.signals import Stopped
+from dl.streams import forgiving
 from dl.text import printable
 
 MAX_VIRTUAL_DEVICES = 64
@@ -77,7 +80,8 @@ class RunOptions:
 def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
     """Reads the options off the signature of `experiment_fn`, builds the experiment and runs it.
 
-    Exits with status 2 and one line on a user's mistake, with 130 or 143 after Ctrl-C or SIGTERM.
+    Exits with one line and status 2 on a user's mistake, 74 where the disk takes no more, and 128 + N after
+    signal N (130 after Ctrl-C, 143 after SIGTERM, 129 after a hang-up).
     """
     name = module_name(experiment_fn)
 
@@ -92,22 +96,25 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
             recorded |= {"num_seeds": run_options.num_seeds}
         parameters = inspect.signature(experiment_fn).parameters
         defaults = {**DEFAULTS, **{option: p.default for option, p in parameters.items()}, "num_seeds": 1}
-        run = Run(run_options.workdir, name, recorded, code_of(experiment_fn), defaults=defaults)
-        experiment = with_run_options(build(experiment_fn, options), asked)
-        folds = run_options.folds
-        run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
-        run_all(
-            experiment,
-            run,
-            mesh,
-            log_every=run_options.log_every,
-            save_every=run_options.save_every,
-            members=consecutive(experiment.seed, run_options.num_seeds),
-            debug_nans=run_options.debug_nans,
-            profile=run_options.profile,
-        )
-        if run_options.report:
-            _report(run, None if folds else experiment)
+        code, legacy_code = code_of(experiment_fn), legacy_code_of(experiment_fn)
+        resume = functools.partial(_command_again, experiment_fn, argv)
+        run = Run(run_options.workdir, name, recorded, code, resume, defaults, legacy_code)
+        with contextlib.closing(run):
+            experiment = with_run_options(build(experiment_fn, options), asked)
+            folds = run_options.folds
+            run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
+            run_all(
+                experiment,
+                run,
+                mesh,
+                log_every=run_options.log_every,
+                save_every=run_options.save_every,
+                members=consecutive(experiment.seed, run_options.num_seeds),
+                debug_nans=run_options.debug_nans,
+                profile=run_options.profile,
+            )
+            if run_options.report:
+                _report(run, None if folds else experiment)
 
     run_as_command(run_experiment)
 
@@ -141,31 +148,34 @@ def exit_status(run: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status: all that ends a command of `dl` is told apart here.
 
     A user's mistake is one line on the standard error and status 2, or the one that its exception states;
-    Ctrl-C 130, SIGTERM 143, a reader of the output that has gone away 141, as a shell would say.
+    Ctrl-C 130, SIGTERM 143, as a shell would say. Output that nobody reads any more costs nothing but itself.
     """
-    try:
-        status = run() or 0
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {_shortened(printable(error))}", file=sys.stderr)
-        status = error.status
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-        reason = _shortened(printable(" ".join(str(error).split()) or "MemoryError"))
-        print(f"error: out of memory; make the model or the batch smaller ({reason})", file=sys.stderr)
-        status = UserError.status
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        status = 128 + stopped.number
-    except KeyboardInterrupt:
-        print("interrupted; what was saved before stands", file=sys.stderr)
-        status = 128 + signal.SIGINT
-    except BrokenPipeError:
-        # What is still to be written would fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
-    return status
+    with forgiving():
+        try:
+            return run() or 0
+        except UserError as error:
+            print(f"error: {_shortened(printable(error))}", file=sys.stderr)
+            return error.status
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return 128 + stopped.number
+        except KeyboardInterrupt:
+            print("interrupted; what was saved before stands", file=sys.stderr)
+            return 128 + signal.SIGINT
+        except (MemoryError, RuntimeError, AssertionError) as error:
+            if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+                reason = _shortened(printable(" ".join(str(error).split()) or "MemoryError"))
+                said = f"out of memory; make the model or the batch smaller ({reason})"
+            elif not (said := platform_trouble()):
+                raise
+            print(f"error: {said}", file=sys.stderr)
+            return UserError.status
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"error: {error.strerror}{where}; what was saved before stands", file=sys.stderr)
+            return StorageError.status
 
 
 def _shortened(line: str) -> str:
@@ -188,19 +198,44 @@ def build(experiment_fn: Callable[..., Experiment], options: Options) -> Experim
     return experiment
 
 
+def _command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None, folder: Path) -> str:
+    """Returns what starts an experiment again in a folder: a command line, in a notebook a call of `main`."""
+    main_module = sys.modules["__main__"]
+    if experiment_fn.__module__ != "__main__" or getattr(main_module, "__spec__", None):
+        return this_command(module_name(experiment_fn), folder, argv)
+    if path := getattr(main_module, "__file__", None):
+        return this_command(path, folder, argv)
+    return f"main({experiment_fn.__name__}, {[*without_workdir(argv or ()), '--workdir', str(folder)]})"
+
+
 def module_name(experiment_fn: Callable[..., Experiment]) -> str:
     """Returns `experiments.NAME`, also of what runs as `__main__`; of a file its name without .py."""
     if experiment_fn.__module__ != "__main__":
         return stem_of_file(experiment_fn.__module__) or experiment_fn.__module__
     main_module = sys.modules["__main__"]
     spec = getattr(main_module, "__spec__", None)
-    return spec.name if spec else Path(main_module.__file__ or "experiment").stem
+    # A notebook and `python -c` have no file.
+    return spec.name if spec else Path(getattr(main_module, "__file__", None) or experiment_fn.__name__).stem
 
 
 def code_of(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns the digest of the file that defines an experiment; empty where there is none."""
-    path = inspect.getsourcefile(experiment_fn)
-    return code_digest(Path(path)) if path and Path(path).exists() else ""
+    """Returns the digest of the file that defines an experiment; where there is none, of the function."""
+    path = _file_of(experiment_fn)
+    return code_digest(path) if path else function_digest(experiment_fn)
+
+
+def legacy_code_of(experiment_fn: Callable[..., Experiment]) -> str:
+    """Returns what `code_of` was in runs without an `id`."""
+    path = _file_of(experiment_fn)
+    return legacy_code_digest(path) if path else ""
+
+
+def _file_of(experiment_fn: Callable[..., Experiment]) -> Path | None:
+    try:
+        path = inspect.getsourcefile(experiment_fn)
+    except TypeError:  # of a class or function made in a session
+        return None
+    return Path(path) if path and Path(path).is_file() else None
 
 
 def make_mesh_of(text: str | None) -> Mesh:

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dl.comparison import (
     Difference,
@@ -19,9 +18,10 @@ from dl.comparison import (
 from dl.console import save_text
 from dl.data.splits import short_notice
 from dl.errors import UserError
-from dl.files import named_path, read_json
+from dl.files import named_path
 from dl.options import OutputFile, parse
 from dl.predictions import read_predictions
+from dl.run import Run
 from dl.tables import Table
 
 PROG = "python -m dl compare"
@@ -85,23 +85,18 @@ def read_run(folder: Path) -> Evidence:
     Raises:
       UserError: it holds no run, or one that has not finished, or a file cannot be read.
     """
-    record, result = _read_record(folder / "run.json"), _read_record(folder / "result.json")
+    run = Run(folder, "", {})
+    record, result = run.record, run.result
     if record is None:
         hint = f", such as {folder / 'fold-1'}" if (folder / "folds.json").exists() else ""
         raise UserError(f"{folder} holds no run; give the folder of one{hint}")
     if result is None:
         raise UserError(f"the run in {folder} has not finished; run its command again first")
     predictions = None
-    if (path := folder / "predictions.npz").exists():
-        predictions = vars(read_predictions(path))
+    run.verify(run.predictions_path)
+    if run.predictions_path.exists():
+        predictions = vars(read_predictions(run.predictions_path))
     return Evidence(str(folder), record, result, predictions)
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    record = read_json(path)
-    if not isinstance(record, dict | None):
-        raise UserError(f"{path} is not a record of a run; run the experiment again")
-    return record
 
 
 def _sentence(row: Difference, first: Side, other: Side, confidence: float) -> str:

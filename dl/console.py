@@ -16,6 +16,7 @@ from rich.text import Text
 
 from dl.errors import UserError
 from dl.files import replace_file, why_no_output
+from dl.streams import standard_output
 from dl.text import printable
 
 BAR_REFRESH_SECONDS = 0.2
@@ -30,7 +31,12 @@ class Console:
     """
 
     def __init__(self, is_quiet: bool = False):
-        self._screen = RichConsole(quiet=is_quiet or jax.process_index() > 0, highlight=False, soft_wrap=True)
+        self._screen = RichConsole(
+            file=standard_output(),
+            quiet=is_quiet or jax.process_index() > 0,
+            highlight=False,
+            soft_wrap=True,
+        )
         self.is_live = self._screen.is_terminal and not is_quiet
         self._bar: Progress | None = None
         self._refreshed = 0.0

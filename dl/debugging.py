@@ -21,7 +21,7 @@ from dl.experiment import Experiment
 from dl.metrics import Mean
 from dl.ranges import STEPS, Range, check, check_count
 from dl.sharding import make_mesh, path_name
-from dl.state import TrainState, init_state
+from dl.state import TrainState, init_state, root_key
 from dl.step import update_state, with_inputs
 from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
@@ -121,7 +121,7 @@ def overfit(
     num_steps = check_count("num_steps", num_steps, STEPS)
     batch = first_batch(experiment)
     loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess)
-    key = jax.random.key(experiment.seed)
+    key = root_key(experiment.seed)
 
     def same_draws(
         params: Params, model_state: ModelState, batch: Batch, _: Key | None

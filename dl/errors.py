@@ -15,4 +15,13 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """The loss of a run, of each of its seeds, is no finite number any more."""
+    """The loss or the parameters of a run, of each of its seeds, hold a value that is not finite."""
+
+
+class StorageError(UserError):
+    """A file could not be written: the disk is full or read-only, or the folder is gone.
+
+    What was saved before is intact; the status is 74, EX_IOERR of sysexits.h.
+    """
+
+    status = 74

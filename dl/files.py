@@ -1,7 +1,13 @@
-"""Files written whole and read with care: no half of one, no planted link followed, no pipe waited for."""
+"""Files written whole and read with care: no half of one, no planted link followed, no pipe waited for.
+
+A file is written under a temporary name that nobody can guess, and takes its place in one move. What a killed
+process left of one is removed the next time.
+"""
 
 import contextlib
-import json
+import errno
+import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -10,12 +16,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dl.errors import UserError
+from dl.errors import StorageError, UserError
+from dl.locks import is_at, lock
 
-MAX_JSON_BYTES = 64 * 2**20
-_MAX_DEPTH = 64  # of JSON
 _MAX_NAME_BYTES = 255  # of a file, on nearly every file system
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+# That nothing more can be written or opened, whatever it is.
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
+}
+# What a folder does to a good path, in contrast to a path that cannot be one.
+_STORAGE_ERRORS = DISK_ERRORS | {errno.EACCES, errno.EPERM, errno.ENOENT}
+
+
+def expand(path: Path) -> Path:
+    """Returns a path with the home folder in place of `~` or `~name`, which no shell expands behind `=`.
+
+    Raises:
+      UserError: there is no such home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path} names no home folder ({error}); write the path out") from None
+
+
+def storage_error(path: Path, error: OSError | ValueError, hint: str = "") -> UserError:
+    """Returns what to say of a path that cannot be used: a StorageError where the path itself is right."""
+    reason = getattr(error, "strerror", None) or str(error)
+    kind = StorageError if getattr(error, "errno", None) in _STORAGE_ERRORS else UserError
+    return kind(f"{path} cannot be written ({reason}); {hint or 'free some space, or choose another place'}")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -32,15 +62,14 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
       OSError: it cannot be written. What stood there before stands, and nothing is left beside it.
     """
-    temporary = _temporary(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o666)
+    remove_leftovers(path.parent, path.name)
+    temporary, descriptor = _create(path)
     try:
         with open(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -52,16 +81,20 @@ def replace_text(path: Path, text: str) -> None:
     replace_file(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed `replace_file` left in a folder. Only for who has the folder to themselves."""
-    for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name) and not path.is_dir():
-            path.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what killed calls of `replace_file` left in a folder, of one file or of all."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            if is_leftover(path, name):
+                with contextlib.suppress(OSError), path.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else its writer is alive
+                    path.unlink()
 
 
-def is_leftover(path: Path) -> bool:
-    """Whether a file has the name of what a killed `replace_file` leaves."""
-    return _TEMPORARY.fullmatch(path.name) is not None
+def is_leftover(path: Path, name: str | None = None) -> bool:
+    """Whether a file has the name of what a killed `replace_file` leaves, of the file `name` or of any."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", path.name, re.DOTALL)
+    return found is not None and name in (None, found[1])
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
@@ -90,31 +123,6 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
             "read; remove it"
         )
     return content
-
-
-def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Returns what a JSON file says; None where there is no such file.
-
-    Raises:
-      UserError: it is no JSON, or as `read_regular`.
-    """
-    try:
-        value = json.loads(read_regular(path, max_bytes).decode("utf-8"))
-    except FileNotFoundError:
-        return None
-    except RecursionError:
-        pass
-    except ValueError as error:  # no UTF-8, no JSON, a number of thousands of digits
-        raise UserError(f"{path} is not readable as JSON ({error}); remove it") from None
-    else:
-        # A level at a time: what walks through the value afterwards may be a recursion.
-        level = [value]
-        for _ in range(_MAX_DEPTH):
-            branches = [branch for branch in level if isinstance(branch, dict | list)]
-            level = [item for b in branches for item in (b.values() if isinstance(b, dict) else b)]
-            if not branches:
-                return value
-    raise UserError(f"{path} is nested more than {_MAX_DEPTH} deep; remove it")
 
 
 def named_path(word: str | Path) -> Path:
@@ -153,6 +161,31 @@ def why_no_output(path: Path) -> str | None:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"the folder {path.parent} cannot be written"
     return None
+
+
+def file_digest(path: Path, size: int | None = None) -> str:
+    """Returns the SHA-256 of a file's bytes, or of its first `size` bytes; of fewer, if it has no more."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20 if size is None else min(size, 2**20)):
+            content.update(block)
+            size = None if size is None else size - len(block)
+    return content.hexdigest()
+
+
+def _create(path: Path) -> tuple[Path, int]:
+    """Returns a new temporary file for `path` and its descriptor, locked as long as that is open."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        temporary = _temporary(path)
+        descriptor = os.open(temporary, flags, 0o666)
+        try:
+            if lock(descriptor) and is_at(descriptor, temporary):
+                return temporary, descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # somebody took it for a leftover
 
 
 def _temporary(path: Path) -> Path:

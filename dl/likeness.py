@@ -9,8 +9,10 @@ import numpy as np
 
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.fingerprint import stored_batch
 from dl.metrics import Direction
 from dl.selection import Directions, sign_of
+from dl.state import root_key
 from dl.step import with_inputs
 from dl.types import Variables
 
@@ -30,7 +32,7 @@ def fingerprint(experiment: Experiment) -> str | None:
         return None
     content = hashlib.sha256(repr(experiment.data.identity).encode())
     content.update(repr([getattr(experiment, name) for name in _COMPARED]).encode())
-    closed = jax.make_jaxpr(_make_pass(experiment))(jax.random.key(0), _batch(experiment))
+    closed = jax.make_jaxpr(_make_pass(experiment))(root_key(0), stored_batch(experiment))
     content.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())  # without addresses
     for constant in closed.consts:
         content.update(np.asarray(constant).tobytes())
@@ -39,7 +41,7 @@ def fingerprint(experiment: Experiment) -> str | None:
 
 def metric_directions(experiment: Experiment) -> Directions:
     """Returns what an evaluation measures: the name of each metric and whether small or large is good."""
-    aux = jax.eval_shape(_make_pass(experiment), jax.random.key(0), _batch(experiment))[1]
+    aux = jax.eval_shape(_make_pass(experiment), root_key(0), stored_batch(experiment))[1]
     return {name: mean.better for name, mean in aux.metrics.items()}
 
 
@@ -69,12 +71,3 @@ def _make_pass(experiment: Experiment) -> Any:
         return experiment.grad_fn(loss_fn)(params, state, batch, key), in_evaluation, variables
 
     return initial_variables_training_and_evaluation
-
-
-def _batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    size, spec = experiment.batch_size, experiment.data.train.spec
-    batch = {name: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
-    return batch | {
-        "index": jax.ShapeDtypeStruct((size,), np.int32),
-        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
-    }

@@ -16,16 +16,19 @@ from dl.data.recorded import record_of
 from dl.digest import tree_digest
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.fingerprint import describe
 from dl.initial import Context, check_fits
 from dl.inputs import check_labels, describe_input, make_batches
 from dl.members import Members
 from dl.predictions import Disagreement
 from dl.profiling import Profiler
 from dl.program import Program
+from dl.provenance import numerics
 from dl.run import Run
 from dl.selection import FINAL_SPLIT, look_up
 from dl.session import Session
 from dl.signals import StopSignals
+from dl.state import TrainState
 from dl.summary import final_line, introduce
 from dl.types import Variables
 
@@ -61,18 +64,23 @@ def train(
     Raises:
       UserError: a mistake in the options or the data, a folder that holds another run, or a loss that is
         no number any more.
-      Stopped: SIGINT or SIGTERM arrived; the state was saved.
+      StorageError: the state cannot be saved; what was saved before stands.
+      Stopped: a signal asked for it, such as SIGINT or SIGTERM; the state was saved.
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
+        stack.callback(run.close)
         if debug_nans and members is not None:
             raise UserError("debug_nans follows one run; leave --num-seeds out")
         batches = make_batches(experiment, mesh, None if members is None else members.seeds)
-        facts = _facts(experiment)
+        facts = _facts(experiment, members)
         run.check(facts)
-        if run.result is not None:
-            console.line(f"finished before: {final_line(run.result, run)}")
-            return _agreeing(run.result)
+        if run.is_begun and (result := run.result) is not None:
+            run.tidy()
+            for damage in run.damages():
+                console.line(damage)
+            console.line(f"finished before: {final_line(result, run)}")
+            return _agreeing(result)
         check_labels(experiment, batches)
         program = Program(experiment, mesh, batches, members)
         experiment = _with_directions(experiment, batches, program)
@@ -84,12 +92,13 @@ def train(
         if note := describe_input(experiment):
             console.line(note)
         run.open({**facts, **program.facts}, mesh)
-        stack.callback(run.close)
+        if (result := run.result) is not None:  # another process has finished it meanwhile
+            console.line(f"finished before: {final_line(result, run)}")
+            return result
         stop = stack.enter_context(StopSignals())
         console.start(experiment.num_steps)
         stack.callback(console.stop)
-        checkpoints = Checkpoints(run.checkpoints_path)
-        stack.callback(checkpoints.close)
+        checkpoints = stack.enter_context(Checkpoints(run.checkpoints_path, identity=run.identity))
         session = Session(experiment, run, program, batches, checkpoints, console, stop, members)
         stack.callback(session.close)
         session.restore(start)
@@ -97,7 +106,9 @@ def train(
         stack.callback(profiler.close)
         session.run_to_end(log_every, save_every, debug_nans, profiler if profile else None)
         result = session.result(mesh)
-        run.finish(result)
+        with run.in_place():
+            checkpoints.wait()  # a result promises its parameters
+        result = run.finish(result)
         console.line(final_line(result, run))
         return _agreeing(result)
 
@@ -110,24 +121,32 @@ def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables:
-    """Returns the variables that a finished run ended with, as arrays on the devices.
+    """Returns the variables that a finished run ended with, as arrays on the devices; the disk is only read.
 
     Raises:
-      UserError: there is no intact checkpoint.
+      UserError: there is no intact checkpoint, or none that the result is of.
     """
     program = Program(experiment, mesh, make_batches(experiment, mesh))
-    checkpoints = Checkpoints(run.checkpoints_path)
-    try:
-        restored = checkpoints.restore(program.abstract_state)
-    finally:
-        checkpoints.close()
+    expected = (run.result or {}).get("params_digest")
+
+    def variables_of(state: TrainState) -> Variables:
+        return program.eval_variables(state) if state.best is None else state.best
+
+    def trouble_with(state: TrainState) -> str:
+        if expected is None or tree_digest(variables_of(state)["params"]) == expected:
+            return ""
+        return "its parameters are not those that the result is of"
+
+    if not run.checkpoints_path.is_dir():
+        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; train it again")
+    with Checkpoints(run.checkpoints_path, identity=run.identity, is_read_only=True) as checkpoints:
+        restored = checkpoints.restore(program.abstract_state, trouble_with)
     if restored is None:
         raise UserError(f"{run.folder} has no checkpoint to read the parameters from; train it again")
-    state, _ = restored
-    return state.eval_variables if state.best is None else state.best
+    return variables_of(restored[0])
 
 
-def _facts(experiment: Experiment) -> dict[str, Any]:
+def _facts(experiment: Experiment, members: Members | None) -> dict[str, Any]:
     data = experiment.data
     return {
         "dataset": dataclasses.asdict(data.identity),
@@ -136,6 +155,8 @@ def _facts(experiment: Experiment) -> dict[str, Any]:
         # As the experiment made them of its options, which may have left them open.
         "num_steps": experiment.num_steps,
         "batch_size": experiment.batch_size,
+        "numerics": numerics(),
+        **describe(experiment, members),
     }
 
 

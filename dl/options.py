@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from dl.errors import UserError
-from dl.files import named_path, why_no_output
+from dl.files import expand, named_path, why_no_output
 from dl.ranges import Range
 
 
@@ -105,13 +105,19 @@ def parse(
     if description is None:
         summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
         description = summary.short_description or ""
-    values: Options = vars(_parse(both, argv, prog, description))
+    values: Options = {name: _expanded(v) for name, v in vars(_parse(both, argv, prog, description)).items()}
     for name, kind, _ in (*of_experiment, *of_run):
         check_value(name, kind, values[name])
     return (
         {name: values[name] for name, _, _ in of_experiment},
         run_options(**{name: values[name] for name, _, _ in of_run}),
     )
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return expand(value) if isinstance(value, Path) else value
 
 
 def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:

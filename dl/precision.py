@@ -128,3 +128,8 @@ class LossScale:
 def all_finite(tree: Any) -> jax.Array:
     """Returns a bool scalar: no leaf holds an infinity or a NaN."""
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def has_nan(tree: Any) -> jax.Array:
+    """Returns a bool scalar: a leaf holds a NaN."""
+    return jnp.array([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(tree)]).any()

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
-from dl.files import read_json, replace_file
+from dl.files import replace_file
+from dl.json_files import read_json
 from dl.text import printable
 from dl.torch_names import LinenPath, NameMap
 from dl.types import Variables

@@ -16,11 +16,12 @@ from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.flops import count_jaxpr_flops, has_convolution
 from dl.members import Members
+from dl.precision import all_finite, has_nan
 from dl.selection import Directions
-from dl.sharding import member_shardings, replicated, state_shardings
+from dl.sharding import member_shardings, path_name, replicated, state_shardings
 from dl.state import TrainState, init_state, num_params
 from dl.step import make_eval_step, make_train_step, with_inputs
-from dl.types import LossFn, Variables
+from dl.types import LossFn, ModelState, Params, Variables
 
 
 class Program:
@@ -79,7 +80,9 @@ class Program:
             members=members,
             is_unrolled=is_unrolled,
         )
-        self._train = train_step.trace(self.abstract_state, batch)  # type: ignore[attr-defined]
+        self._steps: tuple[Any, Any] = (train_step, None)
+        with jax.disable_jit(False):
+            self._train = train_step.trace(self.abstract_state, batch)  # type: ignore[attr-defined]
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval = None
         self.metrics: Directions = {}
@@ -90,9 +93,14 @@ class Program:
             eval_step = make_eval_step(
                 loss_fn, mesh, shardings, num_members=num_members, is_unrolled=is_unrolled
             )
-            self._eval = eval_step.trace(variables, evaluated.abstract)  # type: ignore[attr-defined]
+            self._steps = (train_step, eval_step)
+            with jax.disable_jit(False):
+                self._eval = eval_step.trace(variables, evaluated.abstract)  # type: ignore[attr-defined]
             self.metrics = self._eval.out_info.directions
         self._select = jax.jit(_select, donate_argnums=0, out_shardings=shardings)
+        self._is_finite = jax.jit(
+            _is_finite if num_members is None else jax.vmap(_is_finite), out_shardings=replicated(mesh)
+        )
         _, frozen = freezing.split(abstract_state.params, experiment.frozen)
         copies = num_members or 1
         self.facts = {
@@ -151,8 +159,11 @@ class Program:
         return jax.jit(self._init, in_shardings=(in_shardings,), out_shardings=self.shardings)(start)
 
     def compile(self) -> float:
-        """Compiles each step once; returns the seconds it took."""
+        """Compiles each step once; returns the seconds it took. With JAX_DISABLE_JIT nothing is compiled."""
         started = time.monotonic()
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            self.train_step, self.eval_step = self._steps
+            return 0.0
         self.train_step = self._train.lower().compile()
         self.eval_step = None if self._eval is None else self._eval.lower().compile()
         return time.monotonic() - started
@@ -162,6 +173,10 @@ class Program:
         if self._members is None:
             return state.eval_variables
         return jax.vmap(lambda state: state.eval_variables)(state)
+
+    def is_finite(self, state: TrainState) -> jax.Array:
+        """Returns whether a state, each member's, can be gone on from: shape () or (M,), on the devices."""
+        return self._is_finite(state.params, state.model_state)
 
     def keep_best(self, state: TrainState, is_taken: np.ndarray) -> TrainState:
         """Returns the state whose best variables are the present ones, for the members that take them."""
@@ -178,6 +193,25 @@ def _flops(name: str, jaxpr: Any, num_examples: int) -> dict[str, int | None]:
         )
         for convention, padding in (("", True), ("_without_padding", False))
     }
+
+
+def _is_finite(params: Params, model_state: ModelState) -> jax.Array:
+    # Statistics may start at infinity, as a running minimum does.
+    return all_finite(_numbers(params)) & ~has_nan(_numbers(model_state))
+
+
+def _numbers(tree: Any) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def nonfinite(state: TrainState) -> list[str]:
+    """Returns the paths of the parameters and statistics of a state that hold a value that is not finite."""
+    tree = {"params": state.params, **state.model_state}
+    return [
+        path_name(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all()
+    ]
 
 
 def _select(old: Variables, new: Variables, is_new: jax.Array) -> Variables:

@@ -65,6 +65,8 @@ class Progress:
       saving: time that training waited for checkpoints.
       total: time since the start, all of these included.
       log_size: bytes of metrics.jsonl.
+      log_digest: the SHA-256 of these bytes.
+      log_start: the step whose lines are the first in it; more than 0 if those before were lost.
       reported_step: the step of the last report, -1 before the first.
       evaluations: the figures of the last report, by split; of the best one where that is kept.
       intervals: of the same report, of one run: by split and metric its bounds and its method.
@@ -83,6 +85,8 @@ class Progress:
     saving: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     total: Stopwatch = dataclasses.field(default_factory=lambda: Stopwatch(is_running=True))
     log_size: int = 0
+    log_digest: str = ""
+    log_start: int = 0
     reported_step: int = -1
     evaluations: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     intervals: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)

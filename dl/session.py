@@ -17,7 +17,7 @@ from dl.checkpoint import Checkpoints
 from dl.console import Console, format_figures
 from dl.data.pipeline import Batches
 from dl.digest import tree_digest
-from dl.errors import Diverged
+from dl.errors import Diverged, UserError
 from dl.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
 from dl.experiment import Experiment
 from dl.kinds import kind_facts
@@ -27,11 +27,13 @@ from dl.metrics import MetricTable
 from dl.nans import report_nans
 from dl.predictions import Kept, add_to_result, collect_predictions
 from dl.profiling import Profiler
-from dl.program import Program
+from dl.program import Program, nonfinite
 from dl.progress import Progress
-from dl.run import Run, peak_memory
+from dl.provenance import peak_memory
+from dl.run import Run
 from dl.selection import FINAL_SPLIT, Best
 from dl.signals import Stopped, StopSignals
+from dl.state import TrainState
 from dl.summary import describe_data_and_devices, summarize
 from dl.types import Variables
 
@@ -64,16 +66,26 @@ class Session:
         self.report_every = experiment.report_every or self.steps_per_epoch
 
     def restore(self, start: Variables | None) -> None:
-        restored = self.checkpoints.restore(self.program.abstract_state)
+        restored = self.checkpoints.restore(self.program.abstract_state, self._trouble_with)
         if restored is None:
             self.state = self.program.init(start)
             self.progress.frozen_digest = self._frozen_digest(self.program.eval_variables(self.state))
         else:
-            self.state, progress = restored
-            self.progress = Progress.from_json(progress)
+            self.state, saved = restored
+            try:
+                self.progress = Progress.from_json(saved)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"the progress record of the newest checkpoint in {self.checkpoints.directory} cannot be "
+                    f"read ({type(error).__name__}: {error}); remove that, or start in another --workdir"
+                ) from None
             self.step = int(self.state.step.max())  # the same for every member
             self.console.line(f"resuming at step {self.step:,} of {self.experiment.num_steps:,}")
-        self.log = MetricsLog(self.run.metrics_path, self.progress.log_size, self.step)
+        progress = self.progress
+        self.log = MetricsLog(self.run.metrics_path, progress.log_size, self.step, progress.log_digest)
+        if self.log.trouble:
+            progress.log_start = self.step
+            self.console.line(f"{self.log.trouble}; the metrics go on from step {self.step:,} in a new one")
 
     def close(self) -> None:
         if hasattr(self, "log"):
@@ -164,10 +176,22 @@ class Session:
         figures = means(averages)
         loss, rate = figures["loss"], figures.get("learning_rate")
         at_rate = f" at learning rate {rate:.3g}" if rate else ""
-        raise Diverged(
-            f"the loss became {loss} in step {self.step:,}{at_rate}; lower the learning "
-            "rate, clip the gradient, look for labels and inputs out of range, or add --debug-nans; "
-            "checkpoints before it stand"
+        raise self._diverged(f"the loss became {loss} in step {self.step:,}{at_rate}")
+
+    def _trouble_with(self, state: TrainState) -> str:
+        """Says which parameters or statistics of a state are no numbers; empty if, of any member, all are."""
+        if np.asarray(self.program.is_finite(state)).any():
+            return ""
+        name = next(iter(nonfinite(state)), "a parameter")
+        return f"{name} is not finite"
+
+    def _diverged(self, what: str) -> Diverged:
+        self.checkpoints.wait()
+        steps = self.checkpoints.steps
+        stands = f"the checkpoint of step {steps[-1]:,} stands" if steps else "nothing was saved before"
+        return Diverged(
+            f"{what}; lower the learning rate, clip the gradient, look for labels and inputs out of range, "
+            f"or add --debug-nans; {stands}"
         )
 
     def _report(self) -> None:
@@ -274,6 +298,8 @@ class Session:
         metrics.update(progress.evaluations)
         intervals.update(progress.intervals)
         predictions = self._keep_predictions(variables, mesh, examples)
+        if self.stop.received:
+            raise Stopped(self.stop.received, self._stopped_message())
         measured: dict[str, Any] = {
             "seconds": round(progress.total.seconds, 3),
             "train_seconds": round(progress.training.seconds, 3),
@@ -295,6 +321,7 @@ class Session:
             "experiment": self.run.name,
             **kind_facts(self.experiment.loss_fn),
             **summarize(self.experiment, progress, metrics, intervals, variables, self.members),
+            **({"metrics_from_step": progress.log_start} if progress.log_start else {}),
             "better": dict(self.program.metrics),
             **self._warnings(),
             "steps": self.step,
@@ -359,10 +386,19 @@ class Session:
             return None
 
     def _save(self) -> None:
-        """Saves the state and the progress; both are at the same step here."""
-        if self.step:
-            with self.progress.saving.running():
-                self.checkpoints.save(self.step, self.state, self.progress.to_json())
+        """Saves the state and the progress; both are at the same step here.
+
+        Raises:
+          Diverged: it is no state to go on from.
+          StorageError: it cannot be written.
+        """
+        if not self.step:
+            return
+        with self.run.in_place(), self.progress.saving.running():
+            if trouble := self._trouble_with(self.state):
+                raise self._diverged(f"{trouble} after step {self.step:,}")
+            self.progress.log_digest = self.log.digest
+            self.checkpoints.save(self.step, self.state, self.progress.to_json())
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         self.log.write(kind, self.step, self.step / self.steps_per_epoch, values)

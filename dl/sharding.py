@@ -56,6 +56,20 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
 
 
+def platform_trouble() -> str:
+    """Says why JAX finds no devices, as where JAX_PLATFORMS names what is not there; empty if it does."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a bare AssertionError for a GPU that is not there
+        brief = " ".join(str(error).split())[:200]
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+        return (
+            f"JAX finds no device of JAX_PLATFORMS={platforms}{f' ({brief})' if brief else ''}; unset it, or "
+            "name a platform of this machine, such as cpu"
+        )
+    return ""
+
+
 def format_mesh(sizes: Mapping[str, int]) -> str:
     """Returns the sizes as `parse_mesh` reads them, without axes of size 1 except the only one."""
     wide = {axis: size for axis, size in sizes.items() if size > 1} or {"data": 1}

@@ -1,7 +1,11 @@
-"""Stopping on request: Ctrl-C and SIGTERM become a flag that the loop reads between steps."""
+"""Stopping on request: Ctrl-C, SIGTERM and their like become a flag that the loop reads between steps."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
+
+_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal or its connection went
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # of batch systems, before the end of a job
 
 
 class Stopped(Exception):
@@ -13,15 +17,22 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """A context in which the first SIGINT or SIGTERM only sets `received`; a second one acts at once."""
+    """A context in which the first signal that asks to stop only sets `received`; a second one acts at once.
+
+    Left alone are signals that the process ignores, as SIGHUP under `nohup`, and all outside the main thread.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        self._previous = {
-            number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        if threading.current_thread() is threading.main_thread():
+            for number in (*_REQUESTS, *_WARNINGS):
+                previous = signal.getsignal(number)
+                is_own = isinstance(getattr(previous, "__self__", None), StopSignals)
+                if previous == signal.SIG_DFL or is_own or (number in _REQUESTS and callable(previous)):
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -30,7 +41,8 @@ class StopSignals:
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
 
     def __exit__(
         self,

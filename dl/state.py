@@ -58,6 +58,14 @@ class TrainState:
         return {"params": self.eval_params, **self.model_state}
 
 
+def root_key(seed: int | jax.Array) -> Key:
+    """Returns the key that all of a run's draws come from, of threefry whatever `jax_default_prng_impl` says.
+
+    Under `vmap` other generators draw from the first key alone, so that a member would not be its own run.
+    """
+    return jax.random.key(seed, impl="threefry2x32")
+
+
 def init_state(
     init_fn: Callable[[Key, Batch], Variables],
     tx: optax.GradientTransformation,
@@ -83,7 +91,7 @@ def init_state(
       keep_best: whether the state carries the variables of the best evaluation.
       loss_scale: the initial loss scale, for float16.
     """
-    init_key, rng = jax.random.split(jax.random.key(seed))
+    init_key, rng = jax.random.split(root_key(seed))
     variables = dict(freezing.merge(init_fn(init_key, batch), start or {}))
     params = variables.pop("params", {})
     trained, _ = freezing.split(params, frozen)

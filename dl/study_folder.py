@@ -6,9 +6,7 @@ which study it is and what has come out of it so far; it carries a digest of its
 
 import contextlib
 import dataclasses
-import fcntl
 import fnmatch
-import hashlib
 import itertools
 import json
 import math
@@ -20,10 +18,11 @@ from typing import Any
 import jax
 
 from dl.errors import UserError
-from dl.files import MAX_JSON_BYTES, read_regular
-from dl.run import as_recorded, write_json
+from dl.identity import as_recorded
+from dl.json_files import DIGEST_KEY, read_json, write_json
+from dl.locks import FolderLock
 
-_DIGEST = "sha256"
+_REMOVE = "remove it, and the same command writes a new one from the runs that stand beside it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Study:
         """
         if jax.process_index() == 0:
             with usable(self.folder):
-                write_json(self.path, sealed(record))
+                write_json(self.path, record)
 
 
 @contextlib.contextmanager
@@ -117,7 +116,7 @@ def open_study(kind: Kind, folder: Path | None, stem: str) -> Iterator[Study]:
                     "folder"
                 )
             if jax.process_index() == 0:
-                stack.enter_context(_locked(folder))
+                stack.callback(FolderLock(folder).release)
         yield Study(kind, folder)
 
 
@@ -139,34 +138,17 @@ def read_record(path: Path) -> dict[str, Any] | None:
     Raises:
       UserError: it is damaged.
     """
-    try:
-        record = json.loads(read_regular(path, MAX_JSON_BYTES).decode())
-        if not isinstance(record, dict):
-            raise ValueError("it is not a JSON object")
-        stated = record.pop(_DIGEST, None)
-        if stated is not None and stated != _digest_of(record):
-            raise ValueError("it does not fit its digest")
-    except FileNotFoundError:
+    record = read_json(path, _REMOVE)
+    if record is None:
         return None
-    except RecursionError:
-        raise damaged(path, "it is nested too deeply") from None
-    except ValueError as error:
-        raise damaged(path, str(error)) from None
-    return record
+    if not isinstance(record, dict):
+        raise damaged(path, "it is not a JSON object")
+    return {name: value for name, value in record.items() if name != DIGEST_KEY}
 
 
 def damaged(path: Path, what: str) -> UserError:
     """Returns the error of a record that does not hold what it should."""
-    return UserError(
-        f"{path} is damaged ({what}); remove it, and the same command writes a new one from the runs that "
-        "stand beside it"
-    )
-
-
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a record with its digest."""
-    plain_record = json.loads(json.dumps(record))
-    return {**plain_record, _DIGEST: _digest_of(plain_record)}
+    return UserError(f"{path} is damaged ({what}); {_REMOVE}")
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,11 +179,6 @@ def _pairs(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     return [(key, old.get(key), new.get(key)) for key in {**old, **new}]
 
 
-def _digest_of(record: Mapping[str, Any]) -> str:
-    content = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 def _reserve(stem: str) -> Path:
     """Makes a folder that was not there, so that of two that begin in one second each has its own."""
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -218,15 +195,3 @@ def _foreign(kind: Kind, folder: Path) -> str | None:
     """Returns the name of something in the folder that no study of this kind has written, if there is one."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return next((n for n in names if not any(fnmatch.fnmatch(n, part) for part in kind.parts)), None)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"workdir={folder} is in use by another process; wait for it, or choose another folder"
-            ) from None
-        yield

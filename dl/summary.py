@@ -17,10 +17,11 @@ from dl.experiment import Experiment
 from dl.log import means
 from dl.members import Members
 from dl.progress import Progress
-from dl.run import Run, describe_devices
+from dl.provenance import describe_devices
+from dl.run import Run
 from dl.selection import FINAL_SPLIT
 from dl.sharding import format_mesh
-from dl.state import num_params
+from dl.state import num_params, root_key
 from dl.tabulate import Layer, layer_table
 from dl.types import Variables
 
@@ -172,7 +173,7 @@ def _abstract(experiment: Experiment) -> tuple[Variables, dict[str, jax.ShapeDty
     spec = experiment.data.train.spec
     example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
     example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
-    return jax.eval_shape(experiment.init, jax.random.key(0), example), example
+    return jax.eval_shape(experiment.init, root_key(0), example), example
 
 
 def describe_data_and_devices(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def test_the_state_may_be_donated_right_after_saving(folder, state, mesh1):
     assert tree_digest(Checkpoints(folder).restore(abstract(state, mesh1))[0]) == expected
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "metadata"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "metadata", "types"])
 def test_damage_is_noticed_and_the_older_checkpoint_taken(folder, state, mesh1, damage):
     saved(folder, state, 1, 2)
     victim = largest_file(folder / "2" / "state")
@@ -104,6 +106,8 @@ def test_damage_is_noticed_and_the_older_checkpoint_taken(folder, state, mesh1, 
         victim.write_bytes(content[: len(content) // 2])
     elif damage == "remove":
         victim.unlink()
+    elif damage == "types":  # which say what is a key
+        shutil.rmtree(folder / "2" / "state" / "array_metadatas")
     else:
         (folder / "2" / "extra" / "metadata").write_text("{")
     checkpoints = Checkpoints(folder)
@@ -119,10 +123,7 @@ def test_damage_is_noticed_and_the_older_checkpoint_taken(folder, state, mesh1, 
 def test_with_every_checkpoint_damaged_the_user_is_told(folder, state, mesh1):
     saved(folder, state, 1)
     largest_file(folder / "1" / "state").unlink()
-    with (
-        pytest.warns(UserWarning, match="1 is damaged"),
-        pytest.raises(UserError, match="none is intact"),
-    ):
+    with pytest.raises(UserError, match="1 is damaged.*none is intact"):
         Checkpoints(folder).restore(abstract(state, mesh1))
 
 

@@ -39,7 +39,9 @@ LAYERS = [
         "dl.preview",
         "dl.likeness",
     ),
+    ("dl.fingerprint",),
     ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
+    ("dl.provenance", "dl.identity", "dl.streams"),
     ("dl.comparison", "dl.pairing", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
     ("dl.race_report",),
     ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
@@ -59,7 +61,9 @@ LAYERS = [
     ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
     ("dl.regularizers", "dl.freezing", "dl.precision"),
     ("dl.sharding", "dl.capacity", "dl.kinds", "dl.types", "dl.members", "dl.outermost"),
+    ("dl.json_files",),
     ("dl.files",),
+    ("dl.locks",),
     ("dl.metrics", "dl.ranges"),
     ("dl.errors", "dl.labels", "dl.text"),
 ]
@@ -78,7 +82,8 @@ MAY_TOUCH_THE_OUTSIDE = (
     *("dl.session", "dl.program", "dl.progress", "dl.log", "dl.console"),
     *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
     *("dl.profiling", "dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
-    *("dl.files", "dl.capacity", "dl.options", "dl.experiment_commands", "dl.run_commands"),
+    *("dl.capacity", "dl.options", "dl.experiment_commands", "dl.run_commands"),
+    *("dl.files", "dl.locks", "dl.json_files", "dl.provenance", "dl.fingerprint", "dl.streams"),
     *("dl.compare", "dl.sweep", "dl.study_folder", "dl.learning_curve", "dl.robustness"),
 )
 
@@ -91,7 +96,7 @@ def name_of(path):
 def imports_of(path):
     """Returns the modules that a file imports, as written."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -1,10 +1,14 @@
+import enum
+import math
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from dl.command import RunOptions
 from dl.errors import UserError
-from dl.options import Fraction, PositiveFloat, PositiveInt, Seed, parse
+from dl.options import Fraction, PositiveFloat, PositiveInt, Seed, parse, to_words
 
 
 def experiment(
@@ -111,3 +115,56 @@ def test_mistakes_in_a_signature_are_one_line():
     ):
         with pytest.raises(UserError, match=message):
             parse(broken, RunOptions, [], "prog")
+
+
+class Shade(enum.Enum):
+    LIGHT = "l"
+    DARK = "d"
+
+
+def of_all_kinds(
+    hidden: tuple[int, ...] = (16,),
+    window: tuple[float, float] = (0.0, 1.0),
+    rate: float = 1e-3,
+    flag: bool = False,
+    maybe: bool | None = None,
+    name: str = "x",
+    number: int | None = 3,
+    place: Path | None = None,
+    shade: Shade = Shade.LIGHT,
+):
+    """Of each kind one."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("hidden", value) for value in [(), (8,), (16, 8), (-1, -2)]),
+        ("window", (-1.0, 2.5)),
+        *(("rate", value) for value in [math.inf, -math.inf, math.nan, -1e-5, np.float32(0.5)]),
+        *(("flag", value) for value in [True, False]),
+        *(("maybe", value) for value in [True, False, None]),
+        *(("name", value) for value in ["", "-a", "--name", "a b", "é=1", "None"]),
+        *(("number", value) for value in [None, -7]),
+        *(("place", value) for value in [None, Path("/a b/[1]"), Path("-x")]),
+        ("shade", Shade.DARK),
+    ],
+)
+def test_the_words_of_a_value_are_read_as_that_value(name, value):
+    words = to_words(name, value, is_flag=name == "flag")
+    options, _ = parse(of_all_kinds, RunOptions, words, "prog")
+    assert options[name] == value or (math.isnan(value) and math.isnan(options[name]))
+
+
+@pytest.mark.parametrize(
+    "words", [["--place=~/a"], ["--place", "~/a"], ["--workdir=~/a"], ["--data-dir=~/a"]]
+)
+def test_the_home_folder_is_expanded_in_every_path(monkeypatch, words):
+    monkeypatch.setenv("HOME", "/home/me")
+    options, run = parse(of_all_kinds, RunOptions, words, "prog")
+    assert Path("/home/me/a") in (options["place"], run.workdir, run.data_dir)
+
+
+def test_a_home_folder_that_nobody_has_is_one_line():
+    with pytest.raises(UserError, match="~nobody-has-it/a names no home folder"):
+        parse(of_all_kinds, RunOptions, ["--workdir=~nobody-has-it/a"], "prog")

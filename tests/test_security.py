@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dl.errors import UserError
-from dl.files import is_leftover, read_json, read_regular, remove_leftovers, replace_file, replace_text
+from dl.files import is_leftover, read_regular, remove_leftovers, replace_file, replace_text
+from dl.json_files import read_json
 from dl.lookup import find_experiment, find_installed
 from dl.pretrained import load_safetensors, read_tensors, save_safetensors
 from dl.rebuild import rebuild

@@ -231,7 +231,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers.values():
         logger.setLevel(logging.ERROR)
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
     finally:
         downloader.MAX_RETRIES = retries

@@ -8,7 +8,8 @@ from typing import Any
 from dl.console import format_epochs
 from dl.data.splits import short_notice
 from dl.errors import UserError
-from dl.files import read_json, replace_text
+from dl.files import replace_text
+from dl.json_files import read_json
 from dl.report import curves, sections
 from dl.report.html import fill
 from dl.report.plots import Table

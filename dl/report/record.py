@@ -69,28 +69,33 @@ def read_record(folder: Path) -> Record:
     if not isinstance(record, dict):
         raise UserError(f"{folder} holds no run; give the folder that a run left, such as runs/NAME-TIME")
     missing: list[str] = []
-    result = {}
+    result: Mapping[str, Any] = {}
     try:
-        found = run.result
-        if isinstance(found, dict):
-            result = found
-        else:
+        result = run.result or {}
+        if not result:
             missing.append("The result: the run has not ended. Start it again with the same folder to go on.")
     except UserError as error:
         missing.append(f"The result: {error}.")
+    lines: list[Mapping[str, Any]] = []
     try:
+        run.verify(run.metrics_path)
         lines = _read_lines(run.metrics_path)
     except UserError as error:
-        lines = []
         missing.append(f"The learning curves: {error}.")
-    if not lines:
-        missing.append("The learning curves: metrics.jsonl has no lines.")
+    else:
+        if not lines:
+            missing.append("The learning curves: metrics.jsonl has no lines.")
+        elif start := result.get("metrics_from_step"):
+            missing.append(f"The learning curves up to step {start}: they were lost before the run went on.")
     predictions = None
     if run.predictions_path.exists():
         try:
+            run.verify(run.predictions_path)
             predictions = read_predictions(run.predictions_path)
         except UserError as error:
             missing.append(f"What needs predictions: {error}.")
+    elif run.predictions_path.name in mapping(result.get("digests")):
+        missing.append(f"What needs predictions: {run.predictions_path} is missing.")
     elif result.get("members"):
         missing.append("Predictions: they are kept of runs with one seed only.")
     elif result:

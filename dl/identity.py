@@ -1,0 +1,79 @@
+"""What makes two runs the same: their options as they are recorded, and what may not differ at a resume."""
+
+import enum
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as run.json holds them: what JSON does not know, such as a path, is text there."""
+    return {str(name): _recorded(value) for name, value in options.items()}
+
+
+def _recorded(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.name  # as the command line spells it
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return as_recorded(value)
+    if isinstance(value, tuple | list):
+        return [_recorded(item) for item in value]
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: str = "") -> list[str]:
+    """Says what differs in experiment, its code, options and data; devices and versions may differ.
+
+    Args:
+      there: run.json.
+      here: the same of the run that asks, as far as it is known.
+      legacy_code: the digest of its code that runs without an `id` recorded.
+    """
+    code = there.get("code")
+    is_same_code = code and "id" not in there and code == legacy_code
+    pairs = [("experiment", there.get("experiment"), here["experiment"])]
+    pairs += [] if is_same_code else [("code", code, here["code"])]
+    if "initial" in here:  # else the run has not asked for it yet
+        pairs.append(("initial", there.get("initial"), here["initial"]))
+    for group in ("options", "dataset"):
+        old, new = there.get(group) or {}, here.get(group) or {}
+        pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]
+    for group in ("numerics", "settings"):  # another version may know others
+        old, new = there.get(group) or {}, here.get(group) or {}
+        pairs += [(key, old[key], new[key]) for key in old if key in new]
+    found = [
+        f"{name}: {json.dumps(old)} there, {json.dumps(new)} here"
+        for name, old, new in pairs
+        if not _is_same(old, new)
+    ]
+    old, new = there.get("traced") or {}, here.get("traced") or {}
+    if old.get("under") == new.get("under"):
+        keys = [key for key in old if key in new and key != "under"]
+        found += [f"the {key} computes something else" for key in keys if not _is_close(old[key], new[key])]
+    return found
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Compares JSON values; NaN is the same as NaN."""
+    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
+        return True
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    return one == other
+
+
+def _is_close(one: Any, other: Any) -> bool:
+    """Compares digests of computations, with the numbers beside them as far as machines agree on them."""
+    (digest, numbers), (other_digest, other_numbers) = one, other
+    pairs = zip(numbers, other_numbers, strict=True)
+    return digest == other_digest and all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) for a, b in pairs)

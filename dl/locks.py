@@ -1,0 +1,66 @@
+"""Locks between processes and threads: on an open file, and on a whole folder."""
+
+import contextlib
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from dl.errors import UserError
+
+
+def lock(descriptor: int) -> bool:
+    """Locks an open file; returns whether nobody else holds the lock, as where the disk knows no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Says whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+class FolderLock:
+    """An exclusive lock on a folder until `release`, or the end of the process; also between threads.
+
+    It is a file `.lock` in the folder, removed at the end; one that a killed process left is taken over.
+
+    Raises:
+      UserError: another process or thread holds it.
+      OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = folder / ".lock"
+        while True:
+            self._descriptor = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+            )
+            try:
+                if not lock(self._descriptor):
+                    raise UserError(f"{folder} is in use by another process; wait for it, or choose another")
+                if self.is_in_place():
+                    return
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            os.close(self._descriptor)  # of a process that has just removed it
+
+    def is_in_place(self) -> bool:
+        """Says whether the folder is still where it was locked, not removed, moved or replaced."""
+        return is_at(self._descriptor, self._path)
+
+    def release(self) -> None:
+        if self.is_in_place():
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        os.close(self._descriptor)
