@@ -291,9 +291,10 @@ def _keep_threads_quiet() -> None:
     hook = sys.unraisablehook
 
     def hook_without_late_callbacks(unraisable: Any) -> None:
-        # Of writes that were under way when the first of them failed, of event loops that could not be made.
-        error = str(unraisable.exc_value)
-        if error != "Event loop is closed" and "_ssock" not in error:
+        # Of reads and writes under way when the first of them failed, of event loops that could not be made.
+        error, code = str(unraisable.exc_value), getattr(unraisable.object, "cr_code", None)
+        is_late = error == "Event loop is closed" or "_ssock" in error
+        if not is_late and "orbax" not in getattr(code, "co_filename", ""):
             hook(unraisable)
 
     sys.unraisablehook = hook_without_late_callbacks
