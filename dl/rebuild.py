@@ -1,13 +1,14 @@
 """The experiment of a run, made again from what its run.json says."""
 
 import dataclasses
+import enum
 import inspect
 import re
 import typing
 from pathlib import Path
 from typing import Any
 
-from dl.command import code_of
+from dl.command import code_of, legacy_code_of
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.lookup import find_experiment
@@ -67,7 +68,7 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
         )
     kinds = typing.get_type_hints(experiment_fn)
     options = {name: _as_annotated(value, kinds.get(name)) for name, value in options.items()}
-    changed = run.code and run.code != code_of(experiment_fn)
+    changed = run.code and run.code not in (code_of(experiment_fn), legacy_code_of(experiment_fn))
     warning = f"the code of {run.name} has changed since this run" if changed else ""
     return Rebuilt(experiment_fn(**options), run, int(run.options.get("num_seeds", 1)), warning)
 
@@ -77,4 +78,7 @@ def _as_annotated(value: Any, kind: Any) -> Any:
     kinds = {kind, *typing.get_args(kind)}
     if isinstance(value, str) and Path in kinds:
         return Path(value)
+    enums = [k for k in kinds if inspect.isclass(k) and issubclass(k, enum.Enum)]
+    if enums and isinstance(value, str):
+        return enums[0][value]
     return tuple(value) if isinstance(value, list) else value
