@@ -287,7 +287,8 @@ def _storage_reason(error: BaseException) -> str | None:
 def _keep_threads_quiet() -> None:
     """Drops what orbax, and threads below it, print of a failed save or restore: the same is raised."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+    ours = re.compile("orbax|tensorstore|OCDBT")
+    logging.getLogger("asyncio").addFilter(lambda record: not ours.search(record.getMessage()))
     hook = sys.unraisablehook
 
     def hook_without_late_callbacks(unraisable: Any) -> None:

@@ -93,7 +93,12 @@ def software() -> dict[str, Any]:
     def git(*words: str) -> str:
         place = Path(__file__).parent
         return subprocess.run(
-            ["git", *words], cwd=place, capture_output=True, text=True, check=True, timeout=10
+            ["git", "--no-optional-locks", *words],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:

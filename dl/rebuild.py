@@ -10,7 +10,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dl.command import build, code_of
+from dl.command import build, code_of, legacy_code_of
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.lookup import find_experiment, find_installed
@@ -79,7 +79,7 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
         for name, value in run.options.items()
         if name in parameters
     }
-    changed = run.code and run.code != code_of(experiment_fn)
+    changed = run.code and run.code not in (code_of(experiment_fn), legacy_code_of(experiment_fn))
     warning = f"the code of {run.name} has changed since this run" if changed else ""
     of_run = {name: value for name, value in run.options.items() if name not in parameters}
     return Rebuilt(with_run_options(build(experiment_fn, options), of_run), run, num_seeds, warning)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from dl.command import code_of, module_name
+from dl.command import code_of, legacy_code_of, module_name
 from dl.experiment import Experiment
 from dl.initial import Context
 from dl.loop import restore_variables, train
@@ -40,9 +40,14 @@ class Trained:
         parameters = inspect.signature(self.experiment_fn).parameters.values()
         options = {**{p.name: p.default for p in parameters}, **self.options}
         experiment = self.experiment_fn(**options)
-        facts = [name, code, options, experiment.data.identity.checksum]
-        digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-        folder = context.folder.parent / f"{name.rpartition('.')[2]}-{digest[:12]}"
-        run = Run(folder, name, options, code, resume_command="the same command again")
+        legacy_code = legacy_code_of(self.experiment_fn)
+        folders = []
+        for digested in (code, legacy_code):
+            facts = [name, digested, options, experiment.data.identity.checksum]
+            digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+            folders.append(context.folder.parent / f"{name.rpartition('.')[2]}-{digest[:12]}")
+        folder = next((folder for folder in folders if folder.exists()), folders[0])
+        again = "the same command again"
+        run = Run(folder, name, options, code, resume_command=again, legacy_code=legacy_code)
         train(experiment, run, context.mesh)
         return self.convert(jax.device_get(restore_variables(experiment, run, context.mesh)))

@@ -21,7 +21,7 @@ from test_run import step_of
 
 from dl import optimizers
 from dl.checkpoint import Checkpoints
-from dl.command import status_of
+from dl.command import exit_status
 from dl.errors import Diverged, StorageError, UserError
 from dl.loop import restore_variables
 from dl.members import Members
@@ -48,7 +48,7 @@ run_as_command(lambda: train(experiment, run_in(pathlib.Path("run")), make_mesh(
 
 
 @pytest.mark.parametrize("save_every", [0, 600])
-def test_a_full_disk_is_one_line_and_a_status_of_its_own(tmp_path, save_every):
+def test_a_full_disk_is_one_line_and_a_exit_status_its_own(tmp_path, save_every):
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM % save_every],
@@ -128,10 +128,10 @@ def test_what_the_system_refuses_anywhere_has_the_same_status(capsys):
     def run():
         raise OSError(errno.ENOSPC, "No space left on device", "cache")
 
-    assert status_of(run) == 74
+    assert exit_status(run) == 74
     assert capsys.readouterr().err == "error: No space left on device (cache); what was saved before stands\n"
     with pytest.raises(FileNotFoundError):
-        status_of(lambda: os.stat("/nonexistent/x"))
+        exit_status(lambda: os.stat("/nonexistent/x"))
 
 
 def test_what_killed_saves_left_is_removed_at_the_next_start(tmp_path, mesh1):
