@@ -158,9 +158,9 @@ class FolderLock:
 
 
 def write_json(path: Path, value: Any) -> Any:
-    """Writes JSON so that a reader sees the old file or the new one; returns what is there now.
+    """Writes JSON so that a reader sees the old file or the new one; returns what `read_json` will.
 
-    A mapping gets the key `sha256`, the digest of the rest, which `read_json` checks.
+    A mapping gets the key `sha256`, the digest of the rest, which `read_json` checks and takes off.
 
     Raises:
       UserError: it cannot be written.
@@ -168,9 +168,9 @@ def write_json(path: Path, value: Any) -> Any:
     value = json.loads(json.dumps(value))
     if isinstance(value, dict):
         value.pop(DIGEST_KEY, None)
-        value = {**value, DIGEST_KEY: json_digest(value)}
+        stored = {**value, DIGEST_KEY: json_digest(value)}
     with replacing(path) as file:
-        json.dump(value, file, indent=2)
+        json.dump(stored if isinstance(value, dict) else value, file, indent=2)
         file.write("\n")
     return value
 
@@ -199,10 +199,9 @@ def read_json(path: Path, hint: str = "restore it from a copy, or make it again"
             if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_JSON_BYTES:
                 raise ValueError("it is not a file, or too large")
             value = json.loads(file.read().decode())
-        if isinstance(value, dict) and DIGEST_KEY in value:
-            rest = {name: item for name, item in value.items() if name != DIGEST_KEY}
-            if value[DIGEST_KEY] != json_digest(rest):
-                raise ValueError("its content does not match its digest")
+        digest = value.pop(DIGEST_KEY, None) if isinstance(value, dict) else None
+        if digest is not None and digest != json_digest(value):
+            raise ValueError("its content does not match its digest")
     except (OSError, ValueError, RecursionError) as error:
         brief = str(error).splitlines()[0][:200]
         raise UserError(f"{path} is damaged ({brief}); {hint}") from None

@@ -20,7 +20,7 @@ from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options
-from dl.run import Run, as_recorded, write_json
+from dl.run import Run, as_recorded, read_json, write_json
 from dl.search import Point, Space
 from dl.selection import FINAL_SPLIT, KeepBest, look_up
 
@@ -85,8 +85,7 @@ class Trials:
         path = self.folder / "sweep.json"
         self.header = as_recorded(header)
         try:
-            if path.exists():
-                there = json.loads(path.read_text(encoding="utf-8"))
+            if (there := read_json(path)) is not None:
                 self._recorded = {row["trial"]: row for row in there.pop("trials")}
                 for key in {**there, **self.header}:
                     if there.get(key) != self.header.get(key):
