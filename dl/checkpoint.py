@@ -2,7 +2,8 @@
 
 Orbax writes a step into a temporary folder and renames it when it is complete, so a killed process leaves
 no half checkpoint. What it does not notice is a bit that flips in what is stored: the digests do, of each
-leaf and of the record beside them.
+leaf and of the record beside them. What orbax cannot be asked for is kept here too, in one place: plain
+paths, quiet threads, and errors of the disk in one line.
 """
 
 import contextlib

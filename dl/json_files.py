@@ -14,19 +14,20 @@ _MAX_DEPTH = 64
 
 
 def write_json(path: Path, value: Any) -> Any:
-    """Writes JSON so that a reader sees the old file or the new one; returns what is there now.
+    """Writes JSON so that a reader sees the old file or the new one; returns what `read_json` will.
 
-    A mapping gets the key `sha256`, the digest of the rest, which `read_json` checks.
+    A mapping gets the key `sha256`, the digest of the rest, which `read_json` checks and takes off.
 
     Raises:
       UserError: it cannot be written.
     """
     value = json.loads(json.dumps(value))
+    stored = value
     if isinstance(value, dict):
         value.pop(DIGEST_KEY, None)
-        value = {**value, DIGEST_KEY: json_digest(value)}
+        stored = {**value, DIGEST_KEY: json_digest(value)}
     try:
-        replace_text(path, json.dumps(value, indent=2) + "\n")
+        replace_text(path, json.dumps(stored, indent=2) + "\n")
     except OSError as error:
         raise storage_error(path, error) from error
     return value
@@ -51,10 +52,9 @@ def read_json(
         value = json.loads(read_regular(path, max_bytes).decode("utf-8"))
         if _is_too_deep(value):
             raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
-        if isinstance(value, dict) and DIGEST_KEY in value:
-            rest = {name: item for name, item in value.items() if name != DIGEST_KEY}
-            if value[DIGEST_KEY] != json_digest(rest):
-                raise ValueError("its content does not match its digest")
+        digest = value.pop(DIGEST_KEY, None) if isinstance(value, dict) else None
+        if digest is not None and digest != json_digest(value):
+            raise ValueError("its content does not match its digest")
     except FileNotFoundError:
         return None
     except RecursionError:

@@ -1,7 +1,8 @@
 """The folder of a run: what was asked for, on what, and what came out.
 
 `run.json` is written at the first start, `metrics.jsonl` grows, `result.json` appears at the end. A file is
-replaced in one move: at no time is there half of one.
+replaced in one move: at no time is there half of one. All that may be in the folder, and who may have it,
+is said here in one place.
 """
 
 import contextlib

@@ -19,7 +19,7 @@ import jax
 
 from dl.errors import UserError
 from dl.identity import as_recorded
-from dl.json_files import DIGEST_KEY, read_json, write_json
+from dl.json_files import read_json, write_json
 from dl.locks import FolderLock
 
 _REMOVE = "remove it, and the same command writes a new one from the runs that stand beside it"
@@ -143,7 +143,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict):
         raise damaged(path, "it is not a JSON object")
-    return {name: value for name, value in record.items() if name != DIGEST_KEY}
+    return record
 
 
 def damaged(path: Path, what: str) -> UserError:

@@ -17,6 +17,7 @@ from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.json_files import read_json
 from dl.log import read_metrics
 from dl.loop import train
 from dl.models.mlp import MLP
@@ -79,7 +80,7 @@ def uninterrupted(tmp_path_factory, mesh1):
 
 def test_the_result_says_what_happened(uninterrupted):
     folder, result = uninterrupted
-    assert json.loads((folder / "result.json").read_text()) == result
+    assert read_json(folder / "result.json") == result
     assert result["steps"] == 12
     assert set(result["metrics"]) == {"test", "validation"}
     assert 0 <= result["metrics"]["test"]["accuracy"] <= 1

@@ -323,7 +323,7 @@ def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
     with pytest.raises(UserError, match="was trained on shades .* give the same data by --data-dir"):
         open_classifier(tmp_path, "test", str(shades / "corrupted_shades.py"))
     del record["dataset"]
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    write_json(tmp_path / "run.json", record)
     other = open_classifier(tmp_path, "test", str(shades / "corrupted_shades.py"))
     with pytest.raises(UserError, match="were trained on different data"):
         robustness.check_same_images(subject, other)

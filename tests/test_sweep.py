@@ -12,6 +12,7 @@ from dl.cli import main
 from dl.data import ArraySource, ArraySplits
 from dl.data.splits import ChangedSplits
 from dl.errors import UserError
+from dl.json_files import write_json
 from dl.likeness import fingerprint
 from dl.search import Choices, Interval, Tpe, grid_points, parse_space, random_points, rungs
 from dl.sweep_report import plot
@@ -228,7 +229,7 @@ def test_the_test_split_is_in_no_trial(grid):
 def test_a_sweep_goes_on(grid, dl):
     folder, argv, options = grid
     whole = sweep_of(folder)
-    (folder / "sweep.json").write_text(json.dumps({**whole, "trials": whole["trials"][:1]}))
+    write_json(folder / "sweep.json", {**whole, "trials": whole["trials"][:1]})
     (folder / "trial-002" / "result.json").unlink()
     status, out, _ = dl(*argv, *options)
     assert status == 0
