@@ -45,6 +45,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: 
         pairs.append(("initial", there.get("initial"), here["initial"]))
     for group in ("options", "dataset"):
         old, new = there.get(group) or {}, here.get(group) or {}
+        if group == "dataset":  # older versions did not record what is empty here
+            old, new = ({key: value for key, value in data.items() if value != ""} for data in (old, new))
         pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]
     for group in ("numerics", "settings"):  # another version may know others
         old, new = there.get(group) or {}, here.get(group) or {}

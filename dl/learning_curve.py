@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.command import code_of, make_mesh_of, module_name
+from dl.command import code_of, legacy_code_of, make_mesh_of, module_name
 from dl.console import Console
 from dl.curve_plan import Plan, plan_models, plan_parts
 from dl.errors import UserError
@@ -163,7 +163,8 @@ def _train_all(
     for point in plan.points:
         place = study.folder / f"{plan.varied}-{point.value.replace('/', '_')}"
         recorded = {**point.options, "num_seeds": num_seeds}
-        run = Run(place, module_name(experiment_fn), recorded, code_of(experiment_fn), resume)
+        code, legacy_code = code_of(experiment_fn), legacy_code_of(experiment_fn)
+        run = Run(place, module_name(experiment_fn), recorded, code, resume, legacy_code=legacy_code)
         result = train(point.experiment, run, mesh, members=members, console=Console(is_quiet=True))
         figures = [member["metrics"][measure.split][measure.metric] for member in result["members"]]
         values.append(point.value)

@@ -47,7 +47,9 @@ class FolderLock:
             )
             try:
                 if not lock(self._descriptor):
-                    raise UserError(f"{folder} is in use by another process; wait for it, or choose another")
+                    raise UserError(
+                        f"{folder} is in use by another process; wait for it, or choose another folder"
+                    )
                 if self.is_in_place():
                     return
             except BaseException:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.command import build, code_of, make_mesh_of, module_name, run_as_command
+from dl.command import build, code_of, legacy_code_of, make_mesh_of, module_name, run_as_command
 from dl.comparison import Evidence, compare
 from dl.console import Console
 from dl.data.splits import ChangedSplits
@@ -186,7 +186,7 @@ def _run_lane(
         recorded = options if share else {**options, tuned: numbers[0]}
         recorded = {**recorded, "members": [members.describe(k) for k in range(len(members))]}
         name, code = module_name(experiment_fn), code_of(experiment_fn)
-        run = Run(folder / part, name, recorded, code, resume)
+        run = Run(folder / part, name, recorded, code, resume, legacy_code=legacy_code_of(experiment_fn))
         return train(experiment, run, mesh, members=members, console=Console(is_quiet=True))
 
     first_seeds = range(first, first + race.tuning_seeds)

@@ -58,11 +58,14 @@ class Study:
         """Where the record is."""
         return self.folder / self.kind.record
 
-    def resume(self, header: Mapping[str, Any]) -> dict[str, Any] | None:
+    def resume(
+        self, header: Mapping[str, Any], older: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         """Returns the record of this very study, so far; None where there is none yet.
 
         Args:
           header: what makes it this study, as `plain` gives it. What an older record lacks is not compared.
+          older: what an older version would have recorded instead.
 
         Raises:
           UserError: the record is damaged, or of another study.
@@ -74,7 +77,7 @@ class Study:
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} here"
             for name, here in header.items()
             for key, old, new in _pairs(name, there.get(name, here), here)
-            if not is_same(old, new)
+            if not is_same(old, new) and not (key in (older or {}) and is_same(old, (older or {})[key]))
         ]
         if differences:
             raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dl.command import code_of, module_name
+from dl.command import code_of, legacy_code_of, module_name
 from dl.console import Console
 from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
@@ -73,7 +73,7 @@ class Trials:
         self._mesh = mesh
         self._together = together
         self._resume = resume
-        there = study.resume(self.header)
+        there = study.resume(self.header, {"code": legacy_code_of(experiment_fn)})
         self._recorded = {} if there is None else _rows_of(there, study)
         self._write()
 
@@ -210,7 +210,8 @@ class Trials:
         self, experiment: Experiment, folder: str, options: Options, members: Members | None
     ) -> dict[str, Any]:
         name, code = module_name(self._experiment_fn), code_of(self._experiment_fn)
-        run = Run(self.folder / folder, name, options, code, self._resume)
+        legacy_code = legacy_code_of(self._experiment_fn)
+        run = Run(self.folder / folder, name, options, code, self._resume, legacy_code=legacy_code)
         return train(experiment, run, self._mesh, members=members, console=Console(is_quiet=True))
 
     def _build(self, options: Options) -> Experiment:

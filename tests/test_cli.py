@@ -239,7 +239,10 @@ def test_versions_are_told_everywhere(dl, capsys):
     [
         (["--hidden", "1000000000000"], "parameters and optimizer state take"),
         (["--hidden", "9" * 30], "parameters and optimizer state take"),
-        (["--num-seeds", "1000000000"], "num_seeds=1000000000 is out of range; it must be at most 65,536"),
+        (
+            ["--num-seeds", "1000000000"],
+            "num_seeds=1000000000 is out of range; it must be a whole number, at least 1 and at most 65,536",
+        ),
         (["--workdir", "9" * 400], "cannot be used as a path"),
     ],
 )

@@ -405,4 +405,8 @@ def test_a_damaged_record_of_a_curve_is_one_line(path, tmp_path, dl):
     (tmp_path / "c" / "curve.json").write_text('{"varied": "fraction", "sha256": "0"}')
     options = ["--fractions", "0.25,0.5,1", "--workdir", str(tmp_path / "c")]
     status, _, err = dl("learning-curve", path, *options)
-    assert (status, "is damaged (it does not fit its digest)" in err, err.count("\n")) == (2, True, 1)
+    assert (status, "is damaged (its content does not match its digest)" in err, err.count("\n")) == (
+        2,
+        True,
+        1,
+    )

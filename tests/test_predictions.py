@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import os
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from dl.data import ArraySource, ArraySplits
 from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.json_files import read_json, write_json
 from dl.loop import train
 from dl.members import consecutive
 from dl.models.mlp import MLP
@@ -567,8 +567,7 @@ def test_a_finished_run_needs_no_training_data(photos_run, capsys, tmp_path, mon
     assert predict_dog(photos_run, capsys, image) == with_data
     # A run of before that was recorded needs the data, and finds them.
     path = tmp_path / "run/run.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in record.items() if name != "data"}))
+    write_json(path, {name: value for name, value in read_json(path).items() if name != "data"})
     assert "there is no folder" in predict_dog(photos_run, capsys, image)[2]
     (tmp_path / "archive").rename(tmp_path / "elsewhere/photos")
     assert predict_dog(photos_run, capsys, image) == with_data
@@ -589,9 +588,9 @@ def test_a_finished_run_needs_no_training_data(photos_run, capsys, tmp_path, mon
 )
 def test_a_record_of_the_data_that_is_damaged_is_one_line(photos_run, capsys, tmp_path, change):
     path = tmp_path / "run/run.json"
-    record = json.loads(path.read_text())
+    record = read_json(path)
     change(record["data"])
-    path.write_text(json.dumps(record))
+    write_json(path, record)
     status, _, err = predict_dog(photos_run, capsys, tmp_path / "photos/cat/0.png")
     assert status == 2
     assert "run.json does not describe the run's data any more" in err

@@ -32,7 +32,7 @@ def experiment(hidden=2, **changes):
 def test_a_model_larger_than_the_memory_is_refused_and_leaves_no_folder(hidden, tmp_path, mesh8):
     run = Run(tmp_path / "run", "test", {})
     with pytest.raises(
-        UserError, match="parameters and optimizer need .*B on each device, which has"
+        UserError, match="parameters and optimizer state take .* GB on each device, which has"
     ) as caught:
         train(experiment(hidden), run, mesh8, console=Console(is_quiet=True))
     assert "\n" not in str(caught.value)

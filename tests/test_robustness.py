@@ -16,7 +16,7 @@ from dl.corruption_errors import Errors, figures, relative_corruption_errors
 from dl.corruption_errors import corruption_errors as ce
 from dl.data import ArraySource, ArraySplits, corruptions
 from dl.errors import UserError
-from dl.json_files import write_json
+from dl.json_files import read_json, write_json
 from dl.lookup import find_experiment
 from dl.loop import restore_variables
 from dl.robustness import measure_errors, open_classifier, preview
@@ -316,7 +316,7 @@ def test_outputs_that_are_no_logits_are_refused(subject, mesh1):
 
 
 def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
-    record = json.loads((shades / "run" / "run.json").read_text())
+    record = read_json(shades / "run" / "run.json")
     record["options"]["data_seed"] = 9
     write_json(tmp_path / "run.json", record)
     (tmp_path / "result.json").write_text("{}")

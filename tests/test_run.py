@@ -364,7 +364,7 @@ def test_json_of_any_other_content_is_one_line(tmp_path, content):
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "run.json")
-    with pytest.raises(UserError, match="run.json is damaged"):
+    with pytest.raises(UserError, match="run.json is not a regular file"):
         _ = Run(tmp_path, "", {}).record
 
 

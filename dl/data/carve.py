@@ -43,6 +43,12 @@ def split_rows(
     return {used: result[used] for used in ("train", "validation", "test")}
 
 
+def split_rule(sizes: Mapping[str, int], validation_fraction: float, labels: np.ndarray | None) -> str:
+    """Returns how `split_rows` takes rows from train: empty if it takes none, or draws them from all rows."""
+    counts = check_sizes("", sizes, validation_fraction)
+    return "stratified by label" if counts and not _is_plain(sizes["train"], counts, labels) else ""
+
+
 def check_sizes(name: str, sizes: Mapping[str, int], validation_fraction: float) -> dict[str, int]:
     """Returns how many rows each split takes from train; raises UserError if a split would be empty."""
     left, counts = sizes["train"], {}
@@ -100,13 +106,11 @@ def stratified(labels: np.ndarray, num_chosen: int, *key: int) -> np.ndarray:
 def _taken(size: int, counts: Mapping[str, int], labels: np.ndarray | None) -> dict[str, np.ndarray]:
     """Returns the rows that each split takes from `size` ones, in increasing order."""
     taken = {}
-    if labels is not None:
-        smallest = np.unique(labels, return_counts=True)[1].min(initial=size)
-        if all(smallest * count >= _MANY * size for count in counts.values()):
-            order = random_order(size, *_SPLIT_KEY)
-            for used, count in counts.items():
-                taken[used], order = np.sort(order[:count]), order[count:]
-            return taken
+    if _is_plain(size, counts, labels):
+        order = random_order(size, *_SPLIT_KEY)
+        for used, count in counts.items():
+            taken[used], order = np.sort(order[:count]), order[count:]
+        return taken
     rest = np.arange(size)
     for used, count in counts.items():
         if labels is None:
@@ -115,6 +119,14 @@ def _taken(size: int, counts: Mapping[str, int], labels: np.ndarray | None) -> d
             is_taken = stratified(labels[rest], count, *_SPLIT_KEY)
         taken[used], rest = rest[is_taken], rest[~is_taken]
     return taken
+
+
+def _is_plain(size: int, counts: Mapping[str, int], labels: np.ndarray | None) -> bool:
+    """Whether every class gives so many rows that a draw from all of them is near enough."""
+    if labels is None:
+        return False
+    smallest = np.unique(labels, return_counts=True)[1].min(initial=size)
+    return all(smallest * count >= _MANY * size for count in counts.values())
 
 
 def _official(sizes: Mapping[str, int]) -> dict[str, str]:

@@ -158,7 +158,7 @@ class ImageClassification:
     def identity(self) -> Identity:
         stored, loaded = self._found.stored, self._loaded
         sizes = {name: len(source) for name, source in loaded.splits.items()}
-        return Identity(stored.name, stored.version, loaded.checksum, sizes)
+        return Identity(stored.name, stored.version, loaded.checksum, sizes, loaded.split_rule)
 
     @cached_property
     def _found(self) -> Found:
@@ -221,4 +221,4 @@ class _Remembered(ImageClassification):
             name: RecordedSource(self.known.spec, size, partial(getattr, itself, name))
             for name, size in self.identity.sizes.items()
         }
-        return Loaded(splits, self.identity.checksum, False, (), 0.0)
+        return Loaded(splits, self.identity.checksum, self.identity.split_rule, False, (), 0.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dl.data import cache
-from dl.data.carve import check_sizes, split_rows
+from dl.data.carve import check_sizes, split_rows, split_rule
 from dl.data.records import RecordSource
 from dl.data.source import ArraySource, Source
 from dl.data.stored import Stored, StoredSource, Unreadable, several
@@ -48,6 +48,7 @@ class Loaded:
     Attributes:
       splits: as used.
       checksum: of the content, or of the description of a set that is read batch by batch.
+      split_rule: as `Identity` states it.
       from_cache: whether the decoded cache served it.
       skipped: files that cannot be read and were left out, relative to the set's folder.
       seconds: that it took.
@@ -55,6 +56,7 @@ class Loaded:
 
     splits: Mapping[str, Source]
     checksum: str
+    split_rule: str
     from_cache: bool
     skipped: Sequence[str]
     seconds: float
@@ -70,13 +72,13 @@ def load(found: Found, validation_fraction: float, max_resident_bytes: int, skip
     check_sizes(stored.name, stored.sizes, validation_fraction)  # before the work
     bytes_all = sum(stored.sizes.values()) * (int(np.prod(stored.image_shape)) + _LABEL_BYTES)
     make_ready = _stream if bytes_all > max_resident_bytes else _decode
-    splits, checksum, from_cache, skipped = make_ready(found, validation_fraction, skip_unreadable)
-    return Loaded(splits, checksum, from_cache, skipped, time.perf_counter() - start)
+    made = make_ready(found, validation_fraction, skip_unreadable)
+    return Loaded(*made, time.perf_counter() - start)
 
 
 def _decode(
     found: Found, validation_fraction: float, skip_unreadable: bool
-) -> tuple[dict[str, Source], str, bool, Sequence[str]]:
+) -> tuple[dict[str, Source], str, str, bool, Sequence[str]]:
     """Splits in memory."""
     stored = found.stored
     key = cache.cache_key(stored) + ("-skipping" if skip_unreadable else "")
@@ -106,12 +108,13 @@ def _decode(
     for name, (split, rows) in rows_of.items():
         whole = ArraySource({f: arrays[f"{split}/{f}"] for f in ("image", "label")})
         splits[name] = whole if rows is None else whole.take(rows)
-    return splits, checksum, cached is not None, skipped
+    rule = split_rule(sizes, validation_fraction, arrays["train/label"])
+    return splits, checksum, rule, cached is not None, skipped
 
 
 def _stream(
     found: Found, validation_fraction: float, skip_unreadable: bool
-) -> tuple[dict[str, Source], str, bool, Sequence[str]]:
+) -> tuple[dict[str, Source], str, str, bool, Sequence[str]]:
     """Splits that are read from disk batch by batch."""
     stored = found.stored
     kept = {split: np.arange(size) for split, size in stored.sizes.items()}
@@ -134,7 +137,8 @@ def _stream(
         name: found.source(split, kept[split] if rows is None else kept[split][rows])
         for name, (split, rows) in rows_of.items()
     }
-    return splits, checksum, False, skipped
+    rule = split_rule(sizes, validation_fraction, labels)
+    return splits, checksum, rule, False, skipped
 
 
 def _train_labels(found: Found) -> np.ndarray:

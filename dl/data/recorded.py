@@ -101,7 +101,7 @@ class Recorded:
         self.class_names = tuple(map(str, record["class_names"]))
         sizes = {str(split): _positive(size) for split, size in dataset["sizes"].items()}
         name, version, checksum = (str(dataset[key]) for key in ("name", "version", "checksum"))
-        self.identity = Identity(name, version, checksum, sizes)
+        self.identity = Identity(name, version, checksum, sizes, str(dataset.get("split_rule", "")))
         self.notice = None if notice is None else str(notice)
         _shape(self.spec["image"].shape), _positive(sizes["train"]), _positive(len(self.class_names))
 

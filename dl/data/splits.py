@@ -25,12 +25,14 @@ class Identity:
         shapes and dtypes. Of a set too large for memory, over its description and the names and
         sizes of its shards (of a folder of images: of its files).
       sizes: number of examples in each split as used.
+      split_rule: how rows were taken from train, where they were; empty for a plain random draw.
     """
 
     name: str
     version: str
     checksum: str
     sizes: Mapping[str, int]
+    split_rule: str = ""
 
 
 def short_notice(notice: str | None) -> str:

@@ -232,8 +232,8 @@ def test_what_takes_long_says_so(put_archive, offline, monkeypatch, capfd):
     put_archive("cifar10", packed(content_of("cifar10")))
     _ = image_classification("cifar10").train
     output, errors = capfd.readouterr()
-    assert (output.count("\n"), errors) == (1, "")
-    assert "preparing cifar10 once" in output
+    assert (output, errors.count("\n")) == ("", 1)
+    assert "preparing cifar10 once" in errors
 
 
 # Without the archive and a network.
