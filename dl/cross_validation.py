@@ -96,6 +96,7 @@ def _train_all(
             {**run.options, "folds": num_folds, "fold": k + 1},
             run.code,
             run.resume_command,
+            legacy_code=run.legacy_code,
         )
         results.append(train(dataclasses.replace(experiment, data=folds[k]), part, mesh, **how))
     return results

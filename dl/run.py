@@ -45,9 +45,10 @@ class Run:
       options: every option of the experiment, resolved.
       code: a digest of the experiment's own code, as `code_digest` gives it.
       defaults: of the options, for the reader of run.json.
+      legacy_code: the digest of the code as runs without an `id` recorded it.
 
-    `legacy_code` is the digest of the code as runs without an `id` recorded it. `resume_command` is what
-    goes on with the run, or makes that from the folder; None: this process's command line, with the folder.
+    `resume_command` is what goes on with the run, or makes that from the folder; None: this process's command
+    line, with the folder.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Run:
         self.name = name
         self._resume_command = resume_command
         self.code = code
-        self._legacy_code = legacy_code
+        self.legacy_code = legacy_code
         self.options = as_recorded(options)
         self.defaults = as_recorded(defaults or {})
         self._folder = None if folder is None else expand(folder)
@@ -160,7 +161,7 @@ class Run:
                     raise UserError(
                         f"workdir={self.folder} is not empty and holds no run; choose another folder"
                     )
-            elif found := differences(record, self._describe(facts), self._legacy_code):
+            elif found := differences(record, self._describe(facts), self.legacy_code):
                 raise UserError(
                     f"workdir={self.folder} holds another run ({'; '.join(found)}); use its "
                     "options to resume it, or another --workdir"
