@@ -288,7 +288,7 @@ def _storage_reason(error: BaseException) -> str | None:
 def _keep_threads_quiet() -> None:
     """Drops what orbax, and threads below it, print of a failed save or restore: the same is raised."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    ours = re.compile("orbax|tensorstore|OCDBT")
+    ours = re.compile("orbax|tensorstore|ocdbt", re.IGNORECASE)
     logging.getLogger("asyncio").addFilter(lambda record: not ours.search(record.getMessage()))
     hook = sys.unraisablehook
 

@@ -1,3 +1,4 @@
+import logging
 import shutil
 
 import jax
@@ -155,3 +156,17 @@ def test_digests_cover_scalars_empty_leaves_bfloat16_and_keys():
         "k": jax.random.key(0),
     }
     assert set(leaf_digests(tree)) == set(tree)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_shown"),
+    [
+        ("future: <_GatheringFuture finished exception=Exception('See full TensorStore details')>", False),
+        ("future: <Task finished exception=ValueError('Error reading in OCDBT database')>", False),
+        ("future: <Task finished exception=ValueError('of somebody else')>", True),
+    ],
+)
+def test_reads_that_fail_beside_the_one_that_is_reported_are_not_printed(tmp_path, message, is_shown):
+    Checkpoints(tmp_path / "checkpoints").close()
+    record = logging.LogRecord("asyncio", logging.ERROR, "base_events.py", 1, message, (), None)
+    assert bool(logging.getLogger("asyncio").filter(record)) == is_shown
