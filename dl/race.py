@@ -22,14 +22,13 @@ from dl.comparison import Evidence, compare
 from dl.console import Console
 from dl.data.splits import ChangedSplits
 from dl.errors import Diverged, UserError
-from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment
 from dl.likeness import fingerprint, metric_directions
 from dl.log import finite
 from dl.loop import train
 from dl.members import Members
 from dl.options import Options, PositiveInt, parse
-from dl.race_report import curve_key, format_table, margin, plot, shown_as
+from dl.race_report import bounds, curve_key, format_table, plot, shown_as
 from dl.run import Run, this_command
 from dl.selection import FINAL_SPLIT, look_up, sign_of
 from dl.study_folder import Kind, open_study, plain, usable
@@ -219,12 +218,13 @@ def _run_lane(
         **{curve_key(name): finite(curve) for name, curve in curves.items()},
         "values": list(values),
         "test": float(scores.mean()),
-        "interval": t_interval(scores).high - float(scores.mean()) if len(scores) > 1 else None,
+        # As the runs state it: a share stays within [0, 1].
+        "interval": final["intervals"][FINAL_SPLIT][judged.test_metric] if len(scores) > 1 else None,
         "scores": scores.tolist(),
         "seconds": round(seconds + final["seconds"], 1),
     }
     chosen = f"{tuned}={values[best]:g}, " if len(values) > 1 else ""
-    shown = f"{shown_as(row['test'], judged.test_metric)} ± {margin(row, judged.test_metric)}"
+    shown = f"{shown_as(row['test'], judged.test_metric)} ({bounds(row, judged.test_metric)})"
     print(f"{lane}: {chosen}test {judged.test_metric} {shown}, {row['seconds']} s", flush=True)
     return row, final
 

@@ -16,8 +16,11 @@ def shown_as(value: float, metric: str) -> str:
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4g}"
 
 
-def margin(lane: dict[str, Any], metric: str) -> str:
-    return "unknown" if lane["interval"] is None else shown_as(lane["interval"], metric)
+def bounds(lane: dict[str, Any], metric: str) -> str:
+    """Returns the 95 % interval of a lane over its seeds in words."""
+    if lane["interval"] is None:
+        return "unknown"
+    return " to ".join(shown_as(bound, metric) for bound in lane["interval"])
 
 
 def format_table(
@@ -29,7 +32,7 @@ def format_table(
 ) -> str:
     """Returns the rows as a Markdown table; `better` and `worse` only where the interval excludes zero."""
     lines = [
-        f"| {contestants} | {tuned} | test {metric}, mean of {len(lanes[0]['scores'])} seeds | ± 95 % |",
+        f"| {contestants} | {tuned} | test {metric}, mean of {len(lanes[0]['scores'])} seeds | 95 % |",
         "|---|---|---|---|",
     ]
     if reference is not None:
@@ -38,7 +41,7 @@ def format_table(
     for lane in lanes:
         edge = " (edge of the range)" if lane["is_at_the_edge"] else ""
         number = f"{lane[tuned]:g}{edge}" if len(lane["values"]) > 1 else ""
-        line = f"| {lane['name']} | {number} | {shown_as(lane['test'], metric)} | {margin(lane, metric)} |"
+        line = f"| {lane['name']} | {number} | {shown_as(lane['test'], metric)} | {bounds(lane, metric)} |"
         lines.append(line if reference is None else f"{line} {_compared(lane, metric)} |")
     return "\n".join(lines).replace("%", " %").replace("95  %", "95 %")
 
@@ -87,7 +90,13 @@ def plot(
     names = [lane["name"] for lane in reversed(lanes)]
     factor, label = _scale(test_metric)
     means = [factor * lane["test"] for lane in reversed(lanes)]
-    margins = [factor * (lane["interval"] or 0.0) for lane in reversed(lanes)]  # none of a single seed
+    # None of a single seed.
+    intervals = [lane["interval"] or [lane["test"]] * 2 for lane in reversed(lanes)]
+    lows, highs = zip(*intervals, strict=True)
+    margins = [
+        [mean - factor * low for mean, low in zip(means, lows, strict=True)],
+        [factor * high - mean for mean, high in zip(means, highs, strict=True)],
+    ]
     right.errorbar(means, names, xerr=margins, fmt="o", capsize=3)
     if reference is not None:
         right.axvline(means[names.index(reference)], color="grey", linestyle=":")

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, losses, optimizers, race
 from dl.console import Console
 from dl.data import ArraySource, ArraySplits
+from dl.evaluation.intervals import t_interval
 from dl.loop import train
 from dl.models.mlp import MLP
 from dl.regularizers import l2, with_penalty
@@ -90,7 +91,7 @@ def result_of(folder, run):
 
 def test_it_leaves_a_table_its_numbers_and_a_figure(folder):
     table = (folder / "race.md").read_text()
-    assert table.splitlines()[0] == "| optimizer | learning_rate | test accuracy, mean of 2 seeds | ± 95 % |"
+    assert table.splitlines()[0] == "| optimizer | learning_rate | test accuracy, mean of 2 seeds | 95 % |"
     assert len(table.splitlines()) == 4
     assert set(lanes_of(folder)) == set(FACTORS)
     assert race_of(folder)["options"]["notes"] == "notes.txt"
@@ -134,7 +135,9 @@ def test_the_figure_is_the_mean_over_fresh_seeds_with_its_interval(folder):
         one, two = (m["metrics"]["test"]["accuracy"] for m in members)
         assert lane["test"] == pytest.approx((one + two) / 2)
         # Of two values: t (0.975, 1 degree of freedom) times half their distance.
-        assert lane["interval"] == pytest.approx(12.7062 * abs(one - two) / 2, rel=1e-4, abs=1e-9)
+        half = 12.7062 * abs(one - two) / 2
+        low, high = max(lane["test"] - half, 0.0), min(lane["test"] + half, 1.0)  # a share
+        assert lane["interval"] == pytest.approx([low, high], rel=1e-4, abs=1e-9)
 
 
 def test_a_race_that_goes_on_does_nothing_twice(folder, capsys):
@@ -153,6 +156,16 @@ def test_other_options_in_the_same_folder_are_refused(folder, capsys):
 
 
 # Without training.
+
+
+def with_intervals(result):
+    """Adds the intervals of the test metrics over the members, as a run states them."""
+    metrics = [row["metrics"]["test"] for row in result["members"]]
+    intervals = {
+        name: list(t_interval([row[name] for row in metrics], is_share=name == "accuracy")[1:])
+        for name in metrics[0]
+    }
+    return {**result, "intervals": {"test": intervals}}
 
 
 def member(seed, rate, loss):
@@ -281,7 +294,7 @@ def stub(monkeypatch, scores, validation=None):
             }
             for k in range(len(members))
         ]
-        return {"members": rows, "seconds": 1.0, "dataset": {"sizes": {"test": 64}}}
+        return with_intervals({"members": rows, "seconds": 1.0, "dataset": {"sizes": {"test": 64}}})
 
     monkeypatch.setattr(race, "train", train)
     return calls
@@ -357,7 +370,7 @@ def test_a_race_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, m
         result = stubbed(experiment, run, mesh, members, console)
         for k, row in enumerate(result["members"]):
             row["metrics"]["test"]["loss"] = (1 + k) * losses_of[run.options["regularizer"]]
-        return {**result, "better": {"loss": "min", "accuracy": "max"}}
+        return with_intervals({**result, "better": {"loss": "min", "accuracy": "max"}})
 
     monkeypatch.setattr(race, "train", train_with_losses)
     hold_regularized(tmp_path, values={"none": (0.0,), "l2": (0.1,)}, test_metric="loss")
@@ -367,11 +380,11 @@ def test_a_race_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, m
     assert record["test_metric"] == "loss"
     table = (tmp_path / "race.md").read_text().splitlines()
     assert table[0].startswith(
-        "| regularizer | strength | test loss, mean of 2 seeds | ± 95 % | more than none"
+        "| regularizer | strength | test loss, mean of 2 seeds | 95 % | more than none"
     )
-    assert table[2].startswith("| l2 |  | 0.1875 | 0.7941 | -0.1875 (")
+    assert table[2].startswith("| l2 |  | 0.1875 | -0.6066 to 0.9816 | -0.1875 (")
     assert "%" not in table[2]
-    assert "none: test loss 0.375 ± 1.588" in capsys.readouterr().out
+    assert "none: test loss 0.375 (-1.213 to 1.963)" in capsys.readouterr().out
 
 
 def test_a_metric_that_is_not_measured_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
