@@ -16,6 +16,7 @@ from dl import losses, optimizers
 from dl.command import main
 from dl.console import Console
 from dl.data import ArraySource, ArraySplits
+from dl.debugging import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import kind_of
@@ -404,3 +405,17 @@ def test_other_commands_take_every_kind(name, dl, tmp_path):
     path = str(FOLDER / f"{name}.py")
     assert dl("summary", path)[0] == 0
     assert dl("lr-find", path, "--num-steps", "20", "--plot", str(tmp_path / "x.png"))[0] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sound_experiment_of_every_kind_overfits_one_batch(name):
+    experiment = find_experiment(str(FOLDER / f"{name}.py"))()
+    result = overfit(experiment)
+    assert result.has_passed, result
+
+
+@pytest.mark.parametrize("name", ["digit_codes", "characters"])
+def test_outputs_that_ignore_the_input_do_not_pass(name):
+    experiment = find_experiment(str(FOLDER / f"{name}.py"))()
+    frozen = dataclasses.replace(experiment, tx=optimizers.sgd(1e-9))
+    assert not overfit(frozen, 20).has_passed
