@@ -78,7 +78,10 @@ def describe(experiment: Experiment, members: Members | None = None) -> dict[str
 def stored_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch of training as the data hold it."""
     size, spec = experiment.batch_size, experiment.data.train.spec
-    batch = {name: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct((size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in spec.items()
+    }
     return batch | {
         "index": jax.ShapeDtypeStruct((size,), np.int32),
         "mask": jax.ShapeDtypeStruct((size,), np.bool_),

@@ -66,7 +66,10 @@ def check_targets(experiment: Experiment, split: str, source: Source) -> None:
     kind = kind_of(experiment.loss_fn)
     if kind is None or kind.name == "classification":
         return
-    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in source.spec.items()}
+    example = {
+        name: jax.ShapeDtypeStruct((1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in source.spec.items()
+    }
     features: set[str] = set()
     is_stored = False
 

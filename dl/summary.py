@@ -171,7 +171,10 @@ def num_trained_parameters(experiment: Experiment) -> int:
 def _abstract(experiment: Experiment) -> tuple[Variables, dict[str, jax.ShapeDtypeStruct]]:
     """Returns the shapes of the initial variables and of a stored batch of one example."""
     spec = experiment.data.train.spec
-    example = {name: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for name, leaf in spec.items()}
+    example = {
+        name: jax.ShapeDtypeStruct((1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in spec.items()
+    }
     example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
     return jax.eval_shape(experiment.init, root_key(0), example), example
 
