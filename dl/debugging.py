@@ -30,7 +30,8 @@ Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 LEFT = 0.05  # the part of what could be learnt that a passed check may leave
 # A narrow layer is not meant to learn examples by heart, and what follows a beginning that several sequences
-# share cannot be known.
+# share cannot be known. The numbers follow from no theory: small sound models left 26 % and 16 % after 300
+# steps, those that ignore their input leave all.
 LEFT_BY_KIND = {"reconstruction": 0.5, "language_model": 0.2}
 STALLED = 0.99  # the mean of the last tenth of the losses is at least that part of the tenth before
 
