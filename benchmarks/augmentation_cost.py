@@ -19,8 +19,8 @@ from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.experiment import Experiment
-from dl.program import Program
 from dl.sharding import make_mesh
+from dl.training.program import Program
 from experiments.transfer_mobilenetv2 import experiment as transfer_mobilenetv2
 
 REPEATS = 30

@@ -145,7 +145,7 @@ def work(folder: Path) -> None:
     import jax
 
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    import dl.cli  # noqa: F401, before the memory is limited
+    import dl.cli.commands  # noqa: F401, before the memory is limited
 
     answers = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -196,7 +196,7 @@ def _main_of(module: str) -> Callable[[list[str]], None]:
     import importlib
 
     if module == "dl":
-        from dl.cli import main
+        from dl.cli.commands import main
 
         return main
     # As its last lines do: of main, or of a race.
@@ -204,7 +204,7 @@ def _main_of(module: str) -> Callable[[list[str]], None]:
     own = [value for name, value in vars(source).items() if name in ("main", "race")]
     if own and getattr(own[0], "__name__", "") == "main":
         return lambda argv: own[0](source.experiment, argv)
-    from dl.command import main as run
+    from dl.cli.main import main as run
 
     return lambda argv: run(source.experiment, argv)
 
@@ -279,15 +279,15 @@ def flags_of(function: Callable[..., Any], *options: type) -> list[str]:
 
 def main() -> int:
     """Draws, runs and judges; returns the exit status."""
-    from dl.cli import OTHERS, RUN_TOOLS, TOOLS
-    from dl.command import RunOptions
-    from dl.compare import CompareOptions
-    from dl.experiment_commands import COMMANDS
-    from dl.learning_curve import CurveOptions
-    from dl.lookup import find_experiment, known_experiments
-    from dl.robustness import RobustnessOptions
-    from dl.run_commands import RUN_COMMANDS
-    from dl.sweep import SweepOptions
+    from dl.analysis.robustness import RobustnessOptions
+    from dl.cli.commands import OTHERS, RUN_TOOLS, TOOLS
+    from dl.cli.experiment_commands import COMMANDS
+    from dl.cli.main import RunOptions
+    from dl.cli.run_commands import RUN_COMMANDS
+    from dl.runs.find import find_experiment, known_experiments
+    from dl.studies.compare import CompareOptions
+    from dl.studies.learning_curve import CurveOptions
+    from dl.studies.sweep import SweepOptions
 
     number, seed = (
         (int(word) for word in (*sys.argv[1:], "500", "0")[:2])

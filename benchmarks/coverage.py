@@ -19,7 +19,7 @@ from dl.errors import UserError
 from dl.evaluation.intervals import Interval, bootstrap, t_interval, wilson
 from dl.evaluation.paired import mcnemar, newcombe_paired, paired_permutation, paired_ratio, paired_t
 from dl.evaluation.spread import Spread
-from dl.power_law import PowerLaw, fit, forecast, lack_of_fit
+from dl.studies.power_law import PowerLaw, fit, forecast, lack_of_fit
 
 NUM_SIMULATIONS = 4_000
 STATED = (0.93, 0.97)

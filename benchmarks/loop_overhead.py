@@ -17,13 +17,13 @@ from pathlib import Path
 
 import jax
 
-from dl.console import Console
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
-from dl.loop import train
-from dl.program import Program
-from dl.run import Run
+from dl.runs.console import Console
+from dl.runs.folder import Run
 from dl.sharding import make_mesh
+from dl.training.loop import train
+from dl.training.program import Program
 from experiments.mlp_342 import experiment as mlp_342
 from experiments.mnist_cnn import experiment as mnist_cnn
 

@@ -4,11 +4,11 @@ An experiment needs little more than these names; everything else is a module aw
 `dl.losses`, `dl.optimizers`, `dl.data`.
 """
 
-from dl.command import main
+from dl.cli.main import main
+from dl.cli.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
-from dl.selection import KeepBest, Target
+from dl.stopping import KeepBest, Target
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """`python -m dl COMMAND …`; `python -m dl --help` lists the commands."""
 
-from dl.cli import main
+from dl.cli.commands import main
 
 main()

@@ -7,18 +7,18 @@ import flax.linen as nn
 import jax
 import optax
 
-from dl.data.images import OfInput, to_unit_range
+from dl.data.images.decoding import OfInput, to_unit_range
 from dl.data.splits import Splits
 from dl.freezing import Patterns
 from dl.gradients import mean_gradient
-from dl.initial import Initial
 from dl.kinds import kind_of
 from dl.precision import LossScale
 from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
-from dl.selection import KeepBest, Target
 from dl.sharding import Rules
-from dl.step import Augment, Preprocess
+from dl.stopping import KeepBest, Target
+from dl.training.step import Augment, Preprocess
 from dl.types import Batch, GradFn, Key, LossFn, Variables
+from dl.warm_start import Initial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ def class_labels(labels: jax.Array, logits_BC: jax.Array) -> jax.Array:
 
     Returns:
       int32 classes of shape B; distributions as they are. That classes lie in [0, C) is for who has the
-      numbers: `dl.inputs.check_labels` looks at those of a run.
+      numbers: `dl.training.batches.check_labels` looks at those of a run.
 
     Raises:
       UserError: labels of another shape, or of shape B that are not whole numbers.

@@ -31,7 +31,7 @@ def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: floa
       logits_BC: unnormalised log-probabilities.
       labels: the classes, shape B or B × 1, or distributions over them, shape B × C:
         -Σ target log softmax(logits).
-      label_smoothing: e; the target is (1 - e) on the label plus e / C everywhere (Szegedy et al. 2016, §7).
+      label_smoothing: e; the target is (1 - e) on the label plus e / C everywhere (Szegedy et al. 2016, 7).
     """
     labels = class_labels(labels, logits_BC)
     is_soft = labels.ndim == logits_BC.ndim

@@ -98,7 +98,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 @flax.struct.dataclass
 class LossScale:
-    """A loss scale that doubles after `growth_interval` finite steps and halves on overflow (§3.2).
+    """A loss scale that doubles after `growth_interval` finite steps and halves on overflow (3.2).
 
     Attributes:
       scale: float32, the factor on the loss.

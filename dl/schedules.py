@@ -89,7 +89,7 @@ def wsd(
     """Returns warm-up, stable, decay: the rate, and over the last `decay_steps` a linear fall to `end`.
 
     A run can be prolonged from any step of its stable part, which a cosine does not allow (Hu et al. 2024,
-    "MiniCPM", §4).
+    "MiniCPM", 4).
 
     Raises:
       UserError: warm-up and decay do not fit into `num_steps`.

@@ -12,11 +12,11 @@ from typing import Literal
 
 from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
-from dl.data.augment import compose, random_crop, random_horizontal_flip
-from dl.data.catalogue import ImageClassification
-from dl.data.images import resized
-from dl.initial import whitened
+from dl.data.images.augment import compose, random_crop, random_horizontal_flip
+from dl.data.images.classification import ImageClassification
+from dl.data.images.decoding import resized
 from dl.models.airbench import Airbench
+from dl.warm_start import whitened
 
 WIDTHS = {"full": (64, 256, 256), "small": (32, 96, 128)}
 

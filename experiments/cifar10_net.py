@@ -16,8 +16,8 @@ from typing import Literal
 
 from dl import Experiment, KeepBest, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
-from dl.data.augment import random_crop
-from dl.data.images import resized
+from dl.data.images.augment import random_crop
+from dl.data.images.decoding import resized
 from dl.models.cnn import CNN
 
 

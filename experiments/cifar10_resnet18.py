@@ -10,8 +10,8 @@ comparable with published figures; two cores of an Intel Xeon, jax 0.10.2.
 
 from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
-from dl.data.augment import compose, random_crop, random_horizontal_flip
-from dl.data.images import resized
+from dl.data.images.augment import compose, random_crop, random_horizontal_flip
+from dl.data.images.decoding import resized
 from dl.models.resnet import resnet18
 from dl.models.scaling import minus_one_to_one
 

@@ -26,8 +26,8 @@ from dl import (
     optimizers,
 )
 from dl.data import image_classification, steps_per_epoch
-from dl.data.augment import random_affine
-from dl.data.images import resized
+from dl.data.images.augment import random_affine
+from dl.data.images.decoding import resized
 from dl.models.cnn import CNN, ConvNet
 
 

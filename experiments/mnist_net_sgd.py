@@ -12,7 +12,7 @@ cores of an Intel Xeon, jax 0.10.2.
 
 from dl import Experiment, KeepBest, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
-from dl.data.images import resized
+from dl.data.images.decoding import resized
 from dl.models.cnn import CNN
 
 

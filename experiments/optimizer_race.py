@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import optax
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, UserError, gradients, losses, optimizers, race
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, UserError, gradients, losses, optimizers
 from dl.data import image_classification, steps_per_epoch
 from dl.models.mlp import MLP
+from dl.studies import benchmark as race
 
 RECIPES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optimizers.sgd,

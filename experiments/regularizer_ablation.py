@@ -24,14 +24,16 @@ misses by chance. The ranges of strengths come from earlier trials, in which som
 6 min on two cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UserError, losses, race
-from dl.curve_plan import part_of
-from dl.data import augment, image_classification, steps_per_epoch
+from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UserError, losses
+from dl.data import image_classification, steps_per_epoch
+from dl.data.images import augment
 from dl.gradients import mean_gradient, sharpness_aware_gradient
+from dl.methods.regularizers import cutmix, l1, l2, mixup, with_mixing, with_penalty
 from dl.models.mlp import ResidualMLP
 from dl.optimizers import adamw, cosine
-from dl.regularizers import cutmix, l1, l2, mixup, with_mixing, with_penalty
-from dl.selection import KeepBest
+from dl.stopping import KeepBest
+from dl.studies import benchmark as race
+from dl.studies.curve_plan import part_of
 
 GRID = {
     "none": (0.0,),

@@ -17,14 +17,15 @@ from typing import Literal
 
 import optax
 
-from dl import Experiment, KeepBest, PositiveInt, Seed, losses, main, optimizers, torch_names
+from dl import Experiment, KeepBest, PositiveInt, Seed, losses, main, optimizers
 from dl.data import image_classification, steps_per_epoch
-from dl.data.image_data_generator import image_data_generator
-from dl.data.images import resized
-from dl.initial import Initial, nested, pretrained
+from dl.data.images.decoding import resized
+from dl.data.images.image_data_generator import image_data_generator
 from dl.models.mobilenet import mobilenet_v2
 from dl.models.transfer import WithHead
-from dl.trained import Trained
+from dl.models.weights import names as torch_names
+from dl.training.from_experiment import Trained
+from dl.warm_start import Initial, nested, pretrained
 from experiments import mobilenetv2
 
 augment = image_data_generator(

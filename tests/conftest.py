@@ -44,7 +44,7 @@ def mnist_folder() -> Path:
 @pytest.fixture
 def dl(capsys, monkeypatch):
     """Runs `python -m dl ARGUMENTS` in this process; returns its status, output and errors."""
-    from dl.cli import main
+    from dl.cli.commands import main
 
     def run(*argv):
         monkeypatch.setattr(sys, "argv", ["dl", *argv])

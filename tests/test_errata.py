@@ -14,23 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from backpropagation import backpropagate, forward, sigmoid_squared_error
 from scipy.special import expit, logit, softmax
 
 from dl import losses, optimizers
 from dl.data import steps_per_epoch
 from dl.data.carve import split_rows
-from dl.data.image_data_generator import image_data_generator
-from dl.data.images import to_unit_range
+from dl.data.images.decoding import to_unit_range
+from dl.data.images.image_data_generator import image_data_generator
 from dl.gradients import mean_gradient
+from dl.methods.regularizers import DropConnectDense, kernels, l2, with_penalty
 from dl.metrics import Mean, accuracy
 from dl.models.cnn import CNN
 from dl.models.mlp import MLP
 from dl.models.mobilenet import MobileNetV2
 from dl.models.scaling import identity
-from dl.regularizers import DropConnectDense, kernels, l2, with_penalty
-from dl.state import num_params
+from dl.training.state import num_params
 from experiments.mlp_342 import experiment as mlp_342
+from tests.backpropagation import backpropagate, forward, sigmoid_squared_error
 
 PERCEPTRON = MLP(hidden=(4,), num_classes=2)
 MNIST_IMAGES = jax.ShapeDtypeStruct((2, 28, 28, 1), jnp.float32)

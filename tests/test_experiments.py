@@ -22,9 +22,9 @@ PROGRAM = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import dataclasses, importlib, inspect, pathlib, signal, sys
-from dl.console import Console
-from dl.loop import train
-from dl.run import Run
+from dl.runs.console import Console
+from dl.training.loop import train
+from dl.runs.folder import Run
 from dl.sharding import make_mesh
 
 name, folder, kill_at = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from dl import losses, optimizers
-from dl.console import Console
-from dl.data.images import resized
+from dl.data.images.decoding import resized
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.experiment import Experiment
 from dl.flops import count_flops, input_scope
-from dl.loop import train
 from dl.models.alexnet import alexnet
 from dl.models.cnn import CNN
 from dl.models.inception import inception_v3
@@ -25,9 +23,11 @@ from dl.models.resnet import resnet18, resnet34, resnet50, resnet101
 from dl.models.vgg import vgg16
 from dl.models.vit import vit_b16
 from dl.report import write_report
-from dl.run import Run
+from dl.runs.console import Console
+from dl.runs.folder import Run
 from dl.sharding import make_mesh
-from dl.summary import experiment_layers
+from dl.training.loop import train
+from dl.training.summary import experiment_layers
 
 
 def test_a_matrix_product():

@@ -8,8 +8,8 @@ import pytest
 
 from dl import freezing, losses, optimizers
 from dl.errors import UserError
-from dl.state import init_state
-from dl.step import update_state
+from dl.training.state import init_state
+from dl.training.step import update_state
 
 
 class Net(nn.Module):

@@ -4,12 +4,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from backpropagation import backpropagate, sigmoid_squared_error, softmax_cross_entropy_error
 
 from dl import losses
 from dl.gradients import accumulated_gradient, mean_gradient, sharpness_aware_gradient
 from dl.models.mlp import MLP
 from dl.types import Aux
+from tests.backpropagation import backpropagate, sigmoid_squared_error, softmax_cross_entropy_error
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The house's rules that a machine can check: who imports whom, and who touches the outside."""
+"""The house's rules that a machine can check: which room imports which, and who touches the outside."""
 
 import ast
 import subprocess
@@ -8,65 +8,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted((ROOT / "dl").rglob("*.py"))
+FILES = sorted((ROOT / "dl").rglob("*.py"))
 
-# Each module may import modules of lower layers, and its own.
-LAYERS = [
-    ("experiments",),
-    ("dl.cli", "dl.__main__"),
-    ("dl.experiment_commands", "dl.run_commands"),
-    (
-        "dl.compare",
-        "dl.sweep",
-        "dl.trials",
-        "dl.trial_errors",
-        "dl.probe",
-        "dl.learning_curve",
-        "dl.curve_plan",
-    ),
-    ("dl.predict", "dl.rebuild", "dl.robustness"),
-    ("dl", "dl.command", "dl.trained", "dl.race", "dl.cross_validation", "dl.study_folder"),
-    ("dl.report",),
-    ("dl.loop",),
-    ("dl.session",),
-    ("dl.program", "dl.summary", "dl.evaluate", "dl.inputs", "dl.predictions", "dl.lookup"),
-    (
-        "dl.run_options",
-        "dl.profiling",
-        "dl.nans",
-        "dl.debugging",
-        "dl.rate_finder",
-        "dl.preview",
-        "dl.likeness",
-    ),
-    ("dl.fingerprint",),
-    ("dl.experiment", "dl.run", "dl.checkpoint", "dl.log", "dl.progress", "dl.console", "dl.options"),
-    ("dl.provenance", "dl.identity", "dl.streams"),
-    ("dl.comparison", "dl.pairing", "dl.corruption_errors", "dl.search", "dl.sweep_report", "dl.power_law"),
-    ("dl.race_report",),
-    ("dl.selection", "dl.initial", "dl.tabulate", "dl.tables"),
-    (
-        "dl.step",
-        "dl.data",
-        "dl.optimizers",
-        "dl.descent",
-        "dl.attainable",
-        "dl.muon",
-        "dl.losses",
-        "dl.gradients",
-        "dl.signals",
-        "dl.pretrained",
-    ),
-    ("dl.evaluation",),
-    ("dl.state", "dl.digest", "dl.flops", "dl.models", "dl.torch_names", "dl.schedules"),
-    ("dl.regularizers", "dl.freezing", "dl.precision"),
-    ("dl.sharding", "dl.capacity", "dl.kinds", "dl.types", "dl.members", "dl.outermost"),
-    ("dl.json_files",),
-    ("dl.files",),
-    ("dl.locks",),
-    ("dl.metrics", "dl.ranges"),
-    ("dl.errors", "dl.labels", "dl.text"),
+# From top to bottom: a room imports only rooms below it. WORDS are the files at the top of dl/ that an
+# experiment is written in. `dl/__init__.py` and `dl/__main__.py` are doors: they import what they hand out.
+ROOMS = [
+    "cli",
+    "report",
+    "studies",
+    "analysis",
+    "inference",
+    "diagnostics",
+    "training",
+    "runs",
+    "methods",
+    "data",
+    "models",
+    "envs",
+    "evaluation",
+    "system",
+    "WORDS",
 ]
+DOORS = ("dl", "dl.__main__")
+
 OUTSIDE = {
     "os",
     "time",
@@ -78,14 +42,60 @@ OUTSIDE = {
     "datetime",
     "glob",
 }
-MAY_TOUCH_THE_OUTSIDE = (
-    *("dl.session", "dl.program", "dl.progress", "dl.log", "dl.console"),
-    *("dl.checkpoint", "dl.initial", "dl.command", "dl.cli", "dl.run", "dl.data", "dl.pretrained", "dl.race"),
-    *("dl.profiling", "dl.predictions", "dl.predict", "dl.lookup", "dl.rebuild", "dl.report"),
-    *("dl.capacity", "dl.options", "dl.experiment_commands", "dl.run_commands"),
-    *("dl.files", "dl.locks", "dl.json_files", "dl.provenance", "dl.fingerprint", "dl.streams"),
-    *("dl.compare", "dl.sweep", "dl.study_folder", "dl.learning_curve", "dl.robustness"),
-)
+
+# The only modules that read or write files, ask the clock, or look at the environment.
+TOUCHES_THE_OUTSIDE = {
+    "dl.analysis.robustness",
+    "dl.cli.commands",
+    "dl.cli.experiment_commands",
+    "dl.cli.main",
+    "dl.cli.options",
+    "dl.cli.run_commands",
+    "dl.data.images.cache",
+    "dl.data.images.classification",
+    "dl.data.images.disk_dataset",
+    "dl.data.images.files",
+    "dl.data.images.folder",
+    "dl.data.images.loading",
+    "dl.data.tfds.builders",
+    "dl.data.tfds.cifar",
+    "dl.data.tfds.download",
+    "dl.data.tfds.find",
+    "dl.data.tfds.folders",
+    "dl.data.tfds.prepared",
+    "dl.data.tfds.records",
+    "dl.inference.load",
+    "dl.inference.predict",
+    "dl.models.weights.pretrained",
+    "dl.report.folds",
+    "dl.report.page",
+    "dl.report.record",
+    "dl.runs.console",
+    "dl.runs.find",
+    "dl.runs.folder",
+    "dl.runs.log",
+    "dl.runs.predictions.kept",
+    "dl.runs.predictions.reader",
+    "dl.runs.provenance",
+    "dl.runs.streams",
+    "dl.studies.benchmark",
+    "dl.studies.benchmark_tables",
+    "dl.studies.compare",
+    "dl.studies.folder",
+    "dl.studies.learning_curve",
+    "dl.studies.sweep",
+    "dl.system.files",
+    "dl.system.json_files",
+    "dl.system.locks",
+    "dl.training.checkpoint",
+    "dl.training.identity",
+    "dl.training.memory",
+    "dl.training.profiler",
+    "dl.training.program",
+    "dl.training.progress",
+    "dl.training.session",
+    "dl.warm_start",
+}
 
 
 def name_of(path):
@@ -93,53 +103,52 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path):
-    """Returns the modules that a file imports, as written."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imports_of(module):
+    """Returns what a module imports, anywhere in it: names of modules, ours and others'."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found += [node.module or ""]
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+            assert node.level == 0, f"{module} imports relatively"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
     return found
 
 
-def layer_of(module):
-    """Returns the layer of the longest listed name that the module is or lies under."""
-    listed = {name: number for number, names in enumerate(LAYERS) for name in names}
-    parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        name = ".".join(parts[:length])
-        if name in listed and (name != "dl" or module == "dl"):
-            return listed[name]
-    return None
+GRAPH = {module: imports_of(module) & MODULES.keys() - {module} for module in MODULES}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_go_one_way(path):
-    own = layer_of(name_of(path))
-    assert own is not None, f"{name_of(path)} has no place in LAYERS"
-    for imported in imports_of(path):
-        if imported.startswith("dl."):
-            theirs = layer_of(imported)
-            assert theirs is None or theirs >= own, f"{name_of(path)} imports {imported}"
+def room_of(module):
+    """Returns the room that a module lies in, or WORDS."""
+    room = module.split(".")[1]
+    return room if room in ROOMS else "WORDS"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_pure_modules_touch_neither_disk_nor_clock_nor_environment(path):
-    if name_of(path).startswith(MAY_TOUCH_THE_OUTSIDE):
+@pytest.mark.parametrize("room", [room for room in ROOMS if room not in ("WORDS", "envs")])
+def test_a_room_says_what_lives_there_and_what_to_read_first(room):
+    about = ast.get_docstring(ast.parse((ROOT / "dl" / room / "__init__.py").read_text(encoding="utf-8")))
+    assert about
+    assert "import" in about
+    assert "Read `" in about
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_pure_modules_touch_neither_disk_nor_clock_nor_environment(module):
+    if module in TOUCHES_THE_OUTSIDE:
         return
-    used = {name.split(".")[0] for name in imports_of(path)}
-    assert not used & OUTSIDE
+    assert not {name.split(".")[0] for name in imports_of(module)} & OUTSIDE
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_only_one_module_touches_orbax_and_none_tensorflow(path):
-    used = {name.split(".")[0] for name in imports_of(path)}
+@pytest.mark.parametrize("module", MODULES)
+def test_only_one_module_touches_orbax_and_none_tensorflow(module):
+    used = {name.split(".")[0] for name in imports_of(module)}
     assert "tensorflow" not in used
-    if name_of(path) != "dl.checkpoint":
-        assert "orbax" not in used
+    assert ("orbax" in used) == (module == "dl.training.checkpoint")
 
 
 def test_importing_dl_loads_nothing_heavy_that_it_does_not_need():
@@ -152,6 +161,6 @@ def test_importing_dl_loads_nothing_heavy_that_it_does_not_need():
         "orbax.checkpoint",
         "PIL",
     )
-    program = f"import sys, dl, dl.loop; print([m for m in {heavy} if m in sys.modules])"
+    program = f"import sys, dl, dl.training.loop; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,18 +13,20 @@ from scipy.special import log_softmax
 from sklearn import metrics as sk
 
 from dl import losses, optimizers
-from dl.command import main
-from dl.console import Console
+from dl.cli.main import main
 from dl.data import ArraySource, ArraySplits
-from dl.debugging import overfit
+from dl.diagnostics.overfit import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import kind_of
-from dl.lookup import find_experiment
-from dl.loop import restore_variables, train
 from dl.losses import apply_model
+from dl.methods.regularizers import l2, mixup, with_mixing, with_penalty
 from dl.models.mlp import MLP
-from dl.predictions import (
+from dl.report import write_report
+from dl.runs.console import Console
+from dl.runs.find import find_experiment
+from dl.runs.folder import Run
+from dl.runs.predictions import (
     Disagreement,
     LanguageModel,
     MultiLabel,
@@ -35,10 +37,8 @@ from dl.predictions import (
     check_agreement,
     read_predictions,
 )
-from dl.regularizers import l2, mixup, with_mixing, with_penalty
-from dl.report import write_report
-from dl.run import Run
-from dl.step import with_inputs
+from dl.training.loop import restore_variables, train
+from dl.training.step import with_inputs
 
 FOLDER = Path(__file__).parent / "kinds"
 NAMES = ("diabetes", "digit_codes", "digit_properties", "characters")

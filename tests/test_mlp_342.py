@@ -2,11 +2,11 @@ import jax
 import numpy as np
 import pytest
 
-from dl.console import Console
-from dl.log import read_metrics
-from dl.loop import train
-from dl.run import Run
-from dl.state import num_params
+from dl.runs.console import Console
+from dl.runs.folder import Run
+from dl.runs.log import read_metrics
+from dl.training.loop import train
+from dl.training.state import num_params
 from experiments.mlp_342 import experiment
 
 

@@ -9,11 +9,13 @@ import optax
 import pytest
 
 from dl import losses, optimizers
-from dl.command import RunOptions, main
+from dl.cli.main import RunOptions, main
+from dl.cli.options import parse
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.inference.load import rebuild
 from dl.models.airbench import Airbench
 from dl.models.cnn import CNN
 from dl.models.mlp import MLP, ResidualMLP
@@ -21,11 +23,9 @@ from dl.models.mobilenet import MobileNetV2
 from dl.models.resnet import ResNet
 from dl.models.transfer import WithHead
 from dl.models.vit import ViT
-from dl.options import parse
 from dl.precision import BFLOAT16, FLOAT16, computing_in
-from dl.predictions import outputs_fn
-from dl.rebuild import rebuild
-from dl.run_options import with_run_options
+from dl.runs.predictions import outputs_fn
+from dl.training.run_options import with_run_options
 
 MODELS = {
     "mlp": MLP((4,), 3, dropout=0.1),

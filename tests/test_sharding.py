@@ -16,7 +16,7 @@ from dl.sharding import (
     replicated,
     state_shardings,
 )
-from dl.state import init_state
+from dl.training.state import init_state
 
 
 def test_a_mesh_is_read_and_written():

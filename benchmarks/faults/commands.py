@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dl.cli
-import dl.command
+import dl.cli.commands
+import dl.cli.main
 import experiments.mnist_mlp
 
 OPTIONS = ["--dataset", "digits", "--num-epochs", "1", "--batch-size", "512", "--hidden", "16"]
@@ -55,14 +55,14 @@ def train(folder: Path, *words: str) -> Outcome:
     """Trains the small experiment in a folder, from where it is to its end."""
 
     def main(argv: list[str]) -> None:
-        dl.command.main(experiments.mnist_mlp.experiment, argv)
+        dl.cli.main.main(experiments.mnist_mlp.experiment, argv)
 
     return call(main, *OPTIONS, "--save-every", "0", *words, "--workdir", str(folder))
 
 
 def command(*words: str) -> Outcome:
     """Runs `python -m dl WORDS`."""
-    return call(dl.cli.main, *words)
+    return call(dl.cli.commands.main, *words)
 
 
 def in_child(work: Callable[[], Any], kill_after: float | None = None) -> tuple[int, Any]:
@@ -120,7 +120,7 @@ def fresh(folder: Path, pristine: Path | None = None) -> Path:
 def stopped_in_the_middle(folder: Path) -> None:
     """Leaves a run that was stopped after its second step."""
 
-    class Stopping(dl.loop.Console):
+    class Stopping(dl.training.loop.Console):
         def __init__(self) -> None:
             super().__init__(is_quiet=True)
             self.is_live = True
@@ -132,5 +132,5 @@ def stopped_in_the_middle(folder: Path) -> None:
             if step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    dl.loop.Console = Stopping  # in a child, which ends with this
+    dl.training.loop.Console = Stopping  # in a child, which ends with this
     train(folder, "--no-report")

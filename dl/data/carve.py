@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dl.data.order import random_order
+from dl.data.permutation import random_order
 from dl.errors import UserError
 
 _TEST_FRACTION = 0.2  # of a set that has but a train split

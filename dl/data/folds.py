@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from dl.data.order import random_order
+from dl.data.permutation import random_order
 from dl.data.source import ArraySource, Source
 from dl.data.splits import ChangedSplits, Splits
 from dl.errors import UserError

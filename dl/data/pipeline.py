@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
-from dl.data.order import random_order
+from dl.data.permutation import random_order
 from dl.data.source import ArraySource, Source
 from dl.errors import UserError
 from dl.sharding import batch_sharding, num_batch_shards, put, replicated, splits_members

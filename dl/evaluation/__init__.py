@@ -1,7 +1,7 @@
-"""Figures of classifiers and regressions, and how far they can be trusted.
+"""Evaluation: metrics of predictions, and how far they can be trusted.
 
-Sums on the device (`Classification`, `Calibration`, `Regression`) add up over batches and devices; functions
-turn them into figures. `intervals` has confidence intervals and tests.
+Sums that add up over batches on the device, and intervals and tests on the host. It may import `dl.system` and
+the words at the top of `dl`. Read `intervals` first.
 """
 
 from dl.evaluation.calibration import Calibration

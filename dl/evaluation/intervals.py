@@ -81,7 +81,7 @@ def ratio_interval(
 
     Student's. Of a share in [0, 1] Wilson's score interval at the number of independent zeros and ones that
     would have this variance, p (1 - p) / variance, made smaller by (z / t)² for what the degrees of freedom
-    leave open (Korn & Graubard 1998; Franco et al. 2019, §2.3); where the share is 0 or 1, at the number of
+    leave open (Korn & Graubard 1998; Franco et al. 2019, 2.3); where the share is 0 or 1, at the number of
     examples.
 
     Args:
@@ -115,7 +115,7 @@ def bootstrap(
     num_resamples: int = 9_999,
     seed: int = 0,
 ) -> Interval:
-    """Returns any figure of the examples with its percentile interval (Efron & Tibshirani 1993, §13.3).
+    """Returns any figure of the examples with its percentile interval (Efron & Tibshirani 1993, 13.3).
 
     The examples are drawn with replacement, those of all arrays together. Of few examples the interval is too
     narrow. The same seed gives the same interval.

@@ -91,7 +91,7 @@ def paired_ratio(examples_a: np.ndarray, examples_b: np.ndarray, confidence: flo
     """Returns how much larger a metric is of a than of b over the same N examples, by Student's test.
 
     A metric is Σ total / Σ weight. The difference of two ratios is linearised: each example adds
-    (total_a - ratio_a weight_a) / Σ weight_a minus the same of b (Cochran 1977, §6.17). With weights of 1
+    (total_a - ratio_a weight_a) / Σ weight_a minus the same of b (Cochran 1977, 6.17). With weights of 1
     this is Student's paired test of the means; a sequence of tokens is one example.
 
     Args:
@@ -146,7 +146,7 @@ def paired_permutation(
     """Returns the p-value of the sign-flip test: is the mean of a - b over the seeds 0?
 
     Exact, over all 2^n ways to swap pairs, if these are no more than `num_resamples`, else over so many
-    random ones (Fisher 1935, §21); no distribution is assumed. Of n pairs it cannot fall below 2 / 2^n: five
+    random ones (Fisher 1935, 21); no distribution is assumed. Of n pairs it cannot fall below 2 / 2^n: five
     seeds reach 0.0625.
 
     Raises:

@@ -82,7 +82,7 @@ def mask_values(values_B: jax.Array, mask_B: jax.Array | None, fill: float = 0.0
 
 
 def _add(x: tuple[jax.Array, jax.Array], y: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Returns x + y, renormalised (Knuth, TAOCP vol. 2, §4.2.2, theorem B; Dekker 1971, §4)."""
+    """Returns x + y, renormalised (Knuth, TAOCP vol. 2, 4.2.2, theorem B; Dekker 1971, 4)."""
     (x_high, x_low), (y_high, y_low) = x, y
     total = x_high + y_high
     y_part = total - x_high

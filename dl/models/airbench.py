@@ -17,11 +17,11 @@ PATCH = 2  # side of the patches that the first layer sees
 
 
 class Airbench(nn.Module):
-    """Whitened patches, then stages of convolution, pool, convolution, each with batch norm and GELU (§3.1).
+    """Whitened patches, then stages of convolution, pool, convolution, each with batch norm and GELU (3.1).
 
     The first layer decorrelates 2×2 patches with fixed filters (`whiten/kernel`, from `whitening_filters`; to
-    be frozen), both signs of each. Convolutions start as partial identities (§3.2), normalisations have no
-    scale, and an evaluation averages an image and its mirror image (§3.5).
+    be frozen), both signs of each. Convolutions start as partial identities (3.2), normalisations have no
+    scale, and an evaluation averages an image and its mirror image (3.5).
 
     Attributes:
       num_classes: N.
@@ -80,7 +80,7 @@ def patches(x_BHWC: jax.Array) -> jax.Array:
 def whitening_filters(images_BHWC: np.ndarray, epsilon: float = 5e-4) -> np.ndarray:
     """Returns the kernel of `whiten`, shape D × D: patches times it are uncorrelated with variance one.
 
-    The columns are the eigenvectors of the patches' covariance over √(eigenvalue + ε) (§3.1, ε as there).
+    The columns are the eigenvectors of the patches' covariance over √(eigenvalue + ε) (3.1, ε as there).
 
     Args:
       images_BHWC: training images in [0, 1]; some thousands are enough.
@@ -94,7 +94,7 @@ def whitening_filters(images_BHWC: np.ndarray, epsilon: float = 5e-4) -> np.ndar
 
 
 def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Returns the kernel of a convolution whose first outputs are its inputs, the others random (§3.2)."""
+    """Returns the kernel of a convolution whose first outputs are its inputs, the others random (3.2)."""
     kernel = nn.initializers.lecun_uniform()(key, shape, dtype)
     height, width, inputs, outputs = shape
     count = min(inputs, outputs)

@@ -15,7 +15,7 @@ from dl.models.scaling import Scaling, imagenet_statistics
 
 
 class AlexNet(nn.Module):
-    """Five convolutions, three overlapping max-pools, three dense layers (Krizhevsky et al. 2012, §3.5).
+    """Five convolutions, three overlapping max-pools, three dense layers (Krizhevsky et al. 2012, 3.5).
 
     In the form of one column (Krizhevsky 2014, "One weird trick", which torchvision follows): no split over
     two GPUs, no local response normalisation. The head reads the feature map as it is, 6×6 for images of
@@ -25,7 +25,7 @@ class AlexNet(nn.Module):
       num_classes: N; None for a network without a head, which returns features of shape (B, C).
       channels: of the five convolutions.
       hidden: the widths of the dense layers before the last.
-      dropout: the probability that a unit of these is dropped in training (§4.2).
+      dropout: the probability that a unit of these is dropped in training (4.2).
       scaling: from pixels in [0, 1] to what the network expects.
       dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """

@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dl.methods.regularizers import Dropout
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, minus_one_to_one
-from dl.regularizers import Dropout
 
 
 @dataclasses.dataclass(frozen=True)

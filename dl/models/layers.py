@@ -65,7 +65,7 @@ class DepthwiseConv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias, batch normalisation, an activation (Ioffe & Szegedy 2015, §3.2).
+    """A convolution without bias, batch normalisation, an activation (Ioffe & Szegedy 2015, 3.2).
 
     Its parameters are `conv/kernel` and `norm/{scale,bias}`, its statistics `norm/{mean,var}`.
 
@@ -124,7 +124,7 @@ class ConvNorm(nn.Module):
 
 
 def global_mean_pool(x_BHWC: jax.Array) -> jax.Array:
-    """Returns the mean over height and width, shape (B, C) (Lin et al. 2014, §3.2).
+    """Returns the mean over height and width, shape (B, C) (Lin et al. 2014, 3.2).
 
     It raises ValueError where nothing is left of the image.
     """

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dl.regularizers import DropConnectDense, Dropout, StochasticDepth
+from dl.methods.regularizers import DropConnectDense, Dropout, StochasticDepth
 
 
 class MLP(nn.Module):

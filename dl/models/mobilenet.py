@@ -10,9 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from dl.methods.regularizers import Dropout
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, minus_one_to_one
-from dl.regularizers import Dropout
 
 
 class InvertedResidual(nn.Module):

@@ -18,14 +18,14 @@ class ResidualBlock(nn.Module):
     """relu(F(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2, fig. 5).
 
     F is two 3×3 convolutions, or as a bottleneck 1×1, 3×3 and 1×1. The shortcut is the identity, or a 1×1
-    convolution where the shape changes (option B of §4.1).
+    convolution where the shape changes (option B of 4.1).
 
     Attributes:
       channels: of the output.
       strides: of the first 3×3 convolution.
       bottleneck: whether F is a bottleneck, a quarter as wide inside.
       zero_init: whether the last normalisation starts with scale 0, so that the block starts as its shortcut
-        (Goyal et al. 2017, §5.1).
+        (Goyal et al. 2017, 5.1).
       momentum: how much of the running statistics a training step keeps.
       dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """
@@ -76,8 +76,8 @@ class ResNet(nn.Module):
       bottleneck: whether the blocks are bottlenecks, four times as wide outside.
       width: channels of the stem; each stage doubles them.
       small_images: whether the stem is one 3×3 convolution of stride 1 without pooling, for images of 32×32
-        (§4.2), instead of 7×7 of stride 2 with a 3×3 max-pool.
-      zero_init: whether each block starts as its shortcut (Goyal et al. 2017, §5.1).
+        (4.2), instead of 7×7 of stride 2 with a 3×3 max-pool.
+      zero_init: whether each block starts as its shortcut (Goyal et al. 2017, 5.1).
       momentum: how much of the running statistics a training step keeps.
       scaling: from pixels in [0, 1] to what the network expects.
       dtype: of the computation; parameters stay float32. None: of inputs and parameters.

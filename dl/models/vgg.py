@@ -16,7 +16,7 @@ from dl.models.scaling import Scaling, imagenet_statistics
 
 
 class VGG(nn.Module):
-    """Stages of 3×3 convolutions, each ended by a 2×2 max-pool (Simonyan & Zisserman 2015, §2, table 1).
+    """Stages of 3×3 convolutions, each ended by a 2×2 max-pool (Simonyan & Zisserman 2015, 2, table 1).
 
     The head reads the feature map as it is, 7×7 for images of 224×224; the smallest image is 32×32.
 
@@ -25,7 +25,7 @@ class VGG(nn.Module):
       num_convs: convolutions of each stage.
       channels: of each stage.
       hidden: the widths of the dense layers before the last.
-      dropout: the probability that a unit of these is dropped in training (§3.1).
+      dropout: the probability that a unit of these is dropped in training (3.1).
       scaling: from pixels in [0, 1] to what the network expects.
       dtype: of the computation; parameters stay float32. None: of inputs and parameters.
     """

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
+from dl.methods.regularizers import Dropout
 from dl.models.scaling import Scaling, minus_one_to_one
-from dl.regularizers import Dropout
 
 
 class SelfAttention(nn.Module):
-    """Every token attends to every token, in several heads (Vaswani et al. 2017, eq. 1, §3.2.2).
+    """Every token attends to every token, in several heads (Vaswani et al. 2017, eq. 1, 3.2.2).
 
     Attributes:
       num_heads: A; must divide D.
@@ -77,7 +77,7 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A Transformer encoder over patches and a class token (Dosovitskiy et al. 2021, §3.1, eq. 1-4).
+    """A Transformer encoder over patches and a class token (Dosovitskiy et al. 2021, 3.1, eq. 1-4).
 
     The positions are learned, so that parameters fit one image size; `resize_positions` fits them to another.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from dl.report.plots import HUGE, MAX_POINTS, Plot, Series, Table, plot
 from dl.report.record import interval_of, items, mapping, number
-from dl.selection import FINAL_SPLIT
+from dl.stopping import FINAL_SPLIT
 
 # One panel each, whatever the loss measures; the words for the axis.
 _OF_TRAINING = {

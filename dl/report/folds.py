@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dl.console import format_epochs
 from dl.data.splits import short_notice
 from dl.errors import UserError
-from dl.files import replace_text
-from dl.json_files import read_json
 from dl.report import curves, sections
 from dl.report.html import fill
 from dl.report.plots import Table
 from dl.report.record import Record, items, mapping, number, text
+from dl.runs.console import format_epochs
+from dl.system.files import replace_text
+from dl.system.json_files import read_json
 
 FOLDS = "folds.json"
 _SPLIT = "validation"

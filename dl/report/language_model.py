@@ -8,9 +8,9 @@ import math
 import numpy as np
 
 from dl.evaluation.language import language_figures
-from dl.predictions import LanguageModel
 from dl.report.plots import Plot, Series, Table, plot
 from dl.report.task import NUM_SHADES, Example, TaskSection, figure_text
+from dl.runs.predictions import LanguageModel
 
 NUM_SHOWN = 8  # sequences
 MAX_WORDS = 400  # tokens of a sequence that are shown

@@ -7,10 +7,10 @@ import numpy as np
 
 from dl.evaluation.multi_label import MultiLabelFigures, multi_label_figures
 from dl.evaluation.ranking import precision_recall_curve
-from dl.predictions import MultiLabel
 from dl.report.classifier import spread_along
 from dl.report.plots import NUM_STYLES, Plot, Series, Table, plot
 from dl.report.task import TaskSection, figure_text
+from dl.runs.predictions import MultiLabel
 
 MAX_ROWS = 50
 NUM_BINS = 10  # of the reliability

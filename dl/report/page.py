@@ -6,11 +6,10 @@ from typing import Any
 
 from dl.data.source import Source
 from dl.data.splits import short_notice
+from dl.diagnostics.layers import Layer, format_shapes
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.files import replace_text
 from dl.kinds import kind_facts
-from dl.predictions import LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
 from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
 from dl.report.html import fill
@@ -21,8 +20,9 @@ from dl.report.record import Record, mapping, read_record, text
 from dl.report.regression import regression_section
 from dl.report.robustness import robustness_section
 from dl.report.task import TaskSection
-from dl.summary import experiment_layers
-from dl.tabulate import Layer, format_shapes
+from dl.runs.predictions import LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
+from dl.system.files import replace_text
+from dl.training.summary import experiment_layers
 
 _SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
     Regression: regression_section,

@@ -5,10 +5,10 @@ Shapes: N examples, K of them kept in full.
 
 import numpy as np
 
-from dl.predictions import Reconstruction
 from dl.report.classifier import to_data_uri
 from dl.report.plots import Table, plot
 from dl.report.task import Example, TaskSection, histogram
+from dl.runs.predictions import Reconstruction
 
 NUM_SHOWN = 12
 

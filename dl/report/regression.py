@@ -6,9 +6,9 @@ Shapes: N examples, D outputs.
 import numpy as np
 
 from dl.evaluation.regression_figures import regression_figures
-from dl.predictions import Regression
 from dl.report.plots import Plot, Series, Table, plot
 from dl.report.task import TaskSection, figure_text, histogram
+from dl.runs.predictions import Regression
 
 MAX_ROWS = 50  # outputs in a table
 MAX_PLOTTED = 3  # outputs with plots

@@ -1,4 +1,4 @@
-"""What devices could compute, for the share of it that a run has used (MFU, Chowdhery et al. 2022, §4.1)."""
+"""What devices could compute, for the share of it that a run has used (MFU, Chowdhery et al. 2022, 4.1)."""
 
 import re
 from collections.abc import Sequence

@@ -1,13 +1,12 @@
 """Small sets in TFDS's format, written by TFDS itself, and a data folder of their own."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-REAL_DATA = os.environ.get("TFDS_DATA_DIR", "")
+from tests.helpers import REAL_DATA
 
 
 @pytest.fixture

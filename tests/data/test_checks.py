@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import Experiment, losses, metrics, optimizers, regularizers
-from dl.console import Console
+from dl import Experiment, losses, metrics, optimizers
 from dl.data import ArraySource, ArraySplits, checks, splits
-from dl.data.images import resized, unit_range
+from dl.data.images.decoding import resized, unit_range
 from dl.data.pipeline import Batches
 from dl.errors import UserError
-from dl.loop import train
+from dl.methods import regularizers
 from dl.metrics import Mean
-from dl.predictions import read_predictions
-from dl.run import Run
+from dl.runs.console import Console
+from dl.runs.folder import Run
+from dl.runs.predictions import read_predictions
+from dl.training.loop import train
 from dl.types import Aux
 
 SIZE, CLASSES = 24, 3

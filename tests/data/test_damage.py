@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_sets import grey_examples
 
 from dl.data import image_classification
 from dl.errors import UserError
+from tests.data.tiny_sets import grey_examples
 
 SHARD = "tiny-train.array_record-00001-of-00002"
 

@@ -15,15 +15,15 @@ from scipy import stats
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from dl import Experiment, PositiveInt, losses, main, optimizers
-from dl.cross_validation import cross_validate
 from dl.data import ArraySource, ArraySplits
 from dl.data.folds import Folds, join, plain_folds, stratified_folds, take
 from dl.data.splits import Identity
 from dl.errors import UserError
 from dl.metrics import Mean
 from dl.models.mlp import MLP
-from dl.run import Run
-from dl.trained import Trained
+from dl.runs.folder import Run
+from dl.studies.cross_validation import cross_validate
+from dl.training.from_experiment import Trained
 from dl.types import Aux
 
 

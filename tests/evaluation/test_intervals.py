@@ -91,7 +91,7 @@ def test_the_paired_t_test_of_equal_differences():
 
 
 def test_the_permutation_test_of_darwins_maize_as_fisher_counted_it():
-    """Fisher 1935, §21: in 863 of the 2^15 ways the sum of the differences is at least theirs."""
+    """Fisher 1935, 21: in 863 of the 2^15 ways the sum of the differences is at least theirs."""
     differences = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
     p_value = paired_permutation(differences, np.zeros(15), num_resamples=2**15)
     np.testing.assert_allclose(p_value, 2 * 863 / 2**15, rtol=1e-12)

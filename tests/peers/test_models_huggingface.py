@@ -1,4 +1,4 @@
-"""The models equal those of `transformers` with the same random weights, read through `dl.pretrained`.
+"""The models equal those of `transformers` with the same random weights, read by `load_pretrained`.
 
 pip install -e '.[dev,peers]'; nothing is downloaded.
 """
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import torch_names
 from dl.models.mobilenet import mobilenet_v2
 from dl.models.resnet import ResNet
 from dl.models.vit import ViT
-from dl.pretrained import load_pretrained
-from dl.state import num_params
+from dl.models.weights import names as torch_names
+from dl.models.weights.pretrained import load_pretrained
+from dl.training.state import num_params
 
 # Their warnings are not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,270 @@
+"""The command line of an experiment, read off its signature: names, types, defaults, ranges and help."""
+
+import contextlib
+import dataclasses
+import difflib
+import enum
+import inspect
+import io
+import itertools
+import platform
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import docstring_parser
+import numpy as np
+import tyro
+
+from dl.errors import UserError
+from dl.ranges import Range
+from dl.system.files import expand, named_path, why_no_output
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Marks an option as a file to write, as metadata of an annotation; refused at once if it cannot be."""
+
+
+OutputFile = Annotated[Path, Output()]
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, above_low=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+Options = dict[str, Any]
+
+VERSION = ("-V", "--version")
+YIELDS = {"yields": True}  # metadata of a run option that gives way to an experiment's own of the same name
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandOptions:
+    """Options of every `python -m dl` command.
+
+    Attributes:
+      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """
+
+    data_dir: Path | None = None
+
+
+def version_line() -> str:
+    """Returns the versions that decide what a run computes."""
+    return f"dl {version('dl')}, jax {version('jax')}, Python {platform.python_version()}"
+
+
+def parse(
+    experiment_fn: Callable[..., Any],
+    run_options: type,
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str | None = None,
+) -> tuple[Options, Any]:
+    """Returns the experiment's options and the run's, from the arguments of a command line.
+
+    Args:
+      experiment_fn: its keyword arguments with annotations and defaults are options.
+      run_options: a dataclass whose fields are options too.
+      argv: the arguments, without the program's name; None: this process's.
+      prog: the program's name, for the help text.
+      description: what the help text begins with. None: the docstring of the experiment's module.
+
+    Raises:
+      UserError: an unknown option, a value of the wrong type or out of its range.
+      SystemExit: with status 0, after the help text or the version was printed.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not set(VERSION).isdisjoint(argv):
+        print(version_line())
+        sys.exit(0)
+    of_experiment = _fields(
+        {name: parameter.default for name, parameter in inspect.signature(experiment_fn).parameters.items()},
+        experiment_fn,
+    )
+    own = {name for name, _, _ in of_experiment}
+    fields = [f for f in dataclasses.fields(run_options) if not (f.name in own and f.metadata.get("yields"))]
+    of_run = _fields({f.name: f.default for f in fields}, run_options)
+    if twice := own & {name for name, _, _ in of_run}:
+        raise UserError(
+            f"the option {twice.pop()} of the experiment is one of every run already; choose another name"
+        )
+    both = dataclasses.make_dataclass(
+        "Options",
+        [
+            (name, kind, dataclasses.field(default=default))
+            for name, kind, default in (*of_experiment, *of_run)
+        ],
+    )
+    if description is None:
+        summary = docstring_parser.parse(inspect.getdoc(inspect.getmodule(experiment_fn)) or "")
+        description = summary.short_description or ""
+    values: Options = {name: _expanded(v) for name, v in vars(_parse(both, argv, prog, description)).items()}
+    for name, kind, _ in (*of_experiment, *of_run):
+        check_value(name, kind, values[name])
+    return (
+        {name: values[name] for name, _, _ in of_experiment},
+        run_options(**{name: values[name] for name, _, _ in of_run}),
+    )
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return expand(value) if isinstance(value, Path) else value
+
+
+def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
+    """Returns the value that a text means for one option of an experiment.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    parameter = inspect.signature(experiment_fn).parameters.get(name)
+    if parameter is not None and isinstance(parameter.default, bool):  # a flag, which takes no value
+        if text not in ("True", "False"):
+            raise UserError(f"{_flag(name)} {text!r} is not understood; it must be True or False")
+        return text == "True"
+    values, _ = parse(experiment_fn, _Nothing, [f"{_flag(name)}={text}"], "")
+    return values[name]
+
+
+def check_value(name: str, kind: Any, value: Any) -> None:
+    """Raises UserError if the annotation of an option does not allow a value."""
+    if isinstance(value, Path):
+        named_path(value)
+    for metadata in _all_metadata(kind):
+        if isinstance(metadata, Range) and value is not None and value not in metadata:
+            raise UserError(f"{_flag(name)} {value} is out of range; it must be {metadata}")
+        if isinstance(metadata, Output) and value is not None and (reason := why_no_output(value)):
+            raise UserError(f"{_flag(name)} {value} cannot be written ({reason}); choose another file")
+
+
+def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
+    """Returns the words of a command line that give an option a value; `parse` reads them back.
+
+    Args:
+      name: of the option, such as `batch_size`.
+      value: as the experiment takes it.
+      is_flag: whether the option is a plain `bool`, which takes no value; not of `bool | None`.
+    """
+    flag = _flag(name)
+    if isinstance(value, bool) and is_flag:
+        return [flag if value else f"--no-{flag[2:]}"]
+    if not isinstance(value, list | tuple):
+        return [f"{flag}={_word(value)}"]
+    words = [_word(item) for item in _leaves(value)]
+    if not words:
+        return [flag]
+    first, *rest = words
+    # A minus sign in a word of its own would begin another option.
+    return [f"{flag}={first}", *rest] if first.startswith("-") else [flag, first, *rest]
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Returns the items of tuples within tuples, as the command line takes them one after the other."""
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list | tuple) else [value]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return value.name
+    return str(value.item() if isinstance(value, np.generic) else value)
+
+
+def named(argv: Sequence[str]) -> set[str]:
+    """Returns the options that the arguments of a command line name, such as `batch_size`."""
+    return {word.partition("=")[0].strip("-").replace("-", "_") for word in argv if word.startswith("-")}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nothing:
+    """No options."""
+
+
+def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, Any]]:
+    """Returns (name, annotation with help, default) of each option."""
+    kinds = typing.get_type_hints(documented, include_extras=True)
+    classes = reversed(inspect.getmro(documented)) if inspect.isclass(documented) else (documented,)
+    texts = [docstring_parser.parse(inspect.getdoc(described) or "") for described in classes]
+    help_texts = {p.arg_name: " ".join((p.description or "").split()) for t in texts for p in t.params}
+    for name, default in defaults.items():
+        lacks = [("annotation", name not in kinds), ("default", default is inspect.Parameter.empty)]
+        if missing := [what for what, is_missing in lacks if is_missing]:
+            raise UserError(f"the option {name} of the experiment has no {' and no '.join(missing)}")
+    return [
+        (name, Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name, ""))], default)
+        for name, default in defaults.items()
+    ]
+
+
+def _parse(options: type, argv: Sequence[str], prog: str, description: str) -> object:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed: tuple[object, list[str]] = tyro.cli(
+                options, args=argv, prog=prog, description=description, return_unknown_args=True
+            )
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        raise UserError(_one_line(errors.getvalue(), options)) from None
+    values, unknown = parsed
+    if unknown:
+        raise UserError(_unknown(unknown, [f.name for f in dataclasses.fields(options)]))
+    return values
+
+
+def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
+    flags = [word for word in unknown if word.startswith("-")]
+    if not flags:
+        return f"unexpected argument {unknown[0]!r}; options are written --name value"
+    flag = flags[0].partition("=")[0]
+    word = flag.strip("-").replace("-", "_").lower()
+    initials = {"".join(part[0] for part in name.split("_")): name for name in names}
+    near = [initials[word]] if word in initials else difflib.get_close_matches(word, names, 1, 0.6)
+    hint = f"did you mean {_flag(near[0])}?" if near else "--help lists them all"
+    return f"there is no option {flag}; {hint}"
+
+
+def _one_line(box: str, options: type) -> str:
+    """Returns what tyro's error box says as one line of our own words, where it is understood."""
+    # The title, the error, a rule, hints; where a box cannot be shown, a rule follows the title too.
+    lines = itertools.dropwhile(_is_rule, box.splitlines()[1:])
+    error = itertools.takewhile(lambda line: not _is_rule(line), lines)
+    text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in error)
+    text = re.sub(r"\s+", " ", text).strip()
+    if wrong := re.match(r"Error parsing (--[\w-]+):.*?('.*')", text):
+        kinds = {_flag(field.name): field.type for field in dataclasses.fields(options)}
+        return f"{wrong[1]} {wrong[2]} is not understood; it must be {type_name(kinds.get(wrong[1]))}"
+    if missing := re.match(r"Missing value for argument '(--[\w-]+)'", text):
+        return f"'{missing[1]}' needs a value; write {missing[1]} VALUE"
+    return f"{text}; --help lists all options"
+
+
+def _is_rule(line: str) -> bool:
+    return "──" in line or re.fullmatch(r"\s*-{3,}\s*", line) is not None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def type_name(kind: Any) -> str:
+    """Returns an annotation in words: `a whole number`."""
+    words = {int: "a whole number", float: "a number", bool: "True or False"}
+    kinds = [kind, *typing.get_args(kind), *(a for k in typing.get_args(kind) for a in typing.get_args(k))]
+    return next((words[k] for k in kinds if k in words), "of another form")
+
+
+def _all_metadata(kind: Any) -> list[Any]:
+    """Returns the metadata of an annotation, also inside `PositiveInt | None`."""
+    own = list(getattr(kind, "__metadata__", ()))
+    inner = [typing.get_origin(kind) and arg for arg in typing.get_args(kind)]
+    return own + [m for arg in inner if arg is not kind for m in _all_metadata(arg)]

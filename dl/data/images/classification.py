@@ -1,0 +1,225 @@
+"""The catalogue: image-classification sets by name or folder, with one rule for splits."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from typing import Any
+
+from dl.data.carve import split_rows
+from dl.data.images import folder as image_folder
+from dl.data.images.loading import Found, Loaded, load
+from dl.data.recorded import Recorded, RecordedSource, remembered
+from dl.data.source import Source
+from dl.data.splits import Identity
+from dl.data.tfds import folders
+from dl.data.tfds.find import find_or_prepare, is_image_folder
+from dl.data.tfds.prepared import describe
+from dl.data.tfds.records import RecordSource
+from dl.errors import UserError
+
+__all__ = ["ImageClassification", "image_classification", "split_rows"]
+
+# What must stand beside every figure on a set that is not what its name may suggest.
+_CAVEATS = {
+    "cifar10_jpeg": "CIFAR-10 with its images encoded anew as JPEG: not comparable with published figures.",
+}
+
+
+def image_classification(
+    dataset: str = "auto",
+    *,
+    auto: str | Sequence[str] = "mnist",
+    image_size: int | None = None,
+    validation_fraction: float = 0.1,
+    max_resident_bytes: int = 4 * 2**30,
+    skip_unreadable: bool = False,
+) -> "ImageClassification":
+    """Names an image-classification set, in TFDS's format or a folder of images; nothing is read yet.
+
+    Splits: the official train, validation and test. Without an official validation split,
+    `validation_fraction` of train is taken; without a test split, the validation split becomes
+    the test split; with neither, 20 % of train is the test split. What is taken is stratified by
+    label (`carve.split_rows`) and does not depend on the experiment's seed.
+
+    Args:
+      dataset: NAME, NAME/CONFIG or either with :VERSION, in the folder that `TFDS_DATA_DIR` names
+        (default `~/tensorflow_datasets`); by default the newest version. Or the path of a folder with
+        images by class (see `dl.data.images.folder`): whatever starts with `.` or `~` or cannot be a
+        name, and a folder whose name is no set's. "auto" means `auto`, or scikit-learn's embedded
+        digits where that is neither prepared nor to be had.
+      auto: what "auto" wants; of several the first that is prepared.
+      image_size: side of the square that images of VARYING size are cropped and resized to (96 if
+        None); images of one size stay as stored.
+      validation_fraction: of train, in (0, 1).
+      max_resident_bytes: a set that is larger decoded is read from disk batch by batch.
+      skip_unreadable: of a folder of images, leave out files that cannot be read; `provenance` counts them.
+        Otherwise they are an error, which names them all. Of a large set all files are read for that first.
+
+    Raises:
+      UserError: for an argument that means nothing. Attributes of the result raise it too, where
+        the set is missing, damaged, or no image-classification set.
+    """
+    auto = (auto,) if isinstance(auto, str) else tuple(auto)
+    for name in auto:
+        folders.parse_request(name)
+    if dataset != "auto" and not folders.is_path(dataset):
+        folders.parse_request(dataset)
+    if not 0 < validation_fraction < 1:
+        raise UserError(f"validation_fraction={validation_fraction}: expected more than 0, under 1")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size={image_size}: expected at least 1, or None")
+    data = ImageClassification(
+        dataset, auto, image_size, validation_fraction, max_resident_bytes, skip_unreadable
+    )
+    known = remembered(data.request)
+    return data if known is None else _Remembered(**vars(data), known=known)
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """An image-classification set; what an attribute needs is read once, when first asked for.
+
+    Examples are {"image": uint8 (H, W, C), "label": int32 ()}. Made by `image_classification`.
+    """
+
+    dataset: str
+    auto: tuple[str, ...]
+    image_size: int | None
+    validation_fraction: float
+    max_resident_bytes: int
+    skip_unreadable: bool = False
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What was asked for, as a run records it."""
+        names = ("dataset", "image_size", "validation_fraction", "skip_unreadable")
+        return {"auto": list(self.auto), **{name: getattr(self, name) for name in names}}
+
+    @property
+    def train(self) -> Source:
+        return self._loaded.splits["train"]
+
+    @property
+    def validation(self) -> Source:
+        return self._loaded.splits["validation"]
+
+    @property
+    def test(self) -> Source:
+        return self._loaded.splits["test"]
+
+    @property
+    def evaluations(self) -> dict[str, Source]:
+        return {"validation": self.validation, "test": self.test}
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One a class; "0", "1", … if the set names none."""
+        return self._found.stored.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self._found.stored.image_shape
+
+    @property
+    def notice(self) -> str | None:
+        """What the user must know about the data used, if it is not the data wanted."""
+        return self._found.notice
+
+    @property
+    def provenance(self) -> str:
+        how = f"from {'the decoded cache' if self.from_cache else self._found.stored.origin}"
+        height, width, channels = self.image_shape
+        made_equal = ", cropped and resized" if self._found.stored.is_resized else ""
+        parts = [
+            f"{height}x{width}x{channels} images{made_equal}, {self.num_classes} classes",
+            f"ready {how} in {self.load_seconds:.2f} s",
+            self._found.stored.passed_over,
+        ]
+        if skipped := self._loaded.skipped:
+            parts.append(f"skipped: {len(skipped)} files that cannot be read, such as {skipped[0]}")
+        return "; ".join(part for part in parts if part)
+
+    @property
+    def load_seconds(self) -> float:
+        """How long it took to make the data ready: to prepare, decode or load it."""
+        return self._found.seconds + self._loaded.seconds
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether the decoded cache served it."""
+        return self._loaded.from_cache
+
+    @cached_property
+    def identity(self) -> Identity:
+        stored, loaded = self._found.stored, self._loaded
+        sizes = {name: len(source) for name, source in loaded.splits.items()}
+        return Identity(stored.name, stored.version, loaded.checksum, sizes, loaded.split_rule)
+
+    @cached_property
+    def _found(self) -> Found:
+        start = time.perf_counter()
+        if self.dataset != "auto" and is_image_folder(self.dataset):
+            images = image_folder.describe(self.dataset, self.image_size)
+            read = partial(image_folder.FileSource, images)
+            return Found(None, images, read, None, time.perf_counter() - start)
+        wanted = self.auto if self.dataset == "auto" else (self.dataset,)
+        root, folder, notice = find_or_prepare(wanted, may_fall_back=self.dataset == "auto")
+        prepared = describe(folder, self.image_size)
+        notice = notice or _CAVEATS.get(prepared.name)
+        return Found(root, prepared, partial(RecordSource, prepared), notice, time.perf_counter() - start)
+
+    @cached_property
+    def _loaded(self) -> Loaded:
+        return load(self._found, self.validation_fraction, self.max_resident_bytes, self.skip_unreadable)
+
+
+@dataclass(frozen=True)
+class _Remembered(ImageClassification):
+    """A set of which a run has recorded what there is to know; examples are read from the set itself."""
+
+    known: Recorded = field(kw_only=True)
+
+    @property
+    def evaluations(self) -> dict[str, Source]:
+        return {name: source for name, source in self._loaded.splits.items() if name != "train"}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.known.class_names
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.known.spec["image"].shape
+        return height, width, channels
+
+    @property
+    def notice(self) -> str | None:
+        return self.known.notice
+
+    @property
+    def provenance(self) -> str:
+        return "as the run recorded it"
+
+    @property
+    def load_seconds(self) -> float:
+        return 0.0
+
+    @property
+    def identity(self) -> Identity:
+        return self.known.identity
+
+    @cached_property
+    def _loaded(self) -> Loaded:
+        options = {f.name: getattr(self, f.name) for f in fields(ImageClassification)}
+        itself = ImageClassification(**options)
+        splits = {
+            name: RecordedSource(self.known.spec, size, partial(getattr, itself, name))
+            for name, size in self.identity.sizes.items()
+        }
+        return Loaded(splits, self.identity.checksum, self.identity.split_rule, False, (), 0.0)

@@ -1,0 +1,113 @@
+"""Where a set lies that was asked for by name: prepared, to be prepared, or the digits instead."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dl.data.tfds import folders
+from dl.data.tfds.folders import Request
+from dl.errors import UserError
+
+PREPARABLE = {
+    "mnist": "3.0.1",
+    "fashion_mnist": "3.0.1",
+    "kmnist": "3.0.1",
+    "cifar10": "3.0.2",
+    "cifar100": "3.0.2",
+    "digits": "1.0.0",
+}
+_FALLBACK = "digits"
+
+
+def is_image_folder(wanted: str) -> bool:
+    """Whether `wanted` is a path; a folder that bears the name of a set must be written ./NAME."""
+    if folders.is_path(wanted):
+        return True
+    request = folders.parse_request(wanted)
+    if (request.name in PREPARABLE and not request.config) or not os.path.isdir(wanted):
+        return False
+    return _find(request, folders.data_folder()) is None
+
+
+def find_or_prepare(wanted: Sequence[str], may_fall_back: bool) -> tuple[Path, Path, str | None]:
+    """Returns the data folder, the set's folder in it, and a notice if the fallback is used."""
+    root = folders.data_folder()
+    for name in wanted:
+        if found := _find(folders.parse_request(name), root):
+            return *found, None
+    request = folders.parse_request(wanted[0])
+    version = PREPARABLE.get(request.name)
+    if version is None or request.config or request.version not in (None, version):
+        if not may_fall_back:
+            raise _not_found(request, root)
+        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
+        return *found, _notice(request, f"it is not prepared in {root}", str(_not_found(request, root)))
+    from dl.data.tfds import builders
+    from dl.data.tfds import download as raw_files
+
+    try:
+        return *builders.prepare(request.name, root), None
+    except raw_files.UnreachableError as error:
+        if not may_fall_back:
+            raise
+        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
+        return *found, _notice(request, error.reason, error.advice)
+
+
+def _prepare_fallback(root: Path) -> tuple[Path, Path]:
+    from dl.data.tfds import builders
+
+    return builders.prepare(_FALLBACK, root)
+
+
+def _find(request: Request, root: Path) -> tuple[Path, Path] | None:
+    roots = [root]
+    if not folders.is_writable(root):  # then `builders.prepare` has written elsewhere
+        roots.append(folders.user_cache() / "tensorflow_datasets")
+    for place in roots:
+        if folder := folders.locate(request, place):
+            return place, folder
+    return None
+
+
+def _notice(request: Request, reason: str, advice: str) -> str:
+    return (
+        f"Embedded digits, not {request}.\n"  # what stands beside every figure
+        f"Wanted {request}, but {reason}.\n"
+        "The embedded digits are used INSTEAD: 1,797 real 8x8 images that scikit-learn ships.\n"
+        f"So the accuracy is not {request} accuracy.\n"
+        f"To get {request}: {advice}."
+    )
+
+
+def _not_found(request: Request, root: Path) -> UserError:
+    missing = f"{request} is not prepared in {root}"
+    if request.config:
+        missing += ", and there is no folder of images at that path"
+    folder = root / request.name / (request.config or "")
+    if versions := folders.versions(folder):
+        return UserError(f"{missing}: choose one of its versions there, {', '.join(versions)}")
+    if request.name in PREPARABLE:
+        can = PREPARABLE[request.name]
+        return UserError(f"{missing}: only {request.name}:{can} can be prepared here; ask for that")
+    known = sorted({*folders.prepared_names(root), *PREPARABLE})
+    near = difflib.get_close_matches(request.name.lower(), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    if _is_in_tfds(request.name):
+        hint = (
+            f"preparing it needs TensorFlow: run `tfds build {request.name} "
+            "--file_format=array_record` once where TensorFlow is installed, and point --data-dir "
+            f"(TFDS_DATA_DIR) at the result" + (f"; or {hint}" if near else "")
+        )
+    return UserError(f"{missing}: {hint}")
+
+
+def _is_in_tfds(name: str) -> bool:
+    import tensorflow_datasets as tfds
+
+    try:
+        tfds.builder_cls(name)
+    except Exception:  # not found, or its module needs what is not installed
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""The experiment of a run, made again from what its run.json says."""
+
+import contextlib
+import dataclasses
+import enum
+import inspect
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dl.cli.main import build, code_of, legacy_code_of
+from dl.cli.options import PositiveInt, check_value, type_name
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.runs.find import find_experiment, find_installed
+from dl.runs.folder import Run
+from dl.training.run_options import DEFAULTS, with_run_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Rebuilt:
+    """A run and its experiment.
+
+    Attributes:
+      experiment: as the code makes it now from the run's options.
+      run: its folder.
+      num_seeds: that were trained at the same time.
+      warning: what is not as it was when the run began; empty if all is.
+    """
+
+    experiment: Experiment
+    run: Run
+    num_seeds: int
+    warning: str
+
+
+def open_run(folder: Path) -> Run:
+    """Returns the run that a folder holds.
+
+    Raises:
+      UserError: it holds none.
+    """
+    record = Run(folder, "", {}).record if folder.is_dir() else None
+    if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
+        raise UserError(f"{folder} holds no run; give the folder that a run left, such as runs/NAME-TIME")
+    return Run(folder, str(record.get("experiment")), record["options"], str(record.get("code")))
+
+
+def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
+    """Imports the run's experiment and calls it with the run's options.
+
+    Args:
+      folder: of the run.
+      experiment: where the code is now, as NAME or a path. None: where run.json says, if that is one of the
+        experiments that are installed beside `dl`; other code is never imported on the word of a folder.
+
+    Raises:
+      UserError: there is no run, no such experiment, it is not installed, or it has other options by now.
+    """
+    run = open_run(folder)
+    experiment_fn = (
+        find_installed(run.name, _what_to_add(run.name))
+        if experiment is None
+        else find_experiment(experiment)
+    )
+    parameters = inspect.signature(experiment_fn).parameters
+    num_seeds = _recorded_value("num_seeds", run.options.get("num_seeds", 1), PositiveInt)
+    others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS}
+    if others:
+        raise UserError(
+            f"{run.name} has no option {min(others)} any more, which the run was started with; check out "
+            "the commit that run.json names"
+        )
+    kinds = typing.get_type_hints(experiment_fn, include_extras=True)
+    options = {
+        name: _recorded_value(name, value, kinds.get(name, Any))
+        for name, value in run.options.items()
+        if name in parameters
+    }
+    changed = run.code and run.code not in (code_of(experiment_fn), legacy_code_of(experiment_fn))
+    warning = f"the code of {run.name} has changed since this run" if changed else ""
+    of_run = {name: value for name, value in run.options.items() if name not in parameters}
+    return Rebuilt(with_run_options(build(experiment_fn, options), of_run), run, num_seeds, warning)
+
+
+def _what_to_add(name: str) -> str:
+    """Returns what to type so that code which is not installed is imported."""
+    if not all(part.isidentifier() for part in name.split(".")) or len(name) > 80:
+        return "add --experiment NAME, or the path of its file"
+    return f"if you trust its code, add --experiment {name if '.' in name else f'{name}.py'}"
+
+
+def _recorded_value(name: str, value: Any, kind: Any) -> Any:
+    """Returns an option as run.json holds it in the type that the experiment takes.
+
+    Raises:
+      UserError: it has another type, or is out of its range.
+    """
+    try:
+        made = _as_annotated(value, kind)
+    except TypeError:
+        raise UserError(
+            f"the option {name} is {repr(value)[:80]} in run.json, and must be {type_name(kind)}; mend it"
+        ) from None
+    check_value(name, kind, made)
+    return made
+
+
+def _as_annotated(value: Any, kind: Any) -> Any:
+    """Returns a value of JSON as an annotation says; raises TypeError if it is none of these."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _as_annotated(value, arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            with contextlib.suppress(TypeError):
+                return _as_annotated(value, argument)
+    elif origin is Literal:
+        for argument in arguments:
+            if type(argument) is type(value) and argument == value:
+                return value
+    elif inspect.isclass(kind) and issubclass(kind, enum.Enum):
+        for member in kind:
+            if value in (str(member), member.name):  # as `as_recorded` writes it
+                return member
+    elif kind in (None, type(None)) and value is None:
+        return None
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif kind is float and type(value) in (int, float):
+        if type(value) is float or abs(value) <= sys.float_info.max:
+            return value
+    elif kind in (bool, int, str) and type(value) is kind:
+        return value
+    elif origin in (tuple, list) and isinstance(value, list):
+        if origin is list or arguments[1:] == (...,):
+            return origin(_as_annotated(item, arguments[0]) for item in value)
+        if len(arguments) == len(value):
+            return tuple(map(_as_annotated, value, arguments))
+    elif kind not in (None, type(None), Path, float, bool, int, str) and origin not in (tuple, list):
+        return value  # of a type that only the experiment knows
+    raise TypeError

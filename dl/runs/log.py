@@ -1,0 +1,192 @@
+"""What a run records: `metrics.jsonl`, one JSON object a line, and TensorBoard events where installed.
+
+Every line has `kind`, `step` (updates done) and `epoch` (passes over the training split, a fraction).
+
+- `kind: "train"`: means over the steps since the last such line of every metric of the loss (`loss`,
+  `accuracy`, …), `gradient_norm` and `learning_rate`, with `examples_per_second`.
+- `kind: "epoch"`: the same means over everything since the last evaluation, each example counted once,
+  the short last batch by its size; with `seconds` since the start of training.
+- `kind: "validation"` (or another evaluation split's name, and `"test"` once at the end): means over the
+  whole split, each example counted exactly once.
+
+Where several seeds are trained at the same time, a figure is the mean over them, and `seeds` holds the
+values of each, in the order of the seeds.
+
+The units of the metrics are those that the loss function states, see `kinds`. `examples_per_second` is over
+the time spent in training steps, without compilation, evaluation and saving, since step 0; `seconds` is all
+wall time since the start. A figure that is no finite number is null.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dl.errors import UserError
+from dl.system.files import storage_error
+from dl.metrics import MetricTable
+
+
+class Averages:
+    """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON.
+
+    Attributes:
+      sums: total and count, shape (2,), or (M, 2) of M members.
+    """
+
+    def __init__(self, sums: Mapping[str, Any] | None = None):
+        self.sums = {name: np.asarray(pair, np.float64) for name, pair in (sums or {}).items()}
+
+    def add(self, metrics: MetricTable) -> None:
+        """Adds the metrics of a step, once they are on the host."""
+        more = np.asarray(metrics.sums, np.float64)
+        for place, name in enumerate(metrics.names):
+            self.sums[name] = self.sums.get(name, 0.0) + more[..., place, :]
+
+    def compute(self) -> dict[str, np.ndarray]:
+        return {
+            name: pair[..., 0] / np.where(pair[..., 1] > 0, pair[..., 1], 1.0)
+            for name, pair in self.sums.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: pair.tolist() for name, pair in self.sums.items()}
+
+
+def means(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the mean over the members of each figure."""
+    return {name: float(np.mean(value)) for name, value in figures.items()}
+
+
+class MetricsLog:
+    """The metrics of one run on disk. Only process 0 writes.
+
+    Attributes:
+      size: bytes written; given back at a resume, it cuts off what a killed process wrote after its
+        last checkpoint. TensorBoard drops what lies after `step`.
+      trouble: why the lines before a resume are not there; empty if they are.
+    """
+
+    def __init__(self, path: Path, size: int = 0, step: int = 0, digest: str = ""):
+        """Opens the file, new or as far as it was written.
+
+        Args:
+          path: of the file. One that does not hold what was written is set aside, and a new one begun.
+          size: bytes that it must hold.
+          step: of the checkpoint that is resumed.
+          digest: of these bytes, as `digest` gave it; empty if it is not known.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        self._path = path
+        self._file: io.FileIO | None = None
+        self._board = None
+        self._content = hashlib.sha256()
+        self.size = size
+        self.trouble = ""
+        if jax.process_index():
+            return
+        with self._storing():
+            content = _first_bytes(path, size)
+            self._content.update(content)
+            if len(content) < size or (digest and self.digest != digest):
+                self._begin_again(bool(digest) and len(content) == size)
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(self.size)
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what was written."""
+        return self._content.hexdigest()
+
+    def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+        """Writes a line.
+
+        Raises:
+          UserError: the disk does not take it.
+        """
+        if self._file is None:
+            return
+        seeds = {name: np.asarray(value).tolist() for name, value in values.items() if np.ndim(value)}
+        values = means(values)
+        line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **values}
+        line = finite({**line, "seeds": seeds} if seeds else line)
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with self._storing():
+            rest = memoryview(content)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        self._content.update(content)
+        self.size += len(content)
+        if self._board is not None:
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    continue  # a plot has no place for it
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _begin_again(self, is_changed: bool) -> None:
+        self.trouble = f"{self._path} {'was changed' if is_changed else 'is missing or was cut short'}"
+        for number in itertools.count(1):
+            aside = self._path.with_name(f"damaged-metrics-{number}.jsonl")
+            if not aside.exists():
+                break
+        if self._path.exists():
+            self._path.rename(aside)
+            self.trouble += f" and is set aside as {aside.name}"
+        self.size, self._content = 0, hashlib.sha256()
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            hint = "make room, and run the same command again to go on from the last checkpoint"
+            raise storage_error(self._path, error, hint) from error
+
+
+def _first_bytes(path: Path, size: int) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def finite(value: Any) -> Any:
+    """Returns JSON values with null in place of numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a `metrics.jsonl`.
+
+    Raises:
+      UserError: a line is not JSON.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: not readable as lines of JSON ({error})") from None

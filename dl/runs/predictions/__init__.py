@@ -1,0 +1,39 @@
+"""Predictions: what a run's last variables say of every example of a split.
+
+`by_kind` collects them on the devices, a `Kept` for each kind of task; `reader` reads the file again;
+`figures` tells what follows from them, and whether they agree with what the run measured. Read `kept` first.
+"""
+
+from dl.runs.predictions.by_kind import collect_predictions
+from dl.runs.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
+from dl.runs.predictions.figures import Disagreement, add_to_result, check_agreement, figures_of
+from dl.runs.predictions.kept import (
+    Kept,
+    LanguageModel,
+    MultiLabel,
+    Outputs,
+    Predictions,
+    Reconstruction,
+    Regression,
+)
+from dl.runs.predictions.reader import read_predictions
+
+__all__ = [
+    "Disagreement",
+    "Kept",
+    "LanguageModel",
+    "MultiLabel",
+    "Outputs",
+    "OutputsFn",
+    "Predictions",
+    "Reconstruction",
+    "Regression",
+    "add_to_result",
+    "check_agreement",
+    "class_names",
+    "collect_outputs",
+    "collect_predictions",
+    "figures_of",
+    "outputs_fn",
+    "read_predictions",
+]

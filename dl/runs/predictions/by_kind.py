@@ -1,0 +1,289 @@
+"""What is kept of each kind of task: from a run's last variables and a split to its `Kept`.
+
+Shapes: N examples that are kept, B examples of a batch, C classes or labels, T tokens, S = T - 1, V tokens of
+the vocabulary.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dl.data.permutation import random_order
+from dl.data.pipeline import Batches
+from dl.data.source import ArraySource
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.kinds import Kind, kind_of
+from dl.losses import next_token
+from dl.runs.predictions.collect import class_names, collect_outputs, prepared_outputs_fn
+from dl.runs.predictions.kept import (
+    MAX_BYTES,
+    Kept,
+    LanguageModel,
+    MultiLabel,
+    Outputs,
+    Predictions,
+    Reconstruction,
+    Regression,
+)
+from dl.types import Batch, Variables
+
+MAX_SHOWN = 256  # examples that are kept in full: an eighth for their error, the others at random
+_SAMPLE_KEY = (0, 2**62)  # apart from the keys of epochs, (seed, epoch)
+
+
+Keep = Callable[[jax.Array, Batch], dict[str, jax.Array]]
+"""From a model's outputs and the preprocessed batch to what is kept of each example."""
+
+
+def collect_predictions(
+    experiment: Experiment,
+    variables: Variables,
+    batches: Batches,
+    mesh: Mesh,
+    split: str,
+    is_cut_short: Callable[[], bool] = lambda: False,
+) -> Kept | None:
+    """Returns what is kept of the predictions for a split; None if nothing is, or if it was cut short.
+
+    What that is follows from the kind of task that the loss function states. Without one it is a
+    classification where the data have an integer `label` an example and the outputs are floats of shape
+    B × C, C > 1 (logits, or log-probabilities); else the outputs, where they are floats.
+
+    Of a split for which more than `MAX_BYTES` would be kept it is a random sample of the examples, always
+    the same.
+
+    Raises:
+      UserError: outputs or targets are not those of the kind that is stated.
+    """
+    outputs = prepared_outputs_fn(experiment)
+    if outputs is None:
+        return None
+    kind = kind_of(experiment.loss_fn)
+    name = _guess(outputs, variables, batches) if kind is None else kind.name
+    if name is None:
+        return None
+    collection = _Collection(experiment, variables, batches, mesh, split, is_cut_short, outputs)
+    return _COLLECTORS[name](collection)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collection:
+    """What every kind needs to collect its predictions."""
+
+    experiment: Experiment
+    variables: Variables
+    batches: Batches
+    mesh: Mesh
+    split: str
+    is_cut_short: Callable[[], bool]
+    outputs: Callable[[Variables, Batch], tuple[jax.Array, Batch]]
+
+    @property
+    def kind(self) -> Kind:
+        kind = kind_of(self.experiment.loss_fn)
+        assert kind is not None
+        return kind
+
+    def collect(self, keep: Keep) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Returns the arguments of every `Kept`, and what `keep` says of each example; None if cut short."""
+        size, num_bytes = len(self.batches.source), self._bytes_per_example(keep)
+        rows = np.arange(size, dtype=np.int32)
+        if size * num_bytes > MAX_BYTES:
+            rows = np.sort(random_order(size, *_SAMPLE_KEY)[: max(1, MAX_BYTES // num_bytes)])
+        found = collect_outputs(
+            self._kept(keep), self.variables, self.batches, self.mesh, rows, self.is_cut_short
+        )
+        if found is None:
+            return None
+        return {"split": self.split, "num_examples": size, "index": rows.astype(np.int32)}, found
+
+    def collect_in_full(
+        self, keep: Keep, index: np.ndarray, badness: np.ndarray
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns `shown` and `num_worst`, and what `keep` says of those examples.
+
+        Args:
+          keep: from outputs and a preprocessed batch to what is kept of each example.
+          index: the rows of the examples.
+          badness: of each; those with the largest are shown, a NaN before all.
+        """
+        order = np.argsort(-np.nan_to_num(badness, nan=np.inf), kind="stable")
+        num_bytes = self._bytes_per_example(keep)
+        most = max(1, min(MAX_SHOWN, MAX_BYTES // num_bytes))
+        num_worst = min(max(1, most // 8), len(order))
+        rest = order[num_worst:]
+        at_random = rest[random_order(len(rest), *_SAMPLE_KEY)[: most - num_worst]] if len(rest) else rest
+        shown = np.concatenate([order[:num_worst], np.sort(at_random)]).astype(np.int32)
+        source = ArraySource(self.batches.source[index[shown]])
+        batches = Batches(source, self.batches.batch_size, self.mesh)
+        found = collect_outputs(self._kept(keep), self.variables, batches, self.mesh)
+        return {"shown": shown, "num_worst": num_worst}, found
+
+    def _kept(self, keep: Keep) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
+        return lambda variables, batch: keep(*self.outputs(variables, batch))
+
+    def _bytes_per_example(self, keep: Keep) -> int:
+        batch = jax.eval_shape(lambda: self.batches[0])
+        leaves = jax.eval_shape(self._kept(keep), self.variables, batch).values()
+        return max(1, sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in leaves))
+
+
+def _guess(
+    outputs: Callable[[Variables, Batch], tuple[jax.Array, Batch]], variables: Variables, batches: Batches
+) -> str | None:
+    """Returns what is kept of a model whose loss states no kind of task."""
+    output, batch = jax.eval_shape(outputs, variables, jax.eval_shape(lambda: batches[0]))
+    if not jnp.issubdtype(output.dtype, jnp.floating) or output.shape[:1] != batch["mask"].shape:
+        return None
+    label = batch.get("label")
+    is_class = (
+        label is not None and math.prod(label.shape[1:]) == 1 and jnp.issubdtype(label.dtype, jnp.integer)
+    )
+    if is_class and output.ndim == 2 and output.shape[1] > 1:
+        return Predictions.kind
+    return Outputs.kind if math.prod(output.shape[1:]) * 4 <= MAX_BYTES else None
+
+
+def _classification(collection: _Collection) -> Kept | None:
+    def keep(logits_BC: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        label = batch.get("label")
+        if label is None or not jnp.issubdtype(label.dtype, jnp.integer) or label.size != len(label):
+            raise UserError("the data have no integer label an example")
+        if logits_BC.ndim != 2 or logits_BC.shape[1] < 2 or not jnp.issubdtype(logits_BC.dtype, jnp.floating):
+            raise UserError(
+                f"outputs of shape {logits_BC.shape} and dtype {logits_BC.dtype} are not logits of classes"
+            )
+        log_p_BC = jax.nn.log_softmax(jnp.asarray(logits_BC, jnp.float32))
+        return {"label": label.reshape(-1), "log_probabilities": log_p_BC}
+
+    if (collected := collection.collect(keep)) is None:
+        return None
+    common, found = collected
+    label_N, num_classes = found["label"], found["log_probabilities"].shape[1]
+    if label_N.min() < 0 or label_N.max() >= num_classes:
+        is_wrong_N = (label_N < 0) | (label_N >= num_classes)
+        row = int(common["index"][is_wrong_N][0])
+        raise UserError(f"the label of row {row}, {label_N[is_wrong_N][0]}, is not in [0, {num_classes})")
+    names = class_names(collection.experiment.data, num_classes)
+    return Predictions(
+        **common,
+        label=label_N.astype(np.int32),
+        log_probabilities=found["log_probabilities"],
+        class_names=names,
+    )
+
+
+def _multi_label(collection: _Collection) -> Kept | None:
+    target_name = collection.kind.target
+
+    def keep(logits_BC: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        return {"log_odds": jnp.asarray(logits_BC, jnp.float32), "label": batch[target_name]}
+
+    if (collected := collection.collect(keep)) is None:
+        return None
+    common, found = collected
+    label_NC = np.asarray(found["label"])
+    if not np.isin(label_NC, (0, 1)).all():
+        row = int(np.argwhere(~np.isin(label_NC, (0, 1)))[0, 0])
+        raise UserError(f"{target_name} of row {common['index'][row]} is not 0 or 1")
+    names = class_names(collection.experiment.data, label_NC.shape[1])
+    return MultiLabel(**common, label=label_NC > 0, log_odds=found["log_odds"], class_names=names)
+
+
+def _regression(collection: _Collection) -> Kept | None:
+    target_name = collection.kind.target
+
+    def keep(output: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        target = batch[target_name]
+        return {
+            "output": jnp.asarray(output, jnp.float32).reshape(len(output), -1),
+            "target": jnp.asarray(target, jnp.float32).reshape(len(target), -1),
+        }
+
+    if (collected := collection.collect(keep)) is None:
+        return None
+    common, found = collected
+    size = found["output"].shape[1]
+    names = tuple(map(str, getattr(collection.experiment.data, "target_names", ())))
+    if len(names) != size:
+        names = (target_name,) if size == 1 else tuple(f"{target_name} {d}" for d in range(size))
+    return Regression(**common, **found, target_names=names)
+
+
+def _reconstruction(collection: _Collection) -> Kept | None:
+    kind = collection.kind
+
+    def pair(output: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        output = jnp.asarray(output, jnp.float32)
+        return {
+            "input": jnp.asarray(batch[kind.input_name], jnp.float32),
+            "output": jax.nn.sigmoid(output) if kind.is_binary else output,
+        }
+
+    def error(output: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        both = pair(output, batch)
+        squared = jnp.square(both["output"] - both["input"])
+        return {"error": squared.reshape(len(squared), -1).mean(-1)}
+
+    if (collected := collection.collect(error)) is None:
+        return None
+    common, found = collected
+    shown, pairs = collection.collect_in_full(pair, common["index"], found["error"])
+    return Reconstruction(**common, **found, **shown, **pairs)
+
+
+def _language_model(collection: _Collection) -> Kept | None:
+    kind = collection.kind
+
+    def tokens(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        tokens_BT = batch[kind.input_name]
+        loss_BS, _, counts_BS = next_token(jnp.asarray(logits_BTV, jnp.float32), tokens_BT, kind.padding_id)
+        return {
+            "token": jnp.asarray(tokens_BT, jnp.int32),
+            "token_loss": jnp.where(counts_BS, loss_BS, jnp.nan),
+        }
+
+    def sums(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        loss_BS, is_right_BS, counts_BS = next_token(
+            jnp.asarray(logits_BTV, jnp.float32), batch[kind.input_name], kind.padding_id
+        )
+        return {
+            "loss": jnp.where(counts_BS, loss_BS, 0.0).sum(-1),
+            "num_right": (is_right_BS & counts_BS).sum(-1, dtype=jnp.int32),
+            "num_tokens": counts_BS.sum(-1, dtype=jnp.int32),
+        }
+
+    if (collected := collection.collect(sums)) is None:
+        return None
+    common, found = collected
+    per_token = found["loss"] / np.maximum(found["num_tokens"], 1)
+    shown, in_full = collection.collect_in_full(tokens, common["index"], per_token)
+    names = tuple(map(str, getattr(collection.experiment.data, "token_names", ())))
+    if names and not in_full["token"].max(initial=0) < len(names):
+        names = ()
+    return LanguageModel(**common, **found, **shown, **in_full, token_names=names)
+
+
+def _outputs(collection: _Collection) -> Kept | None:
+    collected = collection.collect(lambda output, batch: {"output": jnp.asarray(output, jnp.float32)})
+    if collected is None:
+        return None
+    common, found = collected
+    return Outputs(**common, **found)
+
+
+_COLLECTORS: Mapping[str, Callable[[_Collection], Kept | None]] = {
+    Predictions.kind: _classification,
+    MultiLabel.kind: _multi_label,
+    Regression.kind: _regression,
+    Reconstruction.kind: _reconstruction,
+    LanguageModel.kind: _language_model,
+    Outputs.kind: _outputs,
+}

@@ -1,0 +1,232 @@
+"""What follows from kept predictions: more figures, and whether they agree with what the run measured.
+
+Shapes: N examples.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dl.errors import UserError
+from dl.evaluation.figure import Figure
+from dl.evaluation.language import language_figures
+from dl.evaluation.multi_label import multi_label_figures
+from dl.evaluation.regression_figures import regression_figures
+from dl.experiment import Experiment
+from dl.kinds import kind_of
+from dl.runs.predictions.kept import Kept, LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
+
+# The model is compiled apart for metrics and for predictions, and may compute in 16 bits: logits this close
+# to a tie may fall to either side, and a mean may differ by this part of itself.
+TIE = 0.05
+RELATIVE_TOLERANCE = 0.02
+ABSOLUTE_TOLERANCE = 1e-4
+SAMPLING_ERRORS = 6.0  # standard errors, by which the mean over a sample may differ from that over the split
+
+
+class Disagreement(UserError):
+    """What a run measured is not what its kept predictions say."""
+
+
+def figures_of(predictions: Kept, tell: Callable[[str], None] = lambda line: None) -> dict[str, Figure]:
+    """Returns figures with intervals that no metric of the loss has, such as R² of a regression.
+
+    Never raises: what cannot be computed costs no result.
+
+    Args:
+      predictions: of one split.
+      tell: called with one line where figures cannot be computed.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            return _figures(predictions)
+    except Exception as error:
+        brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
+        tell(f"no more figures of {predictions.split} could be computed ({brief})")
+        return {}
+
+
+@functools.singledispatch
+def _figures(predictions: Kept) -> dict[str, Figure]:
+    return {}
+
+
+@_figures.register
+def _(predictions: Regression) -> dict[str, Figure]:
+    figures = regression_figures(predictions.output, predictions.target)
+    return {name: figures[name] for name in ("root_mean_squared_error", "r_squared")}
+
+
+@_figures.register
+def _(predictions: MultiLabel) -> dict[str, Figure]:
+    return multi_label_figures(predictions.log_odds, predictions.label).overall
+
+
+@_figures.register
+def _(predictions: LanguageModel) -> dict[str, Figure]:
+    figures = language_figures(predictions.loss, predictions.num_right, predictions.num_tokens)
+    return {"perplexity": figures["perplexity"]}
+
+
+FIGURE_UNITS = {
+    "root_mean_squared_error": "units of the target",
+    "r_squared": "share of the variance",
+    "f1_micro": "F1",
+    "f1_macro": "F1",
+    "average_precision_macro": "average precision",
+    "perplexity": "equally likely tokens",
+}
+"""The units of what `figures_of` returns."""
+
+
+def add_to_result(
+    experiment: Experiment, result: dict[str, Any], predictions: Kept, tell: Callable[[str], None]
+) -> None:
+    """Adds what follows from the predictions to what result.json says of their split.
+
+    More figures with their intervals, directions and units; and `disagreement`, where `check_agreement` finds
+    one. Never raises.
+
+    Args:
+      experiment: of the run.
+      result: changed in place.
+      predictions: of the variables that the run ended with.
+      tell: called with one line where something cannot be computed.
+    """
+    split = predictions.split
+    measured = dict(result["metrics"].get(split, {}))
+    for name, figure in figures_of(predictions, tell).items():
+        if name in measured:  # a metric of the loss function is what it says
+            continue
+        result["metrics"][split][name] = figure.value
+        result.setdefault("better", {})[name] = figure.better
+        result.setdefault("units", {})[name] = FIGURE_UNITS[name]
+        if figure.method:
+            result.setdefault("intervals", {}).setdefault(split, {})[name] = [figure.low, figure.high]
+            result.setdefault("interval_methods", {}).setdefault(split, {})[name] = figure.method
+    try:
+        check_agreement(experiment, measured, predictions)
+    except Disagreement as disagreement:
+        result["disagreement"] = str(disagreement)
+    except Exception as error:
+        brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
+        tell(f"the predictions of {split} could not be compared with what was measured ({brief})")
+
+
+class _Recomputed(NamedTuple):
+    """A metric of each example, from its predictions.
+
+    Attributes:
+      total: shape N; the metric is Σ total / Σ weight.
+      weight: shape N.
+      slack: by how much rounding may change the mean, beyond a part of itself.
+    """
+
+    total: np.ndarray
+    weight: np.ndarray
+    slack: float
+
+
+def check_agreement(experiment: Experiment, metrics: Mapping[str, float], predictions: Kept) -> None:
+    """Compares what a run measured with the same metrics of its kept predictions.
+
+    Of a loss function that states no kind of task it is `accuracy` alone, where it is a share. What is not
+    finite is not compared, nor are labels that are distributions.
+
+    Args:
+      experiment: of the run.
+      metrics: of the split of the predictions.
+      predictions: of the same variables.
+
+    Raises:
+      Disagreement: they differ by more than rounding and sampling explain.
+    """
+    kind = kind_of(experiment.loss_fn)
+    recomputed = _recompute(predictions)
+    if (
+        isinstance(predictions, Predictions)
+        and "target" in experiment.data.evaluations[predictions.split].spec
+    ):
+        return
+    if kind is None:
+        recomputed = {name: value for name, value in recomputed.items() if name == "accuracy"}
+        if not 0 <= metrics.get("accuracy", 0.0) <= 1:
+            return
+    elif kind.units.get("loss") == "squared error" and "mean_squared_error" in recomputed:
+        recomputed["loss"] = recomputed["mean_squared_error"]
+    for name, (total_N, weight_N, slack) in recomputed.items():
+        measured = float(metrics.get(name, np.nan))
+        count = weight_N.sum()
+        kept = float(total_N.sum() / count) if count > 0 else np.nan
+        if not (np.isfinite(measured) and np.isfinite(kept)):
+            continue
+        tolerance = slack + ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * max(abs(kept), abs(measured))
+        if not predictions.is_whole:
+            deviation_N = (total_N - kept * weight_N) / weight_N.mean()
+            tolerance += SAMPLING_ERRORS * float(deviation_N.std()) / np.sqrt(len(total_N))
+        if abs(measured - kept) > tolerance:
+            raise Disagreement(
+                f"the run measured {name} {measured:.4g} on {predictions.split}, but its kept predictions "
+                f"have {kept:.4g}: do not trust either; look at what the loss and Experiment.preprocess make "
+                "of labels and inputs, and at Experiment.predict_fn"
+            )
+
+
+@functools.singledispatch
+def _recompute(predictions: Kept) -> dict[str, _Recomputed]:
+    return {}
+
+
+@_recompute.register
+def _(predictions: Predictions) -> dict[str, _Recomputed]:
+    log_p_NC = predictions.log_probabilities.astype(np.float64)
+    rows_N = np.arange(len(log_p_NC))
+    is_right_N = log_p_NC.argmax(1) == predictions.label
+    best_N2 = np.partition(log_p_NC, -2, axis=1)[:, -2:]
+    is_tie_N = best_N2[:, 1] - best_N2[:, 0] < TIE
+    return {
+        "accuracy": _plain(is_right_N, is_tie_N.mean()),
+        "loss": _plain(-log_p_NC[rows_N, predictions.label], 0.01),
+    }
+
+
+@_recompute.register
+def _(predictions: MultiLabel) -> dict[str, _Recomputed]:
+    log_odds_NC, is_label_NC = predictions.log_odds.astype(np.float64), predictions.label > 0
+    is_right_NC = (log_odds_NC > 0) == is_label_NC
+    is_tie_NC = np.abs(log_odds_NC) < TIE
+    loss_NC = np.logaddexp(0, np.where(is_label_NC, -log_odds_NC, log_odds_NC))
+    return {
+        "loss": _plain(loss_NC.mean(1), 0.01),
+        "label_accuracy": _plain(is_right_NC.mean(1), is_tie_NC.mean()),
+        "exact_match": _plain(is_right_NC.all(1), is_tie_NC.any(1).mean()),
+    }
+
+
+@_recompute.register
+def _(predictions: Regression) -> dict[str, _Recomputed]:
+    error_ND = predictions.output.astype(np.float64) - predictions.target
+    return {
+        "mean_absolute_error": _plain(np.abs(error_ND).mean(1)),
+        "mean_squared_error": _plain(np.square(error_ND).mean(1)),
+    }
+
+
+@_recompute.register
+def _(predictions: Reconstruction) -> dict[str, _Recomputed]:
+    return {"mean_squared_error": _plain(predictions.error)}
+
+
+@_recompute.register
+def _(predictions: LanguageModel) -> dict[str, _Recomputed]:
+    weight_N = predictions.num_tokens.astype(np.float64)
+    return {
+        "loss": _Recomputed(predictions.loss.astype(np.float64), weight_N, 0.01),
+        "accuracy": _Recomputed(predictions.num_right.astype(np.float64), weight_N, 0.01),
+    }
+
+
+def _plain(values_N: np.ndarray, slack: float = 0.0) -> _Recomputed:
+    return _Recomputed(np.asarray(values_N, np.float64), np.ones(len(values_N)), float(slack))

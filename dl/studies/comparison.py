@@ -1,0 +1,258 @@
+"""Whether one run is better than another: what was done differently, and a paired test of what came out.
+
+Pairs are the same test examples, or the same seeds. A side is one run, or several that differ in their seeds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dl.errors import UserError
+from dl.evaluation.intervals import Interval, t_interval
+from dl.evaluation.paired import paired_t
+from dl.runs.tables import Table
+from dl.stopping import FINAL_SPLIT
+from dl.studies.pairing import pair_examples
+
+NOT_TESTED = "not tested"
+NO_DIFFERENCE = "no difference shown"
+NO_DIRECTION = "a difference, but nothing states which is better,"
+# Of runs that were recorded before metrics stated it.
+_BETTER = {"loss": "min", "accuracy": "max", "penalty": "min"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a finished run's folder says.
+
+    Attributes:
+      name: the folder.
+      record: the content of run.json.
+      result: of result.json.
+      predictions: the fields of the `Kept` in predictions.npz, of one split; None without.
+    """
+
+    name: str
+    record: Mapping[str, Any]
+    result: Mapping[str, Any]
+    predictions: Mapping[str, Any] | None = None
+
+
+Side = Sequence[Evidence]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger a figure is on the other side than on the first.
+
+    Attributes:
+      split: that was evaluated.
+      metric: the figure.
+      first: its value there, a mean over seeds where there are several.
+      other: likewise.
+      difference: other - first, over the pairs, with its interval; None where there are no pairs.
+      p_value: of the paired test.
+      test: which test that is, or why there is none.
+      verdict: `better` or `worse` (the other side) only where the interval excludes zero and the test
+        rejects.
+    """
+
+    split: str
+    metric: str
+    first: float
+    other: float
+    difference: Interval | None
+    p_value: float | None
+    test: str
+    verdict: str
+
+
+def check_comparable(sides: Sequence[Side]) -> None:
+    """Raises UserError if the runs were measured on different data, or a side mixes experiments."""
+    first = sides[0][0]
+    for evidence in (evidence for side in sides for evidence in side):
+        ours, theirs = (_data(one) for one in (first, evidence))
+        if ours != theirs:
+            raise UserError(
+                f"{first.name} and {evidence.name} were measured on different data, {_named(ours)} and "
+                f"{_named(theirs)}; compare runs on the same data"
+            )
+    for side in sides:
+        for evidence in side[1:]:
+            for key, _ in _differing([_asked_for(side[0].record), _asked_for(evidence.record)]):
+                raise UserError(
+                    f"{side[0].name} and {evidence.name} stand on one side but differ in {key}; the runs of "
+                    "a side may differ in their seed alone"
+                )
+
+
+def differences_in_setup(sides: Sequence[Side]) -> Table:
+    """Returns what differs between the sides: options, code, data, versions, commit, devices, size."""
+    rows = [[key, *map(_shown, values)] for key, values in _differing([_facts(side) for side in sides])]
+    return Table("what differs", ["", *map(name_of, sides)], rows or [["nothing", *[""] * len(sides)]])
+
+
+def compare(first: Side, other: Side, confidence: float = 0.95) -> list[Difference]:
+    """Returns each figure that both sides have measured, tested where there are pairs.
+
+    Where both sides have the same seeds, at least two: Student's paired test, and his interval of the mean
+    difference. Where both are one run that has predictions of the same examples: McNemar's exact test of the
+    accuracies, with Newcombe's interval; Student's of the losses, over the examples. Better is only what both
+    the interval and the test say.
+
+    Raises:
+      UserError: members of a run differ in more than their seeds, or there is no common figure.
+    """
+    figures_a, figures_b = _by_seed(first), _by_seed(other)
+    result = []
+    for split, metric in _names(figures_a):
+        if (split, metric) in _names(figures_b):
+            result.append(_difference(split, metric, (first, figures_a), (other, figures_b), confidence))
+    if not result:
+        raise UserError(f"{name_of(first)} and {name_of(other)} have measured no figure in common")
+    return result
+
+
+def table_of(differences: Sequence[Difference], first: Side, other: Side, confidence: float = 0.95) -> Table:
+    """Returns the figures of two sides and what the tests say."""
+    rows = []
+    for row in differences:
+        shown = "" if row.difference is None else f"{row.difference.estimate:+.4f}"
+        bounds = "" if row.difference is None else f"{row.difference.low:+.4f}..{row.difference.high:+.4f}"
+        p_value = "" if row.p_value is None else f"{row.p_value:.2g}"
+        figures = [f"{row.first:.4f}", f"{row.other:.4f}", shown, bounds, p_value]
+        rows.append([f"{row.split} {row.metric}", *figures, row.test, row.verdict])
+    header = [
+        "",
+        name_of(first),
+        name_of(other),
+        "difference",
+        f"{100 * confidence:.4g} % interval",
+        "p",
+        "test",
+    ]
+    return Table(f"{name_of(other)} against {name_of(first)}", [*header, name_of(other)], rows)
+
+
+def name_of(side: Side) -> str:
+    return side[0].name if len(side) == 1 else f"{side[0].name} + {len(side) - 1}"
+
+
+BySeed = dict[int, Mapping[str, Mapping[str, Any]]]
+
+
+def _difference(
+    split: str, metric: str, a: tuple[Side, BySeed], b: tuple[Side, BySeed], confidence: float
+) -> Difference:
+    (first, figures_a), (other, figures_b) = a, b
+    values_a, values_b = (
+        np.array([np.nan if (v := row[split][metric]) is None else v for _, row in sorted(figures.items())])
+        for figures in (figures_a, figures_b)
+    )
+    interval, p_value, verdict = None, None, NOT_TESTED
+    sizes = [side[0].result["dataset"]["sizes"].get(split) for side in (first, other)]
+    if sizes[0] != sizes[1]:
+        test = f"{split} has {sizes[0]:,} and {sizes[1]:,} examples"
+    elif len(values_a) > 1 and figures_a.keys() == figures_b.keys():
+        test = f"paired t over {len(values_a)} seeds"
+        if not np.isfinite(values_b - values_a).all():
+            test = "a run has diverged"
+        elif np.ptp(values_b - values_a) == 0 and (values_a != values_b).any():
+            test = "the same difference for each seed: no spread to judge it by"
+        else:
+            interval = t_interval(values_b - values_a, confidence)
+            p_value = paired_t(values_b, values_a)
+    elif len(values_a) > 1 or len(values_b) > 1:
+        test = "the seeds are not the same on both sides"
+    elif _split_of(first[0]) != split or _split_of(other[0]) != split:
+        test = "one seed, and no predictions to pair"
+    else:
+        values = float(values_a[0]), float(values_b[0])
+        sides = first[0].predictions or {}, other[0].predictions or {}
+        test, interval, p_value = pair_examples(*sides, metric, values, confidence)
+    if interval is not None:
+        stated = first[0].result.get("better", _BETTER).get(metric)
+        verdict = NO_DIFFERENCE
+        if (interval.low > 0 or interval.high < 0) and p_value is not None and p_value <= 1 - confidence:
+            verdict = NO_DIRECTION
+            if stated is not None:
+                verdict = "better" if (interval.estimate > 0) == (stated == "max") else "worse"
+    means = float(values_a.mean()), float(values_b.mean())
+    return Difference(split, metric, *means, interval, p_value, test, verdict)
+
+
+def _split_of(evidence: Evidence) -> str | None:
+    if evidence.predictions is None:
+        return None
+    return str(evidence.predictions.get("split", FINAL_SPLIT))
+
+
+def _by_seed(side: Side) -> BySeed:
+    """Returns the figures of each seed of a side."""
+    result: BySeed = {}
+    for evidence in side:
+        for member in evidence.result.get("members", [evidence.result]):
+            if member["seed"] in result:
+                raise UserError(
+                    f"{evidence.name} has seed {member['seed']} twice on its side; give runs that differ in "
+                    "their seeds alone"
+                )
+            result[member["seed"]] = member["metrics"]
+    return result
+
+
+def _names(figures: BySeed) -> list[tuple[str, str]]:
+    rows = list(figures.values())
+    return [
+        (split, metric)
+        for split, values in rows[0].items()
+        for metric in values
+        if all(metric in row.get(split, {}) for row in rows)
+    ]
+
+
+def _facts(side: Side) -> dict[str, Any]:
+    record, result = side[0].record, side[0].result
+    seeds = sorted(_by_seed(side))
+    return {
+        **_asked_for(record),
+        "seed": ", ".join(map(str, seeds)),
+        **{f"{split} examples": size for split, size in result["dataset"]["sizes"].items()},
+        "parameters": result.get("num_parameters"),
+        "steps": result.get("steps"),
+        **(record.get("versions") or {}),
+        "commit": record.get("commit"),
+        "uncommitted changes": record.get("uncommitted_changes"),
+        "devices": ", ".join(sorted(set(result.get("devices", [])))),
+        "mesh": result.get("mesh"),
+    }
+
+
+def _asked_for(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns experiment, code and options, without what only says which seeds."""
+    options = {k: v for k, v in record["options"].items() if k not in ("seed", "num_seeds", "members")}
+    return {"experiment": record["experiment"], "code": record.get("code"), **options}
+
+
+def _differing(facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Returns each key with its values, one for each of the `facts`, where they are not all equal."""
+    keys = dict.fromkeys(key for one in facts for key in one)
+    values = [(key, [one.get(key) for one in facts]) for key in keys]
+    return [(key, row) for key, row in values if any(value != row[0] for value in row)]
+
+
+def _data(evidence: Evidence) -> tuple[str, str, str]:
+    dataset = evidence.result["dataset"]
+    return dataset["name"], dataset["version"], dataset["checksum"]
+
+
+def _named(data: tuple[str, str, str]) -> str:
+    return f"{data[0]}:{data[1]} (sha256 {data[2][:12]})"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -1,0 +1,183 @@
+"""Cross-validation: an experiment trained once for each fold, evaluated on the fold it has not seen.
+
+The folds run one after the other: members of one program share their data, and folds do not. The test split
+is not read.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from dl.data.folds import Folds
+from dl.data.pipeline import steps_per_epoch
+from dl.errors import UserError
+from dl.evaluation.intervals import t_interval
+from dl.evaluation.spread import EFFECTIVE, WILSON
+from dl.experiment import Experiment
+from dl.runs.console import Console
+from dl.runs.folder import Run
+from dl.runs.log import finite
+from dl.studies.folder import Kind, open_study, plain
+from dl.training.loop import train
+
+FOLDS = Kind("cross-validation", "folds.json", ("fold-*", "report.html"))
+
+
+def cross_validate(
+    experiment: Experiment, run: Run, mesh: Mesh, *, num_folds: int, **how: Any
+) -> dict[str, Any]:
+    """Trains on all folds but one, for each in turn, in the folders fold-1, fold-2, … of the run's folder.
+
+    Number of steps, batch size and schedule stay the experiment's own, for the schedule is a part of the
+    optimizer. What a run trains on is not as large as the experiment's training split, so that it passes it
+    more or less often; what is printed and folds.json say how often. Where each example has a class the
+    folds are stratified by it, else they are drawn at random. The interval is Student's over the
+    folds (Kohavi 1995); as their training sets overlap it is narrower than it should be, and no unbiased one
+    is known (Bengio & Grandvalet 2004). Of statistics that the experiment took from its own training split,
+    such as channel means, a fold may have been a part.
+
+    Args:
+      experiment: what to train; with its own splits.
+      run: the folder of all folds.
+      mesh: the devices.
+      num_folds: K.
+      how: further arguments of `train`.
+
+    Returns:
+      The content of folds.json.
+
+    Raises:
+      UserError: as `train`, or the folder holds something else, or what the runs start from was trained on
+        the same data.
+    """
+    _refuse_leaks(experiment)
+    folds = Folds(experiment.data, num_folds)
+    console = how.setdefault("console", None) or Console()
+    header = {"experiment": run.name, "options": plain(run.options), "num_folds": num_folds}
+    with open_study(FOLDS, run.folder, run.name) as study:
+        if study.resume(header) is None:
+            study.write(header)
+        console.line(introduction(experiment, folds))
+        results = _train_all(experiment, run, mesh, folds, console, how)
+        summary = {
+            **header,
+            "is_stratified": folds.unstratified is None,
+            **summarize(experiment, run, results),
+        }
+        study.write(finite(summary))
+    console.line(final_line(summary, run))
+    return summary
+
+
+def introduction(experiment: Experiment, folds: Folds) -> str:
+    """Returns what to know of the folds: how they were drawn, and how often a run passes them."""
+    kind = f"drawn at random, as {folds.unstratified}" if folds.unstratified else "stratified by label"
+    size = min(len(folds[k].train) for k in range(len(folds)))
+    steps, batch_size = experiment.num_steps, experiment.batch_size
+    passes = [steps / steps_per_epoch(n, batch_size) for n in (size, len(experiment.data.train))]
+    return (
+        f"{len(folds)} folds, {kind}; each run has {steps:,} steps, {passes[0]:.4g} epochs of its {size:,} "
+        f"examples or more (of the experiment's own {len(experiment.data.train):,}: {passes[1]:.4g})"
+    )
+
+
+def _train_all(
+    experiment: Experiment, run: Run, mesh: Mesh, folds: Folds, console: Console, how: dict[str, Any]
+) -> list[dict[str, Any]]:
+    results, num_folds = [], len(folds)
+    for k in range(num_folds):
+        console.line(f"fold {k + 1} of {num_folds}")
+        part = Run(
+            run.folder / f"fold-{k + 1}",
+            run.name,
+            {**run.options, "folds": num_folds, "fold": k + 1},
+            run.code,
+            run.resume_command,
+            legacy_code=run.legacy_code,
+        )
+        results.append(train(dataclasses.replace(experiment, data=folds[k]), part, mesh, **how))
+    return results
+
+
+def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns what folds.json says of the results: each fold's, and their mean with its 95 % interval."""
+    identity = experiment.data.identity
+    rows = [result["metrics"]["validation"] for result in results]
+    values = {name: [_number(row[name]) for row in rows] for name in rows[0]}
+    intervals = {
+        name: t_interval(of_folds, is_share=all(_is_share(result, name) for result in results))
+        for name, of_folds in values.items()
+    }
+    return {
+        "dataset": {"name": identity.name, "version": identity.version, "checksum": identity.checksum},
+        "notice": experiment.data.notice,
+        "is_selected_on_validation": experiment.keep_best is not None or experiment.target is not None,
+        "folds": [
+            {
+                "folder": f"fold-{k}",
+                "sizes": result["dataset"]["sizes"],
+                "steps": result["steps"],
+                "epochs": result["epochs"],
+                "seconds": result["seconds"],
+                "metrics": result["metrics"],
+            }
+            for k, result in enumerate(results, 1)
+        ],
+        "metrics": {"validation": {name: interval.estimate for name, interval in intervals.items()}},
+        "intervals": {
+            "validation": {name: [interval.low, interval.high] for name, interval in intervals.items()}
+        },
+        "better": results[0].get("better", {}),
+    }
+
+
+def final_line(summary: dict[str, Any], run: Run) -> str:
+    """Returns the figures as `name=value` words, to be read and to be searched for; accuracy is the last."""
+    metrics, intervals = summary["metrics"]["validation"], summary["intervals"]["validation"]
+    words = []
+    for name in sorted(metrics, key=lambda name: (name == "accuracy", name)):
+        low, high = intervals[name]
+        words += [f"validation_{name}={metrics[name]:.4f}", f"validation_{name}_ci95={low:.4f}..{high:.4f}"]
+    dataset = summary["dataset"]
+    words += [
+        f"folds={len(summary['folds'])}",
+        f"stratified={summary['is_stratified']}",
+        f"seconds={sum(fold['seconds'] for fold in summary['folds']):.1f}",
+        f"dataset={dataset['name']}:{dataset['version']}",
+        f"run={run.folder}",
+    ]
+    if summary["is_selected_on_validation"]:
+        words.append("NOTE: each run ended where its own fold looked best")
+    if summary["notice"]:
+        words.append(f"NOTE: {summary['notice'].splitlines()[0]}")
+    return " ".join(words)
+
+
+def _refuse_leaks(experiment: Experiment) -> None:
+    """Raises UserError if what the runs start from was trained on the rows that are held out here."""
+    from dl.training.from_experiment import (
+        Trained,  # which needs the command line's module, and that needs this one
+    )
+
+    start = experiment.initial
+    while isinstance(start, Trained):
+        before = start.experiment_fn(**start.options)
+        if before.data.identity.checksum == experiment.data.identity.checksum:
+            raise UserError(
+                "the runs would start from parameters that were trained on all of "
+                f"{before.data.identity.name}, the held-out folds included; choose another start, or leave "
+                "--folds out"
+            )
+        start = before.initial
+
+
+def _is_share(result: dict[str, Any], name: str) -> bool:
+    """Whether every example adds a share of its weight to a metric, by the interval that a fold was given."""
+    return result.get("interval_methods", {}).get("validation", {}).get(name) in (WILSON, EFFECTIVE)
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value  # as result.json holds what is no number

@@ -1,0 +1,198 @@
+"""What a learning curve is made of: an experiment with parts of its data, or with models of several sizes."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from dl.cli.main import build
+from dl.cli.options import Options, parse_value
+from dl.data.folds import take
+from dl.data.permutation import random_order
+from dl.data.source import ArraySource
+from dl.data.splits import ChangedSplits, Splits
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.studies.search import Interval, parse_space
+from dl.training.batches import MAX_PADDED_BATCH
+from dl.training.summary import num_trained_parameters
+
+_PART_KEY = (2, 2**63)  # apart from the keys of epochs, (seed, epoch), of splits and of folds
+
+
+class Axis(NamedTuple):
+    """What an error is measured over.
+
+    Attributes:
+      unit: of the sizes.
+      label: of their axis.
+      whole: what there can be twice of.
+    """
+
+    unit: str
+    label: str
+    whole: str
+
+
+EXAMPLES = Axis("examples", "training examples", "data")
+PARAMETERS = Axis("parameters", "trained parameters", "parameters")
+
+
+class Point(NamedTuple):
+    """What is trained at one place of a curve.
+
+    Attributes:
+      value: of what is varied, as text.
+      size: in the unit of the axis.
+      options: that its run is recorded with.
+      experiment: of that size.
+    """
+
+    value: str
+    size: int
+    options: Options
+    experiment: Experiment
+
+
+class Plan(NamedTuple):
+    """What is trained for a curve.
+
+    Attributes:
+      varied: the name of what has another value at each point.
+      axis: what the curve goes over.
+      points: the smallest first; where their data differ, each is made when it is asked for.
+      experiment: with what they share: seed, notice and splits to evaluate on.
+    """
+
+    varied: str
+    axis: Axis
+    points: Iterable[Point]
+    experiment: Experiment
+
+
+def part_of(data: Splits, fraction: float, batch_size: int = 1) -> ChangedSplits:
+    """Returns splits that train on the first rows of one fixed random order; `part_size` says on how many."""
+    size = len(data.train)
+    order = random_order(size, *_PART_KEY)
+    rows = np.sort(order[: max(part_size(size, fraction, batch_size), 1)])
+    return ChangedSplits(data, {"train": take(data.train, rows)})
+
+
+def part_size(num_examples: int, fraction: float, batch_size: int = 1) -> int:
+    """Returns how many examples a part has: whole batches where it is larger than one.
+
+    Otherwise the last batch of each of its passes would hold what is left over, sometimes a single example,
+    and as all sizes train for the same number of steps a small part would meet it every other step. A part
+    smaller than a batch is a batch of its own; the whole is always the whole.
+    """
+    size = round(fraction * num_examples)
+    if fraction == 1 or size <= batch_size:
+        return size
+    return min(round(size / batch_size), num_examples // batch_size) * batch_size
+
+
+def plan_parts(experiment_fn: Callable[..., Experiment], options: Options, fractions: str) -> Plan:
+    """Returns a curve over the number of training examples.
+
+    Args:
+      experiment_fn: the experiment.
+      options: of it.
+      fractions: of its training split, with commas between.
+
+    Raises:
+      UserError: a mistake in the fractions or in the options; parts of the same size, or too small ones.
+    """
+    numbers = _numbers(fractions)
+    experiment = build(experiment_fn, options)
+    _check_parts(experiment, numbers)
+
+    def points() -> Iterator[Point]:
+        for fraction in numbers:
+            data = part_of(experiment.data, fraction, experiment.batch_size)
+            part = dataclasses.replace(experiment, data=data)
+            yield Point(_text(fraction), len(data.train), {**options, "fraction": fraction}, part)
+
+    return Plan("fraction", EXAMPLES, points(), experiment)
+
+
+def _check_parts(experiment: Experiment, fractions: Sequence[float]) -> None:
+    """Raises UserError for parts that are not worth their training."""
+    train, batch_size = experiment.data.train, experiment.batch_size
+    sizes = [part_size(len(train), fraction, batch_size) for fraction in fractions]
+    smallest = f"the fraction {_text(fractions[0])} of {len(train):,} examples is {sizes[0]:,}"
+    if sizes[0] < 1:
+        raise UserError(f"{smallest}; choose larger --fractions")
+    for (one, size), (other, also) in itertools.pairwise(zip(fractions, sizes, strict=True)):
+        if size == also:
+            batches = f", in whole batches of {batch_size}" if size >= batch_size > 1 else ""
+            raise UserError(
+                f"the fractions {_text(one)} and {_text(other)} of {len(train):,} examples are both "
+                f"{size:,}{batches}; choose --fractions that differ more"
+            )
+    if sizes[0] < batch_size > MAX_PADDED_BATCH:
+        raise UserError(
+            f"{smallest}, fewer than a batch, {batch_size:,}; choose larger --fractions or a smaller batch"
+        )
+    labels = train.arrays.get("label") if isinstance(train, ArraySource) else None
+    if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        num_classes = len(np.unique(labels))
+        if sizes[0] < num_classes:
+            raise UserError(f"{smallest}, fewer than the {num_classes} classes; choose larger --fractions")
+
+
+def plan_models(experiment_fn: Callable[..., Experiment], options: Options, over: str) -> Plan:
+    """Returns a curve over the number of trained parameters; of each model only shapes are made here.
+
+    Args:
+      experiment_fn: the experiment.
+      options: of it.
+      over: the option that takes several values, as NAME=A,B,C or NAME=log:LOW:HIGH:NUM.
+
+    Raises:
+      UserError: a mistake in `over` or the options; two models are of one size, or their data differ.
+    """
+    [(name, dimension)] = parse_space([over], partial(parse_value, experiment_fn)).items()
+    if isinstance(dimension, Interval) and dimension.num is None:
+        raise UserError(f"--over {over!r} is a range; write behind it how many values, as in {over}:5")
+    values = dimension.grid(name)
+    if len(values) < 3:
+        raise UserError(f"--over {over!r} must have three or more values; a power law takes as many")
+    points = []
+    for value in values:
+        own = {**options, name: value}
+        experiment = build(experiment_fn, own)
+        points.append(Point(str(value), num_trained_parameters(experiment), own, experiment))
+    points.sort(key=lambda point: point.size)
+    for one, other in itertools.pairwise(points):
+        pair = f"{name}={one.value} and {name}={other.value}"
+        if one.size == other.size:
+            raise UserError(
+                f"{pair} both train {one.size:,} parameters; --over takes an option that changes the size of "
+                "the model"
+            )
+        if one.experiment.data.identity != other.experiment.data.identity:
+            raise UserError(f"{pair} have other data; --over takes an option that changes the model alone")
+    return Plan(name, PARAMETERS, points, points[0].experiment)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        fractions = sorted(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--fractions {text!r} is not understood; write numbers with commas between"
+        ) from None
+    are_possible = all(0 < fraction <= 1 for fraction in fractions)  # a NaN is not
+    if not are_possible or len(set(fractions)) < max(len(fractions), 3):
+        raise UserError(
+            f"--fractions {text!r} must be three or more different numbers, above 0 and at most 1"
+        )
+    return fractions
+
+
+def _text(fraction: float) -> str:
+    """Returns a fraction in as few digits as tell it."""
+    return f"{fraction:g}" if float(f"{fraction:g}") == fraction else repr(fraction)

@@ -1,0 +1,73 @@
+"""What experiments measure; whether they differ in their optimizers alone, so that one program trains all."""
+
+import hashlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.metrics import Direction
+from dl.stopping import Directions, sign_of
+from dl.training.identity import stored_batch
+from dl.training.state import root_key
+from dl.training.step import with_inputs
+from dl.types import Variables
+
+_COMPARED = (
+    *("num_steps", "batch_size", "input_name", "frozen", "keep_best", "target", "ema_decay", "loss_scale"),
+    *("sharding_rules", "eval_batch_size", "report_every", "report_start"),
+)
+
+
+def fingerprint(experiment: Experiment) -> str | None:
+    """Returns a digest of all but the optimizer and the seed: data, model, loss, gradient, number of steps.
+
+    What is computed goes in as traced, constants included: a number that a loss or an augmentation closes
+    over makes a difference. None where this cannot be told, as of start values.
+    """
+    if experiment.initial is not None:
+        return None
+    content = hashlib.sha256(repr(experiment.data.identity).encode())
+    content.update(repr([getattr(experiment, name) for name in _COMPARED]).encode())
+    closed = jax.make_jaxpr(_make_pass(experiment))(root_key(0), stored_batch(experiment))
+    content.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())  # without addresses
+    for constant in closed.consts:
+        content.update(np.asarray(constant).tobytes())
+    return content.hexdigest()
+
+
+def metric_directions(experiment: Experiment) -> Directions:
+    """Returns what an evaluation measures: the name of each metric and whether small or large is good."""
+    aux = jax.eval_shape(_make_pass(experiment), root_key(0), stored_batch(experiment))[1]
+    return {name: mean.better for name, mean in aux.metrics.items()}
+
+
+def direction_of(metric: str, directions: Directions, mode: Direction | None) -> Direction:
+    """Returns whether the smallest or the largest value of a metric is best, for a command with --mode.
+
+    Raises:
+      UserError: neither the metric nor `mode` states it.
+    """
+    try:
+        return "max" if sign_of(metric, directions, mode) > 0 else "min"
+    except UserError:
+        raise UserError(
+            f"metric={metric!r} does not state whether small or large values are good; add --mode min or "
+            "--mode max"
+        ) from None
+
+
+def _make_pass(experiment: Experiment) -> Any:
+    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+
+    def initial_variables_training_and_evaluation(key: Any, batch: Any) -> Any:
+        variables: Variables = experiment.init(key, batch)
+        state = {name: tree for name, tree in variables.items() if name != "params"}
+        params = variables.get("params", {})
+        _, in_evaluation = loss_fn(params, state, batch, None)
+        return experiment.grad_fn(loss_fn)(params, state, batch, key), in_evaluation, variables
+
+    return initial_variables_training_and_evaluation

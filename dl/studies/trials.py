@@ -1,0 +1,263 @@
+"""The trials of a sweep: each a run, on its own or as a member of one program; what has finished stays.
+
+A trial that failed by its own options, or that diverged, is a row like any other. What its surroundings did
+to it (data that are not there, a full disk, too little memory) is not a result: it ends the sweep, and the
+next start tries the trial again.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dl.cli.main import code_of, legacy_code_of, module_name
+from dl.cli.options import Options
+from dl.errors import Diverged, UserError
+from dl.experiment import Experiment
+from dl.runs.console import Console
+from dl.runs.folder import Run
+from dl.runs.log import finite
+from dl.stopping import look_up
+from dl.studies.fingerprint import fingerprint
+from dl.studies.folder import Study, damaged, is_same, plain
+from dl.studies.probe import Probe, without_test
+from dl.studies.search import Point
+from dl.studies.trial_errors import is_of_surroundings, one_line
+from dl.training.loop import train
+from dl.training.population import Members
+from dl.training.signals import Stopped
+
+Row = dict[str, Any]
+
+
+class Trials:
+    """The trials of a sweep, in their order; one that is recorded is not repeated.
+
+    Attributes:
+      folder: of the sweep.
+      rows: of all trials so far: `trial`, `options`, `value` of the metric (None if it failed), `error`,
+        whether it `has_diverged`, `folder`, and which `member` of the run there it is, where that has
+        several.
+      points: the options of each, as the experiment takes them.
+      header: what sweep.json says beside the trials.
+      defect: the first error that no UserError explains.
+    """
+
+    def __init__(
+        self,
+        experiment_fn: Callable[..., Experiment],
+        fixed: Options,
+        probe: Probe,
+        study: Study,
+        header: Mapping[str, Any],
+        mesh: Mesh,
+        together: int,
+        resume: str,
+    ):
+        """Reads what the folder holds.
+
+        Raises:
+          UserError: it holds something else than this sweep, or its record is damaged.
+        """
+        self.folder = study.folder
+        self.rows: list[Row] = []
+        self.points: list[Point] = []
+        self.header = plain(header)
+        self.defect: Exception | None = None
+        self._experiment_fn = experiment_fn
+        self._fixed = fixed
+        self._probe = probe
+        self._study = study
+        self._mesh = mesh
+        self._together = together
+        self._resume = resume
+        there = study.resume(self.header, {"code": legacy_code_of(experiment_fn)})
+        self._recorded = {} if there is None else _rows_of(there, study)
+        self._write()
+
+    def run(self, points: Sequence[Point], are_independent: bool = False) -> list[Row]:
+        """Trains what is not recorded yet; returns a row for each point, in their order.
+
+        Args:
+          points: the options of each that are searched.
+          are_independent: whether no later trial depends on these. Then they may share a program, and one
+            that failed before is tried again, unless it diverged.
+
+        Raises:
+          UserError: the folder holds other trials, or what surrounds a trial let it fail.
+        """
+        start = len(self.rows)
+        rows = []
+        for k, point in enumerate(points, start):
+            row: Row = {"trial": k, "options": plain(point)}
+            recorded = self._recorded.get(k, row)
+            if not is_same(recorded["options"], row["options"]):
+                raise UserError(
+                    f"workdir={self.folder} holds another sweep (trial {k}: {recorded['options']} there, "
+                    f"{row['options']} here), proposed by another version of a library; use another --workdir"
+                )
+            is_open = recorded.get("value") is None and not {"has_diverged", "metrics"} & recorded.keys()
+            rows.append(row if are_independent and is_open else recorded)
+        self.rows += rows
+        self.points += points
+        options = [{**self._fixed, **point} for point in points]
+        if are_independent and self._together > 1 and any("value" not in row for row in rows):
+            for group in self._groups(points, options):
+                left = [k for k in group if "value" not in rows[k]]
+                # Where one of them had to be trained alone, so must the rest.
+                if len(left) > 1 and all("member" in rows[k] for k in group if k not in left):
+                    self._train_together([options[k] for k in left], [rows[k] for k in left])
+        for row, own in zip(rows, options, strict=True):
+            if "value" not in row:
+                self._train_alone(own, row)
+        return rows
+
+    def options(self, trial: int) -> Options:
+        """Returns all options of a trial, as the experiment takes them."""
+        return {**self._fixed, **self.points[trial]}
+
+    def _groups(self, points: Sequence[Point], options: Sequence[Options]) -> list[list[int]]:
+        """Returns which trials can be members of one program."""
+        candidates: dict[str, list[int]] = {}
+        for k, point in enumerate(points):
+            rest = {name: value for name, value in point.items() if not _may_vary(name, value)}
+            candidates.setdefault(json.dumps(rest, default=str), []).append(k)
+        groups: dict[str, list[int]] = {}
+        for k in (k for group in candidates.values() if len(group) > 1 for k in group):
+            try:
+                experiment = self._build(options[k])
+                kind = fingerprint(experiment)
+            except Exception:  # the trial itself will say it
+                continue
+            # Together they would stop only when the last one has reached its target.
+            if (
+                kind
+                and experiment.target is None
+                and experiment.seed == options[k].get("seed", experiment.seed)
+            ):
+                groups.setdefault(kind, []).append(k)
+        size = self._together
+        chunks = [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
+        return [chunk for chunk in chunks if len(chunk) > 1]
+
+    def _train_together(self, options: Sequence[Options], rows: Sequence[Row]) -> None:
+        """Trains trials as members of one program; does nothing where that cannot be."""
+        first = options[0]
+        numbers = [name for name in rows[0]["options"] if isinstance(first[name], float)]
+        varied = [name for name in numbers if any(not is_same(own[name], first[name]) for own in options)]
+        base = self._build(first)
+        members = Members(
+            tuple(own.get("seed", base.seed) for own in options),
+            {name: tuple(own[name] for own in options) for name in varied},
+            (lambda own: self._experiment_fn(**{**first, **own}).tx) if varied else None,
+        )
+        folder = f"trial-{rows[0]['trial']:03d}-and-{len(rows) - 1}-more"
+        recorded = {**first, "members": [members.describe(k) for k in range(len(members))]}
+        try:
+            result = self._train(base, folder, recorded, members)
+        except Stopped:
+            raise
+        except Exception:  # then each trial says for itself what is wrong; alone it may also fit into memory
+            return
+        for k, row in enumerate(rows):
+            row |= {"folder": folder, "member": k}
+            self._finish(row, result["members"][k]["metrics"])
+        self._report(rows)
+
+    def _train_alone(self, options: Options, row: Row) -> None:
+        folder = f"trial-{row['trial']:03d}"
+        row["folder"] = folder
+        is_built = False
+        try:
+            experiment = self._build(options)
+            is_built = True
+            result = self._train(experiment, folder, options, None)
+        except Stopped:
+            raise
+        except Exception as error:
+            self._refuse_surroundings(error, is_built, row["trial"])
+            row |= {"value": None, "error": one_line(error)}
+            if isinstance(error, Diverged):
+                row["has_diverged"] = True
+            elif not isinstance(error, UserError):
+                self.defect = self.defect or error
+        else:
+            self._finish(row, result["metrics"])
+        self._report([row])
+
+    def _refuse_surroundings(self, error: Exception, is_built: bool, trial: int) -> None:
+        """Raises UserError if what failed was not the trial."""
+        is_of_folder = isinstance(error, UserError) and str(self.folder) in str(
+            error
+        )  # damaged, or another's
+        if not is_of_folder and not is_of_surroundings(error, is_built):
+            if isinstance(error, Diverged):
+                return
+            try:
+                self._probe.check()
+                return
+            except UserError as also:  # of options that worked before
+                error = also
+        kind = type(error) if isinstance(error, UserError) else UserError
+        raise kind(
+            f"trial {trial} cannot run here and now ({one_line(error)}); mend that, and the same command "
+            "goes on"
+        ) from error
+
+    def _train(
+        self, experiment: Experiment, folder: str, options: Options, members: Members | None
+    ) -> dict[str, Any]:
+        name, code = module_name(self._experiment_fn), code_of(self._experiment_fn)
+        legacy_code = legacy_code_of(self._experiment_fn)
+        run = Run(self.folder / folder, name, options, code, self._resume, legacy_code=legacy_code)
+        return train(experiment, run, self._mesh, members=members, console=Console(is_quiet=True))
+
+    def _build(self, options: Options) -> Experiment:
+        return without_test(self._experiment_fn, options)
+
+    def _finish(self, row: Row, metrics: dict[str, Any]) -> None:
+        rule = self._probe.rule
+        value = look_up(metrics, rule.split, rule.metric).item()
+        row["value"] = finite(value)  # of a run that diverged null already
+        row["metrics"] = finite(metrics)
+        if row["value"] is None:
+            row["error"] = f"{rule.split} {rule.metric} is not a finite number"
+
+    def _report(self, rows: Sequence[Row]) -> None:
+        self._write()
+        for row in rows:
+            said = row["error"] if row["value"] is None else f"{row['value']:.6g}"
+            words = " ".join(f"{name}={value}" for name, value in row["options"].items())
+            print(f"trial {row['trial']}: {words}: {said}", flush=True)
+
+    def _write(self) -> None:
+        known = self._recorded | {row["trial"]: row for row in self.rows if "value" in row}
+        self._study.write({**self.header, "trials": [known[k] for k in sorted(known)]})
+
+
+def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:
+    """Returns the rows of a record by their numbers.
+
+    Raises:
+      UserError: they are not rows of trials.
+    """
+    kinds = {"trial": int, "options": dict, "folder": str}
+    rows = record.get("trials")
+    if not isinstance(rows, list):
+        raise damaged(study.path, "it holds no trials")
+    for row in rows:
+        if not isinstance(row, dict) or any(not isinstance(row.get(n), kind) for n, kind in kinds.items()):
+            raise damaged(study.path, "a trial lacks its number, its options or its folder")
+        value = row.get("value")
+        is_number = isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+        if not is_number and not (value is None and isinstance(row.get("error"), str)):
+            raise damaged(study.path, f"trial {row['trial']} has neither a value nor an error")
+    if len({row["trial"] for row in rows}) < len(rows):
+        raise damaged(study.path, "a trial stands there twice")
+    return {row["trial"]: row for row in rows}
+
+
+def _may_vary(name: str, value: Any) -> bool:
+    return isinstance(value, float) or name == "seed"

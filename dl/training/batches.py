@@ -1,0 +1,156 @@
+"""The batches of an experiment: of the training split and of each evaluation split."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dl.data import checks
+from dl.data.images.decoding import OfInput, is_image
+from dl.data.pipeline import Batches
+from dl.data.source import ArraySource, Source
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.kinds import kind_of
+from dl.labels import watched
+from dl.sharding import num_batch_shards
+from dl.types import Batch
+
+# A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
+# do for a tiny set too.
+MAX_PADDED_BATCH = 1024
+
+
+def make_batches(
+    experiment: Experiment, mesh: Mesh, seeds: Sequence[int] | None = None
+) -> dict[str, Batches]:
+    """Returns the batches of `train` and of each evaluation split, which share one shape.
+
+    Args:
+      experiment: says what data, and how large a batch.
+      mesh: the devices.
+      seeds: of the members that are trained at the same time, each in an order of its own.
+
+    Raises:
+      UserError: a split is empty, a feature has a name that batches keep for themselves, a whole number is
+        too large for the device, or a batch is larger than the training split.
+    """
+    data = experiment.data
+    _check_input(experiment)
+    if experiment.batch_size > max(len(data.train), MAX_PADDED_BATCH):
+        raise UserError(
+            f"batch_size={experiment.batch_size} is larger than the training split of "
+            f"{data.identity.name}, {len(data.train)} examples; choose at most that"
+        )
+    for name, source in {"train": data.train, **data.evaluations}.items():
+        if not len(source):
+            raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
+        check_targets(experiment, name, source)
+        checks.check_numbers(name, source)
+    batches = {"train": Batches(data.train, experiment.batch_size, mesh, seed=seeds or experiment.seed)}
+    largest = max((len(source) for source in data.evaluations.values()), default=0)
+    shards = num_batch_shards(mesh)
+    size = -(-min(experiment.eval_batch_size, largest) // shards) * shards
+    for name, source in data.evaluations.items():
+        batches[name] = Batches(source, size, mesh)
+    return batches
+
+
+def check_targets(experiment: Experiment, split: str, source: Source) -> None:
+    """Raises UserError for the first target that is not what the stated kind of task compares with.
+
+    That is 0 or 1 for each of several labels, whole numbers from 0 for tokens. What the preprocessing makes
+    itself is not looked at, nor is a source that is not in memory.
+    """
+    kind = kind_of(experiment.loss_fn)
+    if kind is None or kind.name == "classification":
+        return
+    example = {
+        name: jax.ShapeDtypeStruct((1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in source.spec.items()
+    }
+    features: set[str] = set()
+    is_stored = False
+
+    def prepare(batch: Batch) -> None:
+        nonlocal is_stored
+        prepared = batch if experiment.preprocess is None else experiment.preprocess(batch)
+        features.update(prepared)
+        is_stored = kind.target in batch and prepared.get(kind.target) is batch[kind.target]
+
+    one = {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
+    jax.eval_shape(prepare, {**example, **one})
+    if kind.target not in features:
+        raise UserError(
+            f"the {split} split has no feature {kind.target} to compare outputs with; it has "
+            f"{', '.join(source.spec)}: name one to the loss"
+        )
+    if not is_stored or kind.name not in ("multi_label", "language_model"):
+        return
+    dtype = np.dtype(source.spec[kind.target].dtype)
+    if kind.reads_tokens and dtype.kind not in "iu":
+        raise UserError(f"{kind.target} are stored as {dtype}; tokens are whole numbers: astype(np.int32)")
+    if not isinstance(source, ArraySource):
+        return
+    values = source.arrays[kind.target]
+    is_right = values >= 0 if kind.reads_tokens else (values == 0) | (values == 1)
+    if not is_right.all():
+        place = tuple(np.argwhere(~is_right)[0])
+        expected = "tokens are whole numbers from 0" if kind.reads_tokens else "labels are 0 or 1"
+        raise UserError(
+            f"{kind.target} of row {place[0]} of the {split} split is {values[place]}; {expected}"
+        )
+
+
+def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None:
+    """Looks once at all labels that the loss compares with outputs for classes, before anything is trained.
+
+    Which feature holds them, and how many classes there are, follows from the loss: it hands a feature of the
+    batch to `losses.cross_entropy` or `metrics.accuracy`, as `losses.classification` does.
+
+    Raises:
+      UserError: the first label that is no class, by split, row and value.
+    """
+    found: dict[str, int] = {}
+
+    def evaluate(key: jax.Array, batch: dict[str, jax.Array]) -> None:
+        variables = experiment.init(key, batch)
+        if experiment.preprocess is not None:
+            batch = experiment.preprocess(batch)
+        state = {name: collection for name, collection in variables.items() if name != "params"}
+        with watched() as seen:
+            experiment.loss_fn(variables.get("params", {}), state, batch, None)
+        for labels, num_classes in seen:
+            found.update({name: num_classes for name, feature in batch.items() if feature is labels})
+
+    batch = batches["train"].abstract
+    first = len(batch["mask"].shape) - 1  # of several members the leading axis is theirs
+    example = {name: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype) for name, leaf in batch.items()}
+    jax.eval_shape(evaluate, jax.random.key(0), example)
+    for split, of_split in batches.items():
+        of_split.num_classes = found
+        for name, num_classes in found.items():
+            checks.check_classes(split, of_split.source, name, num_classes)
+
+
+def describe_input(experiment: Experiment) -> str:
+    """Returns a line about an input in bytes that is read as it is; empty where there is nothing to say."""
+    leaf, name = experiment.data.train.spec.get(experiment.input_name), experiment.input_name
+    if not isinstance(experiment.preprocess, OfInput) or leaf is None or is_image(name, leaf):
+        return ""
+    if leaf.dtype not in (np.uint8, np.uint16):
+        return ""
+    return (
+        f"the input {name}, {leaf.dtype} of shape {leaf.shape}, is read as whole numbers, not as pixels in "
+        f"[0, 1]; for pixels state preprocess=unit_range({name!r}), and preprocess=None for numbers"
+    )
+
+
+def _check_input(experiment: Experiment) -> None:
+    spec, is_stored = experiment.data.train.spec, isinstance(experiment.preprocess, OfInput | None)
+    if experiment.init_fn is None and is_stored and experiment.input_name not in spec:
+        raise UserError(
+            f"the data have no feature {experiment.input_name} for the model to read; they have "
+            f"{', '.join(spec)}: state one as the Experiment's input_name="
+        )

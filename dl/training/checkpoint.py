@@ -1,0 +1,307 @@
+"""Checkpoints: asynchronous, atomic, with digests and the identity of their run. Nothing else touches orbax.
+
+Orbax writes a step into a temporary folder and renames it when it is complete, so a killed process leaves
+no half checkpoint. What it does not notice is a bit that flips in what is stored: the digests do, of each
+leaf and of the record beside them. What orbax cannot be asked for is kept here too, in one place: plain
+paths, quiet threads, and errors of the disk in one line.
+"""
+
+import contextlib
+import functools
+import logging
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dl.errors import StorageError, UserError
+from dl.runs.digest import leaf_digests
+from dl.sharding import path_name
+from dl.system.json_files import DIGEST_KEY, json_digest, read_json
+
+_TEMPORARY = ".orbax-checkpoint-tmp"
+# What orbax, or tensorstore below it, reads as a pattern, a separator or the scheme of an address.
+_NOT_PLAIN = re.compile(r"[\[\]*?\\]|:/")
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step.
+
+    Attributes:
+      directory: one subfolder for each step.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        identity: Mapping[str, Any] | None = None,
+        is_read_only: bool = False,
+    ):
+        """Opens the checkpoints, and removes what killed processes left of others.
+
+        Args:
+          directory: made if there is none.
+          keep: how many of the newest are kept.
+          identity: of the run, as `Run.identity` gives it; None: checkpoints of any run are read.
+          is_read_only: leave everything as it is.
+        """
+        import orbax.checkpoint as ocp  # slow to import, and evaluation does without
+
+        _keep_threads_quiet()
+        self.directory = directory.resolve()
+        self._ocp = ocp
+        self._identity = identity
+        self._is_read_only = is_read_only
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+        self._link: Path | None = None
+        if not is_read_only:
+            with self._storing():
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._remove_leftovers()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, read_only=is_read_only)
+        self._manager = ocp.CheckpointManager(self._plain_directory(), options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps whose checkpoints are complete, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Stores `state` and the JSON values `progress`; writing goes on in the background.
+
+        The state may be donated to the next step at once: what is written is a copy.
+
+        Raises:
+          StorageError: this one, or the one before, cannot be written.
+        """
+        self.wait()
+        if step in self.steps:
+            return
+        state = self._copy(state)
+        extra = {"run": self._identity, "progress": progress, "digests": leaf_digests(state)}
+        args = self._ocp.args
+        with self._storing():
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    state=args.StandardSave(state),
+                    extra=args.JsonSave({**extra, DIGEST_KEY: json_digest(extra)}),
+                ),
+                force=True,
+            )
+
+    def wait(self) -> None:
+        """Waits until everything is written.
+
+        Raises:
+          StorageError: it could not be.
+        """
+        with self._storing():
+            self._manager.wait_until_finished()
+
+    def restore(
+        self, abstract_state: Any, trouble_with: Callable[[Any], str] = lambda state: ""
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Returns the newest intact state and its progress, None if nothing was ever saved.
+
+        Checkpoints that are damaged are reported by a warning and set aside.
+
+        Args:
+          abstract_state: of `jax.ShapeDtypeStruct`s with the shardings wanted now; they may differ from
+            those the state was saved with.
+          trouble_with: says why a state is not to be used; empty if it is.
+
+        Raises:
+          UserError: there are checkpoints and none is intact, or they belong to another run.
+        """
+        reasons = []
+        for step in reversed(self.steps):
+            place = self.directory / str(step)
+            try:
+                state, extra = self._read_step(step, abstract_state)
+                self._check_run(place, extra)
+                if trouble := trouble_with(state):
+                    raise ValueError(trouble)
+            except UserError:
+                raise
+            # Damage shows as whatever the reader of the damaged file happens to raise.
+            except Exception as error:
+                reason = f"checkpoint {place} is damaged ({_brief(error)})"
+                reasons.append(reason)
+                if step != self.steps[0]:
+                    warnings.warn(f"{reason}; trying an older one", stacklevel=2)
+                continue
+            for later in [s for s in self.steps if s > step and not self._is_read_only]:
+                self._set_aside(later)
+            return state, extra["progress"]
+        if reasons:
+            raise UserError(f"{'; '.join(reasons)}; none is intact, start in another --workdir")
+        return None
+
+    def _read_step(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+        args = self._ocp.args
+        restored = self._manager.restore(
+            step,
+            args=args.Composite(state=args.StandardRestore(abstract_state), extra=args.JsonRestore()),
+        )
+        for (path, wanted), leaf in zip(
+            jax.tree_util.tree_leaves_with_path(abstract_state), jax.tree.leaves(restored.state), strict=True
+        ):
+            if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
+                raise ValueError(
+                    f"{path_name(path)} is {leaf.dtype}{leaf.shape}, not {wanted.dtype}{wanted.shape}"
+                )
+        extra = dict(restored.extra)
+        _check_digest(extra)
+        digests = leaf_digests(restored.state)
+        for name, digest in extra["digests"].items():
+            if digests.get(name, digest) != digest:
+                raise ValueError(f"the digest of {name} does not match its content")
+        return restored.state, extra
+
+    def _check_run(self, place: Path, extra: Mapping[str, Any]) -> None:
+        here, there = self._identity, extra.get("run")
+        # Runs of an older version have no identity, and their first checkpoints hold none.
+        if here is None or there == here or (there is None and here.get("id") is None):
+            return
+        raise UserError(
+            f"checkpoint {place} belongs to another run; restore the checkpoints folder of this run, or "
+            "start in another --workdir"
+        )
+
+    def _set_aside(self, step: int) -> None:
+        number = 1
+        while (aside := self.directory.parent / f"damaged-checkpoint-{step}-{number}").exists():
+            number += 1
+        with self._storing():
+            (self.directory / str(step)).rename(aside)
+        self._manager.reload()
+
+    def _remove_leftovers(self) -> None:
+        if jax.process_index():
+            return
+        for path in list(self.directory.iterdir()):
+            if _TEMPORARY in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _plain_directory(self) -> Path:
+        """Returns the directory, by way of a link where its own path holds what orbax misunderstands."""
+        if not _NOT_PLAIN.search(f"{self.directory}/"):
+            return self.directory
+        self._link = Path(tempfile.mkdtemp(prefix="dl-")) / "checkpoints"
+        self._link.symlink_to(self.directory, target_is_directory=True)
+        return self._link
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Turns what the disk does to a checkpoint into one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = _storage_reason(error)
+            if reason is None:
+                raise
+            if not self._is_read_only:
+                with contextlib.suppress(OSError):
+                    self._remove_leftovers()  # which gives back the room that was taken
+            steps = self.steps if hasattr(self, "_manager") else []
+            stands = f"that of step {steps[-1]:,} stands" if steps else "there is none before it"
+            raise StorageError(
+                f"a checkpoint in {self.directory} cannot be written ({reason}), {stands}; make room, "
+                "and run the same command again to go on"
+            ) from error
+
+    def close(self) -> None:
+        """Waits until everything is written, and lets go of the folder.
+
+        Raises:
+          StorageError: it could not be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._let_go()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            return  # nobody wants to wait: a save under way is finished by its threads, or never counts
+        if isinstance(error, StorageError):
+            with contextlib.suppress(Exception):
+                self._let_go()
+        else:
+            self.close()
+
+    def _let_go(self) -> None:
+        self._manager.close()
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
+            self._link.parent.rmdir()
+            self._link = None
+
+
+def read_progress(directory: Path) -> dict[str, Any] | None:
+    """Returns the progress of the newest checkpoint without its state; None if there is none to be read."""
+    steps = [path for path in directory.glob("*") if path.name.isdecimal()]
+    try:
+        extra = read_json(max(steps, key=lambda path: int(path.name)) / "extra" / "metadata")
+        return extra["progress"] if isinstance(extra, dict) else None
+    except (ValueError, KeyError, UserError):
+        return None
+
+
+def _check_digest(extra: dict[str, Any]) -> None:
+    digest = extra.pop(DIGEST_KEY, None)
+    if digest is not None and digest != json_digest(extra):
+        raise ValueError("the record beside the arrays does not match its digest")
+
+
+def _storage_reason(error: BaseException) -> str | None:
+    """Returns what the operating system said, None where an error has another reason."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        if found := re.search(r"([^:\"]+) \[(?:OS error|os_error_code)[^\]]*\]", str(cause)):
+            return found[1].strip()
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@functools.cache
+def _keep_threads_quiet() -> None:
+    """Drops what orbax, and threads below it, print of a failed save or restore: the same is raised."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    ours = re.compile("orbax|tensorstore|ocdbt", re.IGNORECASE)
+    logging.getLogger("asyncio").addFilter(lambda record: not ours.search(record.getMessage()))
+    hook = sys.unraisablehook
+
+    def hook_without_late_callbacks(unraisable: Any) -> None:
+        # Of reads and writes under way when the first of them failed, of event loops that could not be made.
+        error, code = str(unraisable.exc_value), getattr(unraisable.object, "cr_code", None)
+        is_late = error == "Event loop is closed" or "_ssock" in error
+        if not is_late and "orbax" not in getattr(code, "co_filename", ""):
+            hook(unraisable)
+
+    sys.unraisablehook = hook_without_late_callbacks
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

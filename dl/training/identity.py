@@ -1,0 +1,195 @@
+"""What tells an experiment from others, made from the experiment itself: recorded with a run, compared later.
+
+Options and code that are stated beside an experiment can be forgotten, and then a folder holds another run
+than they say. What is computed cannot.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from dl.experiment import Experiment
+from dl.training.population import Members
+from dl.training.state import init_state
+from dl.training.step import update_state, with_inputs
+from dl.types import Batch
+
+_SETTINGS = (
+    *("num_steps", "batch_size", "seed", "input_name", "frozen", "keep_best", "target", "ema_decay"),
+    *("report_every", "report_start"),
+)
+_LIBRARIES = ("jax", "flax", "optax")
+
+
+def describe(experiment: Experiment, members: Members | None = None) -> dict[str, Any]:
+    """Returns the facts of an experiment as run.json holds them.
+
+    Neither devices nor the addresses of objects make a difference. What is traced depends on the versions of
+    the libraries, on this code and on the platform, so it is compared `under` the same ones only.
+
+    Returns:
+      `settings`: its numbers and rules; `traced`: digests of what is computed (the initial state, a step of
+      training, an evaluation) with the numbers in it.
+    """
+    settings = {name: _plain(getattr(experiment, name)) for name in _SETTINGS}
+    settings["is_warm_started"] = experiment.initial is not None
+    if members is not None:
+        settings |= {"seeds": list(members.seeds), "member_options": _plain(members.options)}
+    batch = stored_batch(experiment)
+    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+
+    def initial_state(batch: Batch) -> Any:
+        return init_state(
+            experiment.init,
+            experiment.tx,
+            batch,
+            experiment.seed,
+            frozen=experiment.frozen,
+            keep_ema=experiment.ema_decay is not None,
+            keep_best=experiment.keep_best is not None,
+            loss_scale=experiment.loss_scale,
+        )
+
+    def training_step(state: Any, batch: Batch) -> Any:
+        frozen, grad_fn = experiment.frozen, experiment.grad_fn
+        return update_state(state, batch, loss_fn, experiment.tx, grad_fn, experiment.ema_decay, frozen)
+
+    def evaluation(state: Any, batch: Batch) -> Any:
+        return loss_fn(state.params, state.model_state, batch, None)
+
+    with jax.disable_jit(False):
+        first, state = jax.make_jaxpr(initial_state, return_shape=True)(batch)
+        traced = {
+            "initial state": _Reader().read(first),
+            "training step": _Reader().read(jax.make_jaxpr(training_step)(state, batch)),
+            "evaluation": _Reader().read(jax.make_jaxpr(evaluation)(state, batch)),
+        }
+    return {"settings": settings, "traced": {"under": _circumstances(), **traced}}
+
+
+def stored_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch of training as the data hold it."""
+    size, spec = experiment.batch_size, experiment.data.train.spec
+    batch = {
+        name: jax.ShapeDtypeStruct((size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in spec.items()
+    }
+    return batch | {
+        "index": jax.ShapeDtypeStruct((size,), np.int32),
+        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
+    }
+
+
+class _Reader:
+    """Digests a traced computation: its operations, their arguments and the constants in it.
+
+    Whole numbers count exactly. Floats are rounded, and of an array of them a projection is told apart, to be
+    compared with a tolerance: what is computed from the data differs in its last bits between machines.
+    """
+
+    def __init__(self) -> None:
+        self._content = hashlib.sha256()
+        self._numbers: dict[Any, int] = {}
+        self._projections: list[float] = []
+
+    def read(self, closed: core.ClosedJaxpr) -> list[Any]:
+        """Returns the digest and the projections of the arrays."""
+        self._closed(closed)
+        return [self._content.hexdigest()[:16], self._projections]
+
+    def _closed(self, closed: core.ClosedJaxpr) -> None:
+        for constant in closed.consts:
+            self._value(constant)
+        self._jaxpr(closed.jaxpr)
+
+    def _jaxpr(self, jaxpr: core.Jaxpr) -> None:
+        self._variables([*jaxpr.constvars, *jaxpr.invars])
+        for equation in jaxpr.eqns:
+            self._text(equation.primitive.name)
+            self._variables(equation.invars)
+            for name, value in sorted(equation.params.items()):
+                self._text(name)
+                self._value(value)
+            self._variables(equation.outvars)
+        self._variables(jaxpr.outvars)
+
+    def _variables(self, variables: list[Any]) -> None:
+        for variable in variables:
+            if isinstance(variable, core.Literal):
+                self._value(variable.val)
+            else:
+                self._text(f"{self._number(variable)}:{variable.aval.str_short()}")
+
+    def _number(self, variable: Any) -> int:
+        return self._numbers.setdefault(variable, len(self._numbers))
+
+    def _value(self, value: Any) -> None:
+        if isinstance(value, core.ClosedJaxpr):
+            self._closed(value)
+        elif isinstance(value, core.Jaxpr):
+            self._jaxpr(value)
+        elif isinstance(value, Mapping):
+            for name in sorted(value, key=str):
+                self._text(str(name))
+                self._value(value[name])
+        elif isinstance(value, tuple | list):
+            self._text(f"{len(value)}(")
+            for item in value:
+                self._value(item)
+        elif isinstance(value, np.ndarray | np.generic | jax.Array):
+            self._array(value)
+        elif isinstance(value, float):
+            self._text(f"{value:.6g}")
+        elif value is None or isinstance(value, str | int | np.dtype | complex):
+            self._text(repr(value))
+        else:  # functions, meshes and such: what matters of them stands elsewhere, or is the machine's
+            self._text(type(value).__name__)
+
+    def _array(self, value: Any) -> None:
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        array = np.asarray(value)
+        self._text(f"{array.dtype}{array.shape}")
+        if not jax.dtypes.issubdtype(array.dtype, np.inexact):
+            self._content.update(np.ascontiguousarray(array).tobytes())
+        elif array.size == 1:
+            self._text(f"{array.astype(np.complex128).item():.6g}")
+        elif array.size:
+            values = array.astype(np.complex128).ravel()
+            weights = np.random.default_rng(0).uniform(0.5, 1.5, values.shape)
+            total = complex(values @ weights) / max(float(np.abs(values) @ weights), 1e-300)
+            scale = float(np.abs(values).max())
+            self._projections += [round(total.real, 9), round(total.imag, 9), scale]
+
+    def _text(self, text: str) -> None:
+        self._content.update(text.encode() + b"\n")
+
+
+def _circumstances() -> dict[str, str]:
+    content = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        content.update(path.read_bytes())
+    versions = {name: version(name) for name in _LIBRARIES}
+    return {**versions, "dl": content.hexdigest()[:16], "platform": jax.default_backend()}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as JSON knows it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    is_number = isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+    return value if value is None or is_number else repr(value)

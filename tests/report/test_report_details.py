@@ -1,0 +1,268 @@
+"""What a report says beside its figures: what was used, seeds, folds, one notice; and that it is bounded."""
+
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+
+from dl.data.splits import short_notice
+from dl.report import curves, plots, write_folds_report, write_report
+from dl.report.record import read_record
+from dl.report.sections import facts, options_table
+from dl.runs.console import format_epochs, format_figures
+
+DATA = {"name": "d", "version": "1.0.0", "checksum": "e" * 64, "sizes": {"train": 1_000, "test": 100}}
+
+
+def write_run(folder, result=None, lines=(), **run):
+    """Writes the folder of a run; returns its path."""
+    folder.mkdir(exist_ok=True)
+    record = {"experiment": "e", "options": {}, "defaults": {}, "dataset": DATA, **run}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps({"dataset": DATA, "steps": 220, **result}))
+    return folder
+
+
+def words_of(folder):
+    write_report(folder, folder / "report.html", None)
+    return plain(folder / "report.html")
+
+
+def plain(path):
+    return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", path.read_text(), flags=re.DOTALL).split())
+
+
+def test_the_notice_stands_once_in_full_and_shortly_beside_figures(tmp_path):
+    notice = "Other data, not mnist.\nWanted mnist, and took INSTEAD what there was."
+    metrics = {"test": {"accuracy": 0.5}}
+    lines = [{"kind": "train", "step": 1, "epoch": 1.0, "loss": 1.0}]
+    words = words_of(write_run(tmp_path, {"metrics": metrics, "notice": notice}, lines, notice=notice))
+    assert words.count("INSTEAD") == 1
+    assert words.count("Other data, not mnist.") > 4
+    assert short_notice(None) == short_notice("") == ""
+
+
+def test_an_option_left_open_is_shown_with_what_was_used(tmp_path):
+    lines = [
+        {"kind": "train", "step": step, "epoch": step / 8, "learning_rate": rate}
+        for step, rate in ((10, 0.001), (20, 0.004), (30, 0.002))
+    ]
+    options = dict.fromkeys(("num_epochs", "learning_rate", "batch_size", "loss_below"))
+    folder = write_run(tmp_path, {"epochs": 27.5}, lines, options=options, num_steps=220, batch_size=128)
+    rows = {row[0]: row[1] for row in options_table(read_record(folder)).rows}
+    assert rows == {
+        "num_epochs": "none (used: 27.5)",
+        "learning_rate": "none (used: 0.004)",
+        "batch_size": "none (used: 128)",
+        "loss_below": "none",
+    }
+    found = dict(facts(read_record(folder)))
+    assert (found["steps"], found["batch size"]) == ("220 (27.5 epochs)", "128")
+    assert found["highest learning rate"] == "0.004"
+
+
+def test_both_counts_of_flops_are_named(tmp_path):
+    counts = {"forward_flops_per_example": 2_000, "forward_flops_per_example_without_padding": 1_500}
+    found = dict(facts(read_record(write_run(tmp_path, counts))))
+    assert found["forward FLOPs an example"] == "2,000"
+    assert found["the same without padding"] == "1,500"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "text"),
+    [(5, "5"), (6.875, "6.88"), (0.00914244, "0.00914"), (2.14e9, "2,140,000,000"), (float("nan"), "nan")],
+)
+def test_epochs_are_short(epochs, text):
+    assert format_epochs(epochs) == text
+
+
+def test_a_loss_is_short_however_large():
+    assert format_figures({"loss": 3.123456e33}) == "loss 3.123e+33"
+    assert format_figures({"loss": 12_345.678901}) == "loss 12345.6789"
+    assert format_figures({"loss": 0.0}) == "loss 0.0000"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "label", "ticks"),
+    [
+        ([0, 1, 2, 3], "seed", ["0", "1", "2", "3"]),
+        ([7, 8], "seed", ["7", "8"]),
+        ([3, 3], "number of the run", ["1", "2"]),
+        ([0, 10**6], "number of the run", ["1", "2"]),
+        (["x", 1], "number of the run", ["1", "2"]),
+    ],
+)
+def test_runs_are_called_by_their_seeds(seeds, label, ticks):
+    members = [{"seed": seed, "metrics": {"test": {"loss": 0.1 * k}}} for k, seed in enumerate(seeds)]
+    result = {"members": members, "metrics": {"test": {"loss": 0.1}}}
+    (drawn,) = curves.seed_points(result, "test")
+    assert (drawn.x_label, [text for _, text in drawn.x_ticks]) == (label, ticks)
+
+
+def test_several_seeds_are_all_named(tmp_path):
+    found = dict(facts(read_record(write_run(tmp_path, {"seed": 4, "members": [{"seed": 4}, {"seed": 5}]}))))
+    assert found["seeds"] == "4, 5"
+
+
+RANGES = [
+    *((0.99990, 0.99997), (1e-6, 2e-5), (100_000, 100_006), (12_000, 13_000), (0, 3e33), (-1e-5, 1e-5)),
+    *((1e15, 1e15 + 8), (-1e299, 1e299), (0, 1e-300), (1_234_567, 1_234_568), (-123.456, -123.455)),
+]
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+def test_ticks_differ_and_lie_inside_the_picture(low, high):
+    line = plots.Series("a", [0.0, 1.0], [low, high])
+    drawn = plots.plot("t", "d", "x", "y", [line], x_range=(low, high), y_range=(low, high))
+    texts = [text for _, text in drawn.y_ticks]
+    assert len(set(texts)) == len(texts) > 1
+    for text in texts:  # it ends 5 before the axis, after the label of the axis
+        assert drawn.left - 5 - plots.LETTER * len(text) >= 15.9
+    for place, text in drawn.x_ticks:
+        assert place + plots.LETTER / 2 * min(len(text), 6) <= plots.WIDTH
+
+
+def folds_record(**more):
+    folds = [
+        {
+            "folder": f"fold-{k}",
+            "sizes": {"train": 80, "validation": 40},
+            "steps": 10,
+            "epochs": 1.25,
+            "seconds": 2.0,
+            "metrics": {"validation": {"loss": 1.0 + k, "accuracy": 0.5 + k / 100}},
+        }
+        for k in (1, 2, 3)
+    ]
+    means = {"loss": 3.0, "accuracy": 0.52}
+    return {
+        "experiment": "e",
+        "options": {"hidden": 3},
+        "dataset": DATA,
+        "notice": "Other data.\nWhy.",
+        "is_selected_on_validation": True,
+        "is_stratified": False,
+        "folds": folds,
+        "metrics": {"validation": means},
+        "intervals": {"validation": {"loss": [1.0, 5.0], "accuracy": [0.5, 0.54]}},
+        **more,
+    }
+
+
+def test_a_cross_validation_has_a_page(tmp_path, dl):
+    (tmp_path / "folds.json").write_text(json.dumps(folds_record()))
+    status, out, _ = dl("report", str(tmp_path))
+    assert (status, out) == (0, f"wrote {tmp_path}/report.html\n")
+    words = plain(tmp_path / "report.html")
+    for part in (
+        "e: cross-validation",
+        "validation accuracy 52.00 % mean of 3 held-out folds; 95 % interval 50.00 % to 54.00 %",
+        "fold-2 80 40 10 (1.25 epochs) 3 0.52 2 s",
+        "Loss by fold, validation split",
+        "Each run ended where its own held-out fold looked best",
+        "drawn at random, not stratified",
+        "narrower than it should be",
+        "The test split was not read.",
+        "hidden 3",
+    ):
+        assert part in words
+    assert words.count("Why.") == 1
+
+
+JUNK = [
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    float("nan"),
+    "",
+    "<b>\x1b\u202e",
+    [],
+    [[]],
+    {},
+    {"a": {"b": []}},
+    [1, "x"],
+]
+
+
+def spoil(random_, value):
+    """Returns a value of JSON with parts of it replaced by something else."""
+    if random_.random() < 0.15:
+        return random_.choice(JUNK)
+    if isinstance(value, dict):
+        return {key: spoil(random_, item) for key, item in value.items()}
+    return [spoil(random_, item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_page_is_made_of_any_json(tmp_path):
+    run = {
+        "experiment": "e",
+        "options": {"num_epochs": None, "seed": 0},
+        "defaults": {"seed": 1},
+        "dataset": DATA,
+        "notice": "n",
+        "num_steps": 20,
+        "batch_size": 8,
+        "versions": {"jax": "0"},
+        "starts": [{"time": "t", "argv": ["a"], "devices": ["cpu"], "cpus": 2, "processes": 1}],
+    }
+    result = {
+        "metrics": {"test": {"accuracy": 0.5, "loss": 1.0}, "validation": {"loss": 2.0}},
+        "intervals": {"test": {"accuracy": [0.4, 0.6]}},
+        "members": [{"seed": k, "metrics": {"test": {"accuracy": 0.5, "loss": 1.0}}} for k in range(2)],
+        "best": {"split": "validation", "metric": "loss", "step": 3},
+        "dataset": DATA,
+        "devices": ["cpu"],
+        "peak_memory_bytes": {"host": 3},
+        **dict.fromkeys(("steps", "epochs", "seconds", "train_seconds", "examples_per_second"), 3.0),
+    }
+    lines = [
+        {"kind": kind, "step": 1, "epoch": 1.0, "loss": 1.0, "learning_rate": 0.1}
+        for kind in ("train", "epoch", "validation")
+    ]
+    random_ = random.Random(0)
+    for _ in range(60):
+        for name, value in (("run.json", run), ("result.json", result)):
+            spoiled = spoil(random_, value)
+            (tmp_path / name).write_text(json.dumps(spoiled if isinstance(spoiled, dict) else value))
+        (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(spoil(random_, line)) for line in lines))
+        (tmp_path / "folds.json").write_text(json.dumps(spoil(random_, {**folds_record(), "x": 1})))
+        write_report(tmp_path, tmp_path / "report.html", None)
+        if isinstance(json.loads((tmp_path / "folds.json").read_text()), dict):
+            write_folds_report(tmp_path, tmp_path / "folds.html")
+
+
+def test_a_page_stays_small_whatever_a_run_has_left(tmp_path):
+    many = {f"metric_{k}": 0.5 for k in range(5_000)}
+    lines = [
+        {"kind": f"split_{k}", "step": k, "epoch": float(k), **dict.fromkeys(many, 1.0)} for k in range(30)
+    ]
+    folder = write_run(
+        tmp_path,
+        {"metrics": {"test": many}, "members": [{"seed": k} for k in range(2_000)]},
+        lines,
+        options={"text": "x" * 1_000_000},
+        starts=[{"time": str(k)} for k in range(5_000)],
+    )
+    words = words_of(folder)
+    assert (folder / "report.html").stat().st_size < 4_000_000
+    assert "The first 200 of 5,000 figures" in words
+    assert "The last 50 of 5,000 starts" in words
+    assert "(1,000,000 characters)" in words
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl", "predictions.npz", "robustness.json"])
+def test_what_is_damaged_is_named_and_the_rest_is_shown(tmp_path, name):
+    result = {"metrics": {"test": {"accuracy": 0.5}}}
+    lines = [{"kind": "train", "step": 1, "epoch": 1.0, "loss": 1.0}]
+    folder = write_run(tmp_path, result, lines)
+    (folder / name).write_bytes(np.random.default_rng(0).bytes(100))
+    words = words_of(folder)
+    assert "What is missing here" in words
+    assert (name in words) or name == "metrics.jsonl"
+    assert "Options" in words

@@ -1,0 +1,411 @@
+"""A whole race on digits: what chooses, what is measured with what, and that nothing happens twice."""
+
+import fcntl
+import json
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.datasets import load_digits
+
+from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, losses, optimizers
+from dl.data import ArraySource, ArraySplits
+from dl.evaluation.intervals import t_interval
+from dl.methods.regularizers import l2, with_penalty
+from dl.models.mlp import MLP
+from dl.runs.console import Console
+from dl.runs.folder import Run
+from dl.studies import benchmark as race
+from dl.training.loop import train
+from dl.training.signals import Stopped
+
+DIGITS = load_digits()
+
+
+def source_of(start, stop, shift=0):
+    labels = np.int32((DIGITS.target[start:stop] + shift) % 10)
+    return ArraySource({"image": np.float32(DIGITS.images[start:stop, :, :, None] / 16), "label": labels})
+
+
+# The labels of test are wrong: whoever chose by it would choose not to learn.
+DATA = ArraySplits(
+    "digits",
+    train=source_of(0, 128),
+    evaluations={"validation": source_of(128, 192), "test": source_of(192, 256, shift=1)},
+)
+FACTORS = {"plain": 1.0, "small": 1e-31}
+RATES = (1e-6, 0.1, 1e30)
+
+
+def experiment(
+    optimizer: str = "plain",
+    learning_rate: PositiveFloat = 0.1,
+    notes: Path = Path("notes.txt"),
+    seed: Seed = 3,
+) -> Experiment:
+    """A perceptron: with two layers a rate of 1e30 overflows.
+
+    Args:
+      optimizer: plain gradient descent, or with a rate that is scaled down.
+      learning_rate: before it is scaled.
+      notes: a file that is not read.
+      seed: the first one.
+    """
+    model = MLP(hidden=(16,), num_classes=10)
+    return Experiment(
+        data=DATA,
+        model=model,
+        loss_fn=losses.classification(model),
+        tx=optimizers.sgd(FACTORS[optimizer] * learning_rate),
+        num_steps=6,
+        batch_size=64,
+        seed=seed,
+    )
+
+
+def hold(folder, *words):
+    argv = ["--workdir", str(folder), "--mesh", "data=1", "--tuning-seeds", "2", "--final-seeds", "2", *words]
+    race.main(experiment, "optimizer", list(FACTORS), "learning_rate", RATES, argv)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("race")
+    hold(folder)
+    return folder
+
+
+def race_of(folder):
+    return json.loads((folder / "race.json").read_text())
+
+
+def lanes_of(folder):
+    return {lane["name"]: lane for lane in race_of(folder)["lanes"]}
+
+
+def result_of(folder, run):
+    return json.loads((folder / run / "result.json").read_text())
+
+
+def test_it_leaves_a_table_its_numbers_and_a_figure(folder):
+    table = (folder / "race.md").read_text()
+    assert table.splitlines()[0] == "| optimizer | learning_rate | test accuracy, mean of 2 seeds | 95 % |"
+    assert len(table.splitlines()) == 4
+    assert set(lanes_of(folder)) == set(FACTORS)
+    assert race_of(folder)["options"]["notes"] == "notes.txt"
+    assert (folder / "race.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validation_chooses_the_rate_and_test_does_not(folder):
+    tuned = result_of(folder, "tune-plain")["members"]
+    means = [
+        np.mean([m["metrics"]["validation"]["loss"] or math.nan for m in tuned if m["learning_rate"] == rate])
+        for rate in RATES
+    ]
+    assert means[1] < means[0] < math.log(10) * 3
+    assert lanes_of(folder)["plain"]["learning_rate"] == RATES[1]
+    np.testing.assert_allclose(lanes_of(folder)["plain"]["validation_losses"][:2], means[:2])
+    # The rate that does not learn would have had the better test loss; the tuning never saw that.
+    assert all(set(member["metrics"]) == {"validation"} for member in tuned)
+    for run in folder.glob("tune-*"):
+        assert '"test"' not in (run / "metrics.jsonl").read_text()
+    assert [m["seed"] for m in tuned] == [3, 4] * 3
+
+
+def test_a_rate_that_diverges_never_wins(folder):
+    lane = lanes_of(folder)["plain"]
+    assert lane["validation_losses"][2] is None
+    diverged = [m for m in result_of(folder, "tune-plain")["members"] if m["learning_rate"] == RATES[2]]
+    assert [m["metrics"]["validation"]["loss"] for m in diverged] == [None, None]
+
+
+def test_an_optimum_at_the_edge_is_marked(folder):
+    rows = {line.split()[1]: line for line in (folder / "race.md").read_text().splitlines()[2:]}
+    assert "1e+30 (edge of the range)" in rows["small"]
+    assert "edge" not in rows["plain"]
+
+
+def test_the_figure_is_the_mean_over_fresh_seeds_with_its_interval(folder):
+    for name, lane in lanes_of(folder).items():
+        members = result_of(folder, f"final-{name}")["members"]
+        assert [m["seed"] for m in members] == [5, 6]
+        assert {m["learning_rate"] for m in members} == {lane["learning_rate"]}
+        one, two = (m["metrics"]["test"]["accuracy"] for m in members)
+        assert lane["test"] == pytest.approx((one + two) / 2)
+        # Of two values: t (0.975, 1 degree of freedom) times half their distance.
+        half = 12.7062 * abs(one - two) / 2
+        low, high = max(lane["test"] - half, 0.0), min(lane["test"] + half, 1.0)  # a share
+        assert lane["interval"] == pytest.approx([low, high], rel=1e-4, abs=1e-9)
+
+
+def test_a_race_that_goes_on_does_nothing_twice(folder, capsys):
+    before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    hold(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
+    assert len(json.loads((folder / "tune-plain" / "run.json").read_text())["starts"]) == 1
+    assert capsys.readouterr().out.splitlines()[0].startswith("plain: learning_rate=0.1, test accuracy")
+
+
+def test_other_options_in_the_same_folder_are_refused(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        hold(folder, "--seed", "9")
+    assert caught.value.code == 2
+    assert "seed: 3 there, 9 here" in capsys.readouterr().err
+
+
+# Without training.
+
+
+def with_intervals(result):
+    """Adds the intervals of the test metrics over the members, as a run states them."""
+    metrics = [row["metrics"]["test"] for row in result["members"]]
+    intervals = {
+        name: list(t_interval([row[name] for row in metrics], is_share=name == "accuracy")[1:])
+        for name in metrics[0]
+    }
+    return {**result, "intervals": {"test": intervals}}
+
+
+def member(seed, rate, loss):
+    metrics = {"validation": {"loss": loss}, "test": {"accuracy": 0.5}}
+    return {"seed": seed, "learning_rate": rate, "metrics": metrics}
+
+
+def test_a_rate_with_one_diverged_seed_loses_and_one_final_seed_has_no_interval(
+    tmp_path, monkeypatch, capsys
+):
+    tuning = [(1e-6, 2.0), (1e-6, 2.2), (0.1, 0.1), (0.1, None), (1e30, 0.1), (1e30, math.nan)]
+
+    def train(experiment, run, mesh, members, console):
+        run.folder.mkdir()
+        rows = [member(k, rate, loss) for k, (rate, loss) in enumerate(tuning)]
+        return {"members": rows if len(members) > 1 else [member(7, 1e-6, 2.0)], "seconds": 1.0}
+
+    monkeypatch.setattr(race, "train", train)
+    hold(tmp_path, "--final-seeds", "1")
+    lane = lanes_of(tmp_path)["plain"]
+    assert (lane["learning_rate"], lane["test"], lane["interval"]) == (1e-6, 0.5, None)
+    assert lane["validation_losses"] == [pytest.approx(2.1), None, None]
+    assert "| 50.00 % | unknown |" in (tmp_path / "race.md").read_text()
+
+
+def test_who_diverges_at_every_rate_ends_the_race_in_one_line(tmp_path, monkeypatch, capsys):
+    rows = [member(k, rate, None) for k, rate in enumerate(np.repeat(RATES, 2))]
+    monkeypatch.setattr(race, "train", lambda *args, **kwargs: {"members": rows, "seconds": 1.0})
+    with pytest.raises(SystemExit) as caught:
+        hold(tmp_path)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: plain diverges at every learning_rate of [1e-06, 0.1")
+
+
+def test_what_goes_on_with_a_stopped_race_is_the_race(tmp_path, monkeypatch, capsys):
+    def train(experiment, run, *args, **kwargs):
+        raise Stopped(signal.SIGTERM, run.resume_command)
+
+    monkeypatch.setattr(race, "train", train)
+    with pytest.raises(SystemExit) as caught:
+        hold(tmp_path)
+    assert caught.value.code == 143
+    assert capsys.readouterr().err.rstrip().endswith(f"--workdir {tmp_path}")
+
+
+# A number of the loss is tuned: each of its values is a program.
+
+WEIGHTS = {"none": (0.0,), "l2": (1e30, 0.01), "decay": (0.0, 0.5)}
+
+
+def regularized(regularizer: str = "none", strength: NonNegativeFloat = 0.0, seed: Seed = 3) -> Experiment:
+    """A linear classifier.
+
+    Args:
+      regularizer: l2 in the loss, or decay in the optimizer.
+      strength: of that.
+      seed: the first one.
+    """
+    model = MLP(hidden=(), num_classes=10)
+    loss_fn = losses.classification(model)
+    return Experiment(
+        data=DATA,
+        model=model,
+        loss_fn=with_penalty(loss_fn, l2(strength)) if regularizer == "l2" else loss_fn,
+        tx=optimizers.sgd(0.1, weight_decay=strength if regularizer == "decay" else 0.0),
+        num_steps=4,
+        batch_size=64,
+        seed=seed,
+    )
+
+
+def hold_regularized(folder, *words, values=WEIGHTS, **how):
+    argv = ["--workdir", str(folder), "--mesh", "data=1", "--tuning-seeds", "2", "--final-seeds", "2", *words]
+    race.main(regularized, "regularizer", values, "strength", values, argv, reference="none", **how)
+
+
+@pytest.fixture(scope="module")
+def regularized_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("regularized")
+    hold_regularized(folder, values={"none": WEIGHTS["none"], "l2": WEIGHTS["l2"]})
+    return folder
+
+
+def test_a_number_of_the_loss_has_the_effect_that_a_run_of_its_own_has(regularized_folder, tmp_path, mesh1):
+    tuned = result_of(regularized_folder, "tune-l2-0.01")["members"]
+    assert [m["seed"] for m in tuned] == [3, 4]
+    alone = train(
+        regularized("l2", 0.01, seed=4), Run(tmp_path, "alone", {}), mesh1, console=Console(is_quiet=True)
+    )
+    assert tuned[1]["metrics"]["validation"]["loss"] == pytest.approx(
+        alone["metrics"]["validation"]["loss"], rel=1e-5
+    )
+    # Without the penalty it would be the same as none.
+    none = result_of(regularized_folder, "tune-none-0")["members"][1]
+    assert tuned[1]["metrics"]["validation"]["loss"] != none["metrics"]["validation"]["loss"]
+
+
+def test_a_value_of_which_every_seed_diverges_loses_to_the_others(regularized_folder):
+    lane = lanes_of(regularized_folder)["l2"]
+    assert (lane["strength"], lane["validation_losses"][0]) == (0.01, None)
+    final = json.loads((regularized_folder / "final-l2" / "run.json").read_text())
+    assert final["options"]["strength"] == 0.01
+
+
+def test_nothing_is_at_the_edge_where_nothing_is_tuned(regularized_folder):
+    row = next(row for row in (regularized_folder / "race.md").read_text().splitlines() if "| none |" in row)
+    assert row.startswith("| none |  | ")
+    assert not lanes_of(regularized_folder)["none"]["is_at_the_edge"]
+
+
+def stub(monkeypatch, scores, validation=None):
+    """Replaces training: of each contestant the scores, of each value the validation figures, from tables."""
+    calls = []
+
+    def train(experiment, run, mesh, members, console):
+        calls.append((run.folder.name, experiment, members))
+        run.folder.mkdir()
+        own = scores[run.options["regularizer"]]
+        chosen_by = (
+            {"loss": 0.1, "accuracy": 0.5} if validation is None else validation[run.options["strength"]]
+        )
+        rows = [
+            {
+                **members.describe(k),
+                "metrics": {"validation": chosen_by, "test": {"accuracy": own[k % len(own)]}},
+            }
+            for k in range(len(members))
+        ]
+        return with_intervals({"members": rows, "seconds": 1.0, "dataset": {"sizes": {"test": 64}}})
+
+    monkeypatch.setattr(race, "train", train)
+    return calls
+
+
+def test_only_numbers_of_the_optimizer_share_a_program(tmp_path, monkeypatch):
+    calls = stub(monkeypatch, dict.fromkeys(WEIGHTS, (0.5, 0.75)))
+    # A decay of 0 adds no step to the optimizer: the two are different programs.
+    hold_regularized(tmp_path)
+    parts = ["tune-none-0", "final-none", "tune-l2-1e+30", "tune-l2-0.01", "final-l2"]
+    assert [name for name, _, _ in calls] == [*parts, "tune-decay-0", "tune-decay-0.5", "final-decay"]
+    assert all(not members.options for _, _, members in calls)
+    assert "test" not in calls[2][1].data.evaluations
+
+
+def test_the_difference_to_the_reference_is_paired_by_seed(tmp_path, monkeypatch):
+    scores = {
+        "none": (0.80, 0.70, 0.60, 0.75),
+        "l2": (0.84, 0.75, 0.63, 0.80),
+        "decay": (0.79, 0.72, 0.60, 0.74),
+        "worse": (0.74, 0.63, 0.55, 0.68),
+    }
+    stub(monkeypatch, scores)
+    hold_regularized(tmp_path, "--final-seeds", "4", values=dict.fromkeys(scores, (0.1,)))
+    lanes = lanes_of(tmp_path)
+    for name, verdict in (("l2", "better"), ("decay", "no difference shown"), ("worse", "worse")):
+        difference = lanes[name]["difference"]
+        interval = stats.ttest_rel(scores[name], scores["none"]).confidence_interval(0.95)
+        assert difference["interval"] == pytest.approx([interval.low, interval.high])
+        assert difference["estimate"] == pytest.approx(np.mean(scores[name]) - np.mean(scores["none"]))
+        assert difference["verdict"] == verdict
+    assert "difference" not in lanes["none"]
+    rows = {line.split()[1]: line for line in (tmp_path / "race.md").read_text().splitlines()[2:]}
+    assert rows["l2"].endswith("| +4.25 (+2.73 to +5.77) | better |")
+    assert rows["decay"].endswith("| +0.00 (-2.25 to +2.25) |  |")
+    assert rows["none"].endswith("|  |  |")
+    assert len({line.count("|") for line in (tmp_path / "race.md").read_text().splitlines()}) == 1
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 0.1), ("accuracy", 0.2)])
+def test_the_loss_or_the_accuracy_chooses_and_who_diverges_never_wins(tmp_path, monkeypatch, metric, best):
+    figures = {0.1: (0.1, 0.5), 0.2: (0.3, 0.9), 0.3: (None, 0.99)}
+    validation = {value: {"loss": loss, "accuracy": accuracy} for value, (loss, accuracy) in figures.items()}
+    stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)}, validation)
+    hold_regularized(tmp_path, values={"none": (0.1,), "l2": tuple(figures)}, metric=metric)
+    lane = lanes_of(tmp_path)["l2"]
+    assert lane["strength"] == best
+    assert lane["validation_losses"] == [pytest.approx(0.1), pytest.approx(0.3), None]
+    assert lane.get("validation_accuracies") == (
+        None if metric == "loss" else pytest.approx([0.5, 0.9, 0.99])
+    )
+
+
+def test_one_seed_is_not_compared(tmp_path, monkeypatch):
+    stub(monkeypatch, {"none": (0.5,), "l2": (0.75,)})
+    hold_regularized(tmp_path, "--final-seeds", "1", values={"none": (0.0,), "l2": (0.1,)})
+    assert lanes_of(tmp_path)["l2"]["difference"]["interval"] is None
+    row = next(row for row in (tmp_path / "race.md").read_text().splitlines() if "| l2 |" in row)
+    assert row.endswith("| +25.00 | one seed, and no predictions to pair |")
+
+
+def test_a_reference_that_does_not_take_part_is_refused():
+    with pytest.raises(ValueError, match="reference='nobody' is none of none, l2, decay"):
+        race.main(regularized, "regularizer", WEIGHTS, "strength", WEIGHTS, [], reference="nobody")
+
+
+def test_a_race_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, monkeypatch, capsys):
+    calls = stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)})
+    stubbed = race.train
+    losses_of = {"none": 0.25, "l2": 0.125}
+
+    def train_with_losses(experiment, run, mesh, members, console):
+        result = stubbed(experiment, run, mesh, members, console)
+        for k, row in enumerate(result["members"]):
+            row["metrics"]["test"]["loss"] = (1 + k) * losses_of[run.options["regularizer"]]
+        return with_intervals({**result, "better": {"loss": "min", "accuracy": "max"}})
+
+    monkeypatch.setattr(race, "train", train_with_losses)
+    hold_regularized(tmp_path, values={"none": (0.0,), "l2": (0.1,)}, test_metric="loss")
+    assert calls
+    record = race_of(tmp_path)
+    assert [lane["name"] for lane in record["lanes"]] == ["l2", "none"]
+    assert record["test_metric"] == "loss"
+    table = (tmp_path / "race.md").read_text().splitlines()
+    assert table[0].startswith(
+        "| regularizer | strength | test loss, mean of 2 seeds | 95 % | more than none"
+    )
+    assert table[2].startswith("| l2 |  | 0.1875 | -0.6066 to 0.9816 | -0.1875 (")
+    assert "%" not in table[2]
+    assert "none: test loss 0.375 (-1.213 to 1.963)" in capsys.readouterr().out
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    calls = stub(monkeypatch, {})
+    with pytest.raises(SystemExit) as caught:
+        hold_regularized(tmp_path / "race", metric="f1")
+    assert (caught.value.code, calls, (tmp_path / "race").exists()) == (2, [], False)
+    assert "metric='f1' is not measured; choose one of" in capsys.readouterr().err
+
+
+def test_a_race_in_use_or_with_a_damaged_record_is_one_line(tmp_path, monkeypatch, capsys):
+    calls = stub(monkeypatch, {})
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            hold_regularized(tmp_path)
+    assert "is in use by another process" in capsys.readouterr().err
+    (tmp_path / "race.json").write_text('{"lanes": [], "sha256": 1}')
+    with pytest.raises(SystemExit) as caught:
+        hold_regularized(tmp_path)
+    error = capsys.readouterr().err
+    assert (caught.value.code, error.count("\n"), calls) == (2, 1, [])
+    assert "race.json is damaged" in error
