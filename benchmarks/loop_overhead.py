@@ -63,7 +63,7 @@ def main() -> None:
         print(f"{len(os.sched_getaffinity(0))} cores, {jax.devices()[0].device_kind}, {REPEATS} repeats")
     for name, experiment in cases.items():
         # Evaluation is no part of the comparison.
-        data = dataclasses.replace(experiment, report_every=experiment.num_steps)
+        data = dataclasses.replace(experiment, eval_every=experiment.num_steps)
         bare, loop = [], []
         for _ in range(REPEATS):
             bare.append(bare_seconds(data))

@@ -5,10 +5,10 @@ An experiment needs little more than these names; everything else is a module aw
 """
 
 from dl.cli.main import main
-from dl.cli.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.stopping import KeepBest, Target
+from dl.option_types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
+from dl.stopping import KeepBest, StopAt
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,7 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "Seed",
-    "Target",
+    "StopAt",
     "UserError",
     "main",
 ]

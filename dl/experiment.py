@@ -7,18 +7,20 @@ import flax.linen as nn
 import jax
 import optax
 
-from dl.data.images.decoding import OfInput, to_unit_range
-from dl.data.splits import Splits
 from dl.freezing import Patterns
 from dl.gradients import mean_gradient
 from dl.kinds import kind_of
 from dl.precision import LossScale
 from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.sharding import Rules
-from dl.stopping import KeepBest, Target
-from dl.training.step import Augment, Preprocess
-from dl.types import Batch, GradFn, Key, LossFn, Variables
-from dl.warm_start import Initial
+from dl.stopping import KeepBest, StopAt
+from dl.types import Augment, Batch, GradFn, Key, LossFn, OfInput, Preprocess, Splits, Variables
+from dl.warm_start import WarmStart
+
+
+def as_the_data_state(batch: Batch) -> Batch:
+    """Stands for the preprocessing that the data of an experiment state; never called."""
+    raise AssertionError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,24 +37,24 @@ class Experiment:
       input_name: the feature that the model reads.
       init_fn: from a key and a batch to variables, where `model` and `input_name` do not say it.
       predict_fn: from variables and a preprocessed batch to the outputs, likewise.
-      initial: variables to start from, such as a pretrained backbone; what they lack is initialised.
+      warm_start: variables to start from, such as a pretrained backbone; what they lack is initialised.
       frozen: patterns; the parameters in whose paths one is found stay as they are, and so do the
         statistics of their batch norms.
       preprocess: from a stored batch to the model's input, on the device, in training and evaluation;
-        by default the input's pixels become floats in [0, 1]; no other feature changes, see `data.images`.
-        The tokens of a language model stay as they are.
+        by default as the data state, where an image's pixels become floats in [0, 1] and no other feature
+        changes. The tokens of a language model stay as they are.
       augment: from a key and one preprocessed example to an example; training only.
       grad_fn: how the loss becomes a gradient.
       keep_best: end with the variables of the best evaluation, and stop early where it says so.
-      target: stop as soon as a metric is good enough.
+      stop_at: stop as soon as a metric is good enough.
       ema_decay: keep a moving average of the parameters and evaluate that; in [0, 1). Batch statistics are
         not averaged: the average is evaluated with those that the raw parameters gathered.
       loss_scale: the initial loss scale, for float16.
       sharding_rules: pairs of a regular expression on a parameter's path and its partition.
       seed: of parameters, order, dropout and augmentation.
       eval_batch_size: rounded up to a multiple of the devices; a split's last batch is padded.
-      report_every: steps between evaluations; by default once an epoch.
-      report_start: evaluate before the first step too.
+      eval_every: steps between evaluations; by default once an epoch.
+      eval_at_start: evaluate before the first step too.
     """
 
     data: Splits
@@ -64,23 +66,23 @@ class Experiment:
     input_name: str = "image"
     init_fn: Callable[[Key, Batch], Variables] | None = None
     predict_fn: Callable[[Variables, Batch], jax.Array] | None = None
-    initial: Initial | None = None
+    warm_start: WarmStart | None = None
     frozen: Patterns = ()
-    preprocess: Preprocess | None = to_unit_range
+    preprocess: Preprocess | None = as_the_data_state
     augment: Augment | None = None
     grad_fn: GradFn = mean_gradient
     keep_best: KeepBest | None = None
-    target: Target | None = None
+    stop_at: StopAt | None = None
     ema_decay: float | None = None
     loss_scale: LossScale | None = None
     sharding_rules: Rules = ()
     seed: int = 0
     eval_batch_size: int = 500
-    report_every: int | None = None
-    report_start: bool = False
+    eval_every: int | None = None
+    eval_at_start: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "eval_batch_size", "report_every"):
+        for name in ("num_steps", "batch_size", "eval_batch_size", "eval_every"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), STEPS)
         check_count("seed", self.seed, Range(0, 2**32 - 1))
@@ -89,11 +91,11 @@ class Experiment:
         if self.model is None and self.init_fn is None:
             raise ValueError("an Experiment needs a model or an init_fn")
         kind = kind_of(self.loss_fn)
-        if kind is not None and kind.reads_tokens and self.preprocess is to_unit_range:
-            object.__setattr__(self, "preprocess", None)  # numbers of tokens are no pixels
+        if self.preprocess is as_the_data_state:
+            is_tokens = kind is not None and kind.reads_tokens  # numbers of tokens are not pixels
+            object.__setattr__(self, "preprocess", None if is_tokens else self.data.preprocess)
         if isinstance(self.preprocess, OfInput):
-            of_input = dataclasses.replace(self.preprocess, name=self.input_name)
-            object.__setattr__(self, "preprocess", of_input)
+            object.__setattr__(self, "preprocess", self.preprocess.of(self.input_name))
 
     def init(self, key: Key, batch: Batch) -> Variables:
         """Returns the model's initial variables for a stored batch."""
@@ -103,3 +105,14 @@ class Experiment:
             return self.init_fn(key, batch)
         assert self.model is not None
         return self.model.init(key, batch[self.input_name])
+
+
+def abstract(experiment: Experiment) -> tuple[Variables, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the shapes of the initial variables and of a stored batch of one example."""
+    spec = experiment.data.train.spec
+    example = {
+        name: jax.ShapeDtypeStruct((1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in spec.items()
+    }
+    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
+    return jax.eval_shape(experiment.init, jax.random.key(0), example), example

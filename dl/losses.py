@@ -134,7 +134,7 @@ def classification(model: nn.Module, *, label_smoothing: float = 0.0, input_name
     With `label_smoothing` the gradient is of the smoothed loss; the metric `loss` is always the plain
     cross-entropy, so that curves of training, evaluation and other experiments can be compared.
 
-    A batch with soft labels, `target` of shape B × C (`regularizers.mixup` makes them), is measured by those
+    A batch with soft labels, `target` of shape B × C (`mixing.mixup` makes them), is measured by those
     instead of `label`: its accuracy is the share of the target that lies on the predicted class.
     """
     check("label_smoothing", label_smoothing, PROBABILITY)

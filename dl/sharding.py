@@ -4,7 +4,9 @@ Models never mention any of this. Axes: `data` splits the batch and replicates t
 splits both, `tensor` splits parameters by the rules given beside a model.
 """
 
+import contextlib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -182,3 +184,19 @@ def _check_divides(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh:
                 f"the sharding rule {spec} splits {name} of shape {shape} into {parts} parts, which "
                 f"do not divide {size}; change the rule or the mesh"
             )
+
+
+MAX_VIRTUAL_DEVICES = 64
+
+
+def make_mesh_of(text: str | None) -> Mesh:
+    """Returns the mesh; where there is only a CPU, `--mesh data=8` makes eight devices of it."""
+    sizes = parse_mesh(text) if text else None
+    wanted = math.prod((sizes or {}).values())
+    if 1 < wanted <= MAX_VIRTUAL_DEVICES and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        # Ignored where there is an accelerator, and refused once a backend runs.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", wanted)
+    return make_mesh(sizes)

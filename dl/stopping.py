@@ -118,7 +118,7 @@ class KeepBest(Rule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Target(Rule):
+class StopAt(Rule):
     """Stop as soon as a metric is good enough.
 
     Attributes:

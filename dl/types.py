@@ -4,10 +4,12 @@ A *batch* is a dict of arrays whose leading axis is the example: the features of
 `index` (the global index of each example, which keys its randomness) and `mask` (False on padding).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 
 from dl.metrics import Mean
 
@@ -39,3 +41,98 @@ class LossFn(Protocol):
 
 GradFn = Callable[[LossFn], Callable[..., tuple[tuple[jax.Array, Aux], Params]]]
 """Turns a loss into a function with the same arguments that returns `((loss, aux), gradient)`."""
+
+
+Preprocess = Callable[[Batch], Batch]
+Augment = Callable[[Key, Batch], Batch]
+"""From a key and ONE example to an example."""
+
+
+class Source(Protocol):
+    """A finite sequence of examples that any rows can be read from, in any order.
+
+    Building one does no I/O. `__getitem__` may be called from several threads.
+
+    Attributes:
+      spec: shape and dtype of ONE example (no batch axis), by feature name.
+    """
+
+    @property
+    def spec(self) -> Mapping[str, jax.ShapeDtypeStruct]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the rows `indices`, in that order, stacked along a leading axis."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Which data a number was measured on.
+
+    Attributes:
+      name: with its config, as in "colours/dark".
+      version: as TFDS writes it, "3.0.1"; "1.0.0" of data that have none.
+      checksum: SHA-256 (hex) over the decoded images and labels of all official splits, with names,
+        shapes and dtypes. Of a set too large for memory, over its description and the names and
+        sizes of its shards (of a folder of images: of its files).
+      sizes: number of examples in each split as used.
+      split_rule: how rows were taken from train, where they were; empty for a plain random draw.
+    """
+
+    name: str
+    version: str
+    checksum: str
+    sizes: Mapping[str, int]
+    split_rule: str = ""
+
+
+class Splits(Protocol):
+    """What an experiment trains and is judged on.
+
+    Attributes:
+      train: the examples that are trained on.
+      evaluations: by name; `test` is read once, at the end of the run, the others every epoch.
+      identity: which data it is.
+      provenance: how the data came, such as `read from the decoded cache in 0.2 s`.
+      notice: what a person must know before trusting a figure, such as a fallback to other data. Its first
+        line is short and stands beside every figure, all of it once where a reader begins.
+      preprocess: from a stored batch to the model's input, where an experiment states no other. None: as it
+        is stored.
+    """
+
+    @property
+    def train(self) -> Source: ...
+    @property
+    def evaluations(self) -> Mapping[str, Source]: ...
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def provenance(self) -> str: ...
+    @property
+    def notice(self) -> str | None: ...
+    @property
+    def preprocess(self) -> Preprocess | None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class OfInput:
+    """A preprocessing of the one feature that the model reads: an `Experiment` puts in its `input_name`.
+
+    Attributes:
+      convert: from the feature's name and its stored values to the model's input.
+      name: of the feature; a batch without it stays as it is.
+    """
+
+    convert: Callable[[str, jax.Array], jax.Array]
+    name: str = "image"
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self.name not in batch:
+            return batch
+        return {**batch, self.name: self.convert(self.name, batch[self.name])}
+
+    def of(self, name: str) -> "OfInput":
+        """Returns the same preprocessing of another feature."""
+        return dataclasses.replace(self, name=name)

@@ -15,8 +15,7 @@ from dl.data import image_classification, steps_per_epoch
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.data.images.classification import ImageClassification
 from dl.data.images.decoding import resized
-from dl.models.airbench import Airbench
-from dl.warm_start import whitened
+from dl.models.airbench import Airbench, whitened
 
 WIDTHS = {"full": (64, 256, 256), "small": (32, 96, 128)}
 
@@ -67,7 +66,7 @@ def recipe(
     return Experiment(
         data=data,
         model=model,
-        initial=whitened(data.train),
+        warm_start=whitened(data.train),
         frozen=("^whiten/kernel",),
         preprocess=resized(image_size, image_size),
         augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),

@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, Target, losses, main, metrics, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, StopAt, losses, main, metrics, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -63,9 +63,9 @@ def experiment(
         tx=optimizers.sgd(learning_rate),
         num_steps=num_steps,
         batch_size=num_examples,
-        report_every=steps_log,
-        report_start=True,
-        target=None if loss_below is None else Target(value=loss_below, split="all"),
+        eval_every=steps_log,
+        eval_at_start=True,
+        stop_at=None if loss_below is None else StopAt(value=loss_below, split="all"),
         seed=seed,
     )
 

@@ -20,7 +20,7 @@ from dl import (
     PositiveFloat,
     PositiveInt,
     Seed,
-    Target,
+    StopAt,
     losses,
     main,
     optimizers,
@@ -78,7 +78,7 @@ def experiment(
         tx=tx,
         num_steps=num_steps,
         batch_size=batch_size,
-        target=None if target_accuracy is None else Target(value=target_accuracy, metric="accuracy"),
+        stop_at=None if target_accuracy is None else StopAt(value=target_accuracy, metric="accuracy"),
         seed=seed,
     )
 

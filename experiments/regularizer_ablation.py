@@ -28,9 +28,10 @@ from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, U
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images import augment
 from dl.gradients import mean_gradient, sharpness_aware_gradient
-from dl.methods.regularizers import cutmix, l1, l2, mixup, with_mixing, with_penalty
+from dl.methods.mixing import cutmix, mixup, with_mixing
 from dl.models.mlp import ResidualMLP
 from dl.optimizers import adamw, cosine
+from dl.penalties import l1, l2, with_penalty
 from dl.stopping import KeepBest
 from dl.studies import benchmark as race
 from dl.studies.curve_plan import part_of
@@ -93,7 +94,7 @@ def experiment(
         grad_fn=sharpness_aware_gradient(strength) if at["sam"] else mean_gradient,
         ema_decay=at["ema"] or None,
         keep_best=KeepBest(metric="accuracy", patience=int(strength)) if at["early_stopping"] else None,
-        report_every=None if at["early_stopping"] else num_steps,
+        eval_every=None if at["early_stopping"] else num_steps,
         num_steps=num_steps,
         batch_size=batch_size,
         seed=seed,

@@ -24,8 +24,9 @@ from dl.data.images.image_data_generator import image_data_generator
 from dl.models.mobilenet import mobilenet_v2
 from dl.models.transfer import WithHead
 from dl.models.weights import names as torch_names
-from dl.training.from_experiment import Trained
-from dl.warm_start import Initial, nested, pretrained
+from dl.models.weights.pretrained import pretrained
+from dl.training.from_experiment import FromExperiment
+from dl.warm_start import WarmStart, nested
 from experiments import mobilenetv2
 
 augment = image_data_generator(
@@ -63,7 +64,7 @@ def experiment(
     def adam(peak: float) -> optax.GradientTransformation:
         return optimizers.adam(optimizers.cosine(peak, num_steps, warmup_steps=num_steps // 10))
 
-    initial: Initial | None = None
+    initial: WarmStart | None = None
     frozen = {"head": ("^backbone/",), "finetune": ("^backbone/stem/",), "scratch": ()}[stage]
     tx = adam(1e-3)
     if stage == "head":
@@ -71,14 +72,16 @@ def experiment(
             initial = pretrained(backbone, torch_names.mobilenet_v2, "backbone", skip=("head",))
         elif backbone != "random":
             source = {"dataset": backbone, "width": width, "num_epochs": 1 if smoke else 8}
-            initial = Trained(mobilenetv2.experiment, source, lambda v: nested(v, "backbone", ("head",)))
+            initial = FromExperiment(
+                mobilenetv2.experiment, source, lambda v: nested(v, "backbone", ("head",))
+            )
     elif stage == "finetune":
-        initial = Trained(experiment, before)
+        initial = FromExperiment(experiment, before)
         tx = optimizers.by_path({"^backbone/block[0-6]/": adam(5e-4), "": adam(1e-3)})
     return Experiment(
         data=data,
         model=model,
-        initial=initial,
+        warm_start=initial,
         frozen=frozen,
         preprocess=resized(image_size, image_size),
         augment=augment,

@@ -96,7 +96,7 @@ import numpy as np
 from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, losses, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
-from dl.methods.regularizers import l2, with_penalty
+from dl.penalties import l2, with_penalty
 
 
 class Unreadable(ArraySource):

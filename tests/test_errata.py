@@ -22,12 +22,13 @@ from dl.data.carve import split_rows
 from dl.data.images.decoding import to_unit_range
 from dl.data.images.image_data_generator import image_data_generator
 from dl.gradients import mean_gradient
-from dl.methods.regularizers import DropConnectDense, kernels, l2, with_penalty
 from dl.metrics import Mean, accuracy
 from dl.models.cnn import CNN
+from dl.models.dropout import DropConnectDense
 from dl.models.mlp import MLP
 from dl.models.mobilenet import MobileNetV2
 from dl.models.scaling import identity
+from dl.penalties import kernels, l2, with_penalty
 from dl.training.state import num_params
 from experiments.mlp_342 import experiment as mlp_342
 from tests.backpropagation import backpropagate, forward, sigmoid_squared_error
@@ -414,9 +415,9 @@ def test_a_thousand_epochs_from_0_do_not_print_the_thousandth():
     assert len(printed) == 10
     assert 1000 not in printed
     ours = mlp_342()  # evaluates before the first step and after every hundredth
-    assert ours.report_start
+    assert ours.eval_at_start
     assert ours.num_steps == 1000
-    assert ours.num_steps % ours.report_every == 0
+    assert ours.num_steps % ours.eval_every == 0
 
 
 class PrintedConvolution(nn.Module):

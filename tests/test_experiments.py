@@ -41,7 +41,7 @@ parameters = inspect.signature(experiment_fn).parameters
 small = {"dataset": "digits", "backbone": "random", "smoke": True}
 options = {option: value for option, value in small.items() if option in parameters}
 experiment = dataclasses.replace(
-    experiment_fn(**options), num_steps=6, batch_size=8, eval_batch_size=180, report_every=4
+    experiment_fn(**options), num_steps=6, batch_size=8, eval_batch_size=180, eval_every=4
 )
 console = Killing(is_quiet=True)
 console.is_live = kill_at > 0

@@ -12,6 +12,7 @@ from dl import losses, optimizers
 from dl.data.images.decoding import resized
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
+from dl.diagnostics.layers import experiment_layers
 from dl.experiment import Experiment
 from dl.flops import count_flops, input_scope
 from dl.models.alexnet import alexnet
@@ -27,7 +28,6 @@ from dl.runs.console import Console
 from dl.runs.folder import Run
 from dl.sharding import make_mesh
 from dl.training.loop import train
-from dl.training.summary import experiment_layers
 
 
 def test_a_matrix_product():

@@ -20,8 +20,9 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import kind_of
 from dl.losses import apply_model
-from dl.methods.regularizers import l2, mixup, with_mixing, with_penalty
+from dl.methods.mixing import mixup, with_mixing
 from dl.models.mlp import MLP
+from dl.penalties import l2, with_penalty
 from dl.report import write_report
 from dl.runs.console import Console
 from dl.runs.find import find_experiment

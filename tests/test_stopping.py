@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 
 from dl import losses, optimizers
-from dl.data.source import Source
 from dl.errors import UserError
 from dl.metrics import Mean
 from dl.runs.digest import tree_digest
 from dl.runs.log import read_metrics
-from dl.stopping import Best, KeepBest, Target
+from dl.stopping import Best, KeepBest, StopAt
 from dl.training.batches import make_batches
 from dl.training.loop import restore_variables
 from dl.training.population import Members, consecutive
 from dl.training.program import Program
 from dl.training.signals import Stopped
-from dl.types import Aux
+from dl.types import Aux, Source
 from tests.helpers import DATA, EXPERIMENT, SignallingConsole, run_in, train_in, without_timing
 
 # The optimizer adds 1 to a weight each step; the loss of evaluation k is CURVE[k], whatever the data.
@@ -45,7 +44,7 @@ def counting(keep_best=None, **changes):
         loss_fn=counting_loss,
         tx=optimizers.sgd(1.0),
         num_steps=len(CURVE),
-        report_every=1,
+        eval_every=1,
         keep_best=keep_best,
         **changes,
     )
@@ -95,20 +94,20 @@ def test_a_stopped_run_remembers_its_best_and_its_patience(tmp_path, mesh1):
 
 
 def test_a_target_ends_the_run_and_says_why(tmp_path, mesh1):
-    result = train_in(tmp_path / "run", mesh1, counting(target=Target(value=0.45)))
+    result = train_in(tmp_path / "run", mesh1, counting(stop_at=StopAt(value=0.45)))
     assert result["steps"] == 4
     assert result["stopped_early"] == "validation loss has reached 0.45"
 
 
 def test_a_target_on_the_training_loss(tmp_path, mesh1):
-    experiment = dataclasses.replace(EXPERIMENT, num_steps=400, target=Target(value=0.5, split="train"))
+    experiment = dataclasses.replace(EXPERIMENT, num_steps=400, stop_at=StopAt(value=0.5, split="train"))
     result = train_in(tmp_path / "run", mesh1, experiment)
     assert result["steps"] < 400
     epochs = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "epoch"]
     assert epochs[-1]["loss"] <= 0.5 < epochs[-2]["loss"]
 
 
-@pytest.mark.parametrize("make", [KeepBest, lambda **k: Target(value=0.1, **k)])
+@pytest.mark.parametrize("make", [KeepBest, lambda **k: StopAt(value=0.1, **k)])
 def test_the_test_split_may_choose_nothing(make):
     with pytest.raises(UserError, match="read once, at the end"):
         make(split="test")
@@ -273,7 +272,7 @@ def test_the_first_variables_may_be_given(tmp_path, mesh1):
         return start
 
     experiment = dataclasses.replace(
-        EXPERIMENT, initial=initial, frozen=["Dense_1/bias"], tx=EXPERIMENT.tx, num_steps=2
+        EXPERIMENT, warm_start=initial, frozen=["Dense_1/bias"], tx=EXPERIMENT.tx, num_steps=2
     )
     result = train_in(tmp_path / "run", mesh1, experiment)
     assert result["frozen_digest"] == tree_digest({"params/Dense_1/bias": start["params"]["Dense_1"]["bias"]})
@@ -291,7 +290,7 @@ def test_the_first_variables_may_be_given(tmp_path, mesh1):
 )
 def test_first_variables_that_do_not_fit_are_refused(tmp_path, mesh1, start, message):
     with pytest.raises(UserError, match=message):
-        train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, initial=lambda context: start))
+        train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, warm_start=lambda context: start))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +324,7 @@ def with_metric(name, better=None, values=CURVE):
 
 
 @pytest.mark.parametrize("name", ["mse", "brier", "perplexity", "regret", "error_rate", "wer"])
-@pytest.mark.parametrize("make", [KeepBest, lambda **k: Target(value=0.1, **k)])
+@pytest.mark.parametrize("make", [KeepBest, lambda **k: StopAt(value=0.1, **k)])
 def test_a_metric_that_does_not_state_its_direction_chooses_nothing(tmp_path, mesh1, name, make):
     field = "keep_best" if make is KeepBest else "target"
     experiment = dataclasses.replace(counting(), loss_fn=with_metric(name), **{field: make(metric=name)})

@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 
 from dl import Experiment, losses, optimizers
-from dl.cli.main import code_of, module_name
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
 from dl.models.mlp import MLP
 from dl.models.mobilenet import MobileNetV2
 from dl.models.transfer import WithHead
 from dl.models.weights import names as torch_names
+from dl.models.weights.pretrained import pretrained
 from dl.runs.console import Console
 from dl.runs.digest import tree_digest
 from dl.runs.folder import Run
+from dl.runs.provenance import code_of, module_name
 from dl.training import from_experiment as trained
-from dl.training.from_experiment import Trained
+from dl.training.from_experiment import FromExperiment
 from dl.training.loop import train
 from dl.training.signals import Stopped
-from dl.warm_start import Context, check_fits, nested, pretrained
+from dl.warm_start import Context, check_fits, nested
 
 MODEL = MLP(hidden=(4,), num_classes=2)
 
@@ -64,7 +65,7 @@ def later(initial, seed=0, rate=0.0):
         num_steps=2,
         batch_size=8,
         eval_batch_size=8,
-        initial=initial,
+        warm_start=initial,
         seed=seed,
     )
 
@@ -101,7 +102,7 @@ def read(path):
 def root(tmp_path_factory, mesh1):
     """A folder in which a run has started from an earlier one."""
     root = tmp_path_factory.mktemp("runs")
-    train_in(root / "one", mesh1, later(Trained(earlier)))
+    train_in(root / "one", mesh1, later(FromExperiment(earlier)))
     return root
 
 
@@ -113,7 +114,7 @@ def test_it_is_trained_once_and_the_next_who_asks_finds_it(root, mesh1):
     ended = read(inner / "result.json")
     assert ended["steps"] == 12
     assert read(root / "one" / "result.json")["params_digest"] == ended["params_digest"]
-    two = train_in(root / "two", mesh1, later(Trained(earlier), seed=1))
+    two = train_in(root / "two", mesh1, later(FromExperiment(earlier), seed=1))
     assert two["params_digest"] == ended["params_digest"]
     assert inner_folders(root) == [inner]
     assert len(read(inner / "run.json")["starts"]) == 1
@@ -140,10 +141,10 @@ def test_other_options_and_other_data_are_another_run(tmp_path, mesh1, monkeypat
     monkeypatch.setattr(trained, "restore_variables", lambda experiment, run, mesh: {"params": {}})
     context = Context({}, tmp_path / "outer", mesh1)
     for options in ({}, {"rate": 0.1}, {"rate": 0.2}, {"data_seed": 1}):
-        Trained(earlier, options)(context)
-    Trained(lambda rate=0.1, data_seed=0, num_steps=12: earlier(), {"data_seed": 0})(context)
+        FromExperiment(earlier, options)(context)
+    FromExperiment(lambda rate=0.1, data_seed=0, num_steps=12: earlier(), {"data_seed": 0})(context)
     monkeypatch.setattr(trained, "code_of", lambda experiment_fn: "changed")
-    Trained(earlier)(context)
+    FromExperiment(earlier)(context)
     assert asked[0] == asked[1] == asked[4]
     assert len(set(asked)) == 4
     assert {folder.parent for folder in asked} == {tmp_path}
@@ -156,9 +157,9 @@ def test_stopped_on_the_way_it_goes_on_when_the_same_is_asked_again(root, tmp_pa
     with monkeypatch.context() as patched:
         patched.setattr(trained, "train", stopping)
         with pytest.raises(Stopped, match="saved at step [2-4] of 12; to go on: the same command again"):
-            train_in(tmp_path / "outer", mesh1, later(Trained(earlier)))
+            train_in(tmp_path / "outer", mesh1, later(FromExperiment(earlier)))
     assert not (tmp_path / "outer").exists()
-    result = train_in(tmp_path / "outer", mesh1, later(Trained(earlier)))
+    result = train_in(tmp_path / "outer", mesh1, later(FromExperiment(earlier)))
     (inner,) = inner_folders(tmp_path)
     assert len(read(inner / "run.json")["starts"]) == 2
     assert result["params_digest"] == read(root / "one" / "result.json")["params_digest"]
@@ -185,7 +186,7 @@ def test_what_a_run_started_from_is_recorded_and_another_start_is_refused(root, 
 def test_a_run_whose_checkpoints_are_gone_says_so(tmp_path, mesh1, monkeypatch):
     monkeypatch.setattr(trained, "train", lambda experiment, run, mesh: run.folder.mkdir())
     with pytest.raises(UserError, match="test_warm_start-.* has no checkpoint to read the parameters from"):
-        Trained(earlier)(Context({}, tmp_path / "outer", mesh1))
+        FromExperiment(earlier)(Context({}, tmp_path / "outer", mesh1))
 
 
 # Parts of a model.

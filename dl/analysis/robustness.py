@@ -17,17 +17,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.analysis.corruption_errors import Errors, figures, lines_of, table_of, words
-from dl.cli.options import OutputFile, Seed, parse
+from dl.cli.options import parse
 from dl.data.images.corruptions import NAMES, SEVERITIES, constants_of, corrupt_stored
 from dl.data.images.decoding import pixel_scale
 from dl.data.pipeline import Batches
-from dl.data.source import Source
-from dl.data.splits import Identity
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.inference.load import rebuild
 from dl.kinds import kind_of
 from dl.labels import class_labels, is_class_label
+from dl.option_types import OutputFile, Seed
 from dl.runs.console import Console, save, save_text, writing
 from dl.runs.folder import Run, write_json
 from dl.runs.log import finite
@@ -37,7 +36,7 @@ from dl.sharding import make_mesh, num_batch_shards
 from dl.stopping import FINAL_SPLIT
 from dl.system.files import named_path
 from dl.training.loop import restore_variables
-from dl.types import Batch, Variables
+from dl.types import Batch, Identity, Source, Variables
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 
 from dl.analysis.robustness import assess
 from dl.cli.experiment_commands import COMMANDS, Command
-from dl.cli.main import build, exit_status
+from dl.cli.main import exit_status
 from dl.cli.options import VERSION, parse, version_line
 from dl.cli.run_commands import RUN_COMMANDS, RunCommand
 from dl.errors import UserError
 from dl.runs.console import Console, print_table
 from dl.runs.find import find_experiment, hint, known_experiments
+from dl.runs.provenance import build
 from dl.studies.compare import compare_runs
 from dl.studies.learning_curve import CurveOptions, learning_curve
 from dl.studies.sweep import sweep_options

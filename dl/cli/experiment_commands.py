@@ -8,15 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from dl.cli.options import CommandOptions, OutputFile, PositiveFloat, PositiveInt
-from dl.diagnostics.layers import format_layers
+from dl.cli.options import CommandOptions
+from dl.diagnostics.layers import experiment_layers, format_layers
 from dl.diagnostics.learning_rate_finder import find_learning_rate, plot_rates
 from dl.diagnostics.overfit import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.option_types import OutputFile, PositiveFloat, PositiveInt
 from dl.ranges import Range
 from dl.runs.console import print_table, save
-from dl.training.summary import experiment_layers
 
 
 def summary(experiment: Experiment, options: CommandOptions) -> int:

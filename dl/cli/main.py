@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import math
 import os
 import re
 import shlex
@@ -15,17 +14,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-from jax.sharding import Mesh
 
-from dl.cli.options import YIELDS, NonNegativeFloat, Options, PositiveFloat, PositiveInt, parse
+from dl.cli.options import YIELDS, parse
 from dl.errors import StorageError, UserError
 from dl.experiment import Experiment
+from dl.option_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from dl.ranges import Range
-from dl.runs.find import stem_of_file
 from dl.runs.folder import Run, this_command, without_workdir
-from dl.runs.provenance import code_digest, function_digest, legacy_code_digest
+from dl.runs.provenance import build, code_of, legacy_code_of, module_name
 from dl.runs.streams import forgiving
-from dl.sharding import make_mesh, parse_mesh, platform_trouble
+from dl.sharding import make_mesh_of, platform_trouble
 from dl.studies.cross_validation import cross_validate
 from dl.system.files import DISK_ERRORS
 from dl.system.text import printable
@@ -34,7 +32,6 @@ from dl.training.population import consecutive
 from dl.training.run_options import DEFAULTS, changed, with_run_options
 from dl.training.signals import Stopped
 
-MAX_VIRTUAL_DEVICES = 64
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc")  # in what XLA says
 MAX_LINE = 1_000  # characters of a message
 
@@ -183,21 +180,6 @@ def _shortened(line: str) -> str:
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
 
 
-def build(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
-    """Calls the function of an experiment.
-
-    Raises:
-      UserError: it returns something else than an Experiment.
-    """
-    experiment = experiment_fn(**options)
-    if not isinstance(experiment, Experiment):
-        raise UserError(
-            f"{module_name(experiment_fn)}: experiment() returned {str(experiment)[:80]!r}; it must return "
-            "an Experiment"
-        )
-    return experiment
-
-
 def _command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None, folder: Path) -> str:
     """Returns what starts an experiment again in a folder: a command line, in a notebook a call of `main`."""
     main_module = sys.modules["__main__"]
@@ -206,46 +188,3 @@ def _command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str]
     if path := getattr(main_module, "__file__", None):
         return this_command(path, folder, argv)
     return f"main({experiment_fn.__name__}, {[*without_workdir(argv or ()), '--workdir', str(folder)]})"
-
-
-def module_name(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns `experiments.NAME`, also of what runs as `__main__`; of a file its name without .py."""
-    if experiment_fn.__module__ != "__main__":
-        return stem_of_file(experiment_fn.__module__) or experiment_fn.__module__
-    main_module = sys.modules["__main__"]
-    spec = getattr(main_module, "__spec__", None)
-    # A notebook and `python -c` have no file.
-    return spec.name if spec else Path(getattr(main_module, "__file__", None) or experiment_fn.__name__).stem
-
-
-def code_of(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns the digest of the file that defines an experiment; where there is none, of the function."""
-    path = _file_of(experiment_fn)
-    return code_digest(path) if path else function_digest(experiment_fn)
-
-
-def legacy_code_of(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns what `code_of` was in runs without an `id`."""
-    path = _file_of(experiment_fn)
-    return legacy_code_digest(path) if path else ""
-
-
-def _file_of(experiment_fn: Callable[..., Experiment]) -> Path | None:
-    try:
-        path = inspect.getsourcefile(experiment_fn)
-    except TypeError:  # of a class or function made in a session
-        return None
-    return Path(path) if path and Path(path).is_file() else None
-
-
-def make_mesh_of(text: str | None) -> Mesh:
-    """Returns the mesh; where there is only a CPU, `--mesh data=8` makes eight devices of it."""
-    sizes = parse_mesh(text) if text else None
-    wanted = math.prod((sizes or {}).values())
-    if 1 < wanted <= MAX_VIRTUAL_DEVICES and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        # Ignored where there is an accelerator, and refused once a backend runs.
-        with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", wanted)
-    return make_mesh(sizes)

@@ -21,24 +21,8 @@ import numpy as np
 import tyro
 
 from dl.errors import UserError
-from dl.ranges import Range
-from dl.system.files import expand, named_path, why_no_output
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """Marks an option as a file to write, as metadata of an annotation; refused at once if it cannot be."""
-
-
-OutputFile = Annotated[Path, Output()]
-PositiveInt = Annotated[int, Range(1)]
-NonNegativeInt = Annotated[int, Range(0)]
-PositiveFloat = Annotated[float, Range(0, above_low=True)]
-NonNegativeFloat = Annotated[float, Range(0)]
-Fraction = Annotated[float, Range(0, 1)]
-Seed = Annotated[int, Range(0, 2**32 - 1)]
-
-Options = dict[str, Any]
+from dl.option_types import Options, check_value, flag, type_name
+from dl.system.files import expand
 
 VERSION = ("-V", "--version")
 YIELDS = {"yields": True}  # metadata of a run option that gives way to an experiment's own of the same name
@@ -129,21 +113,10 @@ def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
     parameter = inspect.signature(experiment_fn).parameters.get(name)
     if parameter is not None and isinstance(parameter.default, bool):  # a flag, which takes no value
         if text not in ("True", "False"):
-            raise UserError(f"{_flag(name)} {text!r} is not understood; it must be True or False")
+            raise UserError(f"{flag(name)} {text!r} is not understood; it must be True or False")
         return text == "True"
-    values, _ = parse(experiment_fn, _Nothing, [f"{_flag(name)}={text}"], "")
+    values, _ = parse(experiment_fn, _Nothing, [f"{flag(name)}={text}"], "")
     return values[name]
-
-
-def check_value(name: str, kind: Any, value: Any) -> None:
-    """Raises UserError if the annotation of an option does not allow a value."""
-    if isinstance(value, Path):
-        named_path(value)
-    for metadata in _all_metadata(kind):
-        if isinstance(metadata, Range) and value is not None and value not in metadata:
-            raise UserError(f"{_flag(name)} {value} is out of range; it must be {metadata}")
-        if isinstance(metadata, Output) and value is not None and (reason := why_no_output(value)):
-            raise UserError(f"{_flag(name)} {value} cannot be written ({reason}); choose another file")
 
 
 def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
@@ -154,17 +127,17 @@ def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
       value: as the experiment takes it.
       is_flag: whether the option is a plain `bool`, which takes no value; not of `bool | None`.
     """
-    flag = _flag(name)
+    own = flag(name)
     if isinstance(value, bool) and is_flag:
-        return [flag if value else f"--no-{flag[2:]}"]
+        return [own if value else f"--no-{own[2:]}"]
     if not isinstance(value, list | tuple):
-        return [f"{flag}={_word(value)}"]
+        return [f"{own}={_word(value)}"]
     words = [_word(item) for item in _leaves(value)]
     if not words:
-        return [flag]
+        return [own]
     first, *rest = words
     # A minus sign in a word of its own would begin another option.
-    return [f"{flag}={first}", *rest] if first.startswith("-") else [flag, first, *rest]
+    return [f"{own}={first}", *rest] if first.startswith("-") else [own, first, *rest]
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -225,12 +198,12 @@ def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
     flags = [word for word in unknown if word.startswith("-")]
     if not flags:
         return f"unexpected argument {unknown[0]!r}; options are written --name value"
-    flag = flags[0].partition("=")[0]
-    word = flag.strip("-").replace("-", "_").lower()
+    given = flags[0].partition("=")[0]
+    word = given.strip("-").replace("-", "_").lower()
     initials = {"".join(part[0] for part in name.split("_")): name for name in names}
     near = [initials[word]] if word in initials else difflib.get_close_matches(word, names, 1, 0.6)
-    hint = f"did you mean {_flag(near[0])}?" if near else "--help lists them all"
-    return f"there is no option {flag}; {hint}"
+    hint = f"did you mean {flag(near[0])}?" if near else "--help lists them all"
+    return f"there is no option {given}; {hint}"
 
 
 def _one_line(box: str, options: type) -> str:
@@ -241,7 +214,7 @@ def _one_line(box: str, options: type) -> str:
     text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in error)
     text = re.sub(r"\s+", " ", text).strip()
     if wrong := re.match(r"Error parsing (--[\w-]+):.*?('.*')", text):
-        kinds = {_flag(field.name): field.type for field in dataclasses.fields(options)}
+        kinds = {flag(field.name): field.type for field in dataclasses.fields(options)}
         return f"{wrong[1]} {wrong[2]} is not understood; it must be {type_name(kinds.get(wrong[1]))}"
     if missing := re.match(r"Missing value for argument '(--[\w-]+)'", text):
         return f"'{missing[1]}' needs a value; write {missing[1]} VALUE"
@@ -250,21 +223,3 @@ def _one_line(box: str, options: type) -> str:
 
 def _is_rule(line: str) -> bool:
     return "──" in line or re.fullmatch(r"\s*-{3,}\s*", line) is not None
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def type_name(kind: Any) -> str:
-    """Returns an annotation in words: `a whole number`."""
-    words = {int: "a whole number", float: "a number", bool: "True or False"}
-    kinds = [kind, *typing.get_args(kind), *(a for k in typing.get_args(kind) for a in typing.get_args(k))]
-    return next((words[k] for k in kinds if k in words), "of another form")
-
-
-def _all_metadata(kind: Any) -> list[Any]:
-    """Returns the metadata of an annotation, also inside `PositiveInt | None`."""
-    own = list(getattr(kind, "__metadata__", ()))
-    inner = [typing.get_origin(kind) and arg for arg in typing.get_args(kind)]
-    return own + [m for arg in inner if arg is not kind for m in _all_metadata(arg)]

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dl.cli.options import CommandOptions, OutputFile, PositiveInt
+from dl.cli.options import CommandOptions
 from dl.data.recorded import remembering
 from dl.errors import UserError
 from dl.inference.load import open_run, rebuild
+from dl.option_types import OutputFile, PositiveInt
 from dl.runs.console import save
 from dl.runs.folder import REPORT
 from dl.sharding import make_mesh

@@ -1,13 +1,14 @@
 """Data: examples by random access, their splits, and the batches that are made of them.
 
-`images` and `tfds` hold what is particular to a kind of data or to a format on disk. It may import `dl.system`
-and the words at the top of `dl`. Read `source` first, then `pipeline`.
+`images` and `tfds` hold what is particular to a kind of data or to a format on disk. It may import
+`dl.system` and the words at the top of `dl`. Read `source` first, then `pipeline`.
 """
 
 from dl.data.images.classification import ImageClassification, image_classification
 from dl.data.pipeline import steps_per_epoch
-from dl.data.source import ArraySource, Source
-from dl.data.splits import ArraySplits, Identity
+from dl.data.source import ArraySource
+from dl.data.splits import ArraySplits
+from dl.types import Identity, Source
 
 __all__ = [
     "ArraySource",

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from dl.data.source import ArraySource, Source, bytes_each, chunks
+from dl.data.source import ArraySource, bytes_each, chunks
 from dl.errors import UserError
+from dl.types import Source
 
 RESERVED = ("index", "mask")  # of a batch: the rows of its examples, and which of them are no padding
 MAX_READ_BYTES = 2**30  # a source that decodes more than this is checked as it is read, not when it is opened

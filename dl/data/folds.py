@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from dl.data.permutation import random_order
-from dl.data.source import ArraySource, Source
-from dl.data.splits import ChangedSplits, Splits
+from dl.data.source import ArraySource
+from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.labels import is_class_label
+from dl.types import Source, Splits
 
 _FOLD_KEY = (1, 2**63)  # apart from the keys of epochs, (seed, epoch), and of the catalogue's splits
 _CHUNK = 1024  # examples read at once

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 
 from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
 from dl.data.permutation import random_order
-from dl.data.source import ArraySource, Source
+from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.sharding import batch_sharding, num_batch_shards, put, replicated, splits_members
-from dl.types import Batch
+from dl.types import Batch, Source
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # on each device; larger sources stream from the host
 PREFETCH_STEPS = 4

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from dl.data.source import Source
-from dl.data.splits import ChangedSplits, Identity, Splits
+from dl.data.splits import ChangedSplits
 from dl.errors import UserError
+from dl.types import Identity, Source, Splits
 
 MAX_VALUES = 2**28  # in one example; more than that is no record of ours
 

@@ -3,35 +3,17 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
+from dl.types import Source
 
 _KINDS = "biufc"  # of NumPy's own types: booleans, whole, real and complex numbers
 _CHUNK = 1024  # examples read at once
-
-
-class Source(Protocol):
-    """A finite sequence of examples that any rows can be read from, in any order.
-
-    Building one does no I/O. `__getitem__` may be called from several threads.
-
-    Attributes:
-      spec: shape and dtype of ONE example (no batch axis), by feature name.
-    """
-
-    @property
-    def spec(self) -> Mapping[str, jax.ShapeDtypeStruct]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the rows `indices`, in that order, stacked along a leading axis."""
-        ...
 
 
 @dataclass(frozen=True)

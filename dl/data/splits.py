@@ -4,64 +4,20 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Protocol
 
 import numpy as np
 
-from dl.data.source import ArraySource, Source, bytes_each, chunks
+from dl.data.images.decoding import to_unit_range
+from dl.data.source import ArraySource, bytes_each, chunks
+from dl.types import Identity, Preprocess, Source, Splits
 
 MAX_CHECKSUM_BYTES = 2**30  # that one source may decode at the start for its checksum
 NUM_SAMPLED = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """Which data a number was measured on.
-
-    Attributes:
-      name: with its config, as in "colours/dark".
-      version: as TFDS writes it, "3.0.1"; "1.0.0" of data that have none.
-      checksum: SHA-256 (hex) over the decoded images and labels of all official splits, with names,
-        shapes and dtypes. Of a set too large for memory, over its description and the names and
-        sizes of its shards (of a folder of images: of its files).
-      sizes: number of examples in each split as used.
-      split_rule: how rows were taken from train, where they were; empty for a plain random draw.
-    """
-
-    name: str
-    version: str
-    checksum: str
-    sizes: Mapping[str, int]
-    split_rule: str = ""
-
-
 def short_notice(notice: str | None) -> str:
     """Returns what of a notice stands beside every figure: its first line."""
     return next(iter((notice or "").splitlines()), "")
-
-
-class Splits(Protocol):
-    """What an experiment trains and is judged on.
-
-    Attributes:
-      train: the examples that are trained on.
-      evaluations: by name; `test` is read once, at the end of the run, the others every epoch.
-      identity: which data it is.
-      provenance: how the data came, such as `read from the decoded cache in 0.2 s`.
-      notice: what a person must know before trusting a figure, such as a fallback to other data. Its first
-        line is short and stands beside every figure, all of it once where a reader begins.
-    """
-
-    @property
-    def train(self) -> Source: ...
-    @property
-    def evaluations(self) -> Mapping[str, Source]: ...
-    @property
-    def identity(self) -> Identity: ...
-    @property
-    def provenance(self) -> str: ...
-    @property
-    def notice(self) -> str | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +34,8 @@ class ArraySplits:
       evaluations: by name.
       provenance: where they come from.
       notice: see `Splits`.
+      preprocess: see `Splits`; by default the input's pixels become floats in [0, 1], and no other feature
+        changes.
     """
 
     name: str
@@ -85,6 +43,7 @@ class ArraySplits:
     evaluations: Mapping[str, Source] = dataclasses.field(default_factory=dict)
     provenance: str = "in memory"
     notice: str | None = None
+    preprocess: Preprocess | None = to_unit_range
 
     @functools.cached_property
     def identity(self) -> Identity:
@@ -160,3 +119,7 @@ class ChangedSplits:
     @property
     def notice(self) -> str | None:
         return self.data.notice
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        return self.data.preprocess

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 from rich.table import Table
 
+from dl.experiment import Experiment, abstract
 from dl.flops import count_flops_by_scope
 from dl.sharding import path_name
 from dl.types import Variables
@@ -153,3 +154,16 @@ def _sizes(collection: Any, known: Container[Path]) -> Counter[Path]:
             path = path[:-1]
         sizes[path] += leaf.size
     return sizes
+
+
+def experiment_layers(experiment: Experiment) -> list[Layer]:
+    """Returns the layers that the loss of an experiment calls, for one example; empty if it calls none."""
+    variables, example = abstract(experiment)
+    if experiment.preprocess is not None:
+        example = jax.eval_shape(experiment.preprocess, example)
+
+    def evaluate(variables: Any, batch: Any) -> Any:
+        state = {name: collection for name, collection in variables.items() if name != "params"}
+        return experiment.loss_fn(variables.get("params", {}), state, batch, None)[0]
+
+    return layer_table(evaluate, variables, example)

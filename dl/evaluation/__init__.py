@@ -1,7 +1,7 @@
 """Evaluation: metrics of predictions, and how far they can be trusted.
 
-Sums that add up over batches on the device, and intervals and tests on the host. It may import `dl.system` and
-the words at the top of `dl`. Read `intervals` first.
+Sums that add up over batches on the device, and intervals and tests on the host. It may import `dl.system`
+and the words at the top of `dl`. Read `intervals` first.
 """
 
 from dl.evaluation.calibration import Calibration

@@ -10,12 +10,12 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dl.cli.main import build, code_of, legacy_code_of
-from dl.cli.options import PositiveInt, check_value, type_name
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.option_types import PositiveInt, check_value, type_name
 from dl.runs.find import find_experiment, find_installed
 from dl.runs.folder import Run
+from dl.runs.provenance import build, code_of, legacy_code_of
 from dl.training.run_options import DEFAULTS, with_run_options
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.models.cnn import max_pool
+from dl.types import Source, Variables
+from dl.warm_start import Context, WarmStart
 
 PATCH = 2  # side of the patches that the first layer sees
 
@@ -100,3 +102,14 @@ def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.floa
     count = min(inputs, outputs)
     kernel = kernel.at[..., :count].set(0)
     return kernel.at[height // 2, width // 2, :count, :count].set(jnp.eye(count, dtype=dtype))
+
+
+def whitened(source: Source, num_images: int = 5000) -> WarmStart:
+    """Returns the fixed filters of `Airbench`'s first layer, from the first images of a training split."""
+
+    def initial(context: Context) -> Variables:
+        images = source[np.arange(min(len(source), num_images))]["image"]
+        kernel = whitening_filters(images / np.float32(255))
+        return {"params": {"whiten": {"kernel": kernel}}}
+
+    return initial

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dl.methods.regularizers import DropConnectDense, Dropout, StochasticDepth
+from dl.models.dropout import DropConnectDense, Dropout, StochasticDepth
 
 
 class MLP(nn.Module):

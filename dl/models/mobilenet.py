@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dl.methods.regularizers import Dropout
+from dl.models.dropout import Dropout
 from dl.models.layers import ConvNorm, global_mean_pool
 from dl.models.scaling import Scaling, minus_one_to_one
 

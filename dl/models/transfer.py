@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dl.methods.regularizers import Dropout
+from dl.models.dropout import Dropout
 
 
 class WithHead(nn.Module):

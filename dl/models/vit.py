@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
-from dl.methods.regularizers import Dropout
+from dl.models.dropout import Dropout
 from dl.models.scaling import Scaling, minus_one_to_one
 
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from dl.errors import UserError
-from dl.methods.regularizers import kernels
 from dl.optimizers.muon import hidden_kernels, muon, muon_like_adamw
 from dl.optimizers.transforms import Rate, check_moments, decay_weights, recipe
+from dl.penalties import kernels
 from dl.ranges import BELOW_ONE, NON_NEGATIVE, POSITIVE, STEPS, Range, check, check_count
 from dl.schedules import Plateau, Schedule, constant, cosine, linear, plateau, step, wsd
 from dl.sharding import path_name

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from dl.methods.regularizers import kernels
 from dl.optimizers.transforms import Rate, check_moments, decay_weights, recipe
+from dl.penalties import kernels
 from dl.ranges import BELOW_ONE, NON_NEGATIVE, POSITIVE, check
 from dl.sharding import path_name
 from dl.types import Params

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dl.methods.regularizers import kernels
+from dl.penalties import kernels
 from dl.ranges import BELOW_ONE, NON_NEGATIVE, POSITIVE, check
 from dl.schedules import Plateau, Schedule
 from dl.types import Params

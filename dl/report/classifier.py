@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dl.data.source import Source
 from dl.errors import UserError
 from dl.evaluation import classification_figures
 from dl.evaluation.ranking import precision_recall_curve, roc_curve
 from dl.report.plots import MAX_POINTS, NUM_STYLES, Plot, Series, Table, plot
 from dl.runs.predictions import Predictions
+from dl.types import Source
 
 MAX_MATRIX = 20  # classes of a confusion matrix that is shown whole
 MAX_ROWS = 50  # classes in a table

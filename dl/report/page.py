@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dl.data.source import Source
 from dl.data.splits import short_notice
-from dl.diagnostics.layers import Layer, format_shapes
+from dl.diagnostics.layers import Layer, experiment_layers, format_shapes
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import kind_facts
@@ -22,7 +21,7 @@ from dl.report.robustness import robustness_section
 from dl.report.task import TaskSection
 from dl.runs.predictions import LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
 from dl.system.files import replace_text
-from dl.training.summary import experiment_layers
+from dl.types import Source
 
 _SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
     Regression: regression_section,

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dl.training.checkpoint import read_progress
 from dl.errors import StorageError, UserError
 from dl.system.files import expand, file_digest, remove_leftovers, storage_error
 from dl.runs.differences import as_recorded, differences
@@ -355,3 +354,13 @@ def _plain(value: Any) -> Any:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def read_progress(directory: Path) -> dict[str, Any] | None:
+    """Returns the progress of the newest checkpoint without its state; None if there is none to be read."""
+    steps = [path for path in directory.glob("*") if path.name.isdecimal()]
+    try:
+        extra = read_json(max(steps, key=lambda path: int(path.name)) / "extra" / "metadata")
+        return extra["progress"] if isinstance(extra, dict) else None
+    except (ValueError, KeyError, UserError):
+        return None

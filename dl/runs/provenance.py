@@ -16,6 +16,11 @@ from types import CodeType
 from typing import Any
 
 import jax
+
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.option_types import Options
+from dl.runs.find import stem_of_file
 from jax.sharding import Mesh
 
 PACKAGES = (
@@ -145,3 +150,48 @@ def peak_memory(mesh: Mesh) -> dict[str, int]:
 def describe_devices(mesh: Mesh) -> list[str]:
     """Returns the kind of each device of a mesh, such as `NVIDIA H100` or `cpu`."""
     return [device.device_kind for device in mesh.devices.flat]
+
+
+def module_name(experiment_fn: Callable[..., Experiment]) -> str:
+    """Returns `experiments.NAME`, also of what runs as `__main__`; of a file its name without .py."""
+    if experiment_fn.__module__ != "__main__":
+        return stem_of_file(experiment_fn.__module__) or experiment_fn.__module__
+    main_module = sys.modules["__main__"]
+    spec = getattr(main_module, "__spec__", None)
+    # A notebook and `python -c` have no file.
+    return spec.name if spec else Path(getattr(main_module, "__file__", None) or experiment_fn.__name__).stem
+
+
+def code_of(experiment_fn: Callable[..., Experiment]) -> str:
+    """Returns the digest of the file that defines an experiment; where there is none, of the function."""
+    path = _file_of(experiment_fn)
+    return code_digest(path) if path else function_digest(experiment_fn)
+
+
+def legacy_code_of(experiment_fn: Callable[..., Experiment]) -> str:
+    """Returns what `code_of` was in runs without an `id`."""
+    path = _file_of(experiment_fn)
+    return legacy_code_digest(path) if path else ""
+
+
+def _file_of(experiment_fn: Callable[..., Experiment]) -> Path | None:
+    try:
+        path = inspect.getsourcefile(experiment_fn)
+    except TypeError:  # of a class or function made in a session
+        return None
+    return Path(path) if path and Path(path).is_file() else None
+
+
+def build(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
+    """Calls the function of an experiment.
+
+    Raises:
+      UserError: it returns something else than an Experiment.
+    """
+    experiment = experiment_fn(**options)
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"{module_name(experiment_fn)}: experiment() returned {str(experiment)[:80]!r}; it must return "
+            "an Experiment"
+        )
+    return experiment

@@ -17,14 +17,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.cli.main import build, code_of, legacy_code_of, make_mesh_of, module_name, run_as_command
-from dl.cli.options import Options, PositiveInt, parse
+from dl.cli.main import run_as_command
+from dl.cli.options import parse
 from dl.data.splits import ChangedSplits
 from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
+from dl.option_types import Options, PositiveInt
 from dl.runs.console import Console
 from dl.runs.folder import Run, this_command
 from dl.runs.log import finite
+from dl.runs.provenance import build, code_of, legacy_code_of, module_name
+from dl.sharding import make_mesh_of
 from dl.stopping import FINAL_SPLIT, look_up, sign_of
 from dl.studies.benchmark_tables import bounds, curve_key, format_table, plot, shown_as
 from dl.studies.comparison import Evidence, compare

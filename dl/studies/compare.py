@@ -5,9 +5,10 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from dl.cli.options import OutputFile, parse
+from dl.cli.options import parse
 from dl.data.splits import short_notice
 from dl.errors import UserError
+from dl.option_types import OutputFile
 from dl.runs.console import save_text
 from dl.runs.folder import Run
 from dl.runs.predictions import read_predictions

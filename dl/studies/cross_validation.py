@@ -114,7 +114,7 @@ def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]
     return {
         "dataset": {"name": identity.name, "version": identity.version, "checksum": identity.checksum},
         "notice": experiment.data.notice,
-        "is_selected_on_validation": experiment.keep_best is not None or experiment.target is not None,
+        "is_selected_on_validation": experiment.keep_best is not None or experiment.stop_at is not None,
         "folds": [
             {
                 "folder": f"fold-{k}",
@@ -159,11 +159,11 @@ def final_line(summary: dict[str, Any], run: Run) -> str:
 def _refuse_leaks(experiment: Experiment) -> None:
     """Raises UserError if what the runs start from was trained on the rows that are held out here."""
     from dl.training.from_experiment import (
-        Trained,  # which needs the command line's module, and that needs this one
+        FromExperiment,  # which needs the command line's module, and that needs this one
     )
 
-    start = experiment.initial
-    while isinstance(start, Trained):
+    start = experiment.warm_start
+    while isinstance(start, FromExperiment):
         before = start.experiment_fn(**start.options)
         if before.data.identity.checksum == experiment.data.identity.checksum:
             raise UserError(
@@ -171,7 +171,7 @@ def _refuse_leaks(experiment: Experiment) -> None:
                 f"{before.data.identity.name}, the held-out folds included; choose another start, or leave "
                 "--folds out"
             )
-        start = before.initial
+        start = before.warm_start
 
 
 def _is_share(result: dict[str, Any], name: str) -> bool:

@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dl.cli.main import build
-from dl.cli.options import Options, parse_value
+from dl.cli.options import parse_value
 from dl.data.folds import take
 from dl.data.permutation import random_order
 from dl.data.source import ArraySource
-from dl.data.splits import ChangedSplits, Splits
+from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.option_types import Options
+from dl.runs.provenance import build
 from dl.studies.search import Interval, parse_space
 from dl.training.batches import MAX_PADDED_BATCH
 from dl.training.summary import num_trained_parameters
+from dl.types import Splits
 
 _PART_KEY = (2, 2**63)  # apart from the keys of epochs, (seed, epoch), of splits and of folds
 

@@ -17,8 +17,8 @@ from dl.training.step import with_inputs
 from dl.types import Variables
 
 _COMPARED = (
-    *("num_steps", "batch_size", "input_name", "frozen", "keep_best", "target", "ema_decay", "loss_scale"),
-    *("sharding_rules", "eval_batch_size", "report_every", "report_start"),
+    *("num_steps", "batch_size", "input_name", "frozen", "keep_best", "stop_at", "ema_decay", "loss_scale"),
+    *("sharding_rules", "eval_batch_size", "eval_every", "eval_at_start"),
 )
 
 
@@ -28,7 +28,7 @@ def fingerprint(experiment: Experiment) -> str | None:
     What is computed goes in as traced, constants included: a number that a loss or an augmentation closes
     over makes a difference. None where this cannot be told, as of start values.
     """
-    if experiment.initial is not None:
+    if experiment.warm_start is not None:
         return None
     content = hashlib.sha256(repr(experiment.data.identity).encode())
     content.update(repr([getattr(experiment, name) for name in _COMPARED]).encode())

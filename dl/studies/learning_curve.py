@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.cli.main import code_of, legacy_code_of, make_mesh_of, module_name
-from dl.cli.options import PositiveInt, named, parse
+from dl.cli.options import named, parse
 from dl.errors import UserError
 from dl.evaluation.intervals import Interval
 from dl.experiment import Experiment
 from dl.metrics import Direction
+from dl.option_types import PositiveInt
 from dl.runs.console import Console
 from dl.runs.folder import Run, this_command
 from dl.runs.log import finite
+from dl.runs.provenance import code_of, legacy_code_of, module_name
 from dl.runs.tables import Table
+from dl.sharding import make_mesh_of
 from dl.stopping import FINAL_SPLIT
 from dl.studies.curve_plan import Plan, plan_models, plan_parts
 from dl.studies.fingerprint import direction_of, metric_directions

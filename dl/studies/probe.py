@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dl.cli.main import build
-from dl.cli.options import Options
 from dl.data.splits import ChangedSplits
 from dl.experiment import Experiment
+from dl.option_types import Options
+from dl.runs.provenance import build
 from dl.stopping import FINAL_SPLIT, KeepBest, look_up
 from dl.studies.fingerprint import direction_of, metric_directions
 from dl.studies.search import Space

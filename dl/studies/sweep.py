@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from dl.cli.main import code_of, make_mesh_of, module_name
-from dl.cli.options import Options, PositiveInt, Seed, named, parse, parse_value, to_words
+from dl.cli.options import named, parse, parse_value, to_words
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.option_types import Options, PositiveInt, Seed
 from dl.runs.console import Console
 from dl.runs.folder import this_command
+from dl.runs.provenance import code_of, module_name
 from dl.runs.tables import Table
+from dl.sharding import make_mesh_of
 from dl.stopping import KeepBest
 from dl.studies.folder import Kind, is_same, open_study, plain, usable
 from dl.studies.probe import Probe, without_test

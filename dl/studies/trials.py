@@ -12,13 +12,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dl.cli.main import code_of, legacy_code_of, module_name
-from dl.cli.options import Options
 from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
+from dl.option_types import Options
 from dl.runs.console import Console
 from dl.runs.folder import Run
 from dl.runs.log import finite
+from dl.runs.provenance import code_of, legacy_code_of, module_name
 from dl.stopping import look_up
 from dl.studies.fingerprint import fingerprint
 from dl.studies.folder import Study, damaged, is_same, plain
@@ -134,7 +134,7 @@ class Trials:
             # Together they would stop only when the last one has reached its target.
             if (
                 kind
-                and experiment.target is None
+                and experiment.stop_at is None
                 and experiment.seed == options[k].get("seed", experiment.seed)
             ):
                 groups.setdefault(kind, []).append(k)

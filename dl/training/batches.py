@@ -7,15 +7,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.data import checks
-from dl.data.images.decoding import OfInput, is_image
+from dl.data.images.decoding import is_image
 from dl.data.pipeline import Batches
-from dl.data.source import ArraySource, Source
+from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import kind_of
 from dl.labels import watched
 from dl.sharding import num_batch_shards
-from dl.types import Batch
+from dl.types import Batch, OfInput, Source
 
 # A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
 # do for a tiny set too.

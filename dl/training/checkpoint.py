@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from dl.errors import StorageError, UserError
 from dl.runs.digest import leaf_digests
 from dl.sharding import path_name
-from dl.system.json_files import DIGEST_KEY, json_digest, read_json
+from dl.system.json_files import DIGEST_KEY, json_digest
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 # What orbax, or tensorstore below it, reads as a pattern, a separator or the scheme of an address.
@@ -254,16 +254,6 @@ class Checkpoints:
             self._link.unlink(missing_ok=True)
             self._link.parent.rmdir()
             self._link = None
-
-
-def read_progress(directory: Path) -> dict[str, Any] | None:
-    """Returns the progress of the newest checkpoint without its state; None if there is none to be read."""
-    steps = [path for path in directory.glob("*") if path.name.isdecimal()]
-    try:
-        extra = read_json(max(steps, key=lambda path: int(path.name)) / "extra" / "metadata")
-        return extra["progress"] if isinstance(extra, dict) else None
-    except (ValueError, KeyError, UserError):
-        return None
 
 
 def _check_digest(extra: dict[str, Any]) -> None:

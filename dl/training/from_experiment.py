@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 
-from dl.cli.main import code_of, legacy_code_of, module_name
 from dl.experiment import Experiment
 from dl.runs.folder import Run
+from dl.runs.provenance import code_of, legacy_code_of, module_name
 from dl.training.loop import restore_variables, train
 from dl.types import Variables
 from dl.warm_start import Context
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """The variables that another experiment ends with, as an `Experiment.initial`.
+class FromExperiment:
+    """The variables that another experiment ends with, as an `Experiment.warm_start`.
 
     It is trained when they are first asked for, in a folder beside that of the run that asks, whose name is a
     digest of its options, code and data: later runs that ask for the same find it there. Stopped on the way,

@@ -23,8 +23,8 @@ from dl.training.step import update_state, with_inputs
 from dl.types import Batch
 
 _SETTINGS = (
-    *("num_steps", "batch_size", "seed", "input_name", "frozen", "keep_best", "target", "ema_decay"),
-    *("report_every", "report_start"),
+    *("num_steps", "batch_size", "seed", "input_name", "frozen", "keep_best", "stop_at", "ema_decay"),
+    *("eval_every", "eval_at_start"),
 )
 _LIBRARIES = ("jax", "flax", "optax")
 
@@ -40,7 +40,7 @@ def describe(experiment: Experiment, members: Members | None = None) -> dict[str
       training, an evaluation) with the numbers in it.
     """
     settings = {name: _plain(getattr(experiment, name)) for name in _SETTINGS}
-    settings["is_warm_started"] = experiment.initial is not None
+    settings["is_warm_started"] = experiment.warm_start is not None
     if members is not None:
         settings |= {"seeds": list(members.seeds), "member_options": _plain(members.options)}
     batch = stored_batch(experiment)

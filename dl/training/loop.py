@@ -172,7 +172,7 @@ def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], pro
         if name != FINAL_SPLIT
     }
     figures = {split: dict.fromkeys(metrics, np.zeros(())) for split, metrics in known.items()}
-    rules = {"keep_best": experiment.keep_best, "target": experiment.target}
+    rules = {"keep_best": experiment.keep_best, "stop_at": experiment.stop_at}
     resolved = {}
     for name, rule in rules.items():
         if rule is not None:
@@ -183,9 +183,9 @@ def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], pro
 
 def _start(experiment: Experiment, program: Program, run: Run, mesh: Mesh) -> Variables | None:
     """Returns the variables that the run starts from, on the host; None: all are initialised."""
-    if experiment.initial is None:
+    if experiment.warm_start is None:
         return None
     shapes = {"params": program.abstract_state.params, **program.abstract_state.model_state}
-    start = jax.device_get(experiment.initial(Context(shapes, run.folder, mesh)))
+    start = jax.device_get(experiment.warm_start(Context(shapes, run.folder, mesh)))
     check_fits(start, shapes)
     return start

@@ -63,7 +63,7 @@ class Session:
         self.progress = Progress(best=Best.none_yet(len(members) if members else 1))
         self.step = 0  # whose metrics are recorded; the state is at this step or a few further
         self.steps_per_epoch = batches["train"].steps_per_epoch
-        self.report_every = experiment.report_every or self.steps_per_epoch
+        self.eval_every = experiment.eval_every or self.steps_per_epoch
 
     def restore(self, start: Variables | None) -> None:
         restored = self.checkpoints.restore(self.program.abstract_state, self._trouble_with)
@@ -98,7 +98,7 @@ class Session:
         with self.progress.compiling.running():
             seconds = self.program.compile()
         self.console.line(f"compiled in {seconds:.1f} s")
-        if self.step == 0 and experiment.report_start:
+        if self.step == 0 and experiment.eval_at_start:
             self._report()
         elif self.step and self._is_report_step(self.step):
             self._report()  # unless it was made before the checkpoint
@@ -147,7 +147,7 @@ class Session:
             yield step, batch
 
     def _is_report_step(self, step: int) -> bool:
-        return step % self.report_every == 0 or step == self.experiment.num_steps
+        return step % self.eval_every == 0 or step == self.experiment.num_steps
 
     def _record(self, step: int, metrics: MetricTable, log_every: int) -> None:
         """Takes in the metrics of one step."""
@@ -231,7 +231,7 @@ class Session:
         self, figures: Mapping[str, Mapping[str, np.ndarray]], intervals: dict[str, dict[str, Any]]
     ) -> None:
         """Keeps the best variables, and decides whether the run has seen enough."""
-        progress, rule, target = self.progress, self.experiment.keep_best, self.experiment.target
+        progress, rule, target = self.progress, self.experiment.keep_best, self.experiment.stop_at
         evaluations = {split: dict(values) for split, values in figures.items() if split != "train"}
         if rule is None or self.step == 0:
             progress.evaluations, progress.intervals = evaluations, intervals
@@ -413,7 +413,7 @@ class Session:
         return len(self.members or [None]) * examples / seconds if seconds > 0 else 0.0
 
     def _place(self, step: int) -> str:
-        if self.report_every % self.steps_per_epoch:
+        if self.eval_every % self.steps_per_epoch:
             return f"step {step:,}/{self.experiment.num_steps:,}"
         # The last one may end before its end.
         done, epochs = (-(-n // self.steps_per_epoch) for n in (step, self.experiment.num_steps))

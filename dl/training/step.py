@@ -19,13 +19,22 @@ from dl.precision import all_finite
 from dl.sharding import batch_sharding
 from dl.training.population import Members, Traced, over_members
 from dl.training.state import TrainState
-from dl.types import Aux, Batch, GradFn, Key, LossFn, Metrics, ModelState, Params, Variables
+from dl.types import (
+    Augment,
+    Aux,
+    Batch,
+    GradFn,
+    Key,
+    LossFn,
+    Metrics,
+    ModelState,
+    Params,
+    Preprocess,
+    Variables,
+)
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, MetricTable]]
 EvalStep = Callable[[Variables, Batch], MetricTable]
-
-Preprocess = Callable[[Batch], Batch]
-Augment = Callable[[Key, Batch], Batch]
 
 
 def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment | None = None) -> LossFn:

@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 
 from dl import freezing
 from dl.data.splits import short_notice
-from dl.diagnostics.layers import Layer, layer_table
 from dl.evaluation.intervals import t_interval
-from dl.experiment import Experiment
+from dl.experiment import Experiment, abstract
 from dl.runs.console import Console, format_count, format_epochs, format_value
 from dl.runs.digest import tree_digest
 from dl.runs.folder import Run
@@ -22,7 +21,7 @@ from dl.sharding import format_mesh
 from dl.stopping import FINAL_SPLIT
 from dl.training.population import Members
 from dl.training.progress import Progress
-from dl.training.state import num_params, root_key
+from dl.training.state import num_params
 from dl.types import Variables
 
 
@@ -148,35 +147,11 @@ def summarize(
     return {**result, "params_digest": tree_digest(host)}
 
 
-def experiment_layers(experiment: Experiment) -> list[Layer]:
-    """Returns the layers that the loss of an experiment calls, for one example; empty if it calls none."""
-    variables, example = _abstract(experiment)
-    if experiment.preprocess is not None:
-        example = jax.eval_shape(experiment.preprocess, example)
-
-    def evaluate(variables: Any, batch: Any) -> Any:
-        state = {name: collection for name, collection in variables.items() if name != "params"}
-        return experiment.loss_fn(variables.get("params", {}), state, batch, None)[0]
-
-    return layer_table(evaluate, variables, example)
-
-
 def num_trained_parameters(experiment: Experiment) -> int:
     """Returns the number of parameters that the optimizer sees: without frozen ones; nothing is allocated."""
-    variables, _ = _abstract(experiment)
+    variables, _ = abstract(experiment)
     trained, _ = freezing.split(variables.get("params", {}), experiment.frozen)
     return num_params(trained)
-
-
-def _abstract(experiment: Experiment) -> tuple[Variables, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the shapes of the initial variables and of a stored batch of one example."""
-    spec = experiment.data.train.spec
-    example = {
-        name: jax.ShapeDtypeStruct((1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
-        for name, leaf in spec.items()
-    }
-    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
-    return jax.eval_shape(experiment.init, root_key(0), example), example
 
 
 def describe_data_and_devices(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dl.cli.main import RunOptions
-from dl.cli.options import Fraction, PositiveFloat, PositiveInt, Seed, parse, to_words
+from dl.cli.options import parse, to_words
 from dl.errors import UserError
+from dl.option_types import Fraction, PositiveFloat, PositiveInt, Seed
 
 
 def experiment(

@@ -13,7 +13,7 @@ from dl.data import ArraySource, ArraySplits, checks, splits
 from dl.data.images.decoding import resized, unit_range
 from dl.data.pipeline import Batches
 from dl.errors import UserError
-from dl.methods import regularizers
+from dl.methods import mixing
 from dl.metrics import Mean
 from dl.runs.console import Console
 from dl.runs.folder import Run
@@ -152,7 +152,7 @@ def test_a_source_that_states_its_classes_is_not_read_for_them(tmp_path, mesh1):
 
 def test_mixed_examples_have_targets_of_labels_of_either_shape():
     batch = {"image": jnp.asarray(IMAGE), "label": jnp.asarray(LABEL), "mask": jnp.ones(SIZE, bool)}
-    mix = regularizers.mixup(1.0, CLASSES)
+    mix = mixing.mixup(1.0, CLASSES)
     first, second = (
         mix(jax.random.key(0), {**batch, "label": label})["target"]
         for label in (batch["label"], batch["label"][:, None])

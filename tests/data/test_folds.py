@@ -17,14 +17,14 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from dl import Experiment, PositiveInt, losses, main, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.data.folds import Folds, join, plain_folds, stratified_folds, take
-from dl.data.splits import Identity
+from dl.data.images.decoding import to_unit_range
 from dl.errors import UserError
 from dl.metrics import Mean
 from dl.models.mlp import MLP
 from dl.runs.folder import Run
 from dl.studies.cross_validation import cross_validate
-from dl.training.from_experiment import Trained
-from dl.types import Aux
+from dl.training.from_experiment import FromExperiment
+from dl.types import Aux, Identity
 
 
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=60), st.integers(2, 5))
@@ -79,6 +79,7 @@ class Data:
     identity: Identity = IDENTITY
     provenance: str = "in memory"
     notice: str | None = "a caveat"
+    preprocess: object = to_unit_range
 
     @property
     def evaluations(self):
@@ -259,7 +260,7 @@ def test_a_fold_without_its_end_is_finished(finished, tmp_path):
 
 
 def test_what_was_trained_on_the_same_data_is_no_start(tmp_path, mesh1):
-    leaking = dataclasses.replace(experiment(), initial=Trained(experiment))
+    leaking = dataclasses.replace(experiment(), warm_start=FromExperiment(experiment))
     with pytest.raises(UserError, match="trained on all of points, the held-out folds included"):
         cross_validate(leaking, Run(tmp_path / "run", "t", {}), mesh1, num_folds=2)
 

@@ -14,7 +14,7 @@ from dl.diagnostics.attainable import attainable
 from dl.diagnostics.overfit import Overfit, overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.methods.regularizers import mixup, with_mixing
+from dl.methods.mixing import mixup, with_mixing
 from dl.metrics import Mean
 from dl.models.mlp import MLP
 from dl.types import Aux

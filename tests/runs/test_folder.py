@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tests.helpers import EXPERIMENT, MODEL, SignallingConsole, run_in, train_in, without_timing
+from tests.helpers import step_of, EXPERIMENT, MODEL, SignallingConsole, run_in, train_in, without_timing
 
 from dl import losses, optimizers
 from dl.errors import UserError

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, losses, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.evaluation.intervals import t_interval
-from dl.methods.regularizers import l2, with_penalty
 from dl.models.mlp import MLP
+from dl.penalties import l2, with_penalty
 from dl.runs.console import Console
 from dl.runs.folder import Run
 from dl.studies import benchmark as race

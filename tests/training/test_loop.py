@@ -235,7 +235,7 @@ def test_comments_docstrings_and_layout_are_not_code(tmp_path):
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("name", ["num_steps", "batch_size", "eval_batch_size", "report_every"])
+@pytest.mark.parametrize("name", ["num_steps", "batch_size", "eval_batch_size", "eval_every"])
 def test_sizes_of_an_experiment_are_positive(name):
     with pytest.raises(UserError, match=f"{name}=0 is out of range"):
         dataclasses.replace(EXPERIMENT, **{name: 0})

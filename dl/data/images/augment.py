@@ -2,7 +2,7 @@
 
 Images are floats in [0, 1]. Every function here changes the feature `image` and leaves the others alone;
 `compose` makes one of several. See also `rand_augment`, `image_data_generator`, and for mixtures of several
-examples `dl.methods.regularizers`.
+examples `dl.methods.mixing`.
 
 Shapes: H height, W width, C channels.
 """
@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dl.data.images.affine import FillMode, affine_matrix, warp
-from dl.training.step import Augment
-from dl.types import Batch, Key
+from dl.types import Augment, Batch, Key
 
 PAD_MODES = {"constant": "constant", "nearest": "edge", "reflect": "symmetric", "wrap": "wrap"}
 

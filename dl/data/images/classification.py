@@ -8,15 +8,15 @@ from typing import Any
 
 from dl.data.carve import split_rows
 from dl.data.images import folder as image_folder
+from dl.data.images.decoding import resized, to_unit_range
 from dl.data.images.loading import Found, Loaded, load
 from dl.data.recorded import Recorded, RecordedSource, remembered
-from dl.data.source import Source
-from dl.data.splits import Identity
 from dl.data.tfds import folders
 from dl.data.tfds.find import find_or_prepare, is_image_folder
 from dl.data.tfds.prepared import describe
 from dl.data.tfds.records import RecordSource
 from dl.errors import UserError
+from dl.types import Identity, Preprocess, Source
 
 __all__ = ["ImageClassification", "image_classification", "split_rows"]
 
@@ -125,6 +125,11 @@ class ImageClassification:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return self._found.stored.image_shape
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Pixels become floats in [0, 1], at the image size that was asked for."""
+        return to_unit_range if self.image_size is None else resized(self.image_size, self.image_size)
 
     @property
     def notice(self) -> str | None:

@@ -6,7 +6,6 @@ Labels, masks and tokens stay what they are, also where they are stored as bytes
 Shapes: B examples, H height, W width, C channels.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -14,25 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
-from dl.types import Batch
-
-
-@dataclasses.dataclass(frozen=True)
-class OfInput:
-    """A preprocessing of the one feature that the model reads: an `Experiment` puts in its `input_name`.
-
-    Attributes:
-      convert: from the feature's name and its stored values to the model's input.
-      name: of the feature; a batch without it stays as it is.
-    """
-
-    convert: Callable[[str, jax.Array], jax.Array]
-    name: str = "image"
-
-    def __call__(self, batch: Batch) -> Batch:
-        if self.name not in batch:
-            return batch
-        return {**batch, self.name: self.convert(self.name, batch[self.name])}
+from dl.types import Batch, OfInput
 
 
 def pixel_scale(dtype: np.dtype, name: str = "image") -> float:

@@ -4,7 +4,8 @@ import hashlib
 
 import numpy as np
 
-from dl.data.source import ArraySource, Source
+from dl.data.source import ArraySource
+from dl.types import Source
 
 _CHUNK = 1024  # examples read at once
 

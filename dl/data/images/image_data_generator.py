@@ -17,8 +17,7 @@ from dl.data.images.augment import (
     random_horizontal_flip,
     random_vertical_flip,
 )
-from dl.training.step import Augment
-from dl.types import Key
+from dl.types import Augment, Key
 
 ShiftRange = float | int | Sequence[float]
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from dl.data.images.affine import FillMode, warp
 from dl.data.images.augment import adjust_brightness, adjust_contrast, of_image, to_grey
-from dl.training.step import Augment
-from dl.types import Key
+from dl.types import Augment, Key
 
 MAX_MAGNITUDE = 30
 

@@ -6,7 +6,7 @@ Shapes: B examples, H height, W width, C channels.
 import numpy as np
 
 from dl.data.images.decoding import pixel_scale
-from dl.data.source import Source
+from dl.types import Source
 
 _CHUNK = 1024  # examples read at once
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.data.pipeline import Batches
-from dl.data.splits import Splits
+from dl.types import Splits
 from dl.experiment import Experiment
 from dl.losses import apply_model
 from dl.sharding import replicated

@@ -12,21 +12,13 @@ from dl.data.splits import ArraySplits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.gradients import accumulated_gradient, mean_gradient, sharpness_aware_gradient
-from dl.methods.regularizers import (
-    DropConnectDense,
-    SpatialDropout,
-    StochasticDepth,
-    cutmix,
-    l1,
-    l2,
-    mixup,
-    with_mixing,
-    with_penalty,
-)
+from dl.methods.mixing import cutmix, mixup, with_mixing
 from dl.metrics import Mean
+from dl.models.dropout import DropConnectDense, SpatialDropout, StochasticDepth
 from dl.models.mlp import MLP
 from dl.models.transfer import WithHead
 from dl.models.vit import ViT
+from dl.penalties import l1, l2, with_penalty
 from dl.precision import LossScale
 from dl.sharding import batch_sharding
 from dl.types import Aux

@@ -1,0 +1,120 @@
+"""Mixing: mixup and CutMix train on mixtures of two examples and of their labels.
+
+Shapes: B examples, C classes; H height, W width.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from dl.kinds import like
+from dl.ranges import NON_NEGATIVE, STEPS, check, check_count
+from dl.types import Aux, Batch, Key, LossFn, ModelState, Params
+
+Mix = Callable[[Key, Batch], Batch]
+
+
+def with_mixing(loss_fn: LossFn, mix: Mix) -> LossFn:
+    """Returns the loss of batches that are mixed in training, by `mixup` or `cutmix`; evaluation is not.
+
+    Under `accumulated_gradient` examples mix within their micro-batch.
+    """
+
+    def mixed(
+        params: Params, model_state: ModelState, batch: Batch, key: Key | None
+    ) -> tuple[jax.Array, Aux]:
+        if key is not None:
+            mix_key, key = jax.random.split(key)
+            batch = mix(mix_key, batch)
+        return loss_fn(params, model_state, batch, key)
+
+    return like(mixed, loss_fn)
+
+
+def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:
+    """Returns a mixing of pairs: λ x + (1 − λ) x', and the same of their labels (Zhang et al. 2018, eq. 1).
+
+    λ ~ Beta(α, α), one for the batch, as in the paper's code. Every valid example is paired with another one
+    in a random order over the whole batch, so that the number of devices changes nothing; padding stays as it
+    is. The soft labels stand in `target`, shape B × C, which `losses.classification` reads.
+
+    Args:
+      alpha: α; 0.1 to 0.4 for images; 0 for no mixing: the targets are one-hot.
+      num_classes: C.
+      name: the feature that is mixed.
+
+    Raises:
+      UserError: α is negative or not finite, or there are no classes.
+    """
+    check("alpha", alpha, NON_NEGATIVE)
+    num_classes = check_count("num_classes", num_classes, STEPS)
+
+    def mix(key: Key, batch: Batch) -> Batch:
+        pair_key, ratio_key = jax.random.split(key)
+        partner_B = _partners(pair_key, batch["mask"])
+        ratio = _draw_ratio(ratio_key, alpha)
+        x = batch[name]
+        return {
+            **batch,
+            name: (ratio * x + (1 - ratio) * x[partner_B]).astype(x.dtype),
+            "target": _mixed_targets(batch, partner_B, ratio, num_classes),
+        }
+
+    return mix
+
+
+def cutmix(alpha: float, num_classes: int, name: str = "image") -> Mix:
+    """Returns a mixing that pastes a box of one image into another (Yun et al. 2019, 3.1).
+
+    The box has the image's proportions and the fraction 1 − λ of its area, λ ~ Beta(α, α), one for the batch;
+    its centre is uniform, and what lies outside is cut off. The labels are mixed by the areas that are seen.
+    Pairs, padding, `target` and an α of 0 are as in `mixup`; the paper's α is 1.
+    """
+    check("alpha", alpha, NON_NEGATIVE)
+    num_classes = check_count("num_classes", num_classes, STEPS)
+
+    def mix(key: Key, batch: Batch) -> Batch:
+        pair_key, ratio_key, box_key = jax.random.split(key, 3)
+        partner_B = _partners(pair_key, batch["mask"])
+        side = jnp.sqrt(1 - _draw_ratio(ratio_key, alpha))
+        image_BHWC = batch[name]
+        size = jnp.array(image_BHWC.shape[1:3])
+        centre = jax.random.uniform(box_key, (2,)) * size
+        low = jnp.round(jnp.clip(centre - side * size / 2, 0, size))
+        high = jnp.round(jnp.clip(centre + side * size / 2, 0, size))
+        in_rows_H, in_columns_W = (
+            (jnp.arange(size) >= low[axis]) & (jnp.arange(size) < high[axis])
+            for axis, size in enumerate(image_BHWC.shape[1:3])
+        )
+        is_pasted_HW = in_rows_H[:, None] & in_columns_W[None]
+        return {
+            **batch,
+            name: jnp.where(is_pasted_HW[None, :, :, None], image_BHWC[partner_B], image_BHWC),
+            "target": _mixed_targets(batch, partner_B, 1 - is_pasted_HW.mean(), num_classes),
+        }
+
+    return mix
+
+
+def _draw_ratio(key: Key, alpha: float) -> jax.Array:
+    if alpha == 0:  # the limit of Beta(α, α) is 0 or 1 with equal chances: nothing is mixed
+        return jnp.ones(())
+    # Beta(1, 1) is uniform; the general sampler is a loop, slow to compile.
+    return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)
+
+
+def _partners(key: Key, mask_B: jax.Array) -> jax.Array:
+    """Returns for each valid example the next one in a random order, and for padding itself."""
+    order_B = jnp.argsort(jnp.where(mask_B, jax.random.uniform(key, mask_B.shape), 2.0))
+    places_B = jnp.arange(mask_B.size)
+    num_valid = mask_B.sum()
+    next_B = jnp.where(places_B < num_valid, (places_B + 1) % jnp.maximum(num_valid, 1), places_B)
+    return jnp.zeros_like(order_B).at[order_B].set(order_B[next_B])
+
+
+def _mixed_targets(batch: Batch, partner_B: jax.Array, ratio: jax.Array, num_classes: int) -> jax.Array:
+    target_BC = (
+        batch["target"] if "target" in batch else jax.nn.one_hot(batch["label"].reshape(-1), num_classes)
+    )
+    return ratio * target_BC + (1 - ratio) * target_BC[partner_B]

@@ -1,0 +1,55 @@
+"""The types of options: an annotation states which values an option takes."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+from dl.errors import UserError
+from dl.ranges import Range
+from dl.system.files import named_path, why_no_output
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Marks an option as a file to write, as metadata of an annotation; refused at once if it cannot be."""
+
+
+OutputFile = Annotated[Path, Output()]
+PositiveInt = Annotated[int, Range(1)]
+NonNegativeInt = Annotated[int, Range(0)]
+PositiveFloat = Annotated[float, Range(0, above_low=True)]
+NonNegativeFloat = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+Options = dict[str, Any]
+
+
+def type_name(kind: Any) -> str:
+    """Returns an annotation in words: `a whole number`."""
+    words = {int: "a whole number", float: "a number", bool: "True or False"}
+    kinds = [kind, *typing.get_args(kind), *(a for k in typing.get_args(kind) for a in typing.get_args(k))]
+    return next((words[k] for k in kinds if k in words), "of another form")
+
+
+def check_value(name: str, kind: Any, value: Any) -> None:
+    """Raises UserError if the annotation of an option does not allow a value."""
+    if isinstance(value, Path):
+        named_path(value)
+    for metadata in _all_metadata(kind):
+        if isinstance(metadata, Range) and value is not None and value not in metadata:
+            raise UserError(f"{flag(name)} {value} is out of range; it must be {metadata}")
+        if isinstance(metadata, Output) and value is not None and (reason := why_no_output(value)):
+            raise UserError(f"{flag(name)} {value} cannot be written ({reason}); choose another file")
+
+
+def _all_metadata(kind: Any) -> list[Any]:
+    """Returns the metadata of an annotation, also inside `PositiveInt | None`."""
+    own = list(getattr(kind, "__metadata__", ()))
+    inner = [typing.get_origin(kind) and arg for arg in typing.get_args(kind)]
+    return own + [m for arg in inner if arg is not kind for m in _all_metadata(arg)]
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
