@@ -1,35 +1,37 @@
-"""Where a run's first variables come from, when not all from its seed: files, or another run.
+"""Where a run's first variables come from, when not all from its seed: files, an array tree, or another run.
 
-A `WarmStart` is asked once, before the first step, and gives a part of the variables (or all).
+A start is a part of the variables, or all of them; what it lacks is initialised.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.traverse_util
-from jax.sharding import Mesh
 
 from dl.errors import UserError
 from dl.types import Variables
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
-    """What a `WarmStart` may need to know.
+class FromExperiment:
+    """The variables that another experiment ends with: a backbone, a teacher, an earlier stage.
+
+    It is trained when a run first asks for it, and found again by later runs that ask for the same.
 
     Attributes:
-      shapes: of the model's variables.
-      folder: of the run.
-      mesh: the devices.
+      fn: the function of the other experiment.
+      options: of the function; one that is left out has its default.
+      convert: from its variables to those of the model that asks, such as a `nested`.
     """
 
-    shapes: Variables
-    folder: Path
-    mesh: Mesh
+    fn: Callable[..., Any]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    convert: Callable[[Variables], Variables] = lambda variables: variables
 
 
-WarmStart = Callable[[Context], Variables]
+WarmStart = FromExperiment | Variables | Callable[[Variables], Variables]
+"""What an `Experiment` may start from: another experiment, variables, or a function of the model's shapes."""
 
 
 def nested(variables: Variables, under: str, drop: Sequence[str] = ()) -> Variables:

@@ -11,9 +11,10 @@ from dl.data.splits import ArraySplits
 from dl.experiment import Experiment
 from dl.models.mlp import MLP
 from dl.runs.console import Console
-from dl.runs.folder import Run
+from dl.runs.definition import Definition
 from dl.runs.log import read_metrics
-from dl.training.loop import train
+from dl.runs.run import Run
+from dl.training.loop import train_run
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR", "")
 
@@ -42,13 +43,19 @@ EXPERIMENT = Experiment(
 )
 
 
-def run_in(folder, options=None, name="experiments.test"):
-    return Run(folder, name, options or {"num_steps": 12})
+def definition_of(experiment=EXPERIMENT, options=None, name="experiments.test"):
+    """Returns the definition of an experiment whose function has the options that are given."""
+    return Definition(lambda **options: experiment, options or {"num_steps": 12}, name)
 
 
-def train_in(folder, mesh, experiment=EXPERIMENT, **kwargs):
+def run_in(folder, options=None, name="experiments.test", experiment=EXPERIMENT, **how):
+    return Run(folder, definition_of(experiment, options, name), **how)
+
+
+def train_in(folder, mesh, experiment=EXPERIMENT, options=None, name="experiments.test", **kwargs):
+    """Trains in a folder, and returns what result.json says."""
     kwargs = {"log_every": 1, "console": Console(is_quiet=True), **kwargs}
-    return train(experiment, run_in(folder), mesh, **kwargs)
+    return train_run(run_in(folder, options, name, experiment), mesh, **kwargs).record
 
 
 def losses_of(folder):

@@ -38,7 +38,8 @@ from dl.runs.predictions import (
     check_agreement,
     read_predictions,
 )
-from dl.training.loop import restore_variables, train
+from dl.training.loop import train
+from dl.training.restore import restore_variables
 from dl.training.step import with_inputs
 
 FOLDER = Path(__file__).parent / "kinds"

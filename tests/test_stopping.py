@@ -16,7 +16,7 @@ from dl.runs.digest import tree_digest
 from dl.runs.log import read_metrics
 from dl.stopping import Best, KeepBest, StopAt
 from dl.training.batches import make_batches
-from dl.training.loop import restore_variables
+from dl.training.restore import restore_variables
 from dl.training.population import Members, consecutive
 from dl.training.program import Program
 from dl.training.signals import Stopped

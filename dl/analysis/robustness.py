@@ -35,7 +35,7 @@ from dl.runs.tables import Table
 from dl.sharding import make_mesh, num_batch_shards
 from dl.stopping import FINAL_SPLIT
 from dl.system.files import named_path
-from dl.training.loop import restore_variables
+from dl.training.restore import restore_variables
 from dl.types import Batch, Identity, Source, Variables
 
 if TYPE_CHECKING:

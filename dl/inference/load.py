@@ -1,4 +1,4 @@
-"""The experiment of a run, made again from what its run.json says."""
+"""A run is loaded: its experiment is made again from what run.json says, and its variables are read."""
 
 import contextlib
 import dataclasses
@@ -7,16 +7,27 @@ import inspect
 import sys
 import types
 import typing
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jax.sharding import Mesh
+
+from dl.data.recorded import remembering
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import PositiveInt, check_value, type_name
+from dl.runs.definition import Definition
+from dl.runs.differences import differences
 from dl.runs.find import find_experiment, find_installed
-from dl.runs.folder import Run
-from dl.runs.provenance import build, code_of, legacy_code_of
+from dl.runs.folder import RunFolder
+from dl.runs.provenance import code_of, legacy_code_of
+from dl.sharding import make_mesh
+from dl.system.files import expand
+from dl.training.identity import describe
 from dl.training.run_options import DEFAULTS, with_run_options
+from dl.training.trained import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +42,25 @@ class Rebuilt:
     """
 
     experiment: Experiment
-    run: Run
+    run: RunFolder
     num_seeds: int
     warning: str
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path) -> RunFolder:
     """Returns the run that a folder holds.
 
     Raises:
       UserError: it holds none.
     """
-    record = Run(folder, "", {}).record if folder.is_dir() else None
+    run = RunFolder(folder)
+    record = run.record if folder.is_dir() else None
     if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
         raise UserError(f"{folder} holds no run; give the folder that a run left, such as runs/NAME-TIME")
-    return Run(folder, str(record.get("experiment")), record["options"], str(record.get("code")))
+    return run
 
 
-def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
+def rebuild(folder: Path, experiment: str | Callable[..., Experiment] | None = None) -> Rebuilt:
     """Imports the run's experiment and calls it with the run's options.
 
     Args:
@@ -60,11 +72,10 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
       UserError: there is no run, no such experiment, it is not installed, or it has other options by now.
     """
     run = open_run(folder)
-    experiment_fn = (
-        find_installed(run.name, _what_to_add(run.name))
-        if experiment is None
-        else find_experiment(experiment)
-    )
+    if experiment is None:
+        experiment_fn = find_installed(run.name, _what_to_add(run.name))
+    else:
+        experiment_fn = find_experiment(experiment) if isinstance(experiment, str) else experiment
     parameters = inspect.signature(experiment_fn).parameters
     num_seeds = _recorded_value("num_seeds", run.options.get("num_seeds", 1), PositiveInt)
     others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS}
@@ -82,7 +93,42 @@ def rebuild(folder: Path, experiment: str | None = None) -> Rebuilt:
     changed = run.code and run.code not in (code_of(experiment_fn), legacy_code_of(experiment_fn))
     warning = f"the code of {run.name} has changed since this run" if changed else ""
     of_run = {name: value for name, value in run.options.items() if name not in parameters}
-    return Rebuilt(with_run_options(build(experiment_fn, options), of_run), run, num_seeds, warning)
+    made = with_run_options(Definition(experiment_fn, options).build(), of_run)
+    return Rebuilt(made, run, num_seeds, warning)
+
+
+def load_run(
+    folder: Path | str,
+    experiment: Experiment | Definition | Callable[..., Experiment] | str | None = None,
+    *,
+    mesh: Mesh | None = None,
+) -> Result:
+    """Returns a run that was trained earlier, with its metrics, history and variables, and predictions.
+
+    The data need not be there. The variables of a run that has not finished are those of its last checkpoint.
+
+    Args:
+      folder: of the run.
+      experiment: what the run trained. None: made from run.json, where that names one of the experiments that
+        are installed beside `dl`. Else the experiment itself, its function, NAME or the path of its file.
+      mesh: the devices; None: all.
+
+    Raises:
+      UserError: the folder holds no run, the experiment is not known or is another one.
+    """
+    folder = expand(Path(folder))
+    run = open_run(folder)
+    with remembering(run.record):
+        if isinstance(experiment, Experiment | Definition):
+            made = Definition.of(experiment).build()
+            if found := differences(run.record or {}, {**(run.record or {}), **describe(made)}):
+                raise UserError(f"{folder} holds another run ({'; '.join(found)}); give its own experiment")
+        else:
+            rebuilt = rebuild(folder, experiment)
+            made = rebuilt.experiment
+            if rebuilt.warning:
+                warnings.warn(rebuilt.warning, stacklevel=2)
+    return Result(made, run.result or {}, run=run, mesh=mesh or make_mesh())
 
 
 def _what_to_add(name: str) -> str:

@@ -18,11 +18,11 @@ from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.kinds import kind_of
-from dl.runs.folder import Run
+from dl.runs.folder import RunFolder
 from dl.runs.predictions import class_names, collect_outputs, outputs_fn
 from dl.sharding import num_batch_shards
 from dl.system.text import csv_cell, printable
-from dl.training.loop import restore_variables
+from dl.training.restore import restore_variables
 from dl.types import Batch, Variables
 
 CHUNK = 256  # images in memory at a time
@@ -36,7 +36,7 @@ class Classifier:
       image_shape: (H, W, C) of the images that it reads, uint8.
     """
 
-    def __init__(self, experiment: Experiment, run: Run, mesh: Mesh):
+    def __init__(self, experiment: Experiment, run: RunFolder, mesh: Mesh):
         """Restores the variables.
 
         Raises:

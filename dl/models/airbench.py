@@ -13,7 +13,7 @@ import numpy as np
 
 from dl.models.cnn import max_pool
 from dl.types import Source, Variables
-from dl.warm_start import Context, WarmStart
+from dl.warm_start import WarmStart
 
 PATCH = 2  # side of the patches that the first layer sees
 
@@ -107,9 +107,9 @@ def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.floa
 def whitened(source: Source, num_images: int = 5000) -> WarmStart:
     """Returns the fixed filters of `Airbench`'s first layer, from the first images of a training split."""
 
-    def initial(context: Context) -> Variables:
+    def start(model_shapes: Variables) -> Variables:
         images = source[np.arange(min(len(source), num_images))]["image"]
         kernel = whitening_filters(images / np.float32(255))
         return {"params": {"whiten": {"kernel": kernel}}}
 
-    return initial
+    return start

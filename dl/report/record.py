@@ -9,7 +9,7 @@ from typing import Any
 
 from dl.errors import UserError
 from dl.kinds import FRACTION
-from dl.runs.folder import Run
+from dl.runs.folder import RunFolder
 from dl.runs.predictions import Kept, Predictions, read_predictions
 from dl.stopping import FINAL_SPLIT
 from dl.system.files import read_regular
@@ -64,7 +64,7 @@ def read_record(folder: Path) -> Record:
     Raises:
       UserError: it holds no run.
     """
-    run = Run(folder, "", {})
+    run = RunFolder(folder)
     record = run.record if folder.is_dir() else None
     if not isinstance(record, dict):
         raise UserError(f"{folder} holds no run; give the folder that a run left, such as runs/NAME-TIME")
@@ -137,7 +137,7 @@ def text(value: Any) -> str:
     return found if len(found) <= MAX_TEXT else f"{found[:MAX_TEXT]}… ({len(found):,} characters)"
 
 
-def _read_robustness(run: Run, result: Mapping[str, Any], missing: list[str]) -> Mapping[str, Any]:
+def _read_robustness(run: RunFolder, result: Mapping[str, Any], missing: list[str]) -> Mapping[str, Any]:
     try:
         found = mapping(run.robustness)
     except UserError as error:

@@ -15,8 +15,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dl.errors import UserError
-from dl.system.files import replace_file, why_no_output
 from dl.runs.streams import standard_output
+from dl.system.files import replace_file, why_no_output
 from dl.system.text import printable
 
 BAR_REFRESH_SECONDS = 0.2

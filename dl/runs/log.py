@@ -32,8 +32,8 @@ import jax
 import numpy as np
 
 from dl.errors import UserError
-from dl.system.files import storage_error
 from dl.metrics import MetricTable
+from dl.system.files import storage_error
 
 
 class Averages:
@@ -65,6 +65,13 @@ class Averages:
 def means(figures: Mapping[str, Any]) -> dict[str, float]:
     """Returns the mean over the members of each figure."""
     return {name: float(np.mean(value)) for name, value in figures.items()}
+
+
+def line_of(kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a line of the log: of several members the mean of each metric, and `seeds` with their own."""
+    seeds = {name: np.asarray(value).tolist() for name, value in values.items() if np.ndim(value)}
+    line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **means(values)}
+    return finite({**line, "seeds": seeds} if seeds else line)
 
 
 class MetricsLog:
@@ -121,11 +128,7 @@ class MetricsLog:
         """
         if self._file is None:
             return
-        seeds = {name: np.asarray(value).tolist() for name, value in values.items() if np.ndim(value)}
-        values = means(values)
-        line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **values}
-        line = finite({**line, "seeds": seeds} if seeds else line)
-        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        content = json.dumps(line_of(kind, step, epoch, values), allow_nan=False).encode() + b"\n"
         with self._storing():
             rest = memoryview(content)
             while rest:
@@ -133,7 +136,7 @@ class MetricsLog:
         self._content.update(content)
         self.size += len(content)
         if self._board is not None:
-            for name, value in values.items():
+            for name, value in means(values).items():
                 if not math.isfinite(value):
                     continue  # a plot has no place for it
                 self._board.add_scalar(f"{kind}/{name}", value, step)

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,10 +17,13 @@ from dl.data.recorded import record_of
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.console import Console
+from dl.runs.definition import Definition
 from dl.runs.digest import tree_digest
-from dl.runs.folder import Run
+from dl.runs.memory import MemoryLog, MemoryRun, NoCheckpoints
 from dl.runs.predictions import Disagreement
 from dl.runs.provenance import numerics
+from dl.runs.run import Run
+from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT, look_up
 from dl.training.batches import check_labels, describe_input, make_batches
 from dl.training.checkpoint import Checkpoints
@@ -27,15 +33,65 @@ from dl.training.profiler import Profiler
 from dl.training.program import Program
 from dl.training.session import Session
 from dl.training.signals import StopSignals
-from dl.training.state import TrainState
 from dl.training.summary import final_line, introduce
+from dl.training.trained import Result
 from dl.types import Variables
-from dl.warm_start import Context, check_fits
+from dl.warm_start import FromExperiment, check_fits
 
 
 def train(
-    experiment: Experiment,
-    run: Run,
+    experiment: Experiment | Definition,
+    folder: Path | str | None = None,
+    *,
+    mesh: Mesh | None = None,
+    log_every: int = 10,
+    save_every: float = 30.0,
+    members: Members | None = None,
+    debug_nans: bool = False,
+    profile: bool = False,
+    console: Console | None = None,
+) -> Result:
+    """Trains an experiment to its end, and returns what came out.
+
+    Args:
+      experiment: what to train; or a `Definition`, a function that returns it with the function's options.
+      folder: where the run is saved, so that the same call resumes it or returns what has finished. None:
+        nothing is written to disk.
+      mesh: the devices; None: all of them, each with a part of the batch. A run may be resumed on another
+        mesh.
+      log_every: steps between two rows of training metrics.
+      save_every: seconds between two checkpoints.
+      members: runs of the experiment that are trained at the same time; None: just the experiment.
+      debug_nans: whether to stop at the first NaN and name the operation that made it; slower.
+      profile: whether to trace a few steps into the folder `profile` of the run.
+      console: where progress is shown; None: on the standard output.
+
+    Raises:
+      UserError: a mistake in the experiment or the data, a folder that holds another run, or a loss that is
+        not finite any more.
+      StorageError: the state cannot be saved; what was saved before stands.
+      Stopped: a signal such as SIGINT or SIGTERM asked for it; with a folder the state was saved.
+    """
+    definition = Definition.of(experiment)
+    run = MemoryRun(definition) if folder is None else Run(folder, definition, _call_again)
+    return train_run(
+        run,
+        mesh or make_mesh(),
+        log_every=log_every,
+        save_every=save_every,
+        members=members,
+        debug_nans=debug_nans,
+        profile=profile,
+        console=console,
+    )
+
+
+def _call_again(folder: Path) -> str:
+    return f"dl.train(experiment, folder={str(folder)!r})"
+
+
+def train_run(
+    run: Run | MemoryRun,
     mesh: Mesh,
     *,
     log_every: int = 10,
@@ -44,43 +100,29 @@ def train(
     debug_nans: bool = False,
     profile: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
-    """Trains from the newest checkpoint of the run's folder, or from the start, to the end.
+) -> Result:
+    """Trains from the newest checkpoint of a run, or from the start, to the end; as `train`.
 
-    Args:
-      experiment: what to compute.
-      run: the folder; a finished run is not repeated.
-      mesh: the devices. A run may go on with another mesh than it began with.
-      log_every: steps between two lines of metrics.
-      save_every: seconds between two checkpoints.
-      members: runs of the experiment that are trained at the same time; None: just the experiment.
-      debug_nans: end at the first NaN with the operation that made it; see `nans.report_nans`.
-      profile: trace a few steps into the folder `profile` of the run; see `profiling.Profiler`.
-      console: where a person watches.
-
-    Returns:
-      The content of result.json.
-
-    Raises:
-      UserError: a mistake in the options or the data, a folder that holds another run, or a loss that is
-        no number any more.
-      StorageError: the state cannot be saved; what was saved before stands.
-      Stopped: a signal asked for it, such as SIGINT or SIGTERM; the state was saved.
+    A run that has finished is not repeated. Where several members are trained, they are a part of what the
+    run is, and its definition says so.
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
         stack.callback(run.close)
         if debug_nans and members is not None:
             raise UserError("debug_nans follows one run; leave --num-seeds out")
+        if profile and isinstance(run, MemoryRun):
+            raise UserError("profile=True writes into the folder of the run; give folder=")
+        experiment = run.definition.build()
         batches = make_batches(experiment, mesh, None if members is None else members.seeds)
         facts = _facts(experiment, members)
         run.check(facts)
-        if run.is_begun and (result := run.result) is not None:
+        if isinstance(run, Run) and run.is_begun and (result := run.result) is not None:
             run.tidy()
             for damage in run.damages():
                 console.line(damage)
             console.line(f"finished before: {final_line(result, run)}")
-            return _agreeing(result)
+            return Result(experiment, _agreeing(result), run=run, mesh=mesh)
         check_labels(experiment, batches)
         program = Program(experiment, mesh, batches, members)
         experiment = _with_directions(experiment, batches, program)
@@ -94,23 +136,31 @@ def train(
         run.open({**facts, **program.facts}, mesh)
         if (result := run.result) is not None:  # another process has finished it meanwhile
             console.line(f"finished before: {final_line(result, run)}")
-            return result
+            return Result(experiment, result, run=run if isinstance(run, Run) else None, mesh=mesh)
         stop = stack.enter_context(StopSignals())
         console.start(experiment.num_steps)
         stack.callback(console.stop)
-        checkpoints = stack.enter_context(Checkpoints(run.checkpoints_path, identity=run.identity))
+        checkpoints: Checkpoints | NoCheckpoints = NoCheckpoints()
+        if isinstance(run, Run):
+            checkpoints = stack.enter_context(Checkpoints(run.checkpoints_path, identity=run.identity))
         session = Session(experiment, run, program, batches, checkpoints, console, stop, members)
         stack.callback(session.close)
         session.restore(start)
-        profiler = Profiler(run.folder / "profile", console)
-        stack.callback(profiler.close)
-        session.run_to_end(log_every, save_every, debug_nans, profiler if profile else None)
+        profiler = None
+        if profile and isinstance(run, Run):
+            profiler = Profiler(run.folder / "profile", console)
+            stack.callback(profiler.close)
+        session.run_to_end(log_every, save_every, debug_nans, profiler)
         result = session.result(mesh)
         with run.in_place():
             checkpoints.wait()  # a result promises its parameters
         result = run.finish(result)
         console.line(final_line(result, run))
-        return _agreeing(result)
+        _agreeing(result)
+        variables = session.state.best or program.eval_variables(session.state)
+        log = session.log if isinstance(session.log, MemoryLog) else None
+        of_disk = run if isinstance(run, Run) else None
+        return Result(experiment, result, run=of_disk, mesh=mesh, log=log, variables=variables)
 
 
 def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
@@ -118,32 +168,6 @@ def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
     if "disagreement" in result:
         raise Disagreement(result["disagreement"])
     return result
-
-
-def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables:
-    """Returns the variables that a finished run ended with, as arrays on the devices; the disk is only read.
-
-    Raises:
-      UserError: there is no intact checkpoint, or none that the result is of.
-    """
-    program = Program(experiment, mesh, make_batches(experiment, mesh))
-    expected = (run.result or {}).get("params_digest")
-
-    def variables_of(state: TrainState) -> Variables:
-        return program.eval_variables(state) if state.best is None else state.best
-
-    def trouble_with(state: TrainState) -> str:
-        if expected is None or tree_digest(variables_of(state)["params"]) == expected:
-            return ""
-        return "its parameters are not those that the result is of"
-
-    if not run.checkpoints_path.is_dir():
-        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; train it again")
-    with Checkpoints(run.checkpoints_path, identity=run.identity, is_read_only=True) as checkpoints:
-        restored = checkpoints.restore(program.abstract_state, trouble_with)
-    if restored is None:
-        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; train it again")
-    return variables_of(restored[0])
 
 
 def _facts(experiment: Experiment, members: Members | None) -> dict[str, Any]:
@@ -181,11 +205,39 @@ def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], pro
     return dataclasses.replace(experiment, **resolved)
 
 
-def _start(experiment: Experiment, program: Program, run: Run, mesh: Mesh) -> Variables | None:
+def _start(experiment: Experiment, program: Program, run: Run | MemoryRun, mesh: Mesh) -> Variables | None:
     """Returns the variables that the run starts from, on the host; None: all are initialised."""
-    if experiment.warm_start is None:
+    warm_start = experiment.warm_start
+    if warm_start is None:
         return None
     shapes = {"params": program.abstract_state.params, **program.abstract_state.model_state}
-    start = jax.device_get(experiment.warm_start(Context(shapes, run.folder, mesh)))
+    if isinstance(warm_start, FromExperiment):
+        start = warm_start.convert(_train_first(warm_start, run, mesh))
+    elif isinstance(warm_start, Mapping):
+        start = warm_start
+    else:
+        start = warm_start(shapes)
+    start = jax.device_get(start)
     check_fits(start, shapes)
     return start
+
+
+def _train_first(before: FromExperiment, run: Run | MemoryRun, mesh: Mesh) -> Variables:
+    """Returns what another experiment ends with, on the host.
+
+    It is trained in a folder beside that of the run, whose name is a digest of its options, code and data:
+    later runs that ask for the same find it there. Stopped on the way, the same command resumes it.
+    """
+    definition = Definition(before.fn, before.options)
+    if isinstance(run, MemoryRun):
+        return jax.device_get(train_run(MemoryRun(definition), mesh).variables)
+    options = {**definition.defaults, **definition.options}
+    checksum = definition.build().data.identity.checksum
+    folders = []
+    for code in (definition.code, definition.legacy_code):
+        facts = [definition.name, code, options, checksum]
+        digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+        folders.append(run.folder.parent / f"{definition.stem}-{digest[:12]}")
+    folder = next((folder for folder in folders if folder.exists()), folders[0])
+    result = train_run(Run(folder, definition, resume_command="the same command again"), mesh)
+    return jax.device_get(result.variables)

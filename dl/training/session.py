@@ -20,10 +20,11 @@ from dl.kinds import kind_facts
 from dl.metrics import MetricTable
 from dl.runs.console import Console, format_figures
 from dl.runs.digest import tree_digest
-from dl.runs.folder import Run
 from dl.runs.log import Averages, MetricsLog, means
+from dl.runs.memory import MemoryLog, MemoryRun, NoCheckpoints
 from dl.runs.predictions import Kept, add_to_result, collect_predictions
 from dl.runs.provenance import peak_memory
+from dl.runs.run import Run
 from dl.stopping import FINAL_SPLIT, Best
 from dl.training.checkpoint import Checkpoints
 from dl.training.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
@@ -44,10 +45,10 @@ class Session:
     def __init__(
         self,
         experiment: Experiment,
-        run: Run,
+        run: Run | MemoryRun,
         program: Program,
         batches: Mapping[str, Batches],
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | NoCheckpoints,
         console: Console,
         stop: StopSignals,
         members: Members | None,
@@ -82,7 +83,9 @@ class Session:
             self.step = int(self.state.step.max())  # the same for every member
             self.console.line(f"resuming at step {self.step:,} of {self.experiment.num_steps:,}")
         progress = self.progress
-        self.log = MetricsLog(self.run.metrics_path, progress.log_size, self.step, progress.log_digest)
+        self.log: MetricsLog | MemoryLog = MemoryLog()
+        if isinstance(self.run, Run):
+            self.log = MetricsLog(self.run.metrics_path, progress.log_size, self.step, progress.log_digest)
         if self.log.trouble:
             progress.log_start = self.step
             self.console.line(f"{self.log.trouble}; the metrics go on from step {self.step:,} in a new one")
@@ -377,7 +380,7 @@ class Session:
             if predictions is not None and split == FINAL_SPLIT:
                 predictions = predictions.with_metrics(examples)
             if predictions is not None and jax.process_index() == 0:
-                predictions.save(self.run.predictions_path)
+                self.run.keep_predictions(predictions)
             return predictions
         except Exception as error:
             self.console.line(
@@ -421,8 +424,9 @@ class Session:
 
     def _stopped_message(self) -> str:
         name = self.stop.received.name if self.stop.received else "a signal"
+        saved = "saved " if isinstance(self.run, Run) else ""
         when = (
-            f"stopped by {name}, saved at step {self.step:,} of {self.experiment.num_steps:,}"
+            f"stopped by {name}, {saved}at step {self.step:,} of {self.experiment.num_steps:,}"
             if self.step
             else f"stopped by {name} before the first step"
         )

@@ -14,9 +14,10 @@ from dl.evaluation.intervals import t_interval
 from dl.experiment import Experiment, abstract
 from dl.runs.console import Console, format_count, format_epochs, format_value
 from dl.runs.digest import tree_digest
-from dl.runs.folder import Run
 from dl.runs.log import means
+from dl.runs.memory import MemoryRun
 from dl.runs.provenance import describe_devices
+from dl.runs.run import Run
 from dl.sharding import format_mesh
 from dl.stopping import FINAL_SPLIT
 from dl.training.population import Members
@@ -28,7 +29,7 @@ from dl.types import Variables
 def introduce(
     console: Console,
     experiment: Experiment,
-    run: Run,
+    run: Run | MemoryRun,
     mesh: Mesh,
     facts: Mapping[str, Any],
     members: Members | None = None,
@@ -60,7 +61,7 @@ def introduce(
             "model": f"{parameters}; {flops}",
             "training": f"{experiment.num_steps:,} steps of {experiment.batch_size} examples "
             f"({format_epochs(experiment.num_steps / per_epoch)} epochs), {seeds}",
-            "run": str(run.folder),
+            "run": str(run.where),
         }
     )
 
@@ -164,7 +165,7 @@ def describe_data_and_devices(experiment: Experiment, mesh: Mesh) -> dict[str, A
     }
 
 
-def final_line(result: Mapping[str, Any], run: Run) -> str:
+def final_line(result: Mapping[str, Any], run: Run | MemoryRun) -> str:
     """Returns the figures of a finished run as `name=value` words, to be read and to be searched for."""
     figures = [
         f"{split}_{name}={_number(value)}"
@@ -182,7 +183,7 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
     line = (
         f"{' '.join(figures)} steps={result['steps']} seconds={result['seconds']:.1f} "
         f"examples_per_second={result['examples_per_second']:.0f} dataset={dataset} "
-        f"run={run.folder}"
+        f"run={run.where}"
     )
     if "best" in result and "step" in result["best"]:
         line += f" best_step={result['best']['step']}"

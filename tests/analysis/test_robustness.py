@@ -20,7 +20,7 @@ from dl.data.images import corruptions
 from dl.errors import UserError
 from dl.runs.find import find_experiment
 from dl.system.json_files import read_json, write_json
-from dl.training.loop import restore_variables
+from dl.training.restore import restore_variables
 
 FEW = (corruptions.gaussian_noise, corruptions.contrast, corruptions.translation)
 NAMES = ("gaussian_noise", "contrast", "translation")

@@ -20,7 +20,8 @@ from dl import losses, optimizers
 from dl.errors import UserError
 from dl.system.json_files import read_json, write_json
 from dl.runs.log import read_metrics
-from dl.training.loop import restore_variables, train
+from dl.training.loop import train
+from dl.training.restore import restore_variables
 from dl.runs.provenance import code_digest, legacy_code_digest
 from dl.runs.folder import Run, this_command
 from dl.training.signals import Stopped

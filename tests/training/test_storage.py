@@ -22,7 +22,7 @@ from dl import optimizers
 from dl.cli.main import exit_status
 from dl.errors import Diverged, StorageError, UserError
 from dl.training.checkpoint import Checkpoints
-from dl.training.loop import restore_variables
+from dl.training.restore import restore_variables
 from dl.training.population import Members
 from dl.training.signals import Stopped
 from tests.helpers import EXPERIMENT, SignallingConsole, run_in, step_of, train_in

@@ -20,7 +20,7 @@ from dl.system.files import replace_file
 from dl.system.json_files import read_json
 from dl.system.text import printable
 from dl.types import Variables
-from dl.warm_start import Context, WarmStart, nested
+from dl.warm_start import WarmStart, nested
 
 # What NumPy raises for a shape or a type that a header claims, beside the errors of safetensors itself.
 _OF_A_HEADER = (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError)
@@ -240,11 +240,11 @@ def pretrained(
     Its modules `skip` are not read: what the model has of them starts from the seed.
     """
 
-    def initial(context: Context) -> Variables:
-        shapes = {name: tree[under] for name, tree in context.shapes.items() if under in tree}
+    def start(model_shapes: Variables) -> Variables:
+        shapes = {name: tree[under] for name, tree in model_shapes.items() if under in tree}
         if not shapes:
-            known = ", ".join(context.shapes["params"])
+            known = ", ".join(model_shapes["params"])
             raise UserError(f"under={under!r} is no module of the model, expected one of {known}")
         return nested(load_pretrained(source, shapes, name_map, skip=skip, **options), under, drop=skip)
 
-    return initial
+    return start

@@ -13,11 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.data.pipeline import Batches
-from dl.types import Splits
 from dl.experiment import Experiment
 from dl.losses import apply_model
 from dl.sharding import replicated
-from dl.types import Batch, Variables
+from dl.types import Batch, Splits, Variables
 
 OutputsFn = Callable[[Variables, Batch], jax.Array]
 

@@ -1,0 +1,168 @@
+"""What training returns: the metrics, the history and the variables of a run, and its predictions."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import ArrayLike
+
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.runs.folder import RunFolder
+from dl.runs.log import read_metrics
+from dl.runs.memory import MemoryLog
+from dl.runs.predictions import outputs_fn
+from dl.training.restore import restore_variables
+from dl.types import Batch, Params, Variables
+
+
+class Estimate(float):
+    """A metric: a number, with the bounds of its 95 % interval.
+
+    Attributes:
+      low: the lower bound, None where there is no interval.
+      high: the upper bound, likewise.
+    """
+
+    low: float | None
+    high: float | None
+
+    def __new__(cls, value: float, low: float | None = None, high: float | None = None) -> "Estimate":
+        """Makes a number that knows its interval."""
+        estimate = super().__new__(cls, value)
+        estimate.low, estimate.high = low, high
+        return estimate
+
+    def __repr__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{float(self):.4g}{interval}"
+
+    def __reduce__(self) -> tuple[type["Estimate"], tuple[float, float | None, float | None]]:
+        return Estimate, (float(self), self.low, self.high)
+
+
+class Result:
+    """A run that was trained now or earlier.
+
+    Attributes:
+      experiment: what was trained.
+      folder: of the run; None where it is in memory only.
+      record: what result.json says; empty of a run that has not finished.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: Mapping[str, Any],
+        *,
+        run: RunFolder | None,
+        mesh: Mesh,
+        log: MemoryLog | None = None,
+        variables: Variables | None = None,
+    ):
+        self.experiment = experiment
+        self.record = dict(record)
+        self.folder: Path | None = None if run is None else run.folder
+        self._run = run
+        self._mesh = mesh
+        self._log = log
+        self._variables = variables
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Estimate]]:
+        """By split and name, each metric of the end; its interval is over the seeds where there are several."""
+        intervals = self.record.get("intervals", {})
+        return {
+            split: {
+                name: Estimate(np.nan if value is None else value, *intervals.get(split, {}).get(name, ()))
+                for name, value in of_split.items()
+            }
+            for split, of_split in self.record.get("metrics", {}).items()
+        }
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row for each logged step and each evaluation, with `kind`, `step`, `epoch` and the metrics.
+
+        `pandas.DataFrame(result.history)` makes a table of it. See `dl.runs.log` for the kinds.
+        """
+        if self._log is not None:
+            return [dict(line) for line in self._log.lines]
+        assert self._run is not None
+        return read_metrics(self._run.metrics_path) if self._run.metrics_path.exists() else []
+
+    @property
+    def variables(self) -> Variables:
+        """What the run ended with, by collection; of several seeds with a leading axis.
+
+        Raises:
+          UserError: the checkpoint is missing or damaged.
+        """
+        if self._variables is None:
+            assert self._run is not None
+            self._variables = restore_variables(self.experiment, self._run, self._mesh)
+        return self._variables
+
+    @property
+    def params(self) -> Params:
+        """The parameters among the variables."""
+        return self.variables["params"]
+
+    def predict(self, inputs: ArrayLike | Mapping[str, ArrayLike], batch_size: int | None = None) -> Any:
+        """Returns the outputs of the model for new inputs, such as the logits of a classifier.
+
+        Args:
+          inputs: the feature that the model reads, with a leading axis of examples, as the data store it or
+            as floats in [0, 1]; or several features by name.
+          batch_size: examples computed at once; None: the experiment's `eval_batch_size`. The last batch is
+            padded, so that the model is compiled once.
+
+        Returns:
+          NumPy arrays with a row for each example.
+
+        Raises:
+          UserError: the inputs do not have the form of the data that the model was trained on.
+        """
+        features = self._features(inputs)
+        size = len(next(iter(features.values())))
+        step = min(batch_size or self.experiment.eval_batch_size, max(size, 1))
+        parts = []
+        for start in range(0, max(size, 1), step):
+            rows = np.minimum(np.arange(start, start + step), max(size - 1, 0))
+            batch: Batch = {name: jnp.asarray(values[rows]) for name, values in features.items()}
+            batch |= {"index": jnp.asarray(rows, jnp.int32), "mask": jnp.arange(start, start + step) < size}
+            outputs = self._outputs(self.variables, batch)
+            parts.append(jax.tree.map(lambda rows, n=size - start: np.asarray(rows)[: max(n, 0)], outputs))
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    @functools.cached_property
+    def _outputs(self) -> Any:
+        if self.record.get("members"):
+            raise UserError("several seeds were trained at the same time; predict with a run of one")
+        outputs = outputs_fn(self.experiment)
+        if outputs is None:
+            raise UserError("the experiment states no outputs; give its task a function predict")
+        return jax.jit(outputs)
+
+    def _features(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+        """Returns the features by name; raises UserError where their form is not that of the data."""
+        name = self.experiment.input_name
+        given = inputs if isinstance(inputs, Mapping) else {name: inputs}
+        features = {name: np.asarray(values) for name, values in given.items()}
+        spec = self.experiment.data.train.spec
+        for name, values in features.items():
+            expected = len(spec[name].shape) + 1 if name in spec else values.ndim
+            if values.ndim != expected:
+                raise UserError(
+                    f"{name} has the shape {values.shape}; expected (examples, "
+                    f"{', '.join(map(str, spec[name].shape))}), one row for each example"
+                )
+        lengths = {name: len(values) if values.ndim else 0 for name, values in features.items()}
+        if not lengths or len(set(lengths.values())) > 1 or not min(lengths.values()):
+            raise UserError(f"there must be the same number of examples, at least one, in {lengths}")
+        return features
