@@ -20,7 +20,6 @@ import jax
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.runs.console import Console
-from dl.runs.folder import Run
 from dl.sharding import make_mesh
 from dl.training.loop import train
 from dl.training.program import Program
@@ -47,8 +46,8 @@ def bare_seconds(experiment: Experiment) -> float:
 def loop_seconds(experiment: Experiment) -> float:
     """Returns the seconds that `train` spends on the same steps, and on saving."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run", "benchmark", {})
-        result = train(experiment, run, make_mesh(), console=Console(is_quiet=True))
+        console = Console(is_quiet=True)
+        result = train(experiment, Path(folder) / "run", mesh=make_mesh(), console=console).record
         return result["train_seconds"] + result["saving_seconds"]
 
 

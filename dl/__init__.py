@@ -1,27 +1,42 @@
 """A functional JAX codebase for deep-learning research.
 
-An experiment needs little more than these names; everything else is a module away: `dl.models`,
-`dl.losses`, `dl.optimizers`, `dl.data`.
+An experiment and a notebook need little more than these names; everything else is a module away.
 """
 
+from dl import data, losses, metrics, models, optimizers
 from dl.cli.main import main
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.inference.load import load_run
 from dl.option_types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
+from dl.runs.definition import Definition
 from dl.stopping import KeepBest, StopAt
+from dl.training.loop import train
+from dl.training.trained import Result
+from dl.warm_start import FromExperiment
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Definition",
     "Experiment",
     "Fraction",
+    "FromExperiment",
     "KeepBest",
     "NonNegativeFloat",
     "NonNegativeInt",
     "PositiveFloat",
     "PositiveInt",
+    "Result",
     "Seed",
     "StopAt",
     "UserError",
+    "data",
+    "load_run",
+    "losses",
     "main",
+    "metrics",
+    "models",
+    "optimizers",
+    "train",
 ]

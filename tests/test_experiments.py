@@ -23,8 +23,9 @@ import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import dataclasses, importlib, inspect, pathlib, signal, sys
 from dl.runs.console import Console
-from dl.training.loop import train
-from dl.runs.folder import Run
+from dl.training.loop import train_run
+from dl.runs.definition import Definition
+from dl.runs.run import Run
 from dl.sharding import make_mesh
 
 name, folder, kill_at = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
@@ -45,8 +46,8 @@ experiment = dataclasses.replace(
 )
 console = Killing(is_quiet=True)
 console.is_live = kill_at > 0
-train(experiment, Run(folder, name, options), make_mesh({"data": 1}), log_every=1, save_every=0,
-      console=console)
+definition = Definition(lambda **options: experiment, options, name)
+train_run(Run(folder, definition), make_mesh({"data": 1}), log_every=1, save_every=0, console=console)
 """
 
 

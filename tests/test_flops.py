@@ -25,9 +25,9 @@ from dl.models.vgg import vgg16
 from dl.models.vit import vit_b16
 from dl.report import write_report
 from dl.runs.console import Console
-from dl.runs.folder import Run
 from dl.sharding import make_mesh
-from dl.training.loop import train
+from dl.training.loop import train_run
+from tests.helpers import run_in
 
 
 def test_a_matrix_product():
@@ -138,10 +138,10 @@ def trained(tmp_path_factory):
         num_steps=1,
         batch_size=8,
     )
-    run = Run(tmp_path_factory.mktemp("flops") / "run", "experiments.flops", {})
+    run = run_in(tmp_path_factory.mktemp("flops") / "run", name="experiments.flops", experiment=experiment)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        result = train(experiment, run, make_mesh({"data": 1}), console=Console())
+        result = train_run(run, make_mesh({"data": 1}), console=Console()).record
     return experiment, run, result, printed.getvalue()
 
 

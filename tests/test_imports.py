@@ -81,6 +81,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.runs.predictions.kept",
     "dl.runs.predictions.reader",
     "dl.runs.provenance",
+    "dl.runs.run",
     "dl.runs.streams",
     "dl.sharding",
     "dl.studies.benchmark",
@@ -94,11 +95,13 @@ TOUCHES_THE_OUTSIDE = {
     "dl.system.locks",
     "dl.training.checkpoint",
     "dl.training.identity",
+    "dl.training.loop",
     "dl.training.memory",
     "dl.training.profiler",
     "dl.training.program",
     "dl.training.progress",
     "dl.training.session",
+    "dl.training.trained",
     "dl.warm_start",
 }
 

@@ -26,7 +26,7 @@ from dl.penalties import l2, with_penalty
 from dl.report import write_report
 from dl.runs.console import Console
 from dl.runs.find import find_experiment
-from dl.runs.folder import Run
+from dl.runs.folder import RunFolder
 from dl.runs.predictions import (
     Disagreement,
     LanguageModel,
@@ -38,9 +38,9 @@ from dl.runs.predictions import (
     check_agreement,
     read_predictions,
 )
-from dl.training.loop import train
 from dl.training.restore import restore_variables
 from dl.training.step import with_inputs
+from tests.helpers import train_in
 
 FOLDER = Path(__file__).parent / "kinds"
 NAMES = ("diabetes", "digit_codes", "digit_properties", "characters")
@@ -71,7 +71,7 @@ def finished(tmp_path_factory, mesh1):
             main(function, ["--workdir", str(folder), "--mesh", "data=1"])
             experiment = function()
             test = experiment.data.evaluations["test"].arrays
-            variables = restore_variables(experiment, Run(folder, name, {}), mesh1)
+            variables = restore_variables(experiment, RunFolder(folder), mesh1)
             inputs = test[experiment.input_name]
             inputs = inputs / np.float32(255) if inputs.ndim == 4 else inputs
             outputs, _ = apply_model(experiment.model, variables["params"], {}, jnp.asarray(inputs), None)
@@ -273,7 +273,7 @@ MODEL = MLP(hidden=(), num_classes=3)
 def test_a_loss_written_by_hand_has_neutral_words_and_keeps_its_outputs(tmp_path, mesh1):
     arrays = {"image": noise(40, 0)["image"], "angle": np.zeros(40, np.float32)}
     loss_fn = losses.supervised(MODEL, lambda output, batch: jnp.abs(output).sum(-1))
-    result = train(tiny(loss_fn, arrays), Run(tmp_path, "own", {}), mesh1, console=Console(is_quiet=True))
+    result = train_in(tmp_path, mesh1, tiny(loss_fn, arrays), console=Console(is_quiet=True))
     assert (result["kind"], result["units"]) == (None, {})
     kept = read_predictions(tmp_path / "predictions.npz")
     assert isinstance(kept, Outputs)
@@ -311,10 +311,9 @@ def test_a_run_whose_predictions_contradict_it_ends_with_an_error_and_keeps_its_
         return {"accuracy": losses.Mean.of(hit, batch["mask"], better="max")}
 
     experiment = tiny(losses.supervised(MODEL, cast, is_right), num_steps=60, tx=optimizers.adam(0.1))
-    run = Run(tmp_path, "blind", {})
     for _ in range(2):  # and again, when the folder is asked for a second time
         with pytest.raises(UserError, match="the run measured accuracy 1 on test, but .* have 0.") as caught:
-            train(experiment, run, mesh1, console=Console(is_quiet=True))
+            train_in(tmp_path, mesh1, experiment)
         assert "\n" not in str(caught.value)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["metrics"]["test"]["accuracy"] == 1.0
@@ -326,7 +325,7 @@ def test_a_run_whose_predictions_contradict_it_ends_with_an_error_and_keeps_its_
 def test_rounding_is_no_disagreement(tmp_path, mesh1, dtype):
     model = MLP(hidden=(8,), num_classes=3, dtype=dtype)
     experiment = dataclasses.replace(tiny(losses.classification(model, label_smoothing=0.1)), model=model)
-    train(experiment, Run(tmp_path, "rounded", {}), mesh1, console=Console(is_quiet=True))
+    train_in(tmp_path, mesh1, experiment, console=Console(is_quiet=True))
 
 
 def test_labels_that_are_distributions_are_not_compared():
@@ -391,7 +390,7 @@ def test_targets_of_another_kind_are_refused_before_training(name, change, messa
     evaluations = {split: changed(source) for split, source in data.evaluations.items()}
     data = dataclasses.replace(data, train=changed(data.train), evaluations=evaluations)
     with pytest.raises(UserError, match=re.escape(message)):
-        train(dataclasses.replace(experiment, data=data), Run(tmp_path / "run", "x", {}), mesh1)
+        train_in(tmp_path / "run", mesh1, dataclasses.replace(experiment, data=data))
     assert not (tmp_path / "run").exists()
 
 

@@ -3,11 +3,10 @@ import numpy as np
 import pytest
 
 from dl.runs.console import Console
-from dl.runs.folder import Run
 from dl.runs.log import read_metrics
-from dl.training.loop import train
 from dl.training.state import num_params
 from experiments.mlp_342 import experiment
+from tests.helpers import train_in
 
 
 @pytest.mark.parametrize(
@@ -16,7 +15,7 @@ from experiments.mlp_342 import experiment
 )
 def test_eleven_lines_fall_from_a_coins_loss(head, coin, tmp_path, mesh1):
     perceptron = experiment(head=head)
-    train(perceptron, Run(tmp_path, "mlp_342", {}), mesh1, console=Console(is_quiet=True))
+    train_in(tmp_path, mesh1, perceptron, console=Console(is_quiet=True))
     lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "all"]
     assert [line["step"] for line in lines] == [*range(0, 1001, 100)]
     curve = [line["loss"] for line in lines]

@@ -16,9 +16,9 @@ from dl.runs.digest import tree_digest
 from dl.runs.log import read_metrics
 from dl.stopping import Best, KeepBest, StopAt
 from dl.training.batches import make_batches
-from dl.training.restore import restore_variables
 from dl.training.population import Members, consecutive
 from dl.training.program import Program
+from dl.training.restore import restore_variables
 from dl.training.signals import Stopped
 from dl.types import Aux, Source
 from tests.helpers import DATA, EXPERIMENT, SignallingConsole, run_in, train_in, without_timing
@@ -267,8 +267,8 @@ def test_the_first_variables_may_be_given(tmp_path, mesh1):
     start = {"params": {"Dense_1": {"bias": np.full(2, 7.0, np.float32)}}}
     seen = []
 
-    def initial(context):
-        seen.append(jax.tree.map(lambda leaf: leaf.shape, context.shapes))
+    def initial(shapes):
+        seen.append(jax.tree.map(lambda leaf: leaf.shape, shapes))
         return start
 
     experiment = dataclasses.replace(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import chex
@@ -21,13 +22,11 @@ from dl.models.weights import names as torch_names
 from dl.models.weights.pretrained import pretrained
 from dl.runs.console import Console
 from dl.runs.digest import tree_digest
-from dl.runs.folder import Run
 from dl.runs.provenance import code_of, module_name
-from dl.training import from_experiment as trained
-from dl.training.from_experiment import FromExperiment
-from dl.training.loop import train
+from dl.training import loop
 from dl.training.signals import Stopped
-from dl.warm_start import Context, check_fits, nested
+from dl.warm_start import FromExperiment, check_fits, nested
+from tests.helpers import run_in
 
 MODEL = MLP(hidden=(4,), num_classes=2)
 
@@ -87,7 +86,8 @@ class Signalling(Console):
 
 
 def train_in(folder, mesh, experiment, console=None):
-    return train(experiment, Run(folder, "experiments.later", {}), mesh, console=console)
+    run = run_in(folder, {"a": 1}, "experiments.later", experiment)
+    return loop.train_run(run, mesh, console=console).record
 
 
 def inner_folders(root):
@@ -137,25 +137,38 @@ def test_a_finished_run_does_not_ask_again(root, mesh1):
 def test_other_options_and_other_data_are_another_run(tmp_path, mesh1, monkeypatch):
     """The name of the folder alone is under test: nothing is trained."""
     asked = []
-    monkeypatch.setattr(trained, "train", lambda experiment, run, mesh: asked.append(run.folder))
-    monkeypatch.setattr(trained, "restore_variables", lambda experiment, run, mesh: {"params": {}})
-    context = Context({}, tmp_path / "outer", mesh1)
+    whole = loop.train_run
+
+    def training(run, mesh, **how):
+        if run.folder == tmp_path / "outer":
+            return whole(run, mesh, **how)
+        asked.append(run.folder)
+        raise InterruptedError
+
+    monkeypatch.setattr(loop, "train_run", training)
+
+    def ask(*start):
+        with pytest.raises(InterruptedError):
+            training(run_in(tmp_path / "outer", experiment=later(FromExperiment(*start))), mesh1)
+
     for options in ({}, {"rate": 0.1}, {"rate": 0.2}, {"data_seed": 1}):
-        FromExperiment(earlier, options)(context)
-    FromExperiment(lambda rate=0.1, data_seed=0, num_steps=12: earlier(), {"data_seed": 0})(context)
-    monkeypatch.setattr(trained, "code_of", lambda experiment_fn: "changed")
-    FromExperiment(earlier)(context)
+        ask(earlier, options)
+    ask(lambda rate=0.1, data_seed=0, num_steps=12: earlier(), {"data_seed": 0})
+    monkeypatch.setattr("dl.runs.definition.code_of", lambda experiment_fn: "changed")
+    ask(earlier)
     assert asked[0] == asked[1] == asked[4]
     assert len(set(asked)) == 4
     assert {folder.parent for folder in asked} == {tmp_path}
 
 
 def test_stopped_on_the_way_it_goes_on_when_the_same_is_asked_again(root, tmp_path, mesh1, monkeypatch):
-    def stopping(experiment, run, mesh):
-        return train(experiment, run, mesh, console=Signalling(2))
+    whole = loop.train_run
+
+    def stopping(run, mesh, **how):
+        return whole(run, mesh, console=Signalling(2))
 
     with monkeypatch.context() as patched:
-        patched.setattr(trained, "train", stopping)
+        patched.setattr(loop, "train_run", stopping)
         with pytest.raises(Stopped, match="saved at step [2-4] of 12; to go on: the same command again"):
             train_in(tmp_path / "outer", mesh1, later(FromExperiment(earlier)))
     assert not (tmp_path / "outer").exists()
@@ -183,10 +196,12 @@ def test_what_a_run_started_from_is_recorded_and_another_start_is_refused(root, 
     assert train_in(folder, mesh1, later(start))["steps"] == 2
 
 
-def test_a_run_whose_checkpoints_are_gone_says_so(tmp_path, mesh1, monkeypatch):
-    monkeypatch.setattr(trained, "train", lambda experiment, run, mesh: run.folder.mkdir())
-    with pytest.raises(UserError, match="test_warm_start-.* has no checkpoint to read the parameters from"):
-        FromExperiment(earlier)(Context({}, tmp_path / "outer", mesh1))
+def test_a_run_whose_checkpoints_are_gone_says_so(root, tmp_path, mesh1):
+    (inner,) = inner_folders(root)
+    shutil.copytree(inner, tmp_path / inner.name)
+    shutil.rmtree(tmp_path / inner.name / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint to read the parameters from"):
+        train_in(tmp_path / "outer", mesh1, later(FromExperiment(earlier)))
 
 
 # Parts of a model.
@@ -245,18 +260,18 @@ def file(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def context_of(backbone_classes, mesh):
+def shapes_of(backbone_classes, mesh):
     backbone = MobileNetV2(backbone_classes, width=0.1, stages=((1, 16, 1, 1),), features=16)
     model: nn.Module = WithHead(backbone, 3)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    return Context(shapes, "unused", mesh)
+    return shapes
 
 
 @pytest.mark.parametrize("backbone_classes", [None, 7])
 def test_a_backbone_starts_from_a_file_and_every_head_from_the_seed(file, mesh1, backbone_classes):
-    context = context_of(backbone_classes, mesh1)
-    start = pretrained(file, torch_names.mobilenet_v2, "backbone", skip=("head",))(context)
-    check_fits(start, context.shapes)
+    shapes = shapes_of(backbone_classes, mesh1)
+    start = pretrained(file, torch_names.mobilenet_v2, "backbone", skip=("head",))(shapes)
+    check_fits(start, shapes)
     assert set(start["params"]) == {"backbone"}
     assert set(start["params"]["backbone"]) == {"stem", "block0", "last"}
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(start))
@@ -266,7 +281,7 @@ def test_a_backbone_starts_from_a_file_and_every_head_from_the_seed(file, mesh1,
     np.testing.assert_array_equal(kernel_HWIO, weight_OIHW.transpose(2, 3, 1, 0))
     means = tensors["mobilenet_v2.conv_1x1.normalization.running_mean"]
     np.testing.assert_array_equal(start["batch_stats"]["backbone"]["last"]["norm"]["mean"], means)
-    backbone = {name: tree["backbone"] for name, tree in context.shapes.items()}
+    backbone = {name: tree["backbone"] for name, tree in shapes.items()}
     wanted = {
         name: {m: leaves for m, leaves in tree.items() if m != "head"} for name, tree in backbone.items()
     }
@@ -276,4 +291,4 @@ def test_a_backbone_starts_from_a_file_and_every_head_from_the_seed(file, mesh1,
 def test_a_submodule_that_the_model_lacks_is_refused_by_name(file, mesh1):
     initial = pretrained(file, torch_names.mobilenet_v2, "body", skip=("head",))
     with pytest.raises(UserError, match="under='body' is no module of the model, .* backbone, head"):
-        initial(context_of(None, mesh1))
+        initial(shapes_of(None, mesh1))

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 import os
 import re
 import shlex
@@ -20,14 +19,15 @@ from dl.errors import StorageError, UserError
 from dl.experiment import Experiment
 from dl.option_types import NonNegativeFloat, PositiveFloat, PositiveInt
 from dl.ranges import Range
-from dl.runs.folder import Run, this_command, without_workdir
-from dl.runs.provenance import build, code_of, legacy_code_of, module_name
+from dl.runs.definition import Definition
+from dl.runs.provenance import module_name
+from dl.runs.run import Run, this_command, without_workdir
 from dl.runs.streams import forgiving
 from dl.sharding import make_mesh_of, platform_trouble
 from dl.studies.cross_validation import cross_validate
 from dl.system.files import DISK_ERRORS
 from dl.system.text import printable
-from dl.training.loop import train
+from dl.training.loop import train_run
 from dl.training.population import consecutive
 from dl.training.run_options import DEFAULTS, changed, with_run_options
 from dl.training.signals import Stopped
@@ -88,20 +88,18 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         if run_options.data_dir is not None:
             os.environ["TFDS_DATA_DIR"] = str(run_options.data_dir)
         asked = {name: getattr(run_options, name) for name in DEFAULTS}
-        recorded = {**changed(asked), **options}
+        facts = changed(asked)
         if run_options.num_seeds > 1:
-            recorded |= {"num_seeds": run_options.num_seeds}
-        parameters = inspect.signature(experiment_fn).parameters
-        defaults = {**DEFAULTS, **{option: p.default for option, p in parameters.items()}, "num_seeds": 1}
-        code, legacy_code = code_of(experiment_fn), legacy_code_of(experiment_fn)
-        resume = functools.partial(_command_again, experiment_fn, argv)
-        run = Run(run_options.workdir, name, recorded, code, resume, defaults, legacy_code)
+            facts |= {"num_seeds": run_options.num_seeds}
+        definition = Definition(experiment_fn, options).changed(
+            facts, functools.partial(with_run_options, options=asked)
+        )
+        run = Run(run_options.workdir, definition, functools.partial(_command_again, experiment_fn, argv))
         with contextlib.closing(run):
-            experiment = with_run_options(build(experiment_fn, options), asked)
+            experiment = definition.build()
             folds = run_options.folds
-            run_all = train if folds is None else functools.partial(cross_validate, num_folds=folds)
+            run_all = train_run if folds is None else functools.partial(cross_validate, num_folds=folds)
             run_all(
-                experiment,
                 run,
                 mesh,
                 log_every=run_options.log_every,

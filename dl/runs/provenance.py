@@ -16,12 +16,12 @@ from types import CodeType
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import Options
 from dl.runs.find import stem_of_file
-from jax.sharding import Mesh
 
 PACKAGES = (
     "jax",

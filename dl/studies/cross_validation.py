@@ -18,17 +18,16 @@ from dl.evaluation.intervals import t_interval
 from dl.evaluation.spread import EFFECTIVE, WILSON
 from dl.experiment import Experiment
 from dl.runs.console import Console
-from dl.runs.folder import Run
 from dl.runs.log import finite
+from dl.runs.run import Run
 from dl.studies.folder import Kind, open_study, plain
-from dl.training.loop import train
+from dl.training.loop import train_run
+from dl.warm_start import FromExperiment
 
 FOLDS = Kind("cross-validation", "folds.json", ("fold-*", "report.html"))
 
 
-def cross_validate(
-    experiment: Experiment, run: Run, mesh: Mesh, *, num_folds: int, **how: Any
-) -> dict[str, Any]:
+def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[str, Any]:
     """Trains on all folds but one, for each in turn, in the folders fold-1, fold-2, … of the run's folder.
 
     Number of steps, batch size and schedule stay the experiment's own, for the schedule is a part of the
@@ -40,8 +39,7 @@ def cross_validate(
     such as channel means, a fold may have been a part.
 
     Args:
-      experiment: what to train; with its own splits.
-      run: the folder of all folds.
+      run: of the experiment with its own splits; in its folder are those of the folds.
       mesh: the devices.
       num_folds: K.
       how: further arguments of `train`.
@@ -53,15 +51,16 @@ def cross_validate(
       UserError: as `train`, or the folder holds something else, or what the runs start from was trained on
         the same data.
     """
+    experiment = run.definition.build()
     _refuse_leaks(experiment)
     folds = Folds(experiment.data, num_folds)
     console = how.setdefault("console", None) or Console()
-    header = {"experiment": run.name, "options": plain(run.options), "num_folds": num_folds}
+    header = {"experiment": run.name, "options": plain(run.definition.recorded), "num_folds": num_folds}
     with open_study(FOLDS, run.folder, run.name) as study:
         if study.resume(header) is None:
             study.write(header)
         console.line(introduction(experiment, folds))
-        results = _train_all(experiment, run, mesh, folds, console, how)
+        results = _train_all(run, mesh, folds, console, how)
         summary = {
             **header,
             "is_stratified": folds.unstratified is None,
@@ -85,20 +84,17 @@ def introduction(experiment: Experiment, folds: Folds) -> str:
 
 
 def _train_all(
-    experiment: Experiment, run: Run, mesh: Mesh, folds: Folds, console: Console, how: dict[str, Any]
+    run: Run, mesh: Mesh, folds: Folds, console: Console, how: dict[str, Any]
 ) -> list[dict[str, Any]]:
     results, num_folds = [], len(folds)
     for k in range(num_folds):
         console.line(f"fold {k + 1} of {num_folds}")
-        part = Run(
-            run.folder / f"fold-{k + 1}",
-            run.name,
-            {**run.options, "folds": num_folds, "fold": k + 1},
-            run.code,
-            run.resume_command,
-            legacy_code=run.legacy_code,
+        definition = run.definition.changed(
+            {"folds": num_folds, "fold": k + 1},
+            lambda experiment, k=k: dataclasses.replace(experiment, data=folds[k]),
         )
-        results.append(train(dataclasses.replace(experiment, data=folds[k]), part, mesh, **how))
+        part = Run(run.folder / f"fold-{k + 1}", definition, run.resume_command)
+        results.append(train_run(part, mesh, **how).record)
     return results
 
 
@@ -158,13 +154,9 @@ def final_line(summary: dict[str, Any], run: Run) -> str:
 
 def _refuse_leaks(experiment: Experiment) -> None:
     """Raises UserError if what the runs start from was trained on the rows that are held out here."""
-    from dl.training.from_experiment import (
-        FromExperiment,  # which needs the command line's module, and that needs this one
-    )
-
     start = experiment.warm_start
     while isinstance(start, FromExperiment):
-        before = start.experiment_fn(**start.options)
+        before = start.fn(**start.options)
         if before.data.identity.checksum == experiment.data.identity.checksum:
             raise UserError(
                 "the runs would start from parameters that were trained on all of "

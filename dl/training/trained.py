@@ -75,7 +75,7 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, dict[str, Estimate]]:
-        """By split and name, each metric of the end; its interval is over the seeds where there are several."""
+        """By split and name, each metric of the end with its interval, over seeds if there are several."""
         intervals = self.record.get("intervals", {})
         return {
             split: {

@@ -15,11 +15,9 @@ from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.methods import mixing
 from dl.metrics import Mean
-from dl.runs.console import Console
-from dl.runs.folder import Run
 from dl.runs.predictions import read_predictions
-from dl.training.loop import train
 from dl.types import Aux
+from tests.helpers import train_in
 
 SIZE, CLASSES = 24, 3
 RANDOM = np.random.default_rng(0)
@@ -73,8 +71,7 @@ def train_on(tmp_path, mesh, source, loss_fn=None, folder="run", validation=None
         loss_fn=loss_fn or losses.classification(model, input_name=name),
         **{"tx": optimizers.adam(0.1), "num_steps": 6, "batch_size": 8, **options},
     )
-    run = Run(tmp_path / folder, "test", {})
-    return train(experiment, run, mesh, console=Console(is_quiet=True))
+    return train_in(tmp_path / folder, mesh, experiment)
 
 
 def refused(tmp_path, mesh, *args, match, **options):
@@ -272,7 +269,7 @@ def test_a_row_of_bytes_is_read_as_numbers_and_that_is_said(tmp_path, mesh1, cap
         num_steps=1,
         batch_size=8,
     )
-    train(experiment, Run(tmp_path / "run", "test", {}), mesh1)
+    train_in(tmp_path / "run", mesh1, experiment)
     assert "the input tokens, uint8 of shape (16,), is read as whole numbers" in capsys.readouterr().out
 
 

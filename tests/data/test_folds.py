@@ -9,6 +9,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dl.training.from_experiment import FromExperiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -21,10 +22,10 @@ from dl.data.images.decoding import to_unit_range
 from dl.errors import UserError
 from dl.metrics import Mean
 from dl.models.mlp import MLP
-from dl.runs.folder import Run
+from dl.runs.run import Run
 from dl.studies.cross_validation import cross_validate
-from dl.training.from_experiment import FromExperiment
 from dl.types import Aux, Identity
+from tests.helpers import run_in
 
 
 @given(st.lists(st.integers(0, 3), min_size=8, max_size=60), st.integers(2, 5))
@@ -262,14 +263,14 @@ def test_a_fold_without_its_end_is_finished(finished, tmp_path):
 def test_what_was_trained_on_the_same_data_is_no_start(tmp_path, mesh1):
     leaking = dataclasses.replace(experiment(), warm_start=FromExperiment(experiment))
     with pytest.raises(UserError, match="trained on all of points, the held-out folds included"):
-        cross_validate(leaking, Run(tmp_path / "run", "t", {}), mesh1, num_folds=2)
+        cross_validate(run_in(tmp_path / "run", experiment=leaking), mesh1, num_folds=2)
 
 
 def test_other_folders_are_refused(finished, tmp_path, mesh1):
     folder, argv = finished
-    run = Run(folder / "fold-1", "t", {})
+    run = run_in(folder / "fold-1", experiment=experiment())
     with pytest.raises(UserError, match="is not empty and holds no cross-validation"):
-        cross_validate(experiment(), run, mesh1, num_folds=2)
+        cross_validate(run, mesh1, num_folds=2)
     with pytest.raises(SystemExit):
         main(experiment, ["--folds", "2", *argv[2:]])
     with pytest.raises(SystemExit):
@@ -278,8 +279,8 @@ def test_other_folders_are_refused(finished, tmp_path, mesh1):
 
 def test_the_command_that_goes_on_names_the_folder_of_all_folds(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["x", "--folds", "3"])
-    run = Run(tmp_path / "all", "experiments.x", {})
-    part = Run(run.folder / "fold-1", run.name, {}, run.code, run.resume_command)
+    run = run_in(tmp_path / "all", name="experiments.x")
+    part = Run(run.folder / "fold-1", run.definition, run.resume_command)
     assert part.resume_command == f"python -m experiments.x --folds 3 --workdir {tmp_path}/all"
 
 
@@ -302,7 +303,7 @@ def regression(num_steps: PositiveInt = 2) -> Experiment:
 
 
 def test_a_regression_without_other_splits_has_folds(tmp_path, mesh1, capsys):
-    summary = cross_validate(regression(), Run(tmp_path / "all", "line", {}), mesh1, num_folds=3)
+    summary = cross_validate(run_in(tmp_path / "all", experiment=regression()), mesh1, num_folds=3)
     assert not summary["is_stratified"]
     assert set(summary["metrics"]["validation"]) == {"mse", "loss"}
     out = capsys.readouterr().out
@@ -316,10 +317,10 @@ def test_a_folder_in_use_or_a_damaged_record_is_one_line(tmp_path, mesh1):
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="is in use by another process"):
-            cross_validate(regression(), Run(folder, "line", {}), mesh1, num_folds=3)
+            cross_validate(run_in(folder, experiment=regression()), mesh1, num_folds=3)
     (folder / "folds.json").write_bytes(b"\0" * 50)
     with pytest.raises(UserError, match="folds.json is damaged"):
-        cross_validate(regression(), Run(folder, "line", {}), mesh1, num_folds=3)
+        cross_validate(run_in(folder, experiment=regression()), mesh1, num_folds=3)
 
 
 def test_a_class_needs_as_many_examples_as_there_are_folds():

@@ -15,9 +15,8 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.metrics import Mean
 from dl.runs.console import Console
-from dl.runs.folder import Run
-from dl.training.loop import train
 from dl.types import Aux
+from tests.helpers import train_in
 
 NUM_EXAMPLES, NUM_EPOCHS = 5, 3
 
@@ -48,7 +47,7 @@ EXPERIMENT = Experiment(
 
 
 def test_draws_are_those_of_the_run(tmp_path, mesh1):
-    train(EXPERIMENT, Run(tmp_path / "run", "test", {}), mesh1, log_every=1, console=Console(is_quiet=True))
+    train_in(tmp_path / "run", mesh1, EXPERIMENT, log_every=1, console=Console(is_quiet=True))
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     steps = [line for line in lines if line["kind"] == "train"]
     stored, drawn = augmented_examples(EXPERIMENT, num_examples=4, num_draws=NUM_EPOCHS)

@@ -17,9 +17,8 @@ from dl.inference.load import rebuild
 from dl.models.weights.pretrained import load_safetensors, read_tensors, save_safetensors
 from dl.report import write_report
 from dl.runs.find import find_experiment, find_installed
-from dl.runs.folder import write_json
 from dl.system.files import is_leftover, read_regular, remove_leftovers, replace_file, replace_text
-from dl.system.json_files import read_json
+from dl.system.json_files import read_json, write_json
 
 NAME = "experiments.mlp_342"
 CODE = "from pathlib import Path\nPath({trace!r}).touch()\ndef experiment():\n    return None\n"

@@ -14,18 +14,17 @@ from pathlib import Path
 
 import jax
 import pytest
-from tests.helpers import step_of, EXPERIMENT, MODEL, SignallingConsole, run_in, train_in, without_timing
 
 from dl import losses, optimizers
 from dl.errors import UserError
-from dl.system.json_files import read_json, write_json
+from dl.runs.folder import RunFolder
 from dl.runs.log import read_metrics
-from dl.training.loop import train
-from dl.training.restore import restore_variables
 from dl.runs.provenance import code_digest, legacy_code_digest
-from dl.runs.folder import Run, this_command
+from dl.runs.run import this_command
+from dl.system.json_files import read_json, write_json
+from dl.training.restore import restore_variables
 from dl.training.signals import Stopped
-
+from tests.helpers import EXPERIMENT, MODEL, SignallingConsole, run_in, step_of, train_in, without_timing
 
 FACTS = {"dataset": {}, "notice": None}
 
@@ -33,7 +32,7 @@ FACTS = {"dataset": {}, "notice": None}
 @pytest.mark.parametrize("given", [[], ["--workdir", "a b/run"], ["--workdir=a b/run"]])
 def test_the_command_that_goes_on_has_the_folder_once(monkeypatch, given):
     monkeypatch.setattr(sys, "argv", ["x.py", *given, "--name", "a b/run", "--num-epochs=3"])
-    run = Run(Path("a b/run"), "experiments.x", {})
+    run = run_in(Path("a b/run"), name="experiments.x")
     # A value of another option stays, also one that is spelled as the folder is.
     words = "--name 'a b/run' --num-epochs=3 --workdir 'a b/run'"
     assert run.resume_command == f"python -m experiments.x {words}"
@@ -48,8 +47,8 @@ def here(tmp_path, monkeypatch):
 
 
 def test_runs_begun_in_one_second_get_folders_of_their_own(here, mesh1, monkeypatch):
-    monkeypatch.setattr("dl.runs.folder.time.strftime", lambda form: "20300101-000000")
-    runs = [Run(None, "experiments.x", {"seed": seed}) for seed in range(3)]
+    monkeypatch.setattr("dl.runs.run.time.strftime", lambda form: "20300101-000000")
+    runs = [run_in(None, {"seed": seed}, "experiments.x") for seed in range(3)]
     for run in runs:
         run.check(FACTS)
         run.open(FACTS, mesh1)
@@ -57,11 +56,11 @@ def test_runs_begun_in_one_second_get_folders_of_their_own(here, mesh1, monkeypa
     for run in runs:
         run.close()
     assert len(list((here / "runs").iterdir())) == 3  # also when the clock comes to the same second again
-    assert Run(None, "experiments.x", {}).folder not in {run.folder for run in runs}
+    assert run_in(None, name="experiments.x").folder not in {run.folder for run in runs}
 
 
 def test_a_folder_that_was_reserved_and_not_used_is_gone(here):
-    run = Run(None, "experiments.x", {})
+    run = run_in(None, name="experiments.x")
     assert run.folder.is_dir()
     run.close()
     assert not list((here / "runs").iterdir())
@@ -105,7 +104,7 @@ def test_a_folder_is_locked_against_threads_and_free_again_afterwards(tmp_path, 
 
 
 def test_what_another_process_has_begun_or_finished_meanwhile_is_seen(tmp_path, mesh1):
-    late = Run(tmp_path / "run", "experiments.test", {"num_steps": 13})
+    late = run_in(tmp_path / "run", {"num_steps": 13})
     late.check(FACTS)
     run = run_in(tmp_path / "run")
     run.open(FACTS, mesh1)
@@ -141,11 +140,11 @@ def test_options_of_every_type_equal_themselves_at_a_resume(tmp_path, mesh1):
             "fn": lambda: None,
         }
 
-    Run(tmp_path, "x", options()).open(FACTS, mesh1)
-    Run(tmp_path, "x", options()).check(FACTS)
-    assert Run(tmp_path, "x", {}).record["options"]["shade"] == "DARK"
+    run_in(tmp_path, options(), "x").open(FACTS, mesh1)
+    run_in(tmp_path, options(), "x").check(FACTS)
+    assert RunFolder(tmp_path).record["options"]["shade"] == "DARK"
     with pytest.raises(UserError, match="nan: NaN there, 1.0 here"):
-        Run(tmp_path, "x", {**options(), "nan": 1.0}).check(FACTS)
+        run_in(tmp_path, {**options(), "nan": 1.0}, "x").check(FACTS)
 
 
 def test_the_digest_of_code_is_the_same_under_every_version_of_python(tmp_path):
@@ -165,17 +164,19 @@ def f(o, w=(1,), *, k=None):
 EXPECTED_DIGEST = "4d92ec32260998220ccefe40ad814cb83845cc58cdeda020b929c92a2c7cc9a1"
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path, mesh1):
+def test_a_run_of_an_older_version_goes_on(tmp_path, mesh1, monkeypatch):
     """It has neither an identity nor digests, and its code is digested in another way."""
     code = tmp_path / "e.py"
     code.write_text("def f():\n    return 1\n")
     old, folder = legacy_code_digest(code), tmp_path / "run"
 
-    def run(**how):
-        return Run(folder, "experiments.test", {"num_steps": 12}, **how)
+    def code_is(digest, legacy=""):
+        monkeypatch.setattr("dl.runs.definition.code_of", lambda fn: digest)
+        monkeypatch.setattr("dl.runs.definition.legacy_code_of", lambda fn: legacy)
 
+    code_is(old)
     with pytest.raises(Stopped):
-        train(EXPERIMENT, run(code=old), mesh1, console=SignallingConsole(5))
+        train_in(folder, mesh1, console=SignallingConsole(5))
     record = {
         name: value
         for name, value in json.loads((folder / "run.json").read_text()).items()
@@ -186,16 +187,16 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, mesh1):
     held = json.loads(extra.read_text())
     progress = {k: v for k, v in held["progress"].items() if k not in ("log_digest", "log_start")}
     extra.write_text(json.dumps({"progress": progress, "digests": held["digests"]}))
+    code_is(code_digest(code))
     with pytest.raises(UserError, match="code: "):
-        train(EXPERIMENT, run(code=code_digest(code)), mesh1)
-    result = train(
-        EXPERIMENT, run(code=code_digest(code), legacy_code=old), mesh1, console=SignallingConsole(-1)
-    )
+        train_in(folder, mesh1)
+    code_is(code_digest(code), old)
+    result = train_in(folder, mesh1, console=SignallingConsole(-1))
     assert result["steps"] == 12
     (folder / "result.json").write_text(
         json.dumps({k: v for k, v in result.items() if k not in ("digests", "run_id", "sha256")})
     )
-    again = train(EXPERIMENT, run(code=code_digest(code), legacy_code=old), mesh1)
+    again = train_in(folder, mesh1)
     assert again["params_digest"] == result["params_digest"]
 
 
@@ -354,14 +355,14 @@ def test_every_file_of_a_finished_run_is_checked_when_it_is_read(finished, tmp_p
 def test_json_of_any_other_content_is_one_line(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match="run.json is damaged") as caught:
-        _ = Run(tmp_path, "", {}).record
+        _ = RunFolder(tmp_path).record
     assert "\n" not in str(caught.value)
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "run.json")
     with pytest.raises(UserError, match="run.json is not a regular file"):
-        _ = Run(tmp_path, "", {}).record
+        _ = RunFolder(tmp_path).record
 
 
 def test_json_is_written_in_one_move_beside_nothing(tmp_path):

@@ -19,15 +19,13 @@ from scipy.special import log_softmax
 
 from dl import losses, optimizers
 from dl.cli.commands import main
-from dl.runs.console import Console
 from dl.data import ArraySource, ArraySplits
 from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.system.json_files import read_json, write_json
-from dl.training.loop import train
-from dl.training.population import consecutive
 from dl.models.mlp import MLP
+from dl.report.classifier import classifier_sections
+from dl.runs.console import Console
 from dl.runs.predictions import (
     Kept,
     LanguageModel,
@@ -43,8 +41,9 @@ from dl.runs.predictions import (
     outputs_fn,
     read_predictions,
 )
-from dl.report.classifier import classifier_sections
-from dl.runs.folder import Run
+from dl.system.json_files import read_json, write_json
+from dl.training.population import consecutive
+from tests.helpers import train_in
 
 MODEL = MLP(hidden=(), num_classes=3)
 
@@ -139,7 +138,7 @@ def test_an_experiment_may_say_what_its_outputs_are(mesh1):
 
 
 def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
-    result = train(EXPERIMENT, Run(tmp_path, "noise", {}), mesh8, console=Console(is_quiet=True))
+    result = train_in(tmp_path, mesh8, EXPERIMENT, console=Console(is_quiet=True))
     found = read_predictions(tmp_path / "predictions.npz")
     accuracy = (found.log_probabilities.argmax(-1) == found.label).mean()
     assert result["metrics"]["test"]["accuracy"] == pytest.approx(accuracy)
@@ -150,9 +149,8 @@ def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
 
 
 def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
-    run = Run(tmp_path, "noise", {})
-    train(EXPERIMENT, run, mesh1, members=consecutive(0, 2))
-    assert not run.predictions_path.exists()
+    train_in(tmp_path, mesh1, EXPERIMENT, members=consecutive(0, 2))
+    assert not (tmp_path / "predictions.npz").exists()
     assert "no predictions" not in capsys.readouterr().out  # they were not tried
 
 
@@ -161,7 +159,7 @@ def test_a_failure_to_collect_them_does_not_fail_the_run(tmp_path, mesh1, capsys
         raise TypeError("needs another argument\nand more")
 
     experiment = dataclasses.replace(EXPERIMENT, predict_fn=broken)
-    result = train(experiment, Run(tmp_path, "noise", {}), mesh1)
+    result = train_in(tmp_path, mesh1, experiment)
     assert result["steps"] == 2
     assert (
         "no predictions of test were written (TypeError: needs another argument)" in capsys.readouterr().out

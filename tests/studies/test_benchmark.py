@@ -17,10 +17,9 @@ from dl.evaluation.intervals import t_interval
 from dl.models.mlp import MLP
 from dl.penalties import l2, with_penalty
 from dl.runs.console import Console
-from dl.runs.folder import Run
 from dl.studies import benchmark as race
-from dl.training.loop import train
 from dl.training.signals import Stopped
+from tests.helpers import train_in
 
 DIGITS = load_digits()
 
@@ -253,9 +252,7 @@ def regularized_folder(tmp_path_factory):
 def test_a_number_of_the_loss_has_the_effect_that_a_run_of_its_own_has(regularized_folder, tmp_path, mesh1):
     tuned = result_of(regularized_folder, "tune-l2-0.01")["members"]
     assert [m["seed"] for m in tuned] == [3, 4]
-    alone = train(
-        regularized("l2", 0.01, seed=4), Run(tmp_path, "alone", {}), mesh1, console=Console(is_quiet=True)
-    )
+    alone = train_in(tmp_path, mesh1, regularized("l2", 0.01, seed=4), console=Console(is_quiet=True))
     assert tuned[1]["metrics"]["validation"]["loss"] == pytest.approx(
         alone["metrics"]["validation"]["loss"], rel=1e-5
     )

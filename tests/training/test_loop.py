@@ -13,10 +13,9 @@ import pytest
 from dl import optimizers
 from dl.errors import UserError
 from dl.runs.console import Console
-from dl.runs.folder import Run, code_digest
 from dl.runs.log import read_metrics
+from dl.runs.provenance import code_digest
 from dl.system.json_files import read_json
-from dl.training.loop import train
 from dl.training.signals import Stopped
 from tests.helpers import (
     DATA,
@@ -161,7 +160,7 @@ def test_a_finished_run_is_not_repeated(uninterrupted, mesh1):
 
 def test_another_configuration_in_the_same_folder_is_refused(uninterrupted, mesh1):
     with pytest.raises(UserError, match="num_steps: 12 there, 13 here") as caught:
-        train(EXPERIMENT, run_in(uninterrupted[0], {"num_steps": 13}), mesh1)
+        train_in(uninterrupted[0], mesh1, options={"num_steps": 13})
     assert "\n" not in str(caught.value)
 
 
@@ -216,10 +215,11 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path, mesh1):
     json.dumps(read_metrics(tmp_path / "run" / "metrics.jsonl"), allow_nan=False)
 
 
-def test_changed_code_is_another_run(uninterrupted, mesh1):
+def test_changed_code_is_another_run(uninterrupted, mesh1, monkeypatch):
     folder = uninterrupted[0]
+    monkeypatch.setattr("dl.runs.definition.code_of", lambda fn: "abc")
     with pytest.raises(UserError, match="code: .* there, .* here"):
-        train(EXPERIMENT, Run(folder, "experiments.test", {"num_steps": 12}, code="abc"), mesh1)
+        train_in(folder, mesh1)
 
 
 def test_comments_docstrings_and_layout_are_not_code(tmp_path):

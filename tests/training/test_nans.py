@@ -17,10 +17,9 @@ from dl.data.splits import ArraySplits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.console import Console
-from dl.runs.folder import Run
 from dl.sharding import make_mesh
-from dl.training.loop import train
 from dl.training.nans import find_nan
+from tests.helpers import train_in
 
 
 class Normalizing(nn.Module):
@@ -66,10 +65,9 @@ def experiment():
 
 
 def test_a_run_ends_with_the_operation_and_the_line_that_made_the_first_nan(tmp_path):
-    run = Run(tmp_path / "run", "experiments.test", {})
     mesh = make_mesh({"data": BATCH_SIZE})
     with pytest.raises(UserError) as caught:
-        train(experiment(), run, mesh, debug_nans=True, save_every=0, console=Console(is_quiet=True))
+        train_in(tmp_path / "run", mesh, experiment(), debug_nans=True, save_every=0)
     message = str(caught.value)
     assert message.startswith(f"step {BAD_STEP} made the first NaN: div of ")
     assert line_of(Scaled, "/ scale") in message
@@ -83,10 +81,10 @@ def test_a_run_ends_with_the_operation_and_the_line_that_made_the_first_nan(tmp_
 def test_without_a_nan_the_bits_are_the_same(tmp_path, mesh1):
     sound = dataclasses.replace(experiment(), num_steps=BAD_STEP - 1)
     digests = {
-        train(
-            sound,
-            Run(tmp_path / str(debug_nans), "experiments.test", {}),
+        train_in(
+            tmp_path / str(debug_nans),
             mesh1,
+            sound,
             debug_nans=debug_nans,
             console=Console(is_quiet=True),
         )["params_digest"]
@@ -96,9 +94,8 @@ def test_without_a_nan_the_bits_are_the_same(tmp_path, mesh1):
 
 
 def test_without_the_option_the_message_names_it(tmp_path, mesh1):
-    run = Run(tmp_path / "run", "experiments.test", {})
     with pytest.raises(UserError, match=f"nan in step {BAD_STEP} .*--debug-nans"):
-        train(experiment(), run, mesh1, console=Console(is_quiet=True))
+        train_in(tmp_path / "run", mesh1, experiment())
 
 
 def test_a_gradient_is_found_with_the_line_that_it_is_the_gradient_of():
@@ -229,7 +226,5 @@ def of_sound_data():
 )
 def test_data_and_optimizer_are_named_too(make, message, tmp_path, mesh1):
     with pytest.raises(UserError, match=message) as caught:
-        train(
-            make(), Run(tmp_path / "run", "test", {}), mesh1, debug_nans=True, console=Console(is_quiet=True)
-        )
+        train_in(tmp_path / "run", mesh1, make(), debug_nans=True, console=Console(is_quiet=True))
     assert "\n" not in str(caught.value)

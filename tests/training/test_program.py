@@ -9,10 +9,8 @@ from dl.data.splits import ArraySplits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.models.mlp import MLP
-from dl.runs.console import Console
-from dl.runs.folder import Run
-from dl.training.loop import train
 from dl.training.population import consecutive
+from tests.helpers import train_in
 
 
 def experiment(hidden=2, **changes):
@@ -30,13 +28,12 @@ def experiment(hidden=2, **changes):
 
 @pytest.mark.parametrize("hidden", [10**12, 4 * 10**18, 10**23])
 def test_a_model_larger_than_the_memory_is_refused_and_leaves_no_folder(hidden, tmp_path, mesh8):
-    run = Run(tmp_path / "run", "test", {})
     with pytest.raises(
         UserError, match="parameters and optimizer state take .* GB on each device, which has"
     ) as caught:
-        train(experiment(hidden), run, mesh8, console=Console(is_quiet=True))
+        train_in(tmp_path / "run", mesh8, experiment(hidden))
     assert "\n" not in str(caught.value)
-    assert not run.folder.exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

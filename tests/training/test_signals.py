@@ -9,9 +9,8 @@ import threading
 import pytest
 
 from dl.runs.console import Console
-from dl.training.loop import train
 from dl.training.signals import Stopped, StopSignals
-from tests.helpers import EXPERIMENT, SignallingConsole, run_in, train_in
+from tests.helpers import SignallingConsole, train_in
 
 REQUESTS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
@@ -109,7 +108,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path, mesh1, monkeypatch
             raise OSError("there is none")
 
     monkeypatch.setattr(sys, "stdout", Gone())
-    assert train(EXPERIMENT, run_in(tmp_path / "run"), mesh1, console=Console())["steps"] == 12
+    assert train_in(tmp_path / "run", mesh1, console=Console())["steps"] == 12
 
 
 def test_a_command_whose_reader_goes_away_ends_as_it_would_have(tmp_path):

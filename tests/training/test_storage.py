@@ -22,8 +22,8 @@ from dl import optimizers
 from dl.cli.main import exit_status
 from dl.errors import Diverged, StorageError, UserError
 from dl.training.checkpoint import Checkpoints
-from dl.training.restore import restore_variables
 from dl.training.population import Members
+from dl.training.restore import restore_variables
 from dl.training.signals import Stopped
 from tests.helpers import EXPERIMENT, SignallingConsole, run_in, step_of, train_in
 
@@ -33,7 +33,7 @@ import resource, signal, sys, warnings
 from tests.helpers import EXPERIMENT, run_in
 from dl.cli.main import run_as_command
 from dl.runs.console import Console
-from dl.training.loop import train
+from dl.training.loop import train_run
 from dl.sharding import make_mesh
 import dataclasses, pathlib
 from dl.models.mlp import MLP
@@ -43,8 +43,8 @@ loss_fn = losses.classification(model, input_name="features")
 experiment = dataclasses.replace(EXPERIMENT, model=model, loss_fn=loss_fn)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-run_as_command(lambda: train(experiment, run_in(pathlib.Path("run")), make_mesh({"data": 1}), save_every=%s,
-               console=Console(is_quiet=True)) and None)
+run_as_command(lambda: train_run(run_in(pathlib.Path("run"), experiment=experiment), make_mesh({"data": 1}),
+               save_every=%s, console=Console(is_quiet=True)) and None)
 """
 
 
