@@ -25,8 +25,7 @@ from dl.models.mobilenet import mobilenet_v2
 from dl.models.transfer import WithHead
 from dl.models.weights import names as torch_names
 from dl.models.weights.pretrained import pretrained
-from dl.warm_start import FromExperiment
-from dl.warm_start import WarmStart, nested
+from dl.warm_start import FromExperiment, WarmStart, nested
 from experiments import mobilenetv2
 
 augment = image_data_generator(

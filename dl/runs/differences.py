@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+# Settings of an experiment by the names that older versions recorded.
+RENAMED = {"report_every": "eval_every", "report_start": "eval_at_start", "target": "stop_at"}
+
 
 def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns options as run.json holds them: what JSON does not know, such as a path, is text there."""
@@ -50,6 +53,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: 
         pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]
     for group in ("numerics", "settings"):  # another version may know others
         old, new = there.get(group) or {}, here.get(group) or {}
+        old = {RENAMED.get(key, key): value for key, value in old.items()}
         pairs += [(key, old[key], new[key]) for key in old if key in new]
     found = [
         f"{name}: {json.dumps(old)} there, {json.dumps(new)} here"
