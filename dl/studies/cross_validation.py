@@ -5,6 +5,7 @@ is not read.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,8 +91,7 @@ def _train_all(
     for k in range(num_folds):
         console.line(f"fold {k + 1} of {num_folds}")
         definition = run.definition.changed(
-            {"folds": num_folds, "fold": k + 1},
-            lambda experiment, k=k: dataclasses.replace(experiment, data=folds[k]),
+            {"folds": num_folds, "fold": k + 1}, functools.partial(dataclasses.replace, data=folds[k])
         )
         part = Run(run.folder / f"fold-{k + 1}", definition, run.resume_command)
         results.append(train_run(part, mesh, **how).record)
