@@ -9,7 +9,6 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dl.training.from_experiment import FromExperiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -25,6 +24,7 @@ from dl.models.mlp import MLP
 from dl.runs.run import Run
 from dl.studies.cross_validation import cross_validate
 from dl.types import Aux, Identity
+from dl.warm_start import FromExperiment
 from tests.helpers import run_in
 
 
