@@ -121,7 +121,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         options=sections.options_table(record),
         software=software,
         starts=runs,
-        card=sections.model_card(record, classifier),
+        card=model_card(record, classifier),
     )
 
 

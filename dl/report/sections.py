@@ -1,4 +1,4 @@
-"""The sections of a report that every run has: headline, budget, energy, options, environment, data, card."""
+"""The sections of a report that every run has: headline, budget, energy, options, environment, data."""
 
 import math
 import shlex
@@ -7,7 +7,6 @@ from typing import Any
 
 from dl.data.splits import short_notice
 from dl.kinds import FRACTION
-from dl.report.classifier import Classifier
 from dl.report.energy import estimate_energy
 from dl.report.plots import Table
 from dl.report.record import Record, interval_of, items, mapping, number, text
@@ -17,10 +16,6 @@ from dl.runs.console import format_epochs
 MAX_STARTS = 50  # in the table
 MAX_SEEDS = 50  # that are named
 MAX_FIGURES = 200  # of a run
-INTENDED_USE = (
-    "Research and teaching: to check, compare and repeat a measurement. Nothing here was tested for "
-    "decisions about people, or on other data than those named below."
-)
 
 
 def headline(record: Record) -> Mapping[str, str] | None:
@@ -244,45 +239,12 @@ def data_identity(record: Record) -> list[tuple[str, str]]:
     """Returns which data the figures were measured on."""
     data = mapping(record.result.get("dataset") or record.run.get("dataset"))
     found = [(name, text(data[name])) for name in ("name", "version", "checksum") if name in data]
-    found += [(f"examples of {split}", _count(size)) for split, size in mapping(data.get("sizes")).items()]
+    found += [
+        (f"examples of {split}", format_count(size)) for split, size in mapping(data.get("sizes")).items()
+    ]
     if "initial" in record.run:
         found.append(("digest of the variables at the start", text(record.run["initial"])))
     return [*found, ("notice", short_notice(record.notice) or "none")]
-
-
-def model_card(record: Record, classifier: Classifier | None) -> list[tuple[str, Sequence[str]]]:
-    """Returns the sections of a model card (Mitchell et al. 2019) as far as the run can fill them."""
-    data = mapping(record.result.get("dataset") or record.run.get("dataset"))
-    name = f"{text(data.get('name'))} {text(data.get('version'))}"
-    sizes = ", ".join(f"{_count(size)} {split}" for split, size in mapping(data.get("sizes")).items())
-    parameters = number(record.result.get("num_parameters", record.run.get("num_parameters")))
-    model = [f"Made by the experiment {text(record.run.get('experiment'))}."]
-    if math.isfinite(parameters):
-        model.append(f"{parameters:,.0f} parameters.")
-    shown = headline(record)
-    figures = (
-        [f"{shown['name']}: {shown['value']}; {shown['interval']}."] if shown else ["The run has not ended."]
-    )
-    used = [f"{name}: {sizes}."] + ([short_notice(record.notice)] if record.notice else [])
-    limits = []
-    if record.final_split not in ("test", None):
-        limits.append(
-            f"The headline is of the {record.final_split} split, which training has looked at: it flatters."
-        )
-    if not record.result.get("members"):
-        limits.append("One seed: the interval is over the examples and says nothing of other seeds.")
-    if classifier is not None:
-        figures += [f"Expected calibration error {classifier.error:.4f}, on {classifier.sample}."]
-        limits.append(f"Weakest classes: {', '.join(classifier.worst)}.")
-    tried = "tried as corrupted copies only" if record.robustness else "not tried"
-    limits.append(f"Inputs unlike the training data were {tried}; nor were groups of people compared.")
-    return [
-        ("Model", model),
-        ("Intended use", [INTENDED_USE]),
-        ("Data", used),
-        ("Figures", figures),
-        ("Limits", limits),
-    ]
 
 
 def duration(seconds: float) -> str:
@@ -303,5 +265,5 @@ def _share(value: float, unit: str) -> str:
     return f"{value:.2%}".replace("%", " %") if unit == FRACTION else f"{value:.4g}"
 
 
-def _count(value: Any) -> str:
+def format_count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else text(value)
