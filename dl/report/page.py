@@ -13,6 +13,7 @@ from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
 from dl.report.html import fill
 from dl.report.language_model import language_section
+from dl.report.model_card import model_card
 from dl.report.multi_label import multi_label_section
 from dl.report.reconstruction import reconstruction_section
 from dl.report.record import Record, mapping, read_record, text
