@@ -4,6 +4,7 @@ An experiment needs little more than these names; everything else is a module aw
 `dl.losses`, `dl.optimizers`, `dl.data`.
 """
 
+from dl.cli.benchmark import benchmark_main
 from dl.cli.main import main
 from dl.errors import UserError
 from dl.experiment import Experiment
@@ -23,5 +24,6 @@ __all__ = [
     "Seed",
     "StopAt",
     "UserError",
+    "benchmark_main",
     "main",
 ]

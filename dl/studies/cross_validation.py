@@ -20,10 +20,11 @@ from dl.experiment import Experiment
 from dl.runs.console import Console
 from dl.runs.folder import Run
 from dl.runs.log import finite
-from dl.studies.folder import Kind, open_study, plain
+from dl.studies.folder import StudyKind, open_study, plain
+from dl.training.from_experiment import FromExperiment
 from dl.training.loop import train
 
-FOLDS = Kind("cross-validation", "folds.json", ("fold-*", "report.html"))
+FOLDS = StudyKind("cross-validation", "folds.json", ("fold-*", "report.html"))
 
 
 def cross_validate(
@@ -58,8 +59,7 @@ def cross_validate(
     console = how.setdefault("console", None) or Console()
     header = {"experiment": run.name, "options": plain(run.options), "num_folds": num_folds}
     with open_study(FOLDS, run.folder, run.name) as study:
-        if study.resume(header) is None:
-            study.write(header)
+        study.begin(header)
         console.line(introduction(experiment, folds))
         results = _train_all(experiment, run, mesh, folds, console, how)
         summary = {
@@ -158,10 +158,6 @@ def final_line(summary: dict[str, Any], run: Run) -> str:
 
 def _refuse_leaks(experiment: Experiment) -> None:
     """Raises UserError if what the runs start from was trained on the rows that are held out here."""
-    from dl.training.from_experiment import (
-        FromExperiment,  # which needs the command line's module, and that needs this one
-    )
-
     start = experiment.warm_start
     while isinstance(start, FromExperiment):
         before = start.experiment_fn(**start.options)

@@ -282,10 +282,10 @@ def test_mistakes_are_one_line(dl, tmp_path):
     folds.mkdir()
     (folds / "folds.json").write_text("{}")
     for argv, message in (
-        ([a], "compare needs two runs at least"),
+        ([a], "compare needs RUN_B, the folder of a run: python -m dl compare RUN_A RUN_B …"),
         ([a, b], "were measured on different data, d:1.0.0 (sha256 eeeeeeeeeeee) and d:1.0.0 (sha256 9999"),
         ([a, str(unfinished)], "has not finished; run its command again first"),
-        ([a, str(tmp_path / "none")], "holds no run; give the folder of one"),
+        ([a, str(tmp_path / "none")], "does not hold a run; give the folder of one"),
         ([a, str(folds)], f"such as {folds}/fold-1"),
         ([a, broken], "predictions.npz does not hold predictions"),
         ([a, ","], "a side without a run"),

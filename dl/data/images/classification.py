@@ -45,10 +45,10 @@ def image_classification(
     label (`carve.split_rows`) and does not depend on the experiment's seed.
 
     Args:
-      dataset: NAME, NAME/CONFIG or either with :VERSION, in the data folder; by default the newest
-        version. Or the path of a folder with images by class (see `dl.data.images.folder`): whatever starts with `.` or `~` or cannot be a
-        name, and a folder whose name is no set's. "auto" means `auto`, or scikit-learn's embedded
-        digits where that is neither prepared nor to be had.
+      dataset: NAME, NAME/CONFIG or either with :VERSION, in the data folder; by default the newest version.
+        Or the path of a folder with images by class (see `dl.data.images.folder`): whatever starts with `.`
+        or `~` or cannot be a name, and a folder whose name is no set's. "auto" means `auto`, or
+        scikit-learn's embedded digits where that is neither prepared nor to be had.
       auto: what "auto" wants; of several the first that is prepared.
       image_size: side of the square that images of VARYING size are cropped and resized to (96 if
         None); images of one size stay as stored.
