@@ -46,7 +46,7 @@ class OverfitOptions(CommandOptions):
 
 
 def check_overfit(call: Call) -> int:
-    """Trains on one batch, which a correct experiment learns by heart.
+    """Trains on one batch, which a correct experiment fits almost perfectly.
 
     Augmentation is off, and dropout draws the same mask in each step. The optimizer is the experiment's own.
     The exit status is 1 if the loss stays above the threshold.

@@ -187,9 +187,14 @@ def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, A
         if missing := [what for what, is_missing in lacks if is_missing]:
             raise UserError(f"the option {name} of the experiment lacks {' and '.join(missing)}; add it")
     return [
-        (name, Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name, ""))], default)
+        (name, Annotated[kinds[name], _help_of(help_texts.get(name, ""))], default)
         for name, default in defaults.items()
     ]
+
+
+def _help_of(text: str) -> Any:
+    hint = "" if "Default:" in text else None  # in place of (default: None)
+    return tyro.conf.arg(help=text, help_behavior_hint=hint)
 
 
 def _parse(options: type, argv: Sequence[str], prog: str, description: str) -> object:

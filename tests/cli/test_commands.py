@@ -302,9 +302,8 @@ def experiment(dataset: str = "digits", learning_rate: float = 0.1, seed: Seed =
     data = image_classification(dataset)
     model = MLP(hidden=(4,), num_classes=10)
     tx = optimizers.sgd(learning_rate)
-    return Experiment(
-        data=data, model=model, loss_fn=losses.classification(model), tx=tx, num_steps=2, batch_size=64, seed=seed
-    )
+    loss_fn = losses.classification(model)
+    return Experiment(data=data, model=model, loss_fn=loss_fn, tx=tx, num_steps=2, batch_size=64, seed=seed)
 """
 
 
