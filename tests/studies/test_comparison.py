@@ -2,13 +2,16 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from dl.errors import UserError
 from dl.runs.predictions import Predictions
 from dl.runs.tables import Table
+from dl.studies.compare import compare_runs
 from dl.studies.comparison import (
     NO_DIFFERENCE,
     NO_DIRECTION,
@@ -254,6 +257,17 @@ def test_the_command_prints_and_writes_tables(dl, tmp_path):
     assert r"test accuracy & 0.9000 & 0.9850 & +0.0850" in (tmp_path / "t.tex").read_text()
     status, out, _ = dl("compare", a, a, a)
     assert f"test accuracy: no difference shown between {a} and {a} by +0.0000, 97.5 % " in out
+
+
+def test_it_is_a_function_that_returns_differences(tmp_path):
+    a, b = (Path(write(tmp_path / name, evidence(accuracy=x))) for name, x in (("a", 0.9), ("b", 0.8)))
+    found = compare_runs(a, [b])
+    row = next(row for row in found.differences[0] if row.metric == "accuracy")
+    assert (row.first, row.other, row.difference) == (0.9, 0.8, None)
+    assert [table.title for table in found.tables] == ["what differs", f"{b} against {a}"]
+    for sides, message in (((a,), "needs two runs at least"), ((a, []), "a side without a run")):
+        with pytest.raises(UserError, match=message):
+            compare_runs(*sides)
 
 
 def test_several_runs_on_a_side(dl, tmp_path):

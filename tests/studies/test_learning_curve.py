@@ -9,7 +9,10 @@ from scipy import optimize, stats
 from dl.cli.commands import main
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
+from dl.runs.console import Console
+from dl.runs.find import find_experiment
 from dl.studies.curve_plan import part_of, part_size
+from dl.studies.learning_curve import learning_curve
 from dl.studies.power_law import PowerLaw, fit, forecast, lack_of_fit, objection
 from tests.helpers import PLANE
 
@@ -181,6 +184,33 @@ def test_the_command_trains_fits_and_draws(path, tmp_path, capsys):
     assert (tmp_path / "c" / "curve.png").stat().st_size > 1000
     assert (curve["objection"] is None) == ("test_accuracy_with_twice_the_data=" in printed)
     assert curve["objection"] is None or f"no forecast: {curve['objection']}" in printed
+
+
+def test_it_is_a_function_that_returns_the_curve(path, tmp_path, mesh1):
+    experiment_fn, quiet = find_experiment(path), Console(is_quiet=True)
+    fractions, folder = [0.25, 0.5, 1], tmp_path / "c"
+    found = learning_curve(
+        experiment_fn,
+        {"decay": 0.1},
+        fractions=fractions,
+        num_seeds=2,
+        folder=folder,
+        mesh=mesh1,
+        console=quiet,
+    )
+    record = json.loads((folder / "curve.json").read_text())
+    assert (found.measured.sizes, found.objection) == (record["sizes"], record["objection"])
+    np.testing.assert_array_equal(found.measured.errors, record["errors"])
+    assert record["options"]["decay"] == 0.1
+    assert len(found.table.rows) == 3
+    for arguments, message in (
+        ({"fractions": fractions, "over": {"seed": [1, 2, 3]}}, "ask for two curves"),
+        ({"over": {"seed": [1, 2, 3]}, "options": {"seed": 1}}, "seed takes the values of over and is given"),
+        ({"over": {"seed": [1, 2, 3], "decay": [1.0]}}, "over must name one option, not seed, decay"),
+        ({"over": {"sed": [1, 2, 3]}}, "'sed' is not an option of plane"),
+    ):
+        with pytest.raises(UserError, match=message):
+            learning_curve(experiment_fn, **arguments)
 
 
 @pytest.fixture

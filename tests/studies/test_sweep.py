@@ -13,8 +13,11 @@ from dl.cli.space import parse_space
 from dl.data import ArraySource, ArraySplits
 from dl.data.splits import ChangedSplits
 from dl.errors import UserError
+from dl.runs.console import Console
+from dl.runs.find import find_experiment
 from dl.studies.fingerprint import fingerprint
 from dl.studies.search import Choices, Interval, Tpe, grid_points, random_points, rungs
+from dl.studies.sweep import sweep
 from dl.studies.sweep_tables import plot
 from dl.system.json_files import write_json
 from tests.helpers import PLANE
@@ -183,6 +186,41 @@ def test_a_sweep_goes_on(grid, dl):
     assert starts == [1, 1, 2, 1]
     assert (folder / "sweep.md").read_text().count("\n| ") == 5
     assert (folder / "sweep.png").stat().st_size > 1000
+
+
+def test_it_is_a_function_that_returns_the_trials_and_the_best_options(grid, path, mesh1):
+    folder, _, _ = grid
+    experiment_fn = find_experiment(path)
+    space, quiet = {"learning_rate": [0.01, 0.3], "seed": [0, 1]}, Console(is_quiet=True)
+    found = sweep(
+        experiment_fn,
+        space,
+        {"decay": 0.5},
+        method="grid",
+        together=1,
+        folder=folder,
+        mesh=mesh1,
+        console=quiet,
+    )
+    trials = sweep_of(folder)["trials"]
+    assert list(found.rows) == sorted(trials, key=lambda trial: trial["value"])
+    assert found.best_options == {
+        **{"learning_rate": 0.1, "decay": 0.5, "batch_size": 16, "num_epochs": 1, "wide": False, "seed": 0},
+        **found.best["options"],
+    }
+    for space, options, message in (
+        (
+            {"learning_rat": [1.0]},
+            {},
+            "'learning_rat' is not an option of plane; choose one of learning_rate, ",
+        ),
+        ({"seed": [1]}, {"dekay": 1.0}, "'dekay' is not an option of plane"),
+        ({"seed": [1]}, {"seed": 1}, "seed is searched and given a value too"),
+        ({"seed": []}, {}, "seed has no values to search"),
+        ({}, {}, "there is nothing to search"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sweep(experiment_fn, space, options)
 
 
 def test_more_trials_of_a_random_search_join_those_before(dl, path, tmp_path):
