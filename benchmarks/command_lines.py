@@ -199,14 +199,12 @@ def _main_of(module: str) -> Callable[[list[str]], None]:
         from dl.cli.commands import main
 
         return main
-    # As its last lines do: of main, or of a race.
-    source = importlib.import_module(module)
-    own = [value for name, value in vars(source).items() if name in ("main", "race")]
-    if own and getattr(own[0], "__name__", "") == "main":
-        return lambda argv: own[0](source.experiment, argv)
     from dl.cli.main import main as run
 
-    return lambda argv: run(source.experiment, argv)
+    # As its last lines do; the experiment of a benchmark is trained once.
+    source = importlib.import_module(module)
+    own = getattr(source, "main", run)
+    return lambda argv: own(source.experiment, argv)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,15 +277,9 @@ def flags_of(function: Callable[..., Any], *options: type) -> list[str]:
 
 def main() -> int:
     """Draws, runs and judges; returns the exit status."""
-    from dl.analysis.robustness import RobustnessOptions
-    from dl.cli.commands import OTHERS, RUN_TOOLS, TOOLS
-    from dl.cli.experiment_commands import COMMANDS
+    from dl.cli.commands import COMMANDS
     from dl.cli.main import RunOptions
-    from dl.cli.run_commands import RUN_COMMANDS
     from dl.runs.find import find_experiment, known_experiments
-    from dl.studies.compare import CompareOptions
-    from dl.studies.learning_curve import CurveOptions
-    from dl.studies.sweep import SweepOptions
 
     number, seed = (
         (int(word) for word in (*sys.argv[1:], "500", "0")[:2])
@@ -295,18 +287,7 @@ def main() -> int:
         else map(int, sys.argv[1:3])
     )
     experiments = {name: flags_of(find_experiment(name), RunOptions) for name in known_experiments()}
-    of_tools = {
-        "sweep": SweepOptions,
-        "learning-curve": CurveOptions,
-        "compare": CompareOptions,
-        "robustness": RobustnessOptions,
-    }
-    commands = {
-        name: flags_of(lambda: None, command.options)
-        for name, command in {**COMMANDS, **RUN_COMMANDS}.items()
-    }
-    for name in (*TOOLS, *RUN_TOOLS, *OTHERS):
-        commands[name] = flags_of(lambda: None, of_tools[name]) if name in of_tools else []
+    commands = {name: flags_of(lambda: None, command.options) for name, command in COMMANDS.items()}
     random_ = random.Random(seed)
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)

@@ -4,6 +4,7 @@ An experiment and a notebook need little more than these names; everything else 
 """
 
 from dl import data, losses, metrics, models, optimizers
+from dl.cli.benchmark import benchmark_main
 from dl.cli.main import main
 from dl.errors import UserError
 from dl.experiment import Experiment
@@ -31,6 +32,7 @@ __all__ = [
     "Seed",
     "StopAt",
     "UserError",
+    "benchmark_main",
     "data",
     "load_run",
     "losses",

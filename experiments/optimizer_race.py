@@ -11,10 +11,19 @@ from collections.abc import Callable
 
 import optax
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, UserError, gradients, losses, optimizers
+from dl import (
+    Experiment,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    UserError,
+    benchmark_main,
+    gradients,
+    losses,
+    optimizers,
+)
 from dl.data import image_classification, steps_per_epoch
 from dl.models.mlp import MLP
-from dl.studies import benchmark as race
 
 RECIPES: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optimizers.sgd,
@@ -75,4 +84,4 @@ def experiment(
 
 if __name__ == "__main__":
     rates = [10 ** (exponent / 2) for exponent in range(-8, 3)]
-    race.main(experiment, "optimizer", list(RECIPES), "learning_rate", rates)
+    benchmark_main(experiment, "optimizer", list(RECIPES), "learning_rate", rates)

@@ -24,7 +24,16 @@ misses by chance. The ranges of strengths come from earlier trials, in which som
 6 min on two cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UserError, losses
+from dl import (
+    Experiment,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    UserError,
+    benchmark_main,
+    losses,
+)
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images import augment
 from dl.gradients import mean_gradient, sharpness_aware_gradient
@@ -33,7 +42,6 @@ from dl.models.mlp import ResidualMLP
 from dl.optimizers import adamw, cosine
 from dl.penalties import l1, l2, with_penalty
 from dl.stopping import KeepBest
-from dl.studies import benchmark as race
 from dl.studies.curve_plan import part_of
 
 GRID = {
@@ -102,4 +110,4 @@ def experiment(
 
 
 if __name__ == "__main__":
-    race.main(experiment, "regularizer", GRID, "strength", GRID, metric="accuracy", reference="none")
+    benchmark_main(experiment, "regularizer", GRID, "strength", GRID, metric="accuracy", reference="none")

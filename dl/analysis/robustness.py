@@ -1,13 +1,10 @@
-"""`python -m dl robustness RUN`: a finished classifier on corrupted copies of a split.
+"""The robustness of a finished classifier: its errors on corrupted copies of a split.
 
 Shapes: N examples of a split, K corruptions, S severities, B examples of a batch.
 """
 
 import dataclasses
-import itertools
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.analysis.corruption_errors import Errors, figures, lines_of, table_of, words
-from dl.cli.options import parse
 from dl.data.images.corruptions import NAMES, SEVERITIES, constants_of, corrupt_stored
 from dl.data.images.decoding import pixel_scale
 from dl.data.pipeline import Batches
@@ -26,51 +22,22 @@ from dl.experiment import Experiment
 from dl.inference.load import rebuild
 from dl.kinds import kind_of
 from dl.labels import class_labels, is_class_label
-from dl.option_types import OutputFile, Seed
-from dl.runs.console import Console, save, save_text, writing
-from dl.runs.folder import Run, write_json
+from dl.runs.console import writing
+from dl.runs.folder import RunFolder
 from dl.runs.log import finite
 from dl.runs.predictions import OutputsFn, collect_outputs, outputs_fn
 from dl.runs.tables import Table
 from dl.sharding import make_mesh, num_batch_shards
 from dl.stopping import FINAL_SPLIT
-from dl.system.files import named_path
+from dl.system.json_files import write_json
 from dl.training.restore import restore_variables
 from dl.types import Batch, Identity, Source, Variables
 
 if TYPE_CHECKING:
     from PIL import Image
 
-PROG = "python -m dl robustness"
 NUM_SHOWN = 3  # images of a preview
 _CHUNK = 1_024  # examples in memory while the range of stored floats is looked at
-
-
-@dataclasses.dataclass(frozen=True)
-class RobustnessOptions:
-    """What is measured, and what is written.
-
-    Attributes:
-      split: whose images are corrupted.
-      baseline: a run on the same data, by whose errors those of RUN are divided: mCE.
-      seed: of the corruptions.
-      preview: a PNG file to draw a few images to, in every corruption and severity.
-      markdown: a file to write the table to.
-      latex: a file to write the table to.
-      experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
-      baseline_experiment: likewise, of the baseline.
-      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    """
-
-    split: str = FINAL_SPLIT
-    baseline: Path | None = None
-    seed: Seed = 0
-    preview: OutputFile | None = None
-    markdown: OutputFile | None = None
-    latex: OutputFile | None = None
-    experiment: str | None = None
-    baseline_experiment: str | None = None
-    data_dir: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +52,7 @@ class Subject:
       warning: what is not as it was when the run began; empty if all is.
     """
 
-    run: Run
+    run: RunFolder
     experiment: Experiment
     outputs: OutputsFn
     split: str
@@ -96,47 +63,74 @@ class Subject:
         return self.experiment.data.evaluations[self.split]
 
 
-def assess(argv: Sequence[str]) -> tuple[Table, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Robustness:
+    """How a classifier does on corrupted images.
+
+    Attributes:
+      subject: the classifier.
+      figures: as robustness.json holds them, each with its 95 % interval.
+      baseline: the folder of the run by whose errors those of the classifier are divided.
+    """
+
+    subject: Subject
+    figures: Mapping[str, Any]
+    baseline: Path | None
+
+    @property
+    def table(self) -> Table:
+        """Accuracy by corruption and severity."""
+        return table_of(self.figures, self.subject.split)
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each figure of all corruptions together."""
+        return lines_of(self.figures, str(self.baseline))
+
+
+def assess(
+    folder: Path,
+    *,
+    split: str = FINAL_SPLIT,
+    baseline: Path | None = None,
+    seed: int = 0,
+    experiment: str | None = None,
+    baseline_experiment: str | None = None,
+    mesh: Mesh | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Robustness:
     """Measures a finished classifier on images that are corrupted in ten ways and five severities.
 
     With a baseline the errors are divided by its own, as mCE and relative mCE (Hendrycks & Dietterich 2019).
     Writes robustness.json into the run's folder.
 
-    Returns:
-      Accuracy by corruption and severity, and a line for each figure of them all.
+    Args:
+      folder: of the run.
+      split: whose images are corrupted.
+      baseline: the folder of a run on the same data.
+      seed: of the corruptions.
+      experiment: NAME or path of the code of the run's experiment; where run.json says if None.
+      baseline_experiment: likewise, of the baseline.
+      mesh: the devices; all of them if None.
+      say: takes warnings and lines of progress.
 
     Raises:
       UserError: a folder without a finished image classifier, other data than it had, or a file that cannot
         be written.
     """
-    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    _, options = parse(lambda: None, RobustnessOptions, argv[len(folders) :], f"{PROG} RUN", _about())
-    if len(folders) != 1:
-        raise UserError(f"robustness takes one run, got {len(folders)}: {PROG} RUN, the folder of a run")
-    if options.data_dir is not None:
-        os.environ["TFDS_DATA_DIR"] = str(options.data_dir)
-    subjects = [open_classifier(named_path(folders[0]), options.split, options.experiment)]
-    if options.baseline is not None:
-        subjects.append(open_classifier(options.baseline, options.split, options.baseline_experiment))
+    subjects = [open_classifier(folder, split, experiment)]
+    if baseline is not None:
+        subjects.append(open_classifier(baseline, split, baseline_experiment))
         check_same_images(*subjects)
-    for warning in filter(None, (subject.warning for subject in subjects)):
-        print(f"warning: {warning}", file=sys.stderr)
-    subject = subjects[0]
-    if notice := subject.experiment.data.notice:
-        Console().box("NOT THE DATA YOU MAY EXPECT", notice)
-    if options.preview is not None:
-        save(lambda file: preview(subject, options.seed).save(file, "PNG"), options.preview)
-    mesh = make_mesh()
-    found = figures(*(measure_errors(one, mesh, options.seed) for one in subjects))
-    table, lines = table_of(found, options.split), lines_of(found, str(options.baseline))
-    record = record_of(subject, found, options.seed)
-    with writing(subject.run.robustness_path):
-        write_json(subject.run.robustness_path, record)
-    if options.markdown is not None:
-        save_text(table.to_markdown(), options.markdown)
-    if options.latex is not None:
-        save_text(table.to_latex(), options.latex)
-    return table, lines
+    for subject in subjects:
+        if subject.warning:
+            say(f"warning: {subject.warning}")
+    mesh = make_mesh() if mesh is None else mesh
+    found = figures(*(measure_errors(subject, mesh, seed, say) for subject in subjects))
+    run = subjects[0].run
+    with writing(run.robustness_path):
+        write_json(run.robustness_path, record_of(subjects[0], found, seed))
+    return Robustness(subjects[0], found, baseline)
 
 
 def open_classifier(folder: Path, split: str, experiment: str | None = None) -> Subject:
@@ -164,7 +158,7 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
         )
     if split not in data.evaluations:
         known_splits = ", ".join(data.evaluations) or "none"
-        raise UserError(f"--split {split}: {folder} has no such split to evaluate; choose of {known_splits}")
+        raise UserError(f"split={split!r} is not evaluated in {folder}; choose one of {known_splits}")
     outputs = outputs_fn(rebuilt.experiment)
     kind = kind_of(rebuilt.experiment.loss_fn)
     if kind is not None and kind.name != "classification":
@@ -188,16 +182,19 @@ def check_same_images(subject: Subject, baseline: Subject) -> None:
         )
 
 
-def measure_errors(subject: Subject, mesh: Mesh, seed: int = 0) -> Errors:
+def measure_errors(
+    subject: Subject, mesh: Mesh, seed: int = 0, say: Callable[[str], None] = lambda line: None
+) -> Errors:
     """Classifies a split as stored and in every corruption and severity, by one compiled program.
 
     Args:
       subject: the classifier.
       mesh: the devices.
       seed: of the corruptions.
+      say: takes a line at the beginning of each corruption.
 
     Raises:
-      UserError: the run has no checkpoint, or its outputs are no logits.
+      UserError: the run has no checkpoint, or its outputs are not logits.
     """
     experiment, source = subject.experiment, subject.source
     shards = num_batch_shards(mesh)
@@ -225,7 +222,7 @@ def measure_errors(subject: Subject, mesh: Mesh, seed: int = 0) -> Errors:
     clean_N = wrong_N(0, 0)
     by_corruption = []
     for which, name_ in enumerate(NAMES):
-        print(f"{subject.run.folder}: {words(name_)} …", file=sys.stderr, flush=True)
+        say(f"{subject.run.folder}: {words(name_)} …")
         by_corruption.append(np.stack([wrong_N(which, severity) for severity in SEVERITIES], axis=-1))
     return Errors(clean_N, np.stack(by_corruption, axis=1))
 
@@ -282,7 +279,3 @@ def _check_images(source: Source, name: str) -> None:
 
 def _named(identity: Identity) -> str:
     return f"{identity.name} (sha256 {identity.checksum[:12]})"
-
-
-def _about() -> str:
-    return " ".join((assess.__doc__ or "").partition("Returns:")[0].split())

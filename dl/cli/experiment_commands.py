@@ -1,32 +1,31 @@
-"""Commands about one experiment, without running it: layers, one batch, learning rates, augmentation.
-
-A command is a function, its own options, and a line in `COMMANDS`; its work has a module of its own.
-"""
+"""Commands about one experiment before it is trained: layers, one batch, learning rates, augmentation."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from dl.cli.command import Call
 from dl.cli.options import CommandOptions
 from dl.diagnostics.layers import experiment_layers, format_layers
 from dl.diagnostics.learning_rate_finder import find_learning_rate, plot_rates
 from dl.diagnostics.overfit import overfit
 from dl.errors import UserError
-from dl.experiment import Experiment
 from dl.option_types import OutputFile, PositiveFloat, PositiveInt
 from dl.ranges import Range
 from dl.runs.console import print_table, save
 
 
-def summary(experiment: Experiment, options: CommandOptions) -> int:
+def summary(call: Call) -> int:
     """Prints every layer with its shapes, parameters and forward FLOPs, for one example.
 
-    The FLOPs of convolutions count products with padding, as published tables do; those without stand beside.
+    The FLOPs of convolutions include the products with padding, as published tables do. A second column
+    leaves these products out.
     """
-    layers = experiment_layers(experiment)
+    layers = experiment_layers(call.build())
     if not layers:
-        raise UserError("the loss of this experiment calls no Linen module; there are no layers to show")
+        raise UserError(
+            "the loss of this experiment does not call a Linen module; there are no layers to show"
+        )
     print_table(format_layers(layers, f"{layers[0].kind}, one example; a multiply-add is 2 FLOPs"))
     return 0
 
@@ -36,35 +35,37 @@ class OverfitOptions(CommandOptions):
     """Options of `overfit`.
 
     Attributes:
-      steps: updates at most.
-      threshold: the loss to fall under, in its own unit. None: 5 % of what one batch offers to learn, that is
-        of the way from the best possible outputs to the best ones that ignore the input; 50 % for an
-        autoencoder, 20 % for a language model.
+      steps: Largest number of updates.
+      threshold: Loss that the training must reach, in the unit of the loss. Default: the loss at which 95 %
+        of what one batch offers is learned (50 % for an autoencoder, 80 % for a language model), where 0 % is
+        the best constant output and 100 % is the best possible output.
     """
 
     steps: PositiveInt = 300
     threshold: Annotated[float, Range()] | None = None
 
 
-def check_overfit(experiment: Experiment, options: OverfitOptions) -> int:
-    """Trains on one batch: a sound experiment brings its loss down to the lowest. Exit status 1 if not.
+def check_overfit(call: Call) -> int:
+    """Trains on one batch, which a correct experiment fits almost perfectly.
 
-    Augmentation is off, and dropout draws the same in each step; the optimizer is the experiment's own.
+    Augmentation is off, and dropout draws the same mask in each step. The optimizer is the experiment's own.
+    The exit status is 1 if the loss stays above the threshold.
     """
+    options: OverfitOptions = call.own
     shown = {factor * 10**power for factor in (1, 2, 5) for power in range(7)} | {0}
 
     def watch(step: int, loss: float) -> None:
         if step in shown:
             print(f"step {step:>5,}  loss {loss:.5f}", flush=True)
 
-    result = overfit(experiment, options.steps, options.threshold, watch)
+    result = overfit(call.build(), options.steps, options.threshold, watch)
     last = f"loss {result.losses[-1]:.3g} on {result.num_examples} examples"
     steps = len(result.losses) - 1
     why = f" ({result.why})" if result.why else ""
     if result.has_passed:
-        print(f"PASS: {last} after {steps:,} steps, under {result.threshold:.3g}{why}")
+        print(f"PASS: {last} after {steps:,} steps, below {result.threshold:.3g}{why}")
         return 0
-    print(f"FAIL: {last} after {steps:,} steps, not under {result.threshold:.3g}{why}; the likeliest causes:")
+    print(f"FAIL: {last} after {steps:,} steps, above {result.threshold:.3g}{why}; the likeliest causes:")
     for number, cause in enumerate(result.causes, 1):
         print(f"  {number}. {cause}")
     return 1
@@ -75,10 +76,10 @@ class RateOptions(CommandOptions):
     """Options of `lr-find`.
 
     Attributes:
-      low: the first rate.
-      high: the last rate.
-      steps: from one to the other.
-      plot: a PNG file to draw the curve to.
+      low: First learning rate.
+      high: Last learning rate.
+      steps: Number of updates from the first rate to the last.
+      plot: PNG file of the loss over the learning rate. Default: no file.
     """
 
     low: PositiveFloat = 1e-6
@@ -87,16 +88,17 @@ class RateOptions(CommandOptions):
     plot: OutputFile | None = None
 
 
-def find_rate(experiment: Experiment, options: RateOptions) -> int:
-    """Trains a little while the learning rate grows, and suggests where the loss falls fastest.
+def find_rate(call: Call) -> int:
+    """Trains for a few steps while the learning rate grows, and suggests the rate of the steepest descent.
 
-    Exit status 1 if it never fell.
+    This is the learning-rate range test of Smith (2017). The exit status is 1 if the loss never falls.
     """
-    test = find_learning_rate(experiment, options.low, options.high, options.steps)
+    options: RateOptions = call.own
+    test = find_learning_rate(call.build(), options.low, options.high, options.steps)
     if not len(test.rates):
         print(
-            "FAIL: the loss is not finite at the first step, before any update; the model, the loss or the "
-            "data make it so: run the experiment with --debug-nans"
+            "FAIL: the loss is not finite at the first step, before any update; to find the operation, run "
+            "the experiment with --debug-nans"
         )
         return 1
     every = max(len(test.rates) // 12, 1)
@@ -125,9 +127,9 @@ class PreviewOptions(CommandOptions):
     """Options of `augment-preview`.
 
     Attributes:
-      num_examples: rows, from the first training batch.
-      num_draws: columns beside the stored image; one an epoch.
-      out: the PNG file to write.
+      num_examples: Number of rows, each an example of the first training batch.
+      num_draws: Number of augmented copies in a row, as in the first epochs.
+      out: PNG file to write.
     """
 
     num_examples: PositiveInt = 8
@@ -135,31 +137,11 @@ class PreviewOptions(CommandOptions):
     out: OutputFile = Path("augment.png")
 
 
-def preview_augmentation(experiment: Experiment, options: PreviewOptions) -> int:
-    """Draws examples as stored, and as the first epochs of the training would see them."""
+def preview_augmentation(call: Call) -> int:
+    """Draws examples as they are stored, and as the first epochs of the training see them."""
     from dl.diagnostics.preview import augmented_examples, contact_sheet  # Pillow
 
-    stored, drawn = augmented_examples(experiment, options.num_examples, options.num_draws)
+    options: PreviewOptions = call.own
+    stored, drawn = augmented_examples(call.build(), options.num_examples, options.num_draws)
     save(lambda file: contact_sheet(stored, drawn).save(file, "PNG"), options.out)
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A command about one experiment.
-
-    Attributes:
-      run: from the experiment and the options to the exit status; its docstring is the help text.
-      options: a dataclass derived from `CommandOptions`, with a default for each field.
-    """
-
-    run: Callable[[Experiment, Any], int]
-    options: type[CommandOptions]
-
-
-COMMANDS = {
-    "summary": Command(summary, CommandOptions),
-    "overfit": Command(check_overfit, OverfitOptions),
-    "lr-find": Command(find_rate, RateOptions),
-    "augment-preview": Command(preview_augmentation, PreviewOptions),
-}

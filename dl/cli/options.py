@@ -25,18 +25,38 @@ from dl.option_types import Options, check_value, flag, type_name
 from dl.system.files import expand
 
 VERSION = ("-V", "--version")
-YIELDS = {"yields": True}  # metadata of a run option that gives way to an experiment's own of the same name
+YIELDS = {"yields": True}  # metadata of a run option that an experiment's own option replaces
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """A command without options."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CommandOptions:
-    """Options of every `python -m dl` command.
+    """Options of whatever reads data.
 
     Attributes:
-      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      data_dir: Folder of prepared data sets. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     """
 
     data_dir: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions(CommandOptions):
+    """Options of whatever trains.
+
+    Attributes:
+      workdir: Folder of the study and its runs. The same folder again resumes the study. Default: a new
+        folder, runs/NAME-TIME.
+      mesh: Device axes and their sizes, such as data=8 or data=4,fsdp=2. Default: all devices on the axis
+        data.
+    """
+
+    workdir: Path | None = None
+    mesh: str | None = None
 
 
 def version_line() -> str:
@@ -115,7 +135,7 @@ def parse_value(experiment_fn: Callable[..., Any], name: str, text: str) -> Any:
         if text not in ("True", "False"):
             raise UserError(f"{flag(name)} {text!r} is not understood; it must be True or False")
         return text == "True"
-    values, _ = parse(experiment_fn, _Nothing, [f"{flag(name)}={text}"], "")
+    values, _ = parse(experiment_fn, NoOptions, [f"{flag(name)}={text}"], "")
     return values[name]
 
 
@@ -156,11 +176,6 @@ def named(argv: Sequence[str]) -> set[str]:
     return {word.partition("=")[0].strip("-").replace("-", "_") for word in argv if word.startswith("-")}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """No options."""
-
-
 def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, Any]]:
     """Returns (name, annotation with help, default) of each option."""
     kinds = typing.get_type_hints(documented, include_extras=True)
@@ -168,13 +183,18 @@ def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, A
     texts = [docstring_parser.parse(inspect.getdoc(described) or "") for described in classes]
     help_texts = {p.arg_name: " ".join((p.description or "").split()) for t in texts for p in t.params}
     for name, default in defaults.items():
-        lacks = [("annotation", name not in kinds), ("default", default is inspect.Parameter.empty)]
+        lacks = [("an annotation", name not in kinds), ("a default", default is inspect.Parameter.empty)]
         if missing := [what for what, is_missing in lacks if is_missing]:
-            raise UserError(f"the option {name} of the experiment has no {' and no '.join(missing)}")
+            raise UserError(f"the option {name} of the experiment lacks {' and '.join(missing)}; add it")
     return [
-        (name, Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name, ""))], default)
+        (name, Annotated[kinds[name], _help_of(help_texts.get(name, ""))], default)
         for name, default in defaults.items()
     ]
+
+
+def _help_of(text: str) -> Any:
+    hint = "" if "Default:" in text else None  # in place of (default: None)
+    return tyro.conf.arg(help=text, help_behavior_hint=hint)
 
 
 def _parse(options: type, argv: Sequence[str], prog: str, description: str) -> object:

@@ -1,24 +1,26 @@
-"""Commands about what a run left: its report again, predictions for images.
-
-A command is a function, its own options, and a line in `RUN_COMMANDS`; its work has a module of its own.
-"""
+"""Commands about finished runs: report, predictions, comparison, robustness."""
 
 import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from dl.cli.options import CommandOptions
+from dl.analysis.robustness import assess, preview
+from dl.cli.command import Call
+from dl.cli.options import CommandOptions, NoOptions
 from dl.data.recorded import remembering
 from dl.errors import UserError
 from dl.inference.load import open_run, rebuild
-from dl.option_types import OutputFile, PositiveInt
-from dl.runs.console import save
+from dl.option_types import OutputFile, PositiveInt, Seed
+from dl.runs.console import Console, print_table, save, save_text
 from dl.runs.folder import REPORT
+from dl.runs.tables import Table
 from dl.sharding import make_mesh
+from dl.stopping import FINAL_SPLIT
+from dl.studies.compare import compare_runs
+from dl.system.files import named_path
 from dl.system.text import printable
 
 
@@ -27,18 +29,20 @@ class ReportOptions(CommandOptions):
     """Options of `report`.
 
     Attributes:
-      out: the HTML file to write. None: report.html in the run's folder.
-      experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
+      out: HTML file to write. Default: report.html in the folder of the run.
+      experiment: Name or path of the experiment, if its file has moved since the run.
     """
 
     out: OutputFile | None = None
     experiment: str | None = None
 
 
-def report(folder: Path, paths: Sequence[Path], options: ReportOptions) -> int:
-    """Writes the report of a run, or of a cross-validation, again: one HTML file with all that it left."""
+def report(call: Call) -> int:
+    """Writes the report of a run or a cross-validation: one HTML file of settings, curves and metrics."""
     from dl.report import FOLDS, write_folds_report, write_report  # Jinja
 
+    options: ReportOptions = call.own
+    folder = named_path(call.words[0])
     if not (folder / "run.json").exists() and (folder / FOLDS).exists():
         out = options.out or folder / REPORT
         write_folds_report(folder, out)
@@ -62,9 +66,9 @@ class PredictOptions(CommandOptions):
     """Options of `predict`.
 
     Attributes:
-      top: classes to name for each image.
-      csv: a file to write the predictions to.
-      experiment: NAME or path of the experiment's code, where it is no longer where the run found it.
+      top: Number of classes to name for each image, the most probable first.
+      csv: CSV file of the predictions. Default: they are printed.
+      experiment: Name or path of the experiment, if its file has moved since the run.
     """
 
     top: PositiveInt = 3
@@ -72,20 +76,22 @@ class PredictOptions(CommandOptions):
     experiment: str | None = None
 
 
-def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int:
-    """Prints the class of images, with its probability; of several images or a folder as CSV.
+def predict(call: Call) -> int:
+    """Prints the classes of one image with their probabilities; the output for several images is CSV.
 
-    The training data need not be there. Exit status 1 if an image cannot be read.
+    The training data are not needed. The exit status is 1 if an image cannot be read.
     """
     from dl.inference import predict as prediction  # the loop, orbax
 
+    options: PredictOptions = call.own
+    folder, *paths = map(named_path, call.words)
     files = prediction.image_files(paths)
     # Whatever code or libraries print meanwhile is not a part of the CSV.
     with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record):
         rebuilt = rebuild(folder, options.experiment)
     if rebuilt.num_seeds > 1:
         raise UserError(
-            f"{folder} trained {rebuilt.num_seeds} seeds at the same time; predict with a run of one"
+            f"{folder} trained {rebuilt.num_seeds} seeds at the same time; give a run of one seed"
         )
     if rebuilt.warning:
         print(f"warning: {printable(rebuilt.warning)}", file=sys.stderr)
@@ -117,21 +123,97 @@ def predict(folder: Path, paths: Sequence[Path], options: PredictOptions) -> int
 
 
 @dataclasses.dataclass(frozen=True)
-class RunCommand:
-    """A command about what a run left.
+class CompareOptions(NoOptions):
+    """Options of `compare`.
 
     Attributes:
-      run: from the run's folder, further paths and the options to the exit status; its docstring is the help.
-      options: as of a `Command`.
-      words: what is written before the options.
+      markdown: Markdown file of the tables. Default: no file.
+      latex: LaTeX file of the tables. Default: no file.
     """
 
-    run: Callable[[Path, Sequence[Path], Any], int]
-    options: type[CommandOptions]
-    words: tuple[str, ...] = ("RUN",)
+    markdown: OutputFile | None = None
+    latex: OutputFile | None = None
 
 
-RUN_COMMANDS = {
-    "report": RunCommand(report, ReportOptions),
-    "predict": RunCommand(predict, PredictOptions, ("RUN", "IMAGE")),
-}
+def compare(call: Call) -> int:
+    """Shows how finished runs were made differently, and tests whether their metrics differ.
+
+    The first run is compared with each of the others. RUN1,RUN2,RUN3 in place of one run are runs that differ
+    in their seed. A run is called better only if the 95 % interval of the paired difference excludes zero.
+    With several comparisons the intervals are wider, so that all of them hold together with 95 %
+    (Bonferroni).
+    """
+    options: CompareOptions = call.own
+    sides = [[named_path(name) for name in word.split(",") if name] for word in call.words]
+    found = compare_runs(*sides)
+    show(found.tables, found.lines)
+    _save_tables(found.tables, options.markdown, options.latex)
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RobustnessOptions(CommandOptions):
+    """Options of `robustness`.
+
+    Attributes:
+      split: Split whose images are corrupted.
+      baseline: Folder of a run on the same data. Its errors divide those of the run, which gives mCE.
+      seed: Random seed of the corruptions.
+      preview: PNG file of a few images in every corruption and severity. Default: no file.
+      markdown: Markdown file of the table. Default: no file.
+      latex: LaTeX file of the table. Default: no file.
+      experiment: Name or path of the experiment, if its file has moved since the run.
+      baseline_experiment: Name or path of the baseline's experiment, if its file has moved since that run.
+    """
+
+    split: str = FINAL_SPLIT
+    baseline: Path | None = None
+    seed: Seed = 0
+    preview: OutputFile | None = None
+    markdown: OutputFile | None = None
+    latex: OutputFile | None = None
+    experiment: str | None = None
+    baseline_experiment: str | None = None
+
+
+def robustness(call: Call) -> int:
+    """Measures a finished classifier on images that are corrupted in ten ways and five severities.
+
+    With a baseline, the errors are divided by those of the baseline: mCE and relative mCE (Hendrycks &
+    Dietterich 2019). The results are stored in robustness.json in the folder of the run.
+    """
+    options: RobustnessOptions = call.own
+
+    def say(line: str) -> None:
+        print(printable(line), file=sys.stderr, flush=True)
+
+    found = assess(
+        named_path(call.words[0]),
+        split=options.split,
+        baseline=options.baseline,
+        seed=options.seed,
+        experiment=options.experiment,
+        baseline_experiment=options.baseline_experiment,
+        say=say,
+    )
+    if notice := found.subject.experiment.data.notice:
+        Console().box("NOT THE DATA YOU MAY EXPECT", notice)
+    show([found.table], found.lines)
+    if options.preview is not None:
+        save(lambda file: preview(found.subject, options.seed).save(file, "PNG"), options.preview)
+    _save_tables([found.table], options.markdown, options.latex)
+    return 0
+
+
+def show(tables: Sequence[Table], lines: Sequence[str]) -> None:
+    """Prints tables, then lines."""
+    for table in tables:
+        print_table(table.to_rich())
+    print("\n".join(map(printable, lines)))
+
+
+def _save_tables(tables: Sequence[Table], markdown: Path | None, latex: Path | None) -> None:
+    if markdown is not None:
+        save_text("\n\n".join(table.to_markdown() for table in tables), markdown)
+    if latex is not None:
+        save_text("\n\n".join(table.to_latex() for table in tables), latex)

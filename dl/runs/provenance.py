@@ -18,9 +18,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.option_types import Options
 from dl.runs.find import stem_of_file
 
 PACKAGES = (
@@ -180,18 +178,3 @@ def _file_of(experiment_fn: Callable[..., Experiment]) -> Path | None:
     except TypeError:  # of a class or function made in a session
         return None
     return Path(path) if path and Path(path).is_file() else None
-
-
-def build(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
-    """Calls the function of an experiment.
-
-    Raises:
-      UserError: it returns something else than an Experiment.
-    """
-    experiment = experiment_fn(**options)
-    if not isinstance(experiment, Experiment):
-        raise UserError(
-            f"{module_name(experiment_fn)}: experiment() returned {str(experiment)[:80]!r}; it must return "
-            "an Experiment"
-        )
-    return experiment

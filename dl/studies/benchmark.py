@@ -1,14 +1,13 @@
-"""A fair race: every contestant is tuned with the same budget, then measured with fresh seeds.
+"""A benchmark: every method is tuned with the same budget, then measured with fresh seeds.
 
-The number that is tuned takes several values, with several seeds each: all in one program where only the
-optimizer depends on it, else one program for each value. The mean of a validation metric chooses; the test
-split is read by the runs with fresh seeds only.
+The hyperparameter that is tuned takes several values, with several seeds each: all in one program where only
+the optimizer depends on it, else one program for each value. The mean of a validation metric chooses; the
+test split is read by the runs with fresh seeds only.
 """
 
 import contextlib
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,112 +16,134 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.cli.main import run_as_command
-from dl.cli.options import parse
-from dl.data.splits import ChangedSplits
 from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
-from dl.option_types import Options, PositiveInt
+from dl.option_types import Options
 from dl.runs.console import Console
-from dl.runs.folder import Run, this_command
+from dl.runs.definition import Definition
 from dl.runs.log import finite
-from dl.runs.provenance import build, code_of, legacy_code_of, module_name
-from dl.sharding import make_mesh_of
+from dl.runs.provenance import module_name
+from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT, look_up, sign_of
 from dl.studies.benchmark_tables import bounds, curve_key, format_table, plot, shown_as
 from dl.studies.comparison import Evidence, compare
 from dl.studies.fingerprint import fingerprint, metric_directions
-from dl.studies.folder import Kind, open_study, plain, usable
-from dl.training.loop import train
+from dl.studies.folder import StudyKind, open_study, plain, usable
+from dl.studies.probe import hide_test
+from dl.studies.runs import ResumeCommand, StudyRuns, check_options, with_defaults
 from dl.training.population import Members
 
-RACE = Kind("race", "race.json", ("tune-*", "final-*", "race.md", "race.png"))
+BENCHMARK = StudyKind(
+    "benchmark",
+    "benchmark.json",
+    ("tune-*", "final-*", "benchmark.md", "benchmark.png", "race.*"),
+    former_record="race.json",
+    former_keys={"lanes": "rows"},
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class RaceOptions:
-    """Where a race happens, and with how many seeds.
+class Benchmark:
+    """What a benchmark has found.
 
     Attributes:
-      workdir: the folder of the race; the same folder again goes on. None: runs/NAME-TIME.
-      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      mesh: device axes, such as data=8. None: all devices on data.
-      tuning_seeds: for each value of the number that is tuned.
-      final_seeds: fresh ones, for the figures.
+      folder: that holds its runs, benchmark.json, benchmark.md and benchmark.png.
+      methods: the option that tells the methods apart.
+      tuned: the option that was tuned.
+      test_metric: what the methods are ranked by.
+      rows: of the methods, the best first: `name`, the chosen value of `tuned`, `test` with its `interval`
+        and its `scores` by seed, the validation curves over `values`, and the `difference` to the reference.
+      reference: the method that the others are compared with.
     """
 
-    workdir: Path | None = None
-    data_dir: Path | None = None
-    mesh: str | None = None
-    tuning_seeds: PositiveInt = 3
-    final_seeds: PositiveInt = 10
+    folder: Path
+    methods: str
+    tuned: str
+    test_metric: str
+    rows: Sequence[dict[str, Any]]
+    reference: str | None
+
+    @property
+    def markdown(self) -> str:
+        """The table of all methods."""
+        return format_table(self.rows, self.methods, self.tuned, self.reference, self.test_metric)
 
 
-def main(
+def benchmark(
     experiment_fn: Callable[..., Experiment],
-    contestants: str,
+    methods: str,
     names: Collection[str],
     tuned: str,
     values: Sequence[float] | Mapping[str, Sequence[float]],
-    argv: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
     *,
     metric: str = "loss",
     test_metric: str = "accuracy",
     reference: str | None = None,
-) -> None:
-    """Reads the command line and holds the race; prints a table, writes race.json, race.md and race.png.
+    tuning_seeds: int = 3,
+    final_seeds: int = 10,
+    folder: Path | None = None,
+    mesh: Mesh | None = None,
+    console: Console | None = None,
+    resume_command: ResumeCommand | None = None,
+) -> Benchmark:
+    """Tunes one hyperparameter of every method alike, then measures each method with fresh seeds.
 
     Args:
-      experiment_fn: as for an experiment; two of its options are the race's.
-      contestants: the option that tells the contestants apart, such as `optimizer`.
-      names: its values.
+      experiment_fn: the function of the experiment.
+      methods: its option that tells the methods apart, such as `optimizer`.
+      names: the values of that option.
       tuned: the option that is tuned for each, a number.
-      values: that it takes; by contestant where they differ, just one where there is nothing to tune.
-      argv: the arguments of the command line.
-      metric: of validation, that chooses, as it states whether small or large values are good; the one that
-        the figures are of is fairest to them.
-      test_metric: that the figures are of; it must state the same of itself.
-      reference: the contestant that all others are compared with, by Student's paired test over the seeds.
+      values: that it takes; by method where they differ, just one where there is nothing to tune.
+      options: of all runs; the others have their defaults.
+      metric: of validation, that chooses; best is what the metric states. The metric that the methods are
+        ranked by is the fairest.
+      test_metric: that the methods are ranked by; it must state whether small or large values are good.
+      reference: the method that all others are compared with, by Student's paired test over the seeds.
+      tuning_seeds: for each value of the hyperparameter.
+      final_seeds: fresh ones, for the metrics of test.
+      folder: of the study; the same folder again resumes it. None: runs/NAME-TIME.
+      mesh: the devices; all of them if None.
+      console: where progress is printed.
+      resume_command: from the folder to what a stopped benchmark tells its user to type.
 
     Raises:
-      ValueError: the reference is no contestant.
+      ValueError: the reference is not one of the methods.
+      UserError: a mistake in the arguments or in a run, or a method diverges at every value.
     """
     if reference is not None and reference not in names:
-        raise ValueError(f"reference={reference!r} is none of {', '.join(names)}")
+        raise ValueError(f"reference={reference!r} is not one of {', '.join(names)}")
+    console = console or Console()
+    check_options(experiment_fn, dict.fromkeys((methods, tuned)))
+    fixed = with_defaults(experiment_fn, options)
+    judged = _measures(experiment_fn, {**fixed, methods: next(iter(names))}, metric, test_metric)
     name = module_name(experiment_fn)
-
-    def run() -> None:
-        options, race = parse(experiment_fn, RaceOptions, argv, f"python -m {name}")
-        if race.data_dir is not None:
-            os.environ["TFDS_DATA_DIR"] = str(race.data_dir)
-        mesh = make_mesh_of(race.mesh)
-        judged = _measures(experiment_fn, {**options, contestants: next(iter(names))}, metric, test_metric)
-        header = {"experiment": name, "options": plain(options)}
-        with open_study(RACE, race.workdir, name.rpartition(".")[2]) as study:
-            if study.resume(header) is None:
-                study.write(header)
-            lanes = []
-            finals: dict[str, Evidence] = {}
-            for lane in names:
-                own = values[lane] if isinstance(values, Mapping) else values
-                options_of_lane = {**options, contestants: lane}
-                row, final = _run_lane(
-                    experiment_fn, options_of_lane, lane, tuned, own, judged, race, study.folder, mesh
-                )
-                lanes.append(row)
-                finals[lane] = Evidence(lane, {}, final)
-            if reference is not None:
-                for row in (row for row in lanes if row["name"] != reference):
-                    row["difference"] = _difference(finals[reference], finals[row["name"]], test_metric)
-            lanes.sort(key=lambda lane: judged.sign_of_test * lane["test"])
-            study.write({**header, "test_metric": test_metric, "lanes": lanes})
-            table = format_table(lanes, contestants, tuned, reference, test_metric)
-            with usable(study.folder):
-                (study.folder / "race.md").write_text(table + "\n", encoding="utf-8")
-                plot(lanes, tuned, study.folder / "race.png", metric, reference, test_metric)
-            print(f"\n{table}\n\nwritten to {study.folder}/race.json, race.md and race.png")
-
-    run_as_command(run)
+    header = {"experiment": name, "options": plain(fixed)}
+    with open_study(BENCHMARK, folder, name.rpartition(".")[2]) as study:
+        study.begin(header)
+        runs = StudyRuns(experiment_fn, study, make_mesh() if mesh is None else mesh, resume_command)
+        rows = []
+        finals: dict[str, Evidence] = {}
+        for method in names:
+            own = values[method] if isinstance(values, Mapping) else values
+            row, final = _Method(runs, method, {**fixed, methods: method}, tuned, own).measure(
+                judged, tuning_seeds, final_seeds
+            )
+            shown = f"{shown_as(row['test'], test_metric)} ({bounds(row, test_metric)})"
+            chosen = f"{tuned}={row[tuned]:g}, " if len(own) > 1 else ""
+            console.line(f"{method}: {chosen}test {test_metric} {shown}, {row['seconds']} s")
+            rows.append(row)
+            finals[method] = Evidence(method, {}, final)
+        if reference is not None:
+            for row in (row for row in rows if row["name"] != reference):
+                row["difference"] = _difference(finals[reference], finals[row["name"]], test_metric)
+        rows.sort(key=lambda row: judged.sign_of_test * row["test"])
+        study.write({**header, "test_metric": test_metric, "rows": rows})
+        found = Benchmark(study.folder, methods, tuned, test_metric, rows, reference)
+        with usable(study.folder):
+            (study.folder / "benchmark.md").write_text(found.markdown + "\n", encoding="utf-8")
+            plot(rows, tuned, study.folder / "benchmark.png", metric, reference, test_metric)
+        return found
 
 
 class _Judged(NamedTuple):
@@ -138,7 +159,7 @@ def _measures(
     experiment_fn: Callable[..., Experiment], options: Options, metric: str, test_metric: str
 ) -> _Judged:
     """Raises UserError before anything is trained for a metric that is not measured, or has no direction."""
-    experiment = build(experiment_fn, options)
+    experiment = Definition(experiment_fn, options).build()
     directions = metric_directions(experiment)
     known = dict.fromkeys(directions, np.zeros(()))
     for split, name in (("validation", metric), (FINAL_SPLIT, test_metric)):
@@ -148,88 +169,94 @@ def _measures(
     )
 
 
-def _run_lane(
-    experiment_fn: Callable[..., Experiment],
-    options: Options,
-    lane: str,
-    tuned: str,
-    values: Sequence[float],
-    judged: _Judged,
-    race: RaceOptions,
-    folder: Path,
-    mesh: Mesh,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the row of one contestant, and the result of its runs with fresh seeds."""
-    first, metric = options.get("seed", 0), judged.metric
-    resume = this_command(module_name(experiment_fn), folder)
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """One method: it is tuned, then measured.
 
-    def at(value: float) -> Experiment:
-        return experiment_fn(**{**options, tuned: value})
+    Attributes:
+      runs: what trains.
+      name: of the method.
+      options: of its runs.
+      tuned: the option that is tuned.
+      values: that it takes.
+    """
 
-    def members_of(seeds: Sequence[int], numbers: Sequence[float]) -> Members:
-        grid = [(seed, number) for number in numbers for seed in seeds]
+    runs: StudyRuns
+    name: str
+    options: Options
+    tuned: str
+    values: Sequence[float]
+
+    def measure(
+        self, judged: _Judged, tuning_seeds: int, final_seeds: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the row of the method, and the result of its runs with fresh seeds."""
+        first, values, metric = self.options.get("seed", 0), self.values, judged.metric
+        share = len(values) > 1 and _may_share(
+            self._at(values[0]).build(), self._at(values[-1]).build(), self._members([first], values)
+        )
+        seconds = 0.0
+        curves: dict[str, list[float]] = {"loss": [], metric: []}  # the loss tells who has diverged
+        for numbers in [values] if share else [[value] for value in values]:
+            part = f"tune-{self.name}" if share else f"tune-{self.name}-{numbers[0]:g}"
+            trained: list[dict[str, Any]] = []
+            with contextlib.suppress(Diverged):
+                tuning = self._train(part, range(first, first + tuning_seeds), numbers, share, FINAL_SPLIT)
+                seconds += tuning["seconds"]
+                trained = tuning["members"]
+            for value in numbers:
+                own = [member for member in trained if member.get(self.tuned, value) == value]
+                for name, curve in curves.items():
+                    curve.append(_mean([member["metrics"]["validation"].get(name, 0.0) for member in own]))
+        # A run that diverged has no loss, but an accuracy.
+        has_diverged = ~np.isfinite(curves["loss"]) | ~np.isfinite(curves[metric])
+        if has_diverged.all():
+            raise UserError(
+                f"{self.name} diverges at every {self.tuned} of {list(values)}; let the benchmark try lower "
+                "values"
+            )
+        best = int(np.argmin(np.where(has_diverged, np.inf, judged.sign * np.array(curves[metric]))))
+        # Seeds that chose nothing.
+        fresh = range(first + tuning_seeds, first + tuning_seeds + final_seeds)
+        final = self._train(f"final-{self.name}", fresh, [values[best]], share)
+        scores = np.array([row["metrics"][FINAL_SPLIT][judged.test_metric] for row in final["members"]])
+        row = {
+            "name": self.name,
+            self.tuned: values[best],
+            "is_at_the_edge": len(values) > 1 and best in (0, len(values) - 1),
+            **{curve_key(name): finite(curve) for name, curve in curves.items()},
+            "values": list(values),
+            "test": float(scores.mean()),
+            # As the runs state it: a share stays within [0, 1].
+            "interval": final["intervals"][FINAL_SPLIT][judged.test_metric] if len(scores) > 1 else None,
+            "scores": scores.tolist(),
+            "seconds": round(seconds + final["seconds"], 1),
+        }
+        return row, final
+
+    def _at(self, value: float) -> Definition:
+        return Definition(self.runs.experiment_fn, {**self.options, self.tuned: value})
+
+    def _members(self, seeds: Sequence[int], values: Sequence[float]) -> Members:
+        grid = [(seed, value) for value in values for seed in seeds]
         return Members(
             tuple(seed for seed, _ in grid),
-            {tuned: tuple(number for _, number in grid)},
-            lambda own: experiment_fn(**{**options, **own}).tx,
+            {self.tuned: tuple(value for _, value in grid)},
+            lambda own: self.runs.experiment_fn(**{**self.options, **own}).tx,
         )
 
-    share = len(values) > 1 and _may_share(at(values[0]), at(values[-1]), members_of([first], values))
-
-    def train_members(
-        part: str, seeds: Sequence[int], numbers: Sequence[float], hidden: str | None = None
+    def _train(
+        self, part: str, seeds: Sequence[int], values: Sequence[float], share: bool, hidden: str | None = None
     ) -> dict[str, Any]:
-        experiment = at(numbers[0])
+        """Trains all seeds with all values, in one program; there is one value where they do not share."""
+        members = self._members(seeds, values) if share else Members(tuple(seeds))
+        described = [members.describe(k) for k in range(len(members))]
+        definition = self._at(values[0]).changed({"members": described})
+        if share:  # the members say which values they have
+            definition = definition.changed({self.tuned: self.options[self.tuned]})
         if hidden is not None:
-            experiment = dataclasses.replace(
-                experiment, data=ChangedSplits(experiment.data, without=[hidden])
-            )
-        members = members_of(seeds, numbers) if share else Members(tuple(seeds))
-        recorded = options if share else {**options, tuned: numbers[0]}
-        recorded = {**recorded, "members": [members.describe(k) for k in range(len(members))]}
-        name, code = module_name(experiment_fn), code_of(experiment_fn)
-        run = Run(folder / part, name, recorded, code, resume, legacy_code=legacy_code_of(experiment_fn))
-        return train(experiment, run, mesh, members=members, console=Console(is_quiet=True))
-
-    first_seeds = range(first, first + race.tuning_seeds)
-    seconds = 0.0
-    curves: dict[str, list[float]] = {"loss": [], metric: []}  # the loss tells who has diverged
-    for numbers in [values] if share else [[value] for value in values]:
-        part = f"tune-{lane}" if share else f"tune-{lane}-{numbers[0]:g}"
-        tuned_members: list[dict[str, Any]] = []
-        with contextlib.suppress(Diverged):
-            tuning = train_members(part, first_seeds, numbers, hidden=FINAL_SPLIT)
-            seconds += tuning["seconds"]
-            tuned_members = tuning["members"]
-        for value in numbers:
-            of_value = [m["metrics"]["validation"] for m in tuned_members if m.get(tuned, value) == value]
-            for name, curve in curves.items():
-                curve.append(_mean([figures.get(name, 0.0) for figures in of_value]))
-    # A run that diverged has no loss, but an accuracy.
-    has_diverged = ~np.isfinite(curves["loss"]) | ~np.isfinite(curves[metric])
-    if has_diverged.all():
-        raise UserError(f"{lane} diverges at every {tuned} of {list(values)}; let the race try lower ones")
-    best = int(np.argmin(np.where(has_diverged, np.inf, judged.sign * np.array(curves[metric]))))
-    # Seeds that chose nothing.
-    fresh = range(first + race.tuning_seeds, first + race.tuning_seeds + race.final_seeds)
-    final = train_members(f"final-{lane}", fresh, [values[best]])
-    scores = np.array([member["metrics"][FINAL_SPLIT][judged.test_metric] for member in final["members"]])
-    row = {
-        "name": lane,
-        tuned: values[best],
-        "is_at_the_edge": len(values) > 1 and best in (0, len(values) - 1),
-        **{curve_key(name): finite(curve) for name, curve in curves.items()},
-        "values": list(values),
-        "test": float(scores.mean()),
-        # As the runs state it: a share stays within [0, 1].
-        "interval": final["intervals"][FINAL_SPLIT][judged.test_metric] if len(scores) > 1 else None,
-        "scores": scores.tolist(),
-        "seconds": round(seconds + final["seconds"], 1),
-    }
-    chosen = f"{tuned}={values[best]:g}, " if len(values) > 1 else ""
-    shown = f"{shown_as(row['test'], judged.test_metric)} ({bounds(row, judged.test_metric)})"
-    print(f"{lane}: {chosen}test {judged.test_metric} {shown}, {row['seconds']} s", flush=True)
-    return row, final
+            definition = definition.changed({}, hide_test)
+        return self.runs.train(part, definition, members)
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -238,17 +265,17 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _may_share(one: Experiment, other: Experiment, members: Members) -> bool:
-    """Whether experiments differ in nothing but a number of the optimizer, judged by the two outermost."""
+    """Whether experiments differ in a hyperparameter of the optimizer alone, judged by the two outermost."""
     kind = fingerprint(one)
     if kind is None or kind != fingerprint(other):
         return False
 
-    def build(traced: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    def make(traced: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
         members.tx(traced, one.tx)
         return traced
 
     try:
-        jax.eval_shape(build, {name: numbers[0] for name, numbers in members.options.items()})
+        jax.eval_shape(make, {name: numbers[0] for name, numbers in members.options.items()})
     except UserError:
         return False
     return True

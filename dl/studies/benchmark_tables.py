@@ -1,4 +1,4 @@
-"""What a race has found: a Markdown table of its lanes, and a figure."""
+"""What a benchmark has found: a Markdown table of its rows, and a figure."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def curve_key(metric: str) -> str:
-    """Returns what race.json calls the validation curve of a metric."""
+    """Returns what benchmark.json calls the validation curve of a metric."""
     return f"validation_{ {'loss': 'losses', 'accuracy': 'accuracies'}.get(metric, metric) }"
 
 
@@ -16,39 +16,39 @@ def shown_as(value: float, metric: str) -> str:
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4g}"
 
 
-def bounds(lane: dict[str, Any], metric: str) -> str:
-    """Returns the 95 % interval of a lane over its seeds in words."""
-    if lane["interval"] is None:
+def bounds(row: dict[str, Any], metric: str) -> str:
+    """Returns the 95 % interval of a row over its seeds, as it is shown."""
+    if row["interval"] is None:
         return "unknown"
-    return " to ".join(shown_as(bound, metric) for bound in lane["interval"])
+    return " to ".join(shown_as(bound, metric) for bound in row["interval"])
 
 
 def format_table(
-    lanes: Sequence[dict[str, Any]],
-    contestants: str,
+    rows: Sequence[dict[str, Any]],
+    methods: str,
     tuned: str,
     reference: str | None = None,
     metric: str = "accuracy",
 ) -> str:
     """Returns the rows as a Markdown table; `better` and `worse` only where the interval excludes zero."""
     lines = [
-        f"| {contestants} | {tuned} | test {metric}, mean of {len(lanes[0]['scores'])} seeds | 95 % |",
+        f"| {methods} | {tuned} | test {metric}, mean of {len(rows[0]['scores'])} seeds | 95 % |",
         "|---|---|---|---|",
     ]
     if reference is not None:
         unit = "points " if metric == "accuracy" else ""
         lines = [f"{lines[0]} {unit}more than {reference} (95 %) | |", f"{lines[1]}---|---|"]
-    for lane in lanes:
-        edge = " (edge of the range)" if lane["is_at_the_edge"] else ""
-        number = f"{lane[tuned]:g}{edge}" if len(lane["values"]) > 1 else ""
-        line = f"| {lane['name']} | {number} | {shown_as(lane['test'], metric)} | {bounds(lane, metric)} |"
-        lines.append(line if reference is None else f"{line} {_compared(lane, metric)} |")
+    for row in rows:
+        edge = " (edge of the range)" if row["is_at_the_edge"] else ""
+        number = f"{row[tuned]:g}{edge}" if len(row["values"]) > 1 else ""
+        line = f"| {row['name']} | {number} | {shown_as(row['test'], metric)} | {bounds(row, metric)} |"
+        lines.append(line if reference is None else f"{line} {_compared(row, metric)} |")
     return "\n".join(lines).replace("%", " %").replace("95  %", "95 %")
 
 
-def _compared(lane: dict[str, Any], metric: str) -> str:
+def _compared(row: dict[str, Any], metric: str) -> str:
     """Returns the last two cells of a row."""
-    difference = lane.get("difference")
+    difference = row.get("difference")
     if difference is None:
         return " | "
     factor, places = (100, ".2f") if metric == "accuracy" else (1, ".4g")
@@ -61,7 +61,7 @@ def _compared(lane: dict[str, Any], metric: str) -> str:
 
 
 def plot(
-    lanes: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     tuned: str,
     path: Path,
     metric: str = "loss",
@@ -76,22 +76,22 @@ def plot(
     styles = ["-", "--", ":", "-."]
     factor, label = _scale(metric)
     lowest = math.inf
-    for number, lane in enumerate(lanes):
-        figures = [math.nan if value is None else factor * value for value in lane[curve_key(metric)]]
+    for number, row in enumerate(rows):
+        figures = [math.nan if value is None else factor * value for value in row[curve_key(metric)]]
         lowest = min([lowest, *(value for value in figures if not math.isnan(value))])
         look = {"linestyle": styles[number // 10 % len(styles)], "color": f"C{number % 10}"}
         if len(figures) == 1:  # nothing was tuned: a level
-            left.axhline(figures[0], label=lane["name"], **look)
+            left.axhline(figures[0], label=row["name"], **look)
         else:
-            left.plot(lane["values"], figures, marker=".", label=lane["name"], **look)
+            left.plot(row["values"], figures, marker=".", label=row["name"], **look)
     yscale = "log" if metric == "loss" and lowest > 0 else "linear"
     left.set(xscale="log", yscale=yscale, xlabel=tuned, ylabel=f"validation {label}")
     figure.legend(loc="outside lower center", fontsize="small", ncols=7)
-    names = [lane["name"] for lane in reversed(lanes)]
+    names = [row["name"] for row in reversed(rows)]
     factor, label = _scale(test_metric)
-    means = [factor * lane["test"] for lane in reversed(lanes)]
+    means = [factor * row["test"] for row in reversed(rows)]
     # None of a single seed.
-    intervals = [lane["interval"] or [lane["test"]] * 2 for lane in reversed(lanes)]
+    intervals = [row["interval"] or [row["test"]] * 2 for row in reversed(rows)]
     lows, highs = zip(*intervals, strict=True)
     margins = [
         [mean - factor * low for mean, low in zip(means, lows, strict=True)],

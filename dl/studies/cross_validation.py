@@ -21,11 +21,11 @@ from dl.experiment import Experiment
 from dl.runs.console import Console
 from dl.runs.log import finite
 from dl.runs.run import Run
-from dl.studies.folder import Kind, open_study, plain
+from dl.studies.folder import StudyKind, open_study, plain
 from dl.training.loop import train_run
 from dl.warm_start import FromExperiment
 
-FOLDS = Kind("cross-validation", "folds.json", ("fold-*", "report.html"))
+FOLDS = StudyKind("cross-validation", "folds.json", ("fold-*", "report.html"))
 
 
 def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[str, Any]:
@@ -58,8 +58,7 @@ def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[
     console = how.setdefault("console", None) or Console()
     header = {"experiment": run.name, "options": plain(run.definition.recorded), "num_folds": num_folds}
     with open_study(FOLDS, run.folder, run.name) as study:
-        if study.resume(header) is None:
-            study.write(header)
+        study.begin(header)
         console.line(introduction(experiment, folds))
         results = _train_all(run, mesh, folds, console, how)
         summary = {

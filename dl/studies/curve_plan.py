@@ -2,13 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dl.cli.options import parse_value
 from dl.data.folds import take
 from dl.data.permutation import random_order
 from dl.data.source import ArraySource
@@ -16,8 +15,9 @@ from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import Options
-from dl.runs.provenance import build
-from dl.studies.search import Interval, parse_space
+from dl.runs.definition import Definition
+from dl.studies.runs import check_options
+from dl.studies.search import Dimension, Interval, as_space
 from dl.training.batches import MAX_PADDED_BATCH
 from dl.training.summary import num_trained_parameters
 from dl.types import Splits
@@ -49,14 +49,12 @@ class Point(NamedTuple):
     Attributes:
       value: of what is varied, as text.
       size: in the unit of the axis.
-      options: that its run is recorded with.
-      experiment: of that size.
+      definition: of the experiment of that size.
     """
 
     value: str
     size: int
-    options: Options
-    experiment: Experiment
+    definition: Definition
 
 
 class Plan(NamedTuple):
@@ -96,26 +94,29 @@ def part_size(num_examples: int, fraction: float, batch_size: int = 1) -> int:
     return min(round(size / batch_size), num_examples // batch_size) * batch_size
 
 
-def plan_parts(experiment_fn: Callable[..., Experiment], options: Options, fractions: str) -> Plan:
+def plan_parts(
+    experiment_fn: Callable[..., Experiment], options: Options, fractions: Sequence[float]
+) -> Plan:
     """Returns a curve over the number of training examples.
 
     Args:
       experiment_fn: the experiment.
       options: of it.
-      fractions: of its training split, with commas between.
+      fractions: of its training split, three at least.
 
     Raises:
       UserError: a mistake in the fractions or in the options; parts of the same size, or too small ones.
     """
-    numbers = _numbers(fractions)
-    experiment = build(experiment_fn, options)
+    numbers = _checked(fractions)
+    whole = Definition(experiment_fn, options)
+    experiment = whole.build()
     _check_parts(experiment, numbers)
 
     def points() -> Iterator[Point]:
         for fraction in numbers:
             data = part_of(experiment.data, fraction, experiment.batch_size)
-            part = dataclasses.replace(experiment, data=data)
-            yield Point(_text(fraction), len(data.train), {**options, "fraction": fraction}, part)
+            part = whole.changed({"fraction": fraction}, partial(dataclasses.replace, data=data))
+            yield Point(_text(fraction), len(data.train), part)
 
     return Plan("fraction", EXAMPLES, points(), experiment)
 
@@ -126,73 +127,74 @@ def _check_parts(experiment: Experiment, fractions: Sequence[float]) -> None:
     sizes = [part_size(len(train), fraction, batch_size) for fraction in fractions]
     smallest = f"the fraction {_text(fractions[0])} of {len(train):,} examples is {sizes[0]:,}"
     if sizes[0] < 1:
-        raise UserError(f"{smallest}; choose larger --fractions")
+        raise UserError(f"{smallest}; choose larger fractions")
     for (one, size), (other, also) in itertools.pairwise(zip(fractions, sizes, strict=True)):
         if size == also:
             batches = f", in whole batches of {batch_size}" if size >= batch_size > 1 else ""
             raise UserError(
                 f"the fractions {_text(one)} and {_text(other)} of {len(train):,} examples are both "
-                f"{size:,}{batches}; choose --fractions that differ more"
+                f"{size:,}{batches}; choose fractions that differ more"
             )
     if sizes[0] < batch_size > MAX_PADDED_BATCH:
         raise UserError(
-            f"{smallest}, fewer than a batch, {batch_size:,}; choose larger --fractions or a smaller batch"
+            f"{smallest}, fewer than a batch, {batch_size:,}; choose larger fractions or a smaller batch"
         )
     labels = train.arrays.get("label") if isinstance(train, ArraySource) else None
     if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
         num_classes = len(np.unique(labels))
         if sizes[0] < num_classes:
-            raise UserError(f"{smallest}, fewer than the {num_classes} classes; choose larger --fractions")
+            raise UserError(f"{smallest}, fewer than the {num_classes} classes; choose larger fractions")
 
 
-def plan_models(experiment_fn: Callable[..., Experiment], options: Options, over: str) -> Plan:
+def plan_models(
+    experiment_fn: Callable[..., Experiment], options: Options, over: Mapping[str, Dimension | Sequence[Any]]
+) -> Plan:
     """Returns a curve over the number of trained parameters; of each model only shapes are made here.
 
     Args:
       experiment_fn: the experiment.
       options: of it.
-      over: the option that takes several values, as NAME=A,B,C or NAME=log:LOW:HIGH:NUM.
+      over: the option that takes several values, with three of them at least.
 
     Raises:
       UserError: a mistake in `over` or the options; two models are of one size, or their data differ.
     """
-    [(name, dimension)] = parse_space([over], partial(parse_value, experiment_fn)).items()
+    check_options(experiment_fn, over)
+    if len(over) != 1:
+        raise UserError(f"over must name one option, not {', '.join(over) or 'none'}")
+    [(name, dimension)] = as_space(over).items()
     if isinstance(dimension, Interval) and dimension.num is None:
-        raise UserError(f"--over {over!r} is a range; write behind it how many values, as in {over}:5")
+        raise UserError(
+            f"over {name} is a range, {dimension.low:g} to {dimension.high:g}; add the number of values"
+        )
     values = dimension.grid(name)
     if len(values) < 3:
-        raise UserError(f"--over {over!r} must have three or more values; a power law takes as many")
+        raise UserError(f"over {name} has {len(values)} values; a power law takes three or more")
     points = []
     for value in values:
-        own = {**options, name: value}
-        experiment = build(experiment_fn, own)
-        points.append(Point(str(value), num_trained_parameters(experiment), own, experiment))
+        definition = Definition(experiment_fn, {**options, name: value})
+        points.append(Point(str(value), num_trained_parameters(definition.build()), definition))
     points.sort(key=lambda point: point.size)
     for one, other in itertools.pairwise(points):
         pair = f"{name}={one.value} and {name}={other.value}"
         if one.size == other.size:
             raise UserError(
-                f"{pair} both train {one.size:,} parameters; --over takes an option that changes the size of "
+                f"{pair} both train {one.size:,} parameters; over takes an option that changes the size of "
                 "the model"
             )
-        if one.experiment.data.identity != other.experiment.data.identity:
-            raise UserError(f"{pair} have other data; --over takes an option that changes the model alone")
-    return Plan(name, PARAMETERS, points, points[0].experiment)
+        if one.definition.build().data.identity != other.definition.build().data.identity:
+            raise UserError(f"{pair} have other data; over takes an option that changes the model alone")
+    return Plan(name, PARAMETERS, points, points[0].definition.build())
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        fractions = sorted(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(
-            f"--fractions {text!r} is not understood; write numbers with commas between"
-        ) from None
+def _checked(fractions: Sequence[float]) -> list[float]:
     are_possible = all(0 < fraction <= 1 for fraction in fractions)  # a NaN is not
     if not are_possible or len(set(fractions)) < max(len(fractions), 3):
+        shown = ", ".join(map(_text, fractions))
         raise UserError(
-            f"--fractions {text!r} must be three or more different numbers, above 0 and at most 1"
+            f"the fractions {shown} must be three or more different numbers, above 0 and at most 1"
         )
-    return fractions
+    return sorted(fractions)
 
 
 def _text(fraction: float) -> str:

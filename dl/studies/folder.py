@@ -1,7 +1,7 @@
 """The folder of a study of several runs: reserved when its name is chosen, locked as a whole, one record.
 
-Sweeps, races, learning curves and cross-validations all keep their runs in such a folder. The record says
-which study it is and what has come out of it so far; it carries a digest of itself.
+Sweeps, benchmarks, learning curves and cross-validations keep their runs in such a folder. The record says
+which study it is and what it has found so far; it carries a digest of itself.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _REMOVE = "remove it, and the same command writes a new one from the runs that s
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class StudyKind:
     """What a study is, and what it writes.
 
     Attributes:
@@ -34,11 +34,15 @@ class Kind:
       record: the name of its record, such as sweep.json.
       parts: patterns of the names of what it writes beside the record. Such files and folders do not make a
         folder without a record foreign: each run says for itself what it is.
+      former_record: the name of the record in older versions, which is read where there is no other.
+      former_keys: from the keys of that record to those of today.
     """
 
     name: str
     record: str
     parts: tuple[str, ...]
+    former_record: str | None = None
+    former_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Study:
@@ -49,7 +53,7 @@ class Study:
       folder: of all its runs.
     """
 
-    def __init__(self, kind: Kind, folder: Path):
+    def __init__(self, kind: StudyKind, folder: Path):
         self.kind = kind
         self.folder = folder
 
@@ -71,6 +75,9 @@ class Study:
           UserError: the record is damaged, or of another study.
         """
         there = read_record(self.path)
+        if there is None and self.kind.former_record is not None:
+            former = read_record(self.folder / self.kind.former_record) or {}
+            there = {self.kind.former_keys.get(key, key): value for key, value in former.items()} or None
         if there is None:
             return None
         differences = [
@@ -82,9 +89,18 @@ class Study:
         if differences:
             raise UserError(
                 f"workdir={self.folder} holds another {self.kind.name} ({'; '.join(differences)}); use its "
-                "options, or another --workdir"
+                "options, or another folder"
             )
         return there
+
+    def begin(self, header: Mapping[str, Any]) -> None:
+        """Resumes this very study, or begins its record with the header.
+
+        Raises:
+          UserError: as `resume` and `write`.
+        """
+        if self.resume(header) is None:
+            self.write(header)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Replaces the record.
@@ -98,7 +114,7 @@ class Study:
 
 
 @contextlib.contextmanager
-def open_study(kind: Kind, folder: Path | None, stem: str) -> Iterator[Study]:
+def open_study(kind: StudyKind, folder: Path | None, stem: str) -> Iterator[Study]:
     """Takes the folder of a study for this process, until the context ends.
 
     Args:
@@ -113,10 +129,12 @@ def open_study(kind: Kind, folder: Path | None, stem: str) -> Iterator[Study]:
         with usable(folder or Path("runs")):
             folder = folder or _reserve(stem)
             folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / kind.record).exists() and (foreign := _foreign(kind, folder)):
+            records = [name for name in (kind.record, kind.former_record) if name is not None]
+            has_record = any((folder / name).exists() for name in records)
+            if not has_record and (foreign := _foreign(kind, folder)):
                 raise UserError(
-                    f"workdir={folder} is not empty and holds no {kind.name} (but {foreign}); choose another "
-                    "folder"
+                    f"workdir={folder} is not empty and does not hold a {kind.name} (but {foreign}); choose "
+                    "another folder"
                 )
             if jax.process_index() == 0:
                 stack.callback(FolderLock(folder).release)
@@ -155,7 +173,7 @@ def damaged(path: Path, what: str) -> UserError:
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as a record holds them: as `as_recorded`, and what is no finite number is text.
+    """Returns options as a record holds them: as `as_recorded`, and a number that is not finite is text.
 
     So a NaN in the record equals the NaN of the command that goes on.
     """
@@ -194,7 +212,7 @@ def _reserve(stem: str) -> Path:
     raise AssertionError("unreachable: the numbers do not end")
 
 
-def _foreign(kind: Kind, folder: Path) -> str | None:
+def _foreign(kind: StudyKind, folder: Path) -> str | None:
     """Returns the name of something in the folder that no study of this kind has written, if there is one."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return next((n for n in names if not any(fnmatch.fnmatch(n, part) for part in kind.parts)), None)

@@ -1,4 +1,4 @@
-"""`python -m dl learning-curve EXPERIMENT`: the error over the number of training examples, or of parameters.
+"""A learning curve: the error over the number of training examples, or over the number of parameters.
 
 Every run has the experiment's own number of steps and batch size, so that a smaller part is passed more
 often. The rows of a smaller part are among those of a larger one, always the same; a part larger than a batch
@@ -7,66 +7,34 @@ sizes train on the same data.
 """
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.cli.options import named, parse
+from dl.data.splits import short_notice
 from dl.errors import UserError
 from dl.evaluation.intervals import Interval
 from dl.experiment import Experiment
 from dl.metrics import Direction
-from dl.option_types import PositiveInt
 from dl.runs.console import Console
-from dl.runs.folder import Run, this_command
 from dl.runs.log import finite
-from dl.runs.provenance import code_of, legacy_code_of, module_name
+from dl.runs.provenance import module_name
 from dl.runs.tables import Table
-from dl.sharding import make_mesh_of
+from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT
-from dl.studies.curve_plan import Plan, plan_models, plan_parts
+from dl.studies.curve_plan import Axis, Plan, plan_models, plan_parts
+from dl.studies.curve_plot import plot
 from dl.studies.fingerprint import direction_of, metric_directions
-from dl.studies.folder import Kind, Study, open_study, plain, usable
+from dl.studies.folder import StudyKind, open_study, plain, usable
 from dl.studies.power_law import PowerLaw, fit, forecast, objection
-from dl.training.loop import train
+from dl.studies.runs import ResumeCommand, StudyRuns, with_defaults
+from dl.studies.search import Dimension
 from dl.training.population import Members
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PROG = "python -m dl learning-curve"
-
-
-@dataclasses.dataclass(frozen=True)
-class CurveOptions:
-    """Which parts of the data or which models, and how often.
-
-    Attributes:
-      fractions: of the training split, with commas between; three at least.
-      over: the curve over trained parameters instead: the option of the experiment that changes the size of
-        the model, with three values at least, as hidden=16,32,64 or hidden=log:16:256:5.
-      metric: what the curve is of, as the test split measures it (without one, validation). Of a metric that
-        is best when it is large, such as accuracy, the curve is of 1 - metric. None: accuracy, else loss.
-      mode: whether the smallest (min) or the largest value (max) of the metric is best. None: what the metric
-        states for itself.
-      num_seeds: runs of each size, in one program, from --seed on; two at least.
-      workdir: the folder of all runs; the same folder again goes on. None: runs/NAME-curve-TIME.
-      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      mesh: device axes, such as data=8. None: all devices on data.
-    """
-
-    fractions: str = "0.05,0.1,0.2,0.5,1"
-    over: str | None = None
-    metric: str | None = None
-    mode: Literal["min", "max"] | None = None
-    num_seeds: PositiveInt = 3
-    workdir: Path | None = None
-    data_dir: Path | None = None
-    mesh: str | None = None
+FRACTIONS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Measure(NamedTuple):
@@ -93,52 +61,11 @@ class Measure(NamedTuple):
         return f"{self.split} error" if self.metric == "accuracy" else f"{self.split} 1 - {self.metric}"
 
 
-def learning_curve(experiment_fn: Callable[..., Experiment], argv: Sequence[str]) -> tuple[Table, str]:
-    """Trains with more and more of the data, or larger and larger models, and fits a power law to the error.
-
-    A law that does not fit is not carried on: then there is a table and no forecast. The interval says how
-    far the runs scatter, not whether the law goes on beyond them.
-
-    Returns:
-      The table of sizes, and a line with the law and its forecast, or why there is none.
-
-    Raises:
-      UserError: a mistake in the arguments or in a run, or the experiment does not measure that metric.
-    """
-    name = module_name(experiment_fn)
-    options, how = parse(experiment_fn, CurveOptions, argv, f"{PROG} {name}", _about())
-    _check_one_curve(how, argv)
-    if how.num_seeds < 2:
-        raise UserError(f"--num-seeds {how.num_seeds} tells nothing of the spread; it must be at least 2")
-    if how.data_dir is not None:
-        os.environ["TFDS_DATA_DIR"] = str(how.data_dir)
-    mesh = make_mesh_of(how.mesh)
-    if how.over is None:
-        plan = plan_parts(experiment_fn, options, how.fractions)
-    else:
-        plan = plan_models(experiment_fn, options, how.over)
-    measure = _measure(plan.experiment, how)
-    if notice := plan.experiment.data.notice:
-        Console().box("NOT THE DATA YOU MAY EXPECT", notice)
-    header = {
-        "experiment": name,
-        "varied": plan.varied,
-        "options": plain({key: value for key, value in options.items() if key != plan.varied}),
-        "unit": plan.axis.unit,
-    }
-    kind = Kind("learning curve", "curve.json", (f"{plan.varied}-*", "curve.png"))
-    with open_study(kind, how.workdir, f"{name.rpartition('.')[2]}-curve") as study:
-        if study.resume(header) is None:
-            study.write(header)
-        measured = _train_all(experiment_fn, plan, measure, how.num_seeds, study, mesh)
-        return _conclude(study, header, plan, measure, measured)
-
-
 class Measured(NamedTuple):
     """What was measured at S sizes.
 
     Attributes:
-      values: of what is varied.
+      values: of what is varied, as text.
       sizes: in the unit of the axis.
       errors: of R runs of each, shape S × R; NaN where one diverged.
       intervals: of the mean of the metric over the runs, as their results state it.
@@ -150,24 +77,152 @@ class Measured(NamedTuple):
     intervals: list[tuple[float, float]]
 
 
-def _train_all(
+@dataclasses.dataclass(frozen=True)
+class LearningCurve:
+    """What a learning curve has found.
+
+    Attributes:
+      folder: that holds its runs, curve.json and curve.png.
+      varied: the option that has another value at each point, or `fraction`.
+      axis: what the error is measured over.
+      measure: what the curve is of.
+      measured: at each size.
+      law: the power law; None where the errors allow no fit.
+      objection: why there is no forecast; None where there is one.
+      forecast: of the error at twice the largest size, with its 95 % interval; None where the law does not
+        fit.
+      notice: of the data; None where they are what was asked for.
+    """
+
+    folder: Path
+    varied: str
+    axis: Axis
+    measure: Measure
+    measured: Measured
+    law: PowerLaw | None
+    objection: str | None
+    forecast: Interval | None
+    notice: str | None
+
+    @property
+    def table(self) -> Table:
+        """The metric at each size, with its 95 % interval, and by the law where it fits."""
+        header, rows = [self.varied, self.axis.unit, "mean", "95 %"], []
+        values, sizes, errors_SR, intervals = self.measured
+        law = None if self.forecast is None else self.law
+        for value, size, error_R, (low, high) in zip(values, sizes, errors_SR, intervals, strict=True):
+            row = [value, f"{size:,}", f"{self.measure.error(error_R.mean()):.4f}", f"{low:.4f}..{high:.4f}"]
+            rows.append(row if law is None else [*row, f"{self.measure.error(float(law(size))):.4f}"])
+        title = f"{self.measure.split} {self.measure.metric} by {self.axis.label}"
+        return Table(title, header if law is None else [*header, "law"], rows)
+
+    @property
+    def lines(self) -> list[str]:
+        """The law and its forecast as `name=value` words, or why there is no forecast."""
+        measure, law = self.measure, self.law
+        place = f"curve={self.folder}" + (f" NOTE: {short_notice(self.notice)}" if self.notice else "")
+        if self.forecast is None or law is None:
+            return [f"no forecast: {self.objection}", place]
+        low, high = sorted((measure.error(self.forecast.low), measure.error(self.forecast.high)))
+        name = f"{measure.split}_{measure.metric}_with_twice_the_{self.axis.whole}"
+        return [
+            f"{measure.label} = {law.scale:.3g} n^-{law.exponent:.3g} + {law.floor:.3g}",
+            f"{name}={measure.error(self.forecast.estimate):.4f} ci95={low:.4f}..{high:.4f} "
+            f"{self.axis.unit}={2 * self.measured.sizes[-1]} {place}",
+        ]
+
+
+def learning_curve(
     experiment_fn: Callable[..., Experiment],
-    plan: Plan,
-    measure: Measure,
-    num_seeds: int,
-    study: Study,
-    mesh: Mesh,
-) -> Measured:
+    options: Mapping[str, Any] | None = None,
+    *,
+    fractions: Sequence[float] | None = None,
+    over: Mapping[str, Dimension | Sequence[Any]] | None = None,
+    metric: str | None = None,
+    mode: Direction | None = None,
+    num_seeds: int = 3,
+    folder: Path | None = None,
+    mesh: Mesh | None = None,
+    console: Console | None = None,
+    resume_command: ResumeCommand | None = None,
+) -> LearningCurve:
+    """Trains with more and more of the data, or larger and larger models, and fits a power law to the error.
+
+    A law that does not fit is not extrapolated: then there is a table and no forecast. The interval describes
+    the scatter of the runs, not whether the law holds beyond them.
+
+    Args:
+      experiment_fn: the function of the experiment.
+      options: of all runs; the others have their defaults.
+      fractions: of the training split, three at least; `FRACTIONS` if None.
+      over: instead, the option that changes the size of the model, with three values at least.
+      metric: what the curve is of, on the test split (without one, validation); of a metric that is best when
+        it is large, such as accuracy, the curve is of 1 - metric. None: accuracy, else loss.
+      mode: whether the smallest or the largest value is best; as the metric states if None.
+      num_seeds: runs of each size, in one program; two at least.
+      folder: of the study; the same folder again resumes it. None: runs/NAME-curve-TIME.
+      mesh: the devices; all of them if None.
+      console: where progress is printed.
+      resume_command: from the folder to what a stopped curve tells its user to type.
+
+    Raises:
+      UserError: a mistake in the arguments or in a run, or the experiment does not measure that metric.
+    """
+    console = console or Console()
+    if fractions is not None and over is not None:
+        raise UserError("fractions and over ask for two curves; choose one")
+    if twice := (over or {}).keys() & (options or {}).keys():
+        raise UserError(f"{twice.pop()} takes the values of over and is given another too; choose one")
+    if num_seeds < 2:
+        raise UserError(f"num_seeds={num_seeds} does not show the spread of the runs; it must be at least 2")
+    fixed = with_defaults(experiment_fn, options)
+    if over is None:
+        plan = plan_parts(experiment_fn, fixed, FRACTIONS if fractions is None else fractions)
+    else:
+        plan = plan_models(experiment_fn, fixed, over)
+    measure = _measure(plan.experiment, metric, mode)
+    if notice := plan.experiment.data.notice:
+        console.box("NOT THE DATA YOU MAY EXPECT", notice)
+    name = module_name(experiment_fn)
+    header = {
+        "experiment": name,
+        "varied": plan.varied,
+        "options": plain({key: value for key, value in fixed.items() if key != plan.varied}),
+        "unit": plan.axis.unit,
+    }
+    kind = StudyKind("learning curve", "curve.json", (f"{plan.varied}-*", "curve.png"))
+    with open_study(kind, folder, f"{name.rpartition('.')[2]}-curve") as study:
+        study.begin(header)
+        runs = StudyRuns(experiment_fn, study, make_mesh() if mesh is None else mesh, resume_command)
+        measured = _train_all(plan, measure, num_seeds, runs, console)
+        record = {
+            **header,
+            "split": measure.split,
+            "metric": measure.metric,
+            "better": measure.direction,
+            "values": measured.values,
+            "sizes": measured.sizes,
+            "errors": measured.errors.tolist(),
+        }
+        study.write(finite(record))  # the fit may fail
+        found = _fit(study.folder, plan, measure, measured)
+        ahead = found.forecast and {"size": 2 * measured.sizes[-1], **found.forecast._asdict()}
+        law = None if found.law is None else found.law._asdict()
+        study.write(finite({**record, "law": law, "objection": found.objection, "forecast": ahead}))
+        with usable(study.folder):
+            drawn = None if found.objection else found.law
+            figure = plot(measured.sizes, measured.errors, drawn, plan.axis.label, measure.label)
+            figure.savefig(study.folder / "curve.png", dpi=120)
+        return found
+
+
+def _train_all(plan: Plan, measure: Measure, num_seeds: int, runs: StudyRuns, console: Console) -> Measured:
     first = plan.experiment.seed
     members = Members(tuple(range(first, first + num_seeds)))
-    resume = this_command("dl", study.folder)
     values, sizes, errors, intervals = [], [], [], []
     for point in plan.points:
-        place = study.folder / f"{plan.varied}-{point.value.replace('/', '_')}"
-        recorded = {**point.options, "num_seeds": num_seeds}
-        code, legacy_code = code_of(experiment_fn), legacy_code_of(experiment_fn)
-        run = Run(place, module_name(experiment_fn), recorded, code, resume, legacy_code=legacy_code)
-        result = train(point.experiment, run, mesh, members=members, console=Console(is_quiet=True))
+        part = f"{plan.varied}-{point.value.replace('/', '_')}"
+        result = runs.train(part, point.definition.changed({"num_seeds": num_seeds}), members)
         figures = [member["metrics"][measure.split][measure.metric] for member in result["members"]]
         values.append(point.value)
         sizes.append(point.size)
@@ -175,8 +230,8 @@ def _train_all(
         intervals.append((_number(low), _number(high)))
         errors.append([np.nan if figure is None else measure.error(figure) for figure in figures])
         mean = measure.error(np.mean(errors[-1]))
-        place_of = f"{plan.varied}={point.value} ({point.size:,} {plan.axis.unit})"
-        print(f"{place_of}: {measure.split} {measure.metric} {mean:.4f}", flush=True)
+        place = f"{plan.varied}={point.value} ({point.size:,} {plan.axis.unit})"
+        console.line(f"{place}: {measure.split} {measure.metric} {mean:.4f}")
     return Measured(values, sizes, np.array(errors), intervals)
 
 
@@ -184,75 +239,28 @@ def _number(bound: float | None) -> float:
     return np.nan if bound is None else bound  # as result.json holds what is not a finite number
 
 
-def _conclude(
-    study: Study,
-    header: dict[str, Any],
-    plan: Plan,
-    measure: Measure,
-    measured: Measured,
-) -> tuple[Table, str]:
-    """Stores what was measured, then fits; returns the table and the last lines."""
-    values, sizes, errors_SR, intervals = measured
-    record = {
-        **header,
-        "split": measure.split,
-        "metric": measure.metric,
-        "better": measure.direction,
-        "values": values,
-        "sizes": sizes,
-        "errors": errors_SR.tolist(),
-    }
-    study.write(finite(record))
+def _fit(folder: Path, plan: Plan, measure: Measure, measured: Measured) -> LearningCurve:
+    sizes, errors_SR = measured.sizes, measured.errors
     why = _unfit(errors_SR, measure)
     law = None if why else fit(sizes, errors_SR.mean(1))
     if law is not None:
         why = objection(law, sizes, errors_SR)
-    double = 2 * sizes[-1]
-    ahead = None if why else forecast(sizes, errors_SR, double)
-    study.write(
-        finite(
-            {
-                **record,
-                "law": None if law is None else law._asdict(),
-                "objection": why,
-                "forecast": ahead and {"size": double, **ahead._asdict()},
-            }
-        )
-    )
-    with usable(study.folder):
-        figure = plot(sizes, errors_SR, None if why else law, plan.axis.label, measure.label)
-        figure.savefig(study.folder / "curve.png", dpi=120)
-    header_row = [plan.varied, plan.axis.unit, "mean", "95 %"]
-    rows = []
-    for value, size, row, (low, high) in zip(values, sizes, errors_SR, intervals, strict=True):
-        rows.append([value, f"{size:,}", f"{measure.error(row.mean()):.4f}", f"{low:.4f}..{high:.4f}"])
+    ahead = None if why else forecast(sizes, errors_SR, 2 * sizes[-1])
     notice = plan.experiment.data.notice
-    note = f" NOTE: {notice.splitlines()[0]}" if notice else ""
-    ending = f"{plan.axis.unit}={double} curve={study.folder}{note}"
-    title = f"{measure.split} {measure.metric} by {plan.axis.label}"
-    if ahead is None or law is None:
-        return Table(title, header_row, rows), f"no forecast: {why}\ncurve={study.folder}{note}"
-    for row, size in zip(rows, sizes, strict=True):
-        row.append(f"{measure.error(float(law(size))):.4f}")
-    low, high = sorted((measure.error(ahead.low), measure.error(ahead.high)))
-    figure_name = f"{measure.split}_{measure.metric}_with_twice_the_{plan.axis.whole}"
-    return Table(title, [*header_row, "law"], rows), (
-        f"{measure.label} = {law.scale:.3g} n^-{law.exponent:.3g} + {law.floor:.3g}\n"
-        f"{figure_name}={measure.error(ahead.estimate):.4f} ci95={low:.4f}..{high:.4f} {ending}"
-    )
+    return LearningCurve(folder, plan.varied, plan.axis, measure, measured, law, why, ahead, notice)
 
 
-def _measure(experiment: Experiment, how: CurveOptions) -> Measure:
+def _measure(experiment: Experiment, metric: str | None, mode: Direction | None) -> Measure:
     """Raises UserError before anything is trained if the experiment does not measure what is asked for."""
     evaluations = experiment.data.evaluations
     split = FINAL_SPLIT if FINAL_SPLIT in evaluations else "validation"
     if split not in evaluations:
         raise UserError("the data have neither a test nor a validation split; a learning curve needs one")
     directions = metric_directions(experiment)
-    metric = how.metric or ("accuracy" if "accuracy" in directions else "loss")
+    metric = metric or ("accuracy" if "accuracy" in directions else "loss")
     if metric not in directions:
         raise UserError(f"metric={metric!r} is not measured; choose one of {', '.join(directions)}")
-    return Measure(split, metric, direction_of(metric, directions, how.mode))
+    return Measure(split, metric, direction_of(metric, directions, mode))
 
 
 def _unfit(errors_SR: np.ndarray, measure: Measure) -> str | None:
@@ -263,39 +271,3 @@ def _unfit(errors_SR: np.ndarray, measure: Measure) -> str | None:
         value = measure.error(errors_SR.min())
         return f"{measure.split} {measure.metric} of a run is {value:.4g}, so that {measure.label} is below 0"
     return None
-
-
-def plot(
-    sizes: Sequence[int], errors_SR: np.ndarray, law: PowerLaw | None, xlabel: str, ylabel: str
-) -> "Figure":
-    """Returns the error over the sizes: a point for each run; a law with its 95 % band."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(np.repeat(sizes, errors_SR.shape[1]), errors_SR.ravel(), "k.", label="a run")
-    if law is not None:
-        places = np.geomspace(sizes[0], 4 * sizes[-1], 60)
-        bands: list[Interval] = [forecast(sizes, errors_SR, place) for place in places]
-        low, high = [band.low for band in bands], [band.high for band in bands]
-        axes.fill_between(places, low, high, alpha=0.2, label="95 % interval of the law")
-        axes.plot(places, law(places), label=f"{law.scale:.3g} n$^{{-{law.exponent:.3g}}}$ + {law.floor:.3g}")
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    seen = errors_SR[np.isfinite(errors_SR)]
-    if seen.size:
-        axes.set(xscale="log", yscale="log" if (seen > 0).all() else "linear")
-    axes.legend()
-    return figure
-
-
-def _about() -> str:
-    return " ".join((learning_curve.__doc__ or "").partition("Returns:")[0].split())
-
-
-def _check_one_curve(how: CurveOptions, argv: Sequence[str]) -> None:
-    if how.over is None:
-        return
-    if how.fractions != CurveOptions.fractions:
-        raise UserError("--fractions and --over ask for two curves; choose one")
-    if twice := named([f"--{how.over}"]) & named(argv):
-        raise UserError(f"{twice.pop()} takes the values of --over and is given another too; choose one")

@@ -8,7 +8,7 @@ import numpy as np
 from dl.data.splits import ChangedSplits
 from dl.experiment import Experiment
 from dl.option_types import Options
-from dl.runs.provenance import build
+from dl.runs.definition import Definition
 from dl.stopping import FINAL_SPLIT, KeepBest, look_up
 from dl.studies.fingerprint import direction_of, metric_directions
 from dl.studies.search import Space
@@ -53,7 +53,11 @@ class Probe:
         _ = self._build(self._options).data.identity
 
 
-def without_test(experiment_fn: Callable[..., Experiment], options: Options) -> Experiment:
+def without_test(experiment_fn: Callable[..., Experiment], options: Options) -> Definition:
+    """Returns the definition of an experiment whose test split nobody can read."""
+    return Definition(experiment_fn, options).changed({}, hide_test)
+
+
+def hide_test(experiment: Experiment) -> Experiment:
     """Returns an experiment whose test split nobody can read."""
-    experiment = build(experiment_fn, options)
     return dataclasses.replace(experiment, data=ChangedSplits(experiment.data, without=[FINAL_SPLIT]))

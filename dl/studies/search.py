@@ -26,12 +26,13 @@ class Choices:
         return self.values[int(place * len(self.values))]
 
     def grid(self, name: str) -> tuple[Any, ...]:
+        """Returns all values."""
         return self.values
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number between two bounds, both included; whole if they are.
+    """A number between two bounds, both included; a whole number if they are whole numbers.
 
     Attributes:
       low: the lower bound.
@@ -59,10 +60,11 @@ class Interval:
         return self._fit(math.floor(value) if self.is_whole else value)
 
     def grid(self, name: str) -> tuple[float, ...]:
+        """Returns `num` values; raises UserError where it is None."""
         if self.num is None:
             text = f"{'log:' if self.is_log else ''}{self.low:g}:{self.high:g}"
             raise UserError(
-                f"a grid needs to know how many values; write {name}={text}:5, or --method random"
+                f"{name}={text} is a range, and a grid needs a number of values; write {name}={text}:5"
             )
         space = np.geomspace if self.is_log else np.linspace
         values = space(self.low, self.high, self.num).tolist()
@@ -79,66 +81,20 @@ Space = Mapping[str, Dimension]
 Point = dict[str, Any]
 
 
-def parse_space(words: Sequence[str], parse_value: Callable[[str, str], Any]) -> dict[str, Dimension]:
-    """Returns the space that words such as `batch_size=32,64` and `learning_rate=log:1e-4:1e-1` describe.
-
-    NAME=LOW:HIGH is a range, NAME=log:LOW:HIGH one by ratios, with :NUM behind it a grid of so many values.
-
-    Args:
-      words: one for each option.
-      parse_value: from an option's name and a text to its value, as on the command line.
+def as_space(values: Mapping[str, "Dimension | Sequence[Any]"]) -> dict[str, Dimension]:
+    """Returns a space; of an option that has a plain sequence, its items are the choices.
 
     Raises:
-      UserError: a word that means nothing.
+      UserError: the space is empty, or a sequence is.
     """
+    if not values:
+        raise UserError("there is nothing to search; give at least one option and its values")
     space: dict[str, Dimension] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        name = name.strip("-").replace("-", "_")
-        if not equals or not text:
-            raise UserError(f"{word!r} is no option with values; write NAME=A,B,C or NAME=log:LOW:HIGH")
-        if name in space:
-            raise UserError(f"{name} is given twice; write its values in one word")
-        is_log, parts = text.startswith("log:"), text.removeprefix("log:").split(":")
-        is_range = len(parts) in (2, 3) and all(map(_is_number, parts))
-        if is_range:
-            space[name] = _interval(word, [parse_value(name, part) for part in parts[:2]], is_log, parts[2:])
-        elif is_log:
-            raise UserError(f"{word!r} is no range; write {name}=log:LOW:HIGH, such as {name}=log:1e-4:1e-1")
-        else:
-            values = tuple(parse_value(name, part) for part in text.split(","))
-            if twice := _repeated(values):
-                raise UserError(f"{word!r} gives {twice[0]} twice; write each value once")
-            space[name] = Choices(values)
-    if not space:
-        raise UserError("there is nothing to search; write options as NAME=A,B,C or NAME=log:LOW:HIGH")
+    for name, dimension in values.items():
+        space[name] = dimension if isinstance(dimension, Choices | Interval) else Choices(tuple(dimension))
+        if space[name] == Choices(()):
+            raise UserError(f"{name} has no values to search; give at least one")
     return space
-
-
-def _interval(word: str, bounds: Sequence[Any], is_log: bool, num: Sequence[str]) -> Interval:
-    low, high = bounds
-    if not all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds):
-        raise UserError(f"{word!r} is a range, and that option is no number; list its values, with commas")
-    if not low < high or (is_log and low <= 0):
-        raise UserError(f"{word!r} is no range; the lower bound comes first{', above 0' if is_log else ''}")
-    if not all(map(math.isfinite, bounds)):
-        raise UserError(f"{word!r} is a range without an end; both bounds must be finite")
-    if num and not (num[0].isdigit() and int(num[0]) >= 2):
-        raise UserError(f"{word!r} asks for a grid of {num[0]} values; it must be at least 2")
-    return Interval(low, high, is_log, int(num[0]) if num else None)
-
-
-def _repeated(values: Sequence[Any]) -> list[str]:
-    words = list(map(repr, values))
-    return [word for number, word in enumerate(words) if word in words[:number]]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def grid_points(space: Space) -> list[Point]:

@@ -1,120 +1,150 @@
-"""`python -m dl sweep EXPERIMENT …`: trains an experiment with many options and chooses by validation.
+"""A sweep: trains an experiment with many options and chooses by validation.
 
-Each trial is a run's folder, and all that has finished stands in sweep.json: the same command goes on. The
-test split is never read. Trials of a grid or a random search that differ in numbers of the optimizer alone,
-or in their seeds, are trained in one program.
+Each trial is a run's folder, and all that has finished stands in sweep.json: the same call resumes the sweep.
+The test split is never read. Trials of a grid or a random search that differ in hyperparameters of the
+optimizer alone, or in their seeds, are trained in one program.
 """
 
 import dataclasses
-import functools
-import inspect
-import itertools
-import os
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from dl.cli.options import named, parse, parse_value, to_words
+from jax.sharding import Mesh
+
+from dl.data.splits import short_notice
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.option_types import Options, PositiveInt, Seed
+from dl.metrics import Direction
+from dl.option_types import Options
 from dl.runs.console import Console
-from dl.runs.folder import this_command
 from dl.runs.provenance import code_of, module_name
 from dl.runs.tables import Table
-from dl.sharding import make_mesh_of
+from dl.sharding import make_mesh
 from dl.stopping import KeepBest
-from dl.studies.folder import Kind, is_same, open_study, plain, usable
+from dl.studies.folder import StudyKind, open_study, usable
 from dl.studies.probe import Probe, without_test
-from dl.studies.search import Space, Tpe, grid_points, parse_space, random_points, rungs
+from dl.studies.runs import ResumeCommand, StudyRuns, check_options, with_defaults
+from dl.studies.search import Dimension, Space, Tpe, as_space, grid_points, random_points, rungs
 from dl.studies.sweep_tables import plot, table_of
 from dl.studies.trials import Row, Trials
 
-PROG = "python -m dl sweep"
-SWEEP = Kind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png"))
+SWEEP = StudyKind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png"))
 NUM_TRIALS = 20
-BUDGETS = ("num_epochs", "num_steps")  # the first of them that the experiment has is what halving divides
+BUDGETS = ("num_epochs", "num_steps")  # successive halving divides the first that the experiment has
+
+Method = Literal["random", "grid", "halving", "tpe"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepOptions:
-    """How options are searched, and where.
+class Sweep:
+    """What a sweep has found.
 
     Attributes:
-      method: grid (all combinations), random, halving (many random trials, a third of them goes on with three
-        times the epochs), or tpe (by Optuna: each trial where the ones before were good).
-      num_trials: of random and tpe, and of the first rung of halving. None: 20.
-      metric: what is best, SPLIT.NAME; never of test.
-      mode: whether the smallest (min) or the largest value (max) of the metric is best. None: what the metric
-        states for itself.
-      workdir: the folder of the sweep; the same folder again goes on. None: runs/NAME-sweep-TIME.
-      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      mesh: device axes, such as data=8. None: all devices on data.
-      together: trials at most that are trained in one program; 1: one by one.
-      search_seed: of the draws.
+      folder: that holds its runs, sweep.json, sweep.md and sweep.png.
+      rows: of the trials, the best first: `trial`, `options`, `value` of the metric (None if it failed),
+        `metrics`, `error`, `folder`, and `member` where several trials share a run.
+      best_options: all options of the best trial, as the experiment takes them.
+      split: that the metric is measured on.
+      metric: that chooses.
+      notice: of the data; None where they are what was asked for.
     """
 
-    method: Literal["random", "grid", "halving", "tpe"] = "random"
-    num_trials: PositiveInt | None = None
-    metric: str = "validation.loss"
-    mode: Literal["min", "max"] | None = None
-    workdir: Path | None = None
-    data_dir: Path | None = None
-    mesh: str | None = None
-    together: PositiveInt = 16
-    search_seed: Seed = 0
+    folder: Path
+    rows: Sequence[Row]
+    best_options: Options
+    split: str
+    metric: str
+    notice: str | None
+
+    @property
+    def best(self) -> Row:
+        """The row of the best trial."""
+        return self.rows[0]
+
+    @property
+    def table(self) -> Table:
+        """All trials, the best first."""
+        return table_of(self.rows, f"{self.split} {self.metric}")
+
+    @property
+    def lines(self) -> list[str]:
+        """The best trial as `name=value` words."""
+        num_failed = sum(row["value"] is None for row in self.rows)
+        note = f" NOTE: {short_notice(self.notice)}" if self.notice else ""
+        return [
+            f"best_{self.split}_{self.metric}={self.best['value']:.6g} trial={self.best['trial']} "
+            f"trials={len(self.rows)} failed={num_failed} sweep={self.folder}{note}"
+        ]
 
 
-def sweep_options(experiment_fn: Callable[..., Experiment] | None, argv: Sequence[str]) -> tuple[Table, str]:
+def sweep(
+    experiment_fn: Callable[..., Experiment],
+    space: Mapping[str, Dimension | Sequence[Any]],
+    options: Mapping[str, Any] | None = None,
+    *,
+    method: Method = "random",
+    num_trials: int | None = None,
+    metric: str = "validation.loss",
+    mode: Direction | None = None,
+    folder: Path | None = None,
+    mesh: Mesh | None = None,
+    together: int = 16,
+    search_seed: int = 0,
+    console: Console | None = None,
+    resume_command: ResumeCommand | None = None,
+) -> Sweep:
     """Searches the options of an experiment for the best value of a validation metric.
 
-    First the options to search: NAME=A,B,C lists values, NAME=LOW:HIGH and NAME=log:LOW:HIGH are ranges, in a
-    grid with the number of values behind, NAME=log:LOW:HIGH:5. Options as --NAME VALUE hold for every trial.
-
-    Returns:
-      The table of all trials, the best first, and a line about the best.
+    Args:
+      experiment_fn: the function of the experiment.
+      space: of each option that is searched, its values, or an `Interval`.
+      options: of all trials; the others have their defaults.
+      method: grid (all combinations), random (Bergstra & Bengio 2012), halving (Jamieson & Talwalkar 2016:
+        many random trials, of which the best third is trained again with three times the epochs), or tpe
+        (Bergstra et al. 2011, by Optuna: each trial where the ones before were good).
+      num_trials: of random and tpe, and of the first rung of halving; 20 if None.
+      metric: SPLIT.NAME; never of test.
+      mode: whether the smallest or the largest value is best; as the metric states if None.
+      folder: of the study; the same folder again resumes it. None: runs/NAME-sweep-TIME.
+      mesh: the devices; all of them if None.
+      together: the largest number of trials that are trained in one program.
+      search_seed: of the draws.
+      console: where progress is printed.
+      resume_command: from the folder to what a stopped sweep tells its user to type.
 
     Raises:
-      UserError: a mistake in the arguments, or all trials have failed.
+      UserError: a mistake in the arguments, all trials have failed, or their surroundings let one fail.
     """
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-    rest = argv[len(words) :]
-    about = " ".join((sweep_options.__doc__ or "").partition("Returns:")[0].split())
-    if experiment_fn is None:
-        if rest and rest[0] in ("-h", "--help"):
-            parse(lambda: None, SweepOptions, rest, f"{PROG} EXPERIMENT NAME=VALUES …", about)
-        raise UserError(f"sweep needs an experiment first: {PROG} NAME learning_rate=log:1e-4:1e-1")
-    name = module_name(experiment_fn)
-    fixed, how = parse(experiment_fn, SweepOptions, rest, f"{PROG} {name} NAME=VALUES …", about)
-    space = parse_space(words, functools.partial(parse_value, experiment_fn))
-    if twice := space.keys() & named(rest):
+    console = console or Console()
+    space = as_space(space)
+    check_options(experiment_fn, space)
+    if twice := space.keys() & (options or {}).keys():
         raise UserError(f"{twice.pop()} is searched and given a value too; choose one")
-    rule = _rule(how.metric, how.mode)
-    if how.data_dir is not None:
-        os.environ["TFDS_DATA_DIR"] = str(how.data_dir)
-    search = _Search.of(space, fixed, how)
-    mesh = make_mesh_of(how.mesh)
-    probe = Probe(functools.partial(without_test, experiment_fn), fixed, space, rule)
+    fixed = with_defaults(experiment_fn, options)
+    rule = _rule(metric, mode)
+    search = _Search.of(space, fixed, method, num_trials, search_seed)
+    probe = Probe(lambda options: without_test(experiment_fn, options).build(), fixed, space, rule)
     if probe.notice:
-        Console().box("NOT THE DATA YOU MAY EXPECT", probe.notice)
+        console.box("NOT THE DATA YOU MAY EXPECT", probe.notice)
+    name = module_name(experiment_fn)
     header = {
         "experiment": name,
         "code": code_of(experiment_fn),
         "options": {key: value for key, value in fixed.items() if key not in space},
         "space": {key: dataclasses.asdict(dimension) for key, dimension in space.items()},
-        "method": how.method,
-        "metric": how.metric,
+        "method": method,
+        "metric": metric,
         "mode": probe.rule.mode,
-        "search_seed": how.search_seed,
-        # Other methods go on where more trials are asked for.
-        "num_trials": search.num_trials if how.method == "halving" else None,
+        "search_seed": search_seed,
+        # The other methods take more trials later.
+        "num_trials": search.num_trials if method == "halving" else None,
     }
-    with open_study(SWEEP, how.workdir, f"{name.rpartition('.')[2]}-sweep") as study:
-        resume = this_command("dl", study.folder)
-        trials = Trials(experiment_fn, fixed, probe, study, header, mesh, how.together, resume)
-        search.run(trials, probe.rule)
-        return _conclude(trials, probe, experiment_fn, search.budget_option)
+    with open_study(SWEEP, folder, f"{name.rpartition('.')[2]}-sweep") as study:
+        runs = StudyRuns(experiment_fn, study, make_mesh() if mesh is None else mesh, resume_command)
+        trials = Trials(runs, fixed, probe, header, together, console)
+        search.run(trials, probe.rule, console)
+        return _conclude(trials, probe, search.budget_option)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +156,11 @@ class _Search:
       space: that is searched.
       seed: of the draws.
       num_trials: of a grid all its points; of halving those of the first rung.
-      budget_option: what halving divides; None of other methods.
+      budget_option: the option that halving divides; None of other methods.
       budget: of the last rung.
     """
 
-    method: str
+    method: Method
     space: Space
     seed: int
     num_trials: int
@@ -138,50 +168,49 @@ class _Search:
     budget: int = 0
 
     @classmethod
-    def of(cls, space: Space, fixed: Options, how: SweepOptions) -> "_Search":
+    def of(cls, space: Space, fixed: Options, method: Method, num_trials: int | None, seed: int) -> "_Search":
         """Raises UserError where the method cannot search this space."""
-        num_trials = how.num_trials or NUM_TRIALS
-        if how.method == "grid":
+        if method == "grid":
             size = len(grid_points(space))
-            if how.num_trials not in (None, size):
+            if num_trials not in (None, size):
                 raise UserError(
-                    f"--num-trials {how.num_trials} is not for a grid, and this one has {size} trials; "
-                    "leave it out, or choose --method random"
+                    f"num_trials={num_trials} is not for a grid, and this one has {size} trials; leave it "
+                    "out, or choose the method random"
                 )
-            return cls(how.method, space, how.search_seed, size)
-        if how.method == "tpe":
-            Tpe(space, how.search_seed, 1.0)  # or Optuna is missing
-        if how.method != "halving":
-            return cls(how.method, space, how.search_seed, num_trials)
+            return cls(method, space, seed, size)
+        if method == "tpe":
+            Tpe(space, seed, 1.0)  # or Optuna is missing
+        num_trials = num_trials or NUM_TRIALS
+        if method != "halving":
+            return cls(method, space, seed, num_trials)
         option = next((name for name in BUDGETS if name in fixed), None)
         if option is None or option in space:
             raise UserError(
                 f"halving divides {' or '.join(BUDGETS)}, which must be an option of the experiment that is "
-                "not searched; choose another --method"
+                "not searched; choose another method"
             )
         if not fixed[option]:
-            flag = "--" + option.replace("_", "-")
-            raise UserError(f"halving needs the budget of its last rung; give {flag} a value")
-        return cls(how.method, space, how.search_seed, num_trials, option, fixed[option])
+            raise UserError(f"halving needs the budget of its last rung; give {option} a value")
+        return cls(method, space, seed, num_trials, option, fixed[option])
 
-    def run(self, trials: Trials, rule: KeepBest) -> None:
+    def run(self, trials: Trials, rule: KeepBest, console: Console) -> None:
         if self.method == "grid":
             trials.run(grid_points(self.space), are_independent=True)
         elif self.method == "random":
             trials.run(random_points(self.space, self.num_trials, self.seed), are_independent=True)
         elif self.method == "halving":
-            self._halve(trials, rule)
+            self._halve(trials, rule, console)
         else:
             for point, tell in Tpe(self.space, self.seed, rule.sign).points(self.num_trials):
                 [row] = trials.run([point])
                 tell(row["value"])
 
-    def _halve(self, trials: Trials, rule: KeepBest) -> None:
+    def _halve(self, trials: Trials, rule: KeepBest, console: Console) -> None:
         """Successive halving: the best third of a rung is trained anew with three times the budget."""
         assert self.budget_option is not None
         plan = rungs(self.num_trials, self.budget)
         said = ", ".join(f"{num} trials with {budget}" for num, budget in plan)
-        print(f"halving {self.budget_option}: {said}", flush=True)
+        console.line(f"halving {self.budget_option}: {said}")
         points = random_points(self.space, self.num_trials, self.seed)
         for num, budget in plan:
             rows = trials.run([{**point, self.budget_option: budget} for point in points[:num]])
@@ -189,12 +218,9 @@ class _Search:
             points = [point for _, point in ranked]
 
 
-def _conclude(
-    trials: Trials, probe: Probe, experiment_fn: Callable[..., Experiment], budget_option: str | None
-) -> tuple[Table, str]:
+def _conclude(trials: Trials, probe: Probe, budget_option: str | None) -> Sweep:
     folder, rows, rule = trials.folder, trials.rows, probe.rule
-    finished = [row for row in rows if row["value"] is not None]
-    if not finished:
+    if all(row["value"] is None for row in rows):
         if trials.defect is not None:  # of the code, as it seems: its traceback says where
             raise trials.defect
         raise UserError(f"all {len(rows)} trials failed, the first with: {rows[0]['error']}")
@@ -206,32 +232,16 @@ def _conclude(
         return has_failed, -budget, badness
 
     ranked = sorted(rows, key=rank)
-    metric = f"{rule.split} {rule.metric}"
-    table = table_of(ranked, metric)
+    best_options = trials.options(ranked[0]["trial"])
+    found = Sweep(folder, ranked, best_options, rule.split, rule.metric, probe.notice)
     with usable(folder):
-        (folder / "sweep.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
-        plot(rows, trials.header["space"], metric, rule.sign).savefig(folder / "sweep.png", dpi=120)
-    best = ranked[0]
-    note = f" NOTE: {probe.notice.splitlines()[0]}" if probe.notice else ""
-    return table, (
-        f"best_{rule.split}_{rule.metric}={best['value']:.6g} trial={best['trial']} trials={len(rows)} "
-        f"failed={len(rows) - len(finished)} sweep={folder}{note}\n"
-        "the best of many looks better than it is; the test split says how good:\n"
-        f"  {_command(experiment_fn, trials.options(best['trial']))}"
-    )
+        (folder / "sweep.md").write_text(found.table.to_markdown() + "\n", encoding="utf-8")
+        figure = plot(rows, trials.header["space"], f"{rule.split} {rule.metric}", rule.sign)
+        figure.savefig(folder / "sweep.png", dpi=120)
+    return found
 
 
-def _command(experiment_fn: Callable[..., Experiment], options: Options) -> str:
-    """Returns the command line that runs an experiment with options: those that are not its defaults."""
-    words = []
-    for name, parameter in inspect.signature(experiment_fn).parameters.items():
-        value, default = options[name], parameter.default
-        if not is_same(plain({name: value}), plain({name: default})):
-            words += to_words(name, value, isinstance(default, bool))
-    return shlex.join(["python", "-m", module_name(experiment_fn), *words])
-
-
-def _rule(metric: str, mode: Literal["min", "max"] | None) -> KeepBest:
+def _rule(metric: str, mode: Direction | None) -> KeepBest:
     split, dot, name = metric.partition(".")
     if not dot or not name:
         raise UserError(f"metric={metric!r} is not understood; write SPLIT.NAME, such as validation.loss")

@@ -7,25 +7,22 @@ next start tries the trial again.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax.sharding import Mesh
-
 from dl.errors import Diverged, UserError
-from dl.experiment import Experiment
 from dl.option_types import Options
 from dl.runs.console import Console
-from dl.runs.folder import Run
+from dl.runs.definition import Definition
 from dl.runs.log import finite
-from dl.runs.provenance import code_of, legacy_code_of, module_name
+from dl.runs.provenance import legacy_code_of
 from dl.stopping import look_up
 from dl.studies.fingerprint import fingerprint
 from dl.studies.folder import Study, damaged, is_same, plain
 from dl.studies.probe import Probe, without_test
+from dl.studies.runs import StudyRuns
 from dl.studies.search import Point
 from dl.studies.trial_errors import is_of_surroundings, one_line
-from dl.training.loop import train
 from dl.training.population import Members
 from dl.training.signals import Stopped
 
@@ -47,34 +44,38 @@ class Trials:
 
     def __init__(
         self,
-        experiment_fn: Callable[..., Experiment],
+        runs: StudyRuns,
         fixed: Options,
         probe: Probe,
-        study: Study,
         header: Mapping[str, Any],
-        mesh: Mesh,
         together: int,
-        resume: str,
+        console: Console,
     ):
         """Reads what the folder holds.
+
+        Args:
+          runs: what trains them.
+          fixed: options of all trials.
+          probe: an experiment of the space that can be built.
+          header: what the record says beside the trials.
+          together: the largest number of trials in one program.
+          console: where a line for each trial is printed.
 
         Raises:
           UserError: it holds something else than this sweep, or its record is damaged.
         """
-        self.folder = study.folder
+        self.folder = runs.study.folder
         self.rows: list[Row] = []
         self.points: list[Point] = []
         self.header = plain(header)
         self.defect: Exception | None = None
-        self._experiment_fn = experiment_fn
+        self._runs = runs
         self._fixed = fixed
         self._probe = probe
-        self._study = study
-        self._mesh = mesh
         self._together = together
-        self._resume = resume
-        there = study.resume(self.header, {"code": legacy_code_of(experiment_fn)})
-        self._recorded = {} if there is None else _rows_of(there, study)
+        self._console = console
+        there = runs.study.resume(self.header, {"code": legacy_code_of(runs.experiment_fn)})
+        self._recorded = {} if there is None else _rows_of(there, runs.study)
         self._write()
 
     def run(self, points: Sequence[Point], are_independent: bool = False) -> list[Row]:
@@ -96,7 +97,7 @@ class Trials:
             if not is_same(recorded["options"], row["options"]):
                 raise UserError(
                     f"workdir={self.folder} holds another sweep (trial {k}: {recorded['options']} there, "
-                    f"{row['options']} here), proposed by another version of a library; use another --workdir"
+                    f"{row['options']} here), proposed by another version of a library; use another folder"
                 )
             is_open = recorded.get("value") is None and not {"has_diverged", "metrics"} & recorded.keys()
             rows.append(row if are_independent and is_open else recorded)
@@ -127,7 +128,7 @@ class Trials:
         groups: dict[str, list[int]] = {}
         for k in (k for group in candidates.values() if len(group) > 1 for k in group):
             try:
-                experiment = self._build(options[k])
+                experiment = self._define(options[k]).build()
                 kind = fingerprint(experiment)
             except Exception:  # the trial itself will say it
                 continue
@@ -147,16 +148,17 @@ class Trials:
         first = options[0]
         numbers = [name for name in rows[0]["options"] if isinstance(first[name], float)]
         varied = [name for name in numbers if any(not is_same(own[name], first[name]) for own in options)]
-        base = self._build(first)
+        definition = self._define(first)
+        base = definition.build()
         members = Members(
             tuple(own.get("seed", base.seed) for own in options),
             {name: tuple(own[name] for own in options) for name in varied},
-            (lambda own: self._experiment_fn(**{**first, **own}).tx) if varied else None,
+            (lambda own: self._runs.experiment_fn(**{**first, **own}).tx) if varied else None,
         )
         folder = f"trial-{rows[0]['trial']:03d}-and-{len(rows) - 1}-more"
-        recorded = {**first, "members": [members.describe(k) for k in range(len(members))]}
+        definition = definition.changed({"members": [members.describe(k) for k in range(len(members))]})
         try:
-            result = self._train(base, folder, recorded, members)
+            result = self._runs.train(folder, definition, members)
         except Stopped:
             raise
         except Exception:  # then each trial says for itself what is wrong; alone it may also fit into memory
@@ -171,9 +173,10 @@ class Trials:
         row["folder"] = folder
         is_built = False
         try:
-            experiment = self._build(options)
+            definition = self._define(options)
+            definition.build()
             is_built = True
-            result = self._train(experiment, folder, options, None)
+            result = self._runs.train(folder, definition)
         except Stopped:
             raise
         except Exception as error:
@@ -189,9 +192,8 @@ class Trials:
 
     def _refuse_surroundings(self, error: Exception, is_built: bool, trial: int) -> None:
         """Raises UserError if what failed was not the trial."""
-        is_of_folder = isinstance(error, UserError) and str(self.folder) in str(
-            error
-        )  # damaged, or another's
+        # Damaged, or of another study.
+        is_of_folder = isinstance(error, UserError) and str(self.folder) in str(error)
         if not is_of_folder and not is_of_surroundings(error, is_built):
             if isinstance(error, Diverged):
                 return
@@ -202,20 +204,12 @@ class Trials:
                 error = also
         kind = type(error) if isinstance(error, UserError) else UserError
         raise kind(
-            f"trial {trial} cannot run here and now ({one_line(error)}); mend that, and the same command "
-            "goes on"
+            f"trial {trial} cannot run at this time ({one_line(error)}); mend that, and run the same command "
+            "again"
         ) from error
 
-    def _train(
-        self, experiment: Experiment, folder: str, options: Options, members: Members | None
-    ) -> dict[str, Any]:
-        name, code = module_name(self._experiment_fn), code_of(self._experiment_fn)
-        legacy_code = legacy_code_of(self._experiment_fn)
-        run = Run(self.folder / folder, name, options, code, self._resume, legacy_code=legacy_code)
-        return train(experiment, run, self._mesh, members=members, console=Console(is_quiet=True))
-
-    def _build(self, options: Options) -> Experiment:
-        return without_test(self._experiment_fn, options)
+    def _define(self, options: Options) -> Definition:
+        return without_test(self._runs.experiment_fn, options)
 
     def _finish(self, row: Row, metrics: dict[str, Any]) -> None:
         rule = self._probe.rule
@@ -230,11 +224,11 @@ class Trials:
         for row in rows:
             said = row["error"] if row["value"] is None else f"{row['value']:.6g}"
             words = " ".join(f"{name}={value}" for name, value in row["options"].items())
-            print(f"trial {row['trial']}: {words}: {said}", flush=True)
+            self._console.line(f"trial {row['trial']}: {words}: {said}")
 
     def _write(self) -> None:
         known = self._recorded | {row["trial"]: row for row in self.rows if "value" in row}
-        self._study.write({**self.header, "trials": [known[k] for k in sorted(known)]})
+        self._runs.study.write({**self.header, "trials": [known[k] for k in sorted(known)]})
 
 
 def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:

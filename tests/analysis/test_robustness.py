@@ -333,11 +333,14 @@ def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "robustness takes one run, got 0"),
-        (["a", "b"], "robustness takes one run, got 2"),
+        ([], "robustness needs RUN, the folder of a run"),
+        (["a", "b"], "robustness does not take the word 'b'"),
         (["HERE"], "holds no run"),
         (["HERE/run", "--splt", "test"], "there is no option --splt; did you mean --split?"),
-        (["HERE/run", "--experiment", "HERE/corrupted_shades.py", "--split", "validation"], "choose of test"),
+        (
+            ["HERE/run", "--experiment", "HERE/corrupted_shades.py", "--split", "validation"],
+            "choose one of test",
+        ),
         (
             ["HERE/run", "--experiment", "HERE/corrupted_shades.py", "--preview", "/nowhere/a.png"],
             "/nowhere/a.png cannot be written",

@@ -1,5 +1,6 @@
 """`python -m dl`: what is printed, what is written, and that a mistake is one line."""
 
+import dataclasses
 import os
 import platform
 import shlex
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dl.cli.commands import RUN_TOOLS, TOOLS, main
-from dl.cli.experiment_commands import COMMANDS
-from dl.cli.main import exit_status
+from dl.cli.commands import COMMANDS, main
+from dl.cli.exit_status import exit_status
 from dl.cli.main import main as run_experiment
-from dl.cli.run_commands import RUN_COMMANDS
+from dl.data import image_classification
+from dl.data.tfds.folders import using_data_dir
 from dl.runs.find import find_experiment
 
 EXPERIMENT = '''
@@ -104,16 +105,17 @@ def test_augment_preview_writes_a_sheet(dl, path, tmp_path):
 def test_help_lists_commands_and_options(dl, path):
     status, out, _ = dl("--help")
     assert status == 0
-    assert all(name in out for name in COMMANDS)
+    assert all(f"  {command.usage}" in out and command.help in out for command in COMMANDS.values())
+    assert max(map(len, out.splitlines())) <= 82
     status, out, _ = dl("overfit", path, "--help")
     assert status == 0
     for text in (
         "--hidden",
         "units.",
         "--threshold",
-        "the loss to fall under",
+        "Loss that the training must",
         "--data-dir",
-        "the folder of",
+        "Folder of",
     ):
         assert text in out
     assert "Trains on one batch" in out
@@ -129,7 +131,7 @@ def test_help_lists_commands_and_options(dl, path):
         (["train", "mnist_cnn"], "to train, type python -m experiments.mnist_cnn"),
         (["fit", "experiments.mnist_cnn"], "to train, type python -m experiments.mnist_cnn"),
         (["mnist_cnn"], "to train, type python -m experiments.mnist_cnn"),
-        (["list", "x"], "list takes no arguments, got 'x'"),
+        (["list", "x"], "list does not take the word 'x'; write python -m dl list"),
         (["summary", "experiments"], "experiments is a folder; give the path of an experiment"),
         (["summary", "experiments/"], "experiments/ is a folder; give the path of an experiment"),
         (["summary", "README.md"], "README.md does not end in .py"),
@@ -139,8 +141,12 @@ def test_help_lists_commands_and_options(dl, path):
         (["summary", "mnist_cnn", "--data-dir", "9" * 5000], "cannot be used as a path (File name too long)"),
         (["sumary", "mnist_cnn"], "no command sumary; did you mean summary?"),
         (["zzz"], "no command zzz; there are summary, overfit"),
-        (["summary"], "summary needs an experiment first"),
-        (["summary", "--data-dir", "x"], "summary needs an experiment first"),
+        (["summary"], "summary needs EXPERIMENT, the NAME of a file experiments/NAME.py"),
+        (["summary", "mlp_342", "x"], "unexpected argument|does not take the word 'x'"),
+        (["report"], "report needs RUN, the folder of a run: python -m dl report RUN"),
+        (["report", "a", "b"], "report does not take the word 'b'"),
+        (["predict", "a"], "predict needs IMAGE, an image file, or a folder of images"),
+        (["summary", "--data-dir", "x"], "summary needs EXPERIMENT"),
         (["summary", "mnist_cn"], "no experiment mnist_cn; did you mean mnist_cnn?"),
         (["summary", "experiments.mnist_cn"], "no experiment experiments.mnist_cn; did you mean mnist_cnn?"),
         (["summary", "nowhere.at.all"], "no experiment nowhere.at.all"),
@@ -212,9 +218,16 @@ def test_nothing_is_imported_for_a_name_that_is_none(dl, tmp_path, monkeypatch):
 
 
 def test_every_command_has_help(dl):
-    for name in (*COMMANDS, *RUN_COMMANDS, *TOOLS, *RUN_TOOLS):
+    for name, command in COMMANDS.items():
         status, out, err = dl(name, "--help")
-        assert (status, out.startswith("usage: python -m dl"), err) == (0, True, ""), name
+        assert (status, out.startswith(f"usage: python -m dl {name}"), err) == (0, True, ""), name
+        for field in dataclasses.fields(command.options):
+            assert f"--{field.name.replace('_', '-')}" in out, (name, field.name)
+
+
+def test_an_option_that_a_command_inherits_has_its_help(dl):
+    status, out, _ = dl("sweep", "--help")
+    assert (status, "Folder of prepared data sets." in out, "Folder of the study" in out) == (0, True, True)
 
 
 def test_experiments_are_listed_with_their_first_line(dl):
@@ -278,11 +291,54 @@ def test_a_reader_that_goes_away_is_no_traceback():
     assert done.stderr == ""
 
 
-def test_data_dir_reaches_the_data(dl, monkeypatch, tmp_path):
-    monkeypatch.setenv("TFDS_DATA_DIR", "elsewhere")
-    status, _, err = dl("summary", "mnist_cnn", "--dataset", "no_such_set", "--data-dir", str(tmp_path))
-    assert status == 2
-    assert str(tmp_path) in err
+SET = """
+\"\"\"A classifier of a prepared set.\"\"\"
+from dl import Experiment, Seed, losses, main, optimizers
+from dl.data import image_classification
+from dl.models.mlp import MLP
+
+
+def experiment(dataset: str = "digits", learning_rate: float = 0.1, seed: Seed = 0):
+    data = image_classification(dataset)
+    model = MLP(hidden=(4,), num_classes=10)
+    tx = optimizers.sgd(learning_rate)
+    loss_fn = losses.classification(model)
+    return Experiment(data=data, model=model, loss_fn=loss_fn, tx=tx, num_steps=2, batch_size=64, seed=seed)
+"""
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    """The path of an experiment on digits, and a folder where they are prepared; no other folder has any."""
+    write(tmp_path / "digits.py", SET)
+    with using_data_dir(tmp_path / "prepared"):
+        (tmp_path / "prepared").mkdir()
+        assert image_classification("digits").num_classes == 10
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    return str(tmp_path / "digits.py"), str(tmp_path / "prepared")
+
+
+def commands_with_data(path, prepared, folder):
+    mesh = ("--mesh", "data=1")
+    yield ("summary", path)
+    yield ("overfit", path, "--steps", "1", "--threshold", "1000")
+    yield ("sweep", path, "learning_rate=0.1,0.2", "--method", "grid", *mesh, "--workdir", f"{folder}/sweep")
+    fractions = ("--fractions", "0.3,0.5,1", "--num-seeds", "2")
+    yield ("learning-curve", path, *fractions, *mesh, "--workdir", f"{folder}/curve")
+    yield ("report", f"{folder}/run", "--experiment", path)
+
+
+def test_data_dir_reaches_the_data_and_leaves_the_environment_as_it_is(dl, digits, tmp_path, capsys):
+    path, prepared = digits
+    before = dict(os.environ)
+    words = ["--workdir", str(tmp_path / "run"), "--mesh", "data=1", "--no-report"]
+    run_experiment(find_experiment(path), [*words, "--data-dir", prepared])
+    assert dict(os.environ) == before
+    for words in commands_with_data(path, prepared, tmp_path):
+        status, _, err = dl(*words, "--data-dir", prepared)
+        assert (status, dict(os.environ) == before) == (0, True), (words, err)
+    status, _, err = dl("summary", path)
+    assert (status, f"the data folder {tmp_path / 'elsewhere'} does not exist" in err) == (2, True)
 
 
 def test_python_m_dl_works():

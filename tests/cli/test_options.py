@@ -110,8 +110,8 @@ def test_mistakes_in_a_signature_are_one_line():
         pass
 
     for broken, message in (
-        (no_default, "option batch_size of the experiment has no default"),
-        (no_annotation, "option batch_size of the experiment has no annotation"),
+        (no_default, "option batch_size of the experiment lacks a default"),
+        (no_annotation, "option batch_size of the experiment lacks an annotation"),
         (taken, "option workdir of the experiment is one of every run already"),
     ):
         with pytest.raises(UserError, match=message):

@@ -269,7 +269,7 @@ def test_what_was_trained_on_the_same_data_is_no_start(tmp_path, mesh1):
 def test_other_folders_are_refused(finished, tmp_path, mesh1):
     folder, argv = finished
     run = run_in(folder / "fold-1", experiment=experiment())
-    with pytest.raises(UserError, match="is not empty and holds no cross-validation"):
+    with pytest.raises(UserError, match="is not empty and does not hold a cross-validation"):
         cross_validate(run, mesh1, num_folds=2)
     with pytest.raises(SystemExit):
         main(experiment, ["--folds", "2", *argv[2:]])

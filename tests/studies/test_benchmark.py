@@ -1,8 +1,9 @@
-"""A whole race on digits: what chooses, what is measured with what, and that nothing happens twice."""
+"""A whole benchmark on digits: what chooses, what is measured with what, and that nothing happens twice."""
 
 import fcntl
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, losses, optimizers
+from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, benchmark_main, losses, optimizers
 from dl.data import ArraySource, ArraySplits
+from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
 from dl.models.mlp import MLP
 from dl.penalties import l2, with_penalty
 from dl.runs.console import Console
-from dl.studies import benchmark as race
+from dl.studies import runs as dl_runs
+from dl.studies.benchmark import benchmark
+from dl.system.json_files import write_json
 from dl.training.signals import Stopped
 from tests.helpers import train_in
 
@@ -67,22 +71,22 @@ def experiment(
 
 def hold(folder, *words):
     argv = ["--workdir", str(folder), "--mesh", "data=1", "--tuning-seeds", "2", "--final-seeds", "2", *words]
-    race.main(experiment, "optimizer", list(FACTORS), "learning_rate", RATES, argv)
+    benchmark_main(experiment, "optimizer", list(FACTORS), "learning_rate", RATES, argv)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("race")
+    folder = tmp_path_factory.mktemp("benchmark")
     hold(folder)
     return folder
 
 
-def race_of(folder):
-    return json.loads((folder / "race.json").read_text())
+def benchmark_of(folder):
+    return json.loads((folder / "benchmark.json").read_text())
 
 
-def lanes_of(folder):
-    return {lane["name"]: lane for lane in race_of(folder)["lanes"]}
+def rows_of(folder):
+    return {row["name"]: row for row in benchmark_of(folder)["rows"]}
 
 
 def result_of(folder, run):
@@ -90,12 +94,12 @@ def result_of(folder, run):
 
 
 def test_it_leaves_a_table_its_numbers_and_a_figure(folder):
-    table = (folder / "race.md").read_text()
+    table = (folder / "benchmark.md").read_text()
     assert table.splitlines()[0] == "| optimizer | learning_rate | test accuracy, mean of 2 seeds | 95 % |"
     assert len(table.splitlines()) == 4
-    assert set(lanes_of(folder)) == set(FACTORS)
-    assert race_of(folder)["options"]["notes"] == "notes.txt"
-    assert (folder / "race.png").read_bytes().startswith(b"\x89PNG")
+    assert set(rows_of(folder)) == set(FACTORS)
+    assert benchmark_of(folder)["options"]["notes"] == "notes.txt"
+    assert (folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_validation_chooses_the_rate_and_test_does_not(folder):
@@ -105,8 +109,8 @@ def test_validation_chooses_the_rate_and_test_does_not(folder):
         for rate in RATES
     ]
     assert means[1] < means[0] < math.log(10) * 3
-    assert lanes_of(folder)["plain"]["learning_rate"] == RATES[1]
-    np.testing.assert_allclose(lanes_of(folder)["plain"]["validation_losses"][:2], means[:2])
+    assert rows_of(folder)["plain"]["learning_rate"] == RATES[1]
+    np.testing.assert_allclose(rows_of(folder)["plain"]["validation_losses"][:2], means[:2])
     # The rate that does not learn would have had the better test loss; the tuning never saw that.
     assert all(set(member["metrics"]) == {"validation"} for member in tuned)
     for run in folder.glob("tune-*"):
@@ -115,32 +119,32 @@ def test_validation_chooses_the_rate_and_test_does_not(folder):
 
 
 def test_a_rate_that_diverges_never_wins(folder):
-    lane = lanes_of(folder)["plain"]
-    assert lane["validation_losses"][2] is None
+    row = rows_of(folder)["plain"]
+    assert row["validation_losses"][2] is None
     diverged = [m for m in result_of(folder, "tune-plain")["members"] if m["learning_rate"] == RATES[2]]
     assert [m["metrics"]["validation"]["loss"] for m in diverged] == [None, None]
 
 
 def test_an_optimum_at_the_edge_is_marked(folder):
-    rows = {line.split()[1]: line for line in (folder / "race.md").read_text().splitlines()[2:]}
+    rows = {line.split()[1]: line for line in (folder / "benchmark.md").read_text().splitlines()[2:]}
     assert "1e+30 (edge of the range)" in rows["small"]
     assert "edge" not in rows["plain"]
 
 
 def test_the_figure_is_the_mean_over_fresh_seeds_with_its_interval(folder):
-    for name, lane in lanes_of(folder).items():
+    for name, row in rows_of(folder).items():
         members = result_of(folder, f"final-{name}")["members"]
         assert [m["seed"] for m in members] == [5, 6]
-        assert {m["learning_rate"] for m in members} == {lane["learning_rate"]}
+        assert {m["learning_rate"] for m in members} == {row["learning_rate"]}
         one, two = (m["metrics"]["test"]["accuracy"] for m in members)
-        assert lane["test"] == pytest.approx((one + two) / 2)
+        assert row["test"] == pytest.approx((one + two) / 2)
         # Of two values: t (0.975, 1 degree of freedom) times half their distance.
         half = 12.7062 * abs(one - two) / 2
-        low, high = max(lane["test"] - half, 0.0), min(lane["test"] + half, 1.0)  # a share
-        assert lane["interval"] == pytest.approx([low, high], rel=1e-4, abs=1e-9)
+        low, high = max(row["test"] - half, 0.0), min(row["test"] + half, 1.0)  # a share
+        assert row["interval"] == pytest.approx([low, high], rel=1e-4, abs=1e-9)
 
 
-def test_a_race_that_goes_on_does_nothing_twice(folder, capsys):
+def test_a_benchmark_that_is_resumed_does_nothing_twice(folder, capsys):
     before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
     hold(folder)
     assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
@@ -153,6 +157,43 @@ def test_other_options_in_the_same_folder_are_refused(folder, capsys):
         hold(folder, "--seed", "9")
     assert caught.value.code == 2
     assert "seed: 3 there, 9 here" in capsys.readouterr().err
+
+
+def test_a_folder_of_an_older_version_is_resumed_and_keeps_its_options(folder, tmp_path, capsys):
+    """Such a folder has race.json, with lanes for rows."""
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    record = json.loads((old / "benchmark.json").read_text())
+    record.pop("sha256")
+    write_json(old / "race.json", {**record, "lanes": record.pop("rows")})
+    for name in ("benchmark.json", "benchmark.md", "benchmark.png"):
+        (old / name).unlink()
+    (old / "race.md").touch()
+    with pytest.raises(SystemExit):
+        hold(old, "--seed", "9")
+    assert "holds another benchmark (seed: 3 there, 9 here)" in capsys.readouterr().err
+    hold(old)
+    assert benchmark_of(old) == benchmark_of(folder)
+    assert len(json.loads((old / "tune-plain" / "run.json").read_text())["starts"]) == 1
+
+
+def test_it_is_a_function_that_returns_the_rows_and_the_table(folder, mesh1):
+    found = benchmark(
+        experiment,
+        "optimizer",
+        list(FACTORS),
+        "learning_rate",
+        RATES,
+        tuning_seeds=2,
+        final_seeds=2,
+        folder=folder,
+        mesh=mesh1,
+        console=Console(is_quiet=True),
+    )
+    assert found.rows == benchmark_of(folder)["rows"]
+    assert found.markdown + "\n" == (folder / "benchmark.md").read_text()
+    with pytest.raises(UserError, match="'optimiser' is not an option of .*; choose one of optimizer, "):
+        benchmark(experiment, "optimiser", list(FACTORS), "learning_rate", RATES)
 
 
 # Without training.
@@ -183,28 +224,28 @@ def test_a_rate_with_one_diverged_seed_loses_and_one_final_seed_has_no_interval(
         rows = [member(k, rate, loss) for k, (rate, loss) in enumerate(tuning)]
         return {"members": rows if len(members) > 1 else [member(7, 1e-6, 2.0)], "seconds": 1.0}
 
-    monkeypatch.setattr(race, "train", train)
+    monkeypatch.setattr(dl_runs, "train", train)
     hold(tmp_path, "--final-seeds", "1")
-    lane = lanes_of(tmp_path)["plain"]
-    assert (lane["learning_rate"], lane["test"], lane["interval"]) == (1e-6, 0.5, None)
-    assert lane["validation_losses"] == [pytest.approx(2.1), None, None]
-    assert "| 50.00 % | unknown |" in (tmp_path / "race.md").read_text()
+    row = rows_of(tmp_path)["plain"]
+    assert (row["learning_rate"], row["test"], row["interval"]) == (1e-6, 0.5, None)
+    assert row["validation_losses"] == [pytest.approx(2.1), None, None]
+    assert "| 50.00 % | unknown |" in (tmp_path / "benchmark.md").read_text()
 
 
-def test_who_diverges_at_every_rate_ends_the_race_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_method_that_diverges_at_every_rate_ends_the_benchmark_in_one_line(tmp_path, monkeypatch, capsys):
     rows = [member(k, rate, None) for k, rate in enumerate(np.repeat(RATES, 2))]
-    monkeypatch.setattr(race, "train", lambda *args, **kwargs: {"members": rows, "seconds": 1.0})
+    monkeypatch.setattr(dl_runs, "train", lambda *args, **kwargs: {"members": rows, "seconds": 1.0})
     with pytest.raises(SystemExit) as caught:
         hold(tmp_path)
     assert caught.value.code == 2
     assert capsys.readouterr().err.startswith("error: plain diverges at every learning_rate of [1e-06, 0.1")
 
 
-def test_what_goes_on_with_a_stopped_race_is_the_race(tmp_path, monkeypatch, capsys):
+def test_what_resumes_a_stopped_benchmark_is_its_command(tmp_path, monkeypatch, capsys):
     def train(experiment, run, *args, **kwargs):
         raise Stopped(signal.SIGTERM, run.resume_command)
 
-    monkeypatch.setattr(race, "train", train)
+    monkeypatch.setattr(dl_runs, "train", train)
     with pytest.raises(SystemExit) as caught:
         hold(tmp_path)
     assert caught.value.code == 143
@@ -239,7 +280,7 @@ def regularized(regularizer: str = "none", strength: NonNegativeFloat = 0.0, see
 
 def hold_regularized(folder, *words, values=WEIGHTS, **how):
     argv = ["--workdir", str(folder), "--mesh", "data=1", "--tuning-seeds", "2", "--final-seeds", "2", *words]
-    race.main(regularized, "regularizer", values, "strength", values, argv, reference="none", **how)
+    benchmark_main(regularized, "regularizer", values, "strength", values, argv, reference="none", **how)
 
 
 @pytest.fixture(scope="module")
@@ -262,20 +303,22 @@ def test_a_number_of_the_loss_has_the_effect_that_a_run_of_its_own_has(regulariz
 
 
 def test_a_value_of_which_every_seed_diverges_loses_to_the_others(regularized_folder):
-    lane = lanes_of(regularized_folder)["l2"]
-    assert (lane["strength"], lane["validation_losses"][0]) == (0.01, None)
+    row = rows_of(regularized_folder)["l2"]
+    assert (row["strength"], row["validation_losses"][0]) == (0.01, None)
     final = json.loads((regularized_folder / "final-l2" / "run.json").read_text())
     assert final["options"]["strength"] == 0.01
 
 
 def test_nothing_is_at_the_edge_where_nothing_is_tuned(regularized_folder):
-    row = next(row for row in (regularized_folder / "race.md").read_text().splitlines() if "| none |" in row)
+    row = next(
+        row for row in (regularized_folder / "benchmark.md").read_text().splitlines() if "| none |" in row
+    )
     assert row.startswith("| none |  | ")
-    assert not lanes_of(regularized_folder)["none"]["is_at_the_edge"]
+    assert not rows_of(regularized_folder)["none"]["is_at_the_edge"]
 
 
 def stub(monkeypatch, scores, validation=None):
-    """Replaces training: of each contestant the scores, of each value the validation figures, from tables."""
+    """Replaces training: of each method the scores, of each value the validation figures, from tables."""
     calls = []
 
     def train(experiment, run, mesh, members, console):
@@ -294,7 +337,7 @@ def stub(monkeypatch, scores, validation=None):
         ]
         return with_intervals({"members": rows, "seconds": 1.0, "dataset": {"sizes": {"test": 64}}})
 
-    monkeypatch.setattr(race, "train", train)
+    monkeypatch.setattr(dl_runs, "train", train)
     return calls
 
 
@@ -317,19 +360,19 @@ def test_the_difference_to_the_reference_is_paired_by_seed(tmp_path, monkeypatch
     }
     stub(monkeypatch, scores)
     hold_regularized(tmp_path, "--final-seeds", "4", values=dict.fromkeys(scores, (0.1,)))
-    lanes = lanes_of(tmp_path)
+    rows = rows_of(tmp_path)
     for name, verdict in (("l2", "better"), ("decay", "no difference shown"), ("worse", "worse")):
-        difference = lanes[name]["difference"]
+        difference = rows[name]["difference"]
         interval = stats.ttest_rel(scores[name], scores["none"]).confidence_interval(0.95)
         assert difference["interval"] == pytest.approx([interval.low, interval.high])
         assert difference["estimate"] == pytest.approx(np.mean(scores[name]) - np.mean(scores["none"]))
         assert difference["verdict"] == verdict
-    assert "difference" not in lanes["none"]
-    rows = {line.split()[1]: line for line in (tmp_path / "race.md").read_text().splitlines()[2:]}
+    assert "difference" not in rows["none"]
+    rows = {line.split()[1]: line for line in (tmp_path / "benchmark.md").read_text().splitlines()[2:]}
     assert rows["l2"].endswith("| +4.25 (+2.73 to +5.77) | better |")
     assert rows["decay"].endswith("| +0.00 (-2.25 to +2.25) |  |")
     assert rows["none"].endswith("|  |  |")
-    assert len({line.count("|") for line in (tmp_path / "race.md").read_text().splitlines()}) == 1
+    assert len({line.count("|") for line in (tmp_path / "benchmark.md").read_text().splitlines()}) == 1
 
 
 @pytest.mark.parametrize(("metric", "best"), [("loss", 0.1), ("accuracy", 0.2)])
@@ -338,30 +381,28 @@ def test_the_loss_or_the_accuracy_chooses_and_who_diverges_never_wins(tmp_path, 
     validation = {value: {"loss": loss, "accuracy": accuracy} for value, (loss, accuracy) in figures.items()}
     stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)}, validation)
     hold_regularized(tmp_path, values={"none": (0.1,), "l2": tuple(figures)}, metric=metric)
-    lane = lanes_of(tmp_path)["l2"]
-    assert lane["strength"] == best
-    assert lane["validation_losses"] == [pytest.approx(0.1), pytest.approx(0.3), None]
-    assert lane.get("validation_accuracies") == (
-        None if metric == "loss" else pytest.approx([0.5, 0.9, 0.99])
-    )
+    row = rows_of(tmp_path)["l2"]
+    assert row["strength"] == best
+    assert row["validation_losses"] == [pytest.approx(0.1), pytest.approx(0.3), None]
+    assert row.get("validation_accuracies") == (None if metric == "loss" else pytest.approx([0.5, 0.9, 0.99]))
 
 
 def test_one_seed_is_not_compared(tmp_path, monkeypatch):
     stub(monkeypatch, {"none": (0.5,), "l2": (0.75,)})
     hold_regularized(tmp_path, "--final-seeds", "1", values={"none": (0.0,), "l2": (0.1,)})
-    assert lanes_of(tmp_path)["l2"]["difference"]["interval"] is None
-    row = next(row for row in (tmp_path / "race.md").read_text().splitlines() if "| l2 |" in row)
+    assert rows_of(tmp_path)["l2"]["difference"]["interval"] is None
+    row = next(row for row in (tmp_path / "benchmark.md").read_text().splitlines() if "| l2 |" in row)
     assert row.endswith("| +25.00 | one seed, and no predictions to pair |")
 
 
 def test_a_reference_that_does_not_take_part_is_refused():
-    with pytest.raises(ValueError, match="reference='nobody' is none of none, l2, decay"):
-        race.main(regularized, "regularizer", WEIGHTS, "strength", WEIGHTS, [], reference="nobody")
+    with pytest.raises(ValueError, match="reference='nobody' is not one of none, l2, decay"):
+        benchmark_main(regularized, "regularizer", WEIGHTS, "strength", WEIGHTS, [], reference="nobody")
 
 
-def test_a_race_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, monkeypatch, capsys):
+def test_a_benchmark_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, monkeypatch, capsys):
     calls = stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)})
-    stubbed = race.train
+    stubbed = dl_runs.train
     losses_of = {"none": 0.25, "l2": 0.125}
 
     def train_with_losses(experiment, run, mesh, members, console):
@@ -370,13 +411,13 @@ def test_a_race_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, m
             row["metrics"]["test"]["loss"] = (1 + k) * losses_of[run.options["regularizer"]]
         return with_intervals({**result, "better": {"loss": "min", "accuracy": "max"}})
 
-    monkeypatch.setattr(race, "train", train_with_losses)
+    monkeypatch.setattr(dl_runs, "train", train_with_losses)
     hold_regularized(tmp_path, values={"none": (0.0,), "l2": (0.1,)}, test_metric="loss")
     assert calls
-    record = race_of(tmp_path)
-    assert [lane["name"] for lane in record["lanes"]] == ["l2", "none"]
+    record = benchmark_of(tmp_path)
+    assert [row["name"] for row in record["rows"]] == ["l2", "none"]
     assert record["test_metric"] == "loss"
-    table = (tmp_path / "race.md").read_text().splitlines()
+    table = (tmp_path / "benchmark.md").read_text().splitlines()
     assert table[0].startswith(
         "| regularizer | strength | test loss, mean of 2 seeds | 95 % | more than none"
     )
@@ -388,21 +429,21 @@ def test_a_race_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, m
 def test_a_metric_that_is_not_measured_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
     calls = stub(monkeypatch, {})
     with pytest.raises(SystemExit) as caught:
-        hold_regularized(tmp_path / "race", metric="f1")
-    assert (caught.value.code, calls, (tmp_path / "race").exists()) == (2, [], False)
+        hold_regularized(tmp_path / "benchmark", metric="f1")
+    assert (caught.value.code, calls, (tmp_path / "benchmark").exists()) == (2, [], False)
     assert "metric='f1' is not measured; choose one of" in capsys.readouterr().err
 
 
-def test_a_race_in_use_or_with_a_damaged_record_is_one_line(tmp_path, monkeypatch, capsys):
+def test_a_benchmark_in_use_or_with_a_damaged_record_is_one_line(tmp_path, monkeypatch, capsys):
     calls = stub(monkeypatch, {})
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SystemExit):
             hold_regularized(tmp_path)
     assert "is in use by another process" in capsys.readouterr().err
-    (tmp_path / "race.json").write_text('{"lanes": [], "sha256": 1}')
+    (tmp_path / "benchmark.json").write_text('{"rows": [], "sha256": 1}')
     with pytest.raises(SystemExit) as caught:
         hold_regularized(tmp_path)
     error = capsys.readouterr().err
     assert (caught.value.code, error.count("\n"), calls) == (2, 1, [])
-    assert "race.json is damaged" in error
+    assert "benchmark.json is damaged" in error

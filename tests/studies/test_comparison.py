@@ -2,13 +2,16 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from dl.errors import UserError
 from dl.runs.predictions import Predictions
 from dl.runs.tables import Table
+from dl.studies.compare import compare_runs
 from dl.studies.comparison import (
     NO_DIFFERENCE,
     NO_DIRECTION,
@@ -256,6 +259,17 @@ def test_the_command_prints_and_writes_tables(dl, tmp_path):
     assert f"test accuracy: no difference shown between {a} and {a} by +0.0000, 97.5 % " in out
 
 
+def test_it_is_a_function_that_returns_differences(tmp_path):
+    a, b = (Path(write(tmp_path / name, evidence(accuracy=x))) for name, x in (("a", 0.9), ("b", 0.8)))
+    found = compare_runs(a, [b])
+    row = next(row for row in found.differences[0] if row.metric == "accuracy")
+    assert (row.first, row.other, row.difference) == (0.9, 0.8, None)
+    assert [table.title for table in found.tables] == ["what differs", f"{b} against {a}"]
+    for sides, message in (((a,), "needs two runs at least"), ((a, []), "a side without a run")):
+        with pytest.raises(UserError, match=message):
+            compare_runs(*sides)
+
+
 def test_several_runs_on_a_side(dl, tmp_path):
     a = [write(tmp_path / f"a{k}", evidence(accuracy=0.9 + k / 100, seed=k)) for k in range(3)]
     b = [write(tmp_path / f"b{k}", evidence(accuracy=0.93 + k / 90, seed=k, width=2)) for k in range(3)]
@@ -282,10 +296,10 @@ def test_mistakes_are_one_line(dl, tmp_path):
     folds.mkdir()
     (folds / "folds.json").write_text("{}")
     for argv, message in (
-        ([a], "compare needs two runs at least"),
+        ([a], "compare needs RUN_B, the folder of a run: python -m dl compare RUN_A RUN_B …"),
         ([a, b], "were measured on different data, d:1.0.0 (sha256 eeeeeeeeeeee) and d:1.0.0 (sha256 9999"),
         ([a, str(unfinished)], "has not finished; run its command again first"),
-        ([a, str(tmp_path / "none")], "holds no run; give the folder of one"),
+        ([a, str(tmp_path / "none")], "does not hold a run; give the folder of one"),
         ([a, str(folds)], f"such as {folds}/fold-1"),
         ([a, broken], "predictions.npz does not hold predictions"),
         ([a, ","], "a side without a run"),

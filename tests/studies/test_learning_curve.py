@@ -9,7 +9,10 @@ from scipy import optimize, stats
 from dl.cli.commands import main
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
+from dl.runs.console import Console
+from dl.runs.find import find_experiment
 from dl.studies.curve_plan import part_of, part_size
+from dl.studies.learning_curve import learning_curve
 from dl.studies.power_law import PowerLaw, fit, forecast, lack_of_fit, objection
 from tests.helpers import PLANE
 
@@ -183,6 +186,33 @@ def test_the_command_trains_fits_and_draws(path, tmp_path, capsys):
     assert curve["objection"] is None or f"no forecast: {curve['objection']}" in printed
 
 
+def test_it_is_a_function_that_returns_the_curve(path, tmp_path, mesh1):
+    experiment_fn, quiet = find_experiment(path), Console(is_quiet=True)
+    fractions, folder = [0.25, 0.5, 1], tmp_path / "c"
+    found = learning_curve(
+        experiment_fn,
+        {"decay": 0.1},
+        fractions=fractions,
+        num_seeds=2,
+        folder=folder,
+        mesh=mesh1,
+        console=quiet,
+    )
+    record = json.loads((folder / "curve.json").read_text())
+    assert (found.measured.sizes, found.objection) == (record["sizes"], record["objection"])
+    np.testing.assert_array_equal(found.measured.errors, record["errors"])
+    assert record["options"]["decay"] == 0.1
+    assert len(found.table.rows) == 3
+    for arguments, message in (
+        ({"fractions": fractions, "over": {"seed": [1, 2, 3]}}, "ask for two curves"),
+        ({"over": {"seed": [1, 2, 3]}, "options": {"seed": 1}}, "seed takes the values of over and is given"),
+        ({"over": {"seed": [1, 2, 3], "decay": [1.0]}}, "over must name one option, not seed, decay"),
+        ({"over": {"sed": [1, 2, 3]}}, "'sed' is not an option of plane"),
+    ):
+        with pytest.raises(UserError, match=message):
+            learning_curve(experiment_fn, **arguments)
+
+
 @pytest.fixture
 def widths(tmp_path):
     file = tmp_path / "widths.py"
@@ -235,13 +265,13 @@ def test_the_curve_over_parameters_trains_each_size_once(widths, tmp_path, capsy
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["hidden=4,8"], "--over 'hidden=4,8' must have three or more values"),
-        (["hidden=4:16"], "'hidden=4:16' is a range; write behind it how many values, as in hidden=4:16:5"),
-        (["hidden"], "'hidden' is no option with values"),
+        (["hidden=4,8"], "over hidden has 2 values; a power law takes three or more"),
+        (["hidden=4:16"], "--over 'hidden=4:16' is a range; add the number of values, as in hidden=4:16:5"),
+        (["hidden"], "'hidden' does not list values"),
         (["hiden=4,8,16"], "there is no option --hiden; did you mean --hidden?"),
         (["hidden=4,8,x"], "--hidden 'x' is not understood; it must be a whole number"),
-        (["seed=1,2,3"], "seed=1 and seed=2 both train 375 parameters; --over takes an option that changes"),
-        (["pixels=64,16,32"], "pixels=16 and pixels=32 have other data; --over takes an option that changes"),
+        (["seed=1,2,3"], "seed=1 and seed=2 both train 375 parameters; over takes an option that changes"),
+        (["pixels=64,16,32"], "pixels=16 and pixels=32 have other data; over takes an option that changes"),
         (["hidden=4,8,16", "--hidden", "4"], "hidden takes the values of --over and is given another too"),
         (["hidden=4,8,16", "--fractions", "0.1,0.5,1"], "--fractions and --over ask for two curves"),
     ],
@@ -256,10 +286,10 @@ def test_mistakes_in_over_are_one_line(widths, capsys, argv, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "learning-curve needs an experiment first"),
+        ([], "learning-curve needs EXPERIMENT"),
         (["EXP", "--fractions", "1,2"], "must be three or more different numbers"),
         (["EXP", "--fractions", "0.1,0.2,x"], "is not understood; write numbers with commas between"),
-        (["EXP", "--num-seeds", "1"], "--num-seeds 1 tells nothing of the spread"),
+        (["EXP", "--num-seeds", "1"], "num_seeds=1 does not show the spread of the runs"),
     ],
 )
 def test_mistakes_are_one_line(path, capsys, argv, message):
@@ -277,7 +307,7 @@ def test_mistakes_are_one_line(path, capsys, argv, message):
             ["--fractions", "0.5,0.6,1"],
             "0.5 and 0.6 of 32 examples are both 16, in whole batches",
         ),
-        (["--fractions", "0.001,0.5,1"], "the fraction 0.001 of 32 examples is 0; choose larger --fractions"),
+        (["--fractions", "0.001,0.5,1"], "the fraction 0.001 of 32 examples is 0; choose larger fractions"),
         (["--fractions", "0.03,0.5,1"], "the fraction 0.03 of 32 examples is 1, fewer than the 2 classes"),
         (["--fractions", "0.5,0.5,0.7,1"], "must be three or more different numbers"),
         (["--fractions", "0.5,nan,1"], "must be three or more different numbers"),
@@ -374,7 +404,7 @@ def test_what_was_measured_stands_though_no_law_fits(path, tmp_path, dl, monkeyp
         members = [{"metrics": {"test": {"accuracy": accuracy}}} for accuracy in accuracies]
         return {"members": members, "intervals": {"test": {"accuracy": [0.25, 0.75]}}}
 
-    monkeypatch.setattr("dl.studies.learning_curve.train", train)
+    monkeypatch.setattr("dl.studies.runs.train", train)
     options = ["--fractions", "0.25,0.5,1", "--num-seeds", "2", "--mesh", "data=1"]
     status, out, _ = dl("learning-curve", path, *options, "--workdir", str(tmp_path / "c"))
     assert status == 0
@@ -393,7 +423,7 @@ def test_percent_and_what_is_no_number_lose_nothing(path, tmp_path, dl, monkeypa
         "members": [{"metrics": {"test": {"accuracy": accuracy}}}] * 2,
         "intervals": {"test": {"accuracy": [accuracy] * 2}},
     }
-    monkeypatch.setattr("dl.studies.learning_curve.train", lambda *args, **how: result)
+    monkeypatch.setattr("dl.studies.runs.train", lambda *args, **how: result)
     options = ["--fractions", "0.25,0.5,1", "--num-seeds", "2", "--mesh", "data=1"]
     status, out, _ = dl("learning-curve", path, *options, "--workdir", str(tmp_path / "c"))
     assert (status, "no forecast: test " in out) == (0, True)

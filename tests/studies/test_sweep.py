@@ -9,11 +9,15 @@ import pytest
 from scipy import stats
 
 from dl.cli.commands import main
+from dl.cli.space import parse_space
 from dl.data import ArraySource, ArraySplits
 from dl.data.splits import ChangedSplits
 from dl.errors import UserError
+from dl.runs.console import Console
+from dl.runs.find import find_experiment
 from dl.studies.fingerprint import fingerprint
-from dl.studies.search import Choices, Interval, Tpe, grid_points, parse_space, random_points, rungs
+from dl.studies.search import Choices, Interval, Tpe, grid_points, random_points, rungs
+from dl.studies.sweep import sweep
 from dl.studies.sweep_tables import plot
 from dl.system.json_files import write_json
 from tests.helpers import PLANE
@@ -184,6 +188,46 @@ def test_a_sweep_goes_on(grid, dl):
     assert (folder / "sweep.png").stat().st_size > 1000
 
 
+def test_it_is_a_function_that_returns_the_trials_and_the_best_options(grid, path, mesh1):
+    folder, _, _ = grid
+    experiment_fn = find_experiment(path)
+    space, quiet = {"learning_rate": [0.01, 0.3], "seed": [0, 1]}, Console(is_quiet=True)
+    found = sweep(
+        experiment_fn,
+        space,
+        {"decay": 0.5},
+        method="grid",
+        together=1,
+        folder=folder,
+        mesh=mesh1,
+        console=quiet,
+    )
+    trials = sweep_of(folder)["trials"]
+    assert list(found.rows) == sorted(trials, key=lambda trial: trial["value"])
+    assert found.best_options == {
+        "learning_rate": 0.1,
+        "decay": 0.5,
+        "batch_size": 16,
+        "num_epochs": 1,
+        "wide": False,
+        "seed": 0,
+        **found.best["options"],
+    }
+    for space, options, message in (
+        (
+            {"learning_rat": [1.0]},
+            {},
+            "'learning_rat' is not an option of plane; choose one of learning_rate, ",
+        ),
+        ({"seed": [1]}, {"dekay": 1.0}, "'dekay' is not an option of plane"),
+        ({"seed": [1]}, {"seed": 1}, "seed is searched and given a value too"),
+        ({"seed": []}, {}, "seed has no values to search"),
+        ({}, {}, "there is nothing to search"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sweep(experiment_fn, space, options)
+
+
 def test_more_trials_of_a_random_search_join_those_before(dl, path, tmp_path):
     words = [
         "sweep",
@@ -238,23 +282,23 @@ def test_the_plot_has_a_line_for_each_trial_and_an_axis_for_each_option():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["EXP"], "there is nothing to search; write options as NAME=A,B,C"),
-        ([], "sweep needs an experiment first"),
+        (["EXP"], "sweep needs NAME=VALUES, an option and its values, such as learning_rate="),
+        ([], "sweep needs EXPERIMENT"),
         (["EXP", "lerning_rate=1,2"], "there is no option --lerning-rate; did you mean --learning-rate?"),
         (["EXP", "learning_rate=0,1"], "--learning-rate 0.0 is out of range; it must be more than 0"),
         (["EXP", "batch_size=8,x"], "--batch-size 'x' is not understood; it must be a whole number"),
         (["EXP", "batch_size=8:0.5"], "--batch-size '0.5' is not understood; it must be a whole number"),
-        (["EXP", "learning_rate=log:a:b"], "is no range; write learning_rate=log:LOW:HIGH"),
-        (["EXP", "learning_rate=1:0.1"], "is no range; the lower bound comes first"),
+        (["EXP", "learning_rate=log:a:b"], "is not a range; write learning_rate=log:LOW:HIGH"),
+        (["EXP", "learning_rate=1:0.1"], "is not a range; the lower bound comes first"),
         (["EXP", "wide=0:1"], "--wide '0' is not understood; it must be True or False"),
         (["EXP", "seed=1", "seed=2"], "seed is given twice"),
         (["EXP", "seed=1", "--seed", "2"], "seed is searched and given a value too"),
-        (["EXP", "seed"], "'seed' is no option with values"),
+        (["EXP", "seed"], "'seed' does not list values"),
         (["EXP", "seed=1", "--metric", "test.loss"], "split='test' must not choose anything"),
         (["EXP", "seed=1", "--metric", "loss"], "metric='loss' is not understood; write SPLIT.NAME"),
         (["EXP", "seed=1", "--metric", "validation.f1"], "metric='f1' is not measured; choose one of"),
         (["EXP", "seed=1", "--metric", "train.loss"], "split='train' is not evaluated; choose one of val"),
-        (["EXP", "seed=1", "--method", "grid", "--num-trials", "5"], "--num-trials 5 is not for a grid"),
+        (["EXP", "seed=1", "--method", "grid", "--num-trials", "5"], "num_trials=5 is not for a grid"),
         (["EXP", "num_epochs=1,2", "--method", "halving"], "halving divides num_epochs or num_steps"),
     ],
 )
@@ -272,7 +316,7 @@ def test_another_sweep_or_folder_is_refused(grid, dl, tmp_path):
     assert (status, "holds another sweep (space: " in err) == (2, True)
     (tmp_path / "file").touch()
     status, _, err = dl(*argv, *options[:-1], str(tmp_path))
-    assert (status, "is not empty and holds no sweep" in err) == (2, True)
+    assert (status, "is not empty and does not hold a sweep" in err) == (2, True)
 
 
 def test_without_optuna_tpe_is_one_line(dl, path, tmp_path, monkeypatch):

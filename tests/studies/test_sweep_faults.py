@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dl.cli.options import parse
+from dl.cli.study_commands import SweepOptions
 from dl.runs.find import find_experiment
-from dl.studies import trials as dl_trials
-from dl.studies.sweep import SweepOptions
+from dl.studies import runs as dl_runs
 from dl.training.loop import train
 
 EXPERIMENT = '''
@@ -150,14 +150,14 @@ def test_data_that_vanish_in_the_middle_end_the_sweep(sweep, monkeypatch, tmp_pa
         mounted.rmdir()
         return result
 
-    monkeypatch.setattr(dl_trials, "train", train_and_unmount)
+    monkeypatch.setattr(dl_runs, "train", train_and_unmount)
     words = ["batch_size=2,4,8"]
     status, _, err, rows = sweep(*words)
     assert status == 2
-    assert err.startswith("error: trial 1 cannot run here and now (the points are not prepared; fetch them);")
+    assert err.startswith("error: trial 1 cannot run at this time (the points are not prepared; fetch them);")
     assert err.count("\n") == 1
     assert [row["trial"] for row in rows] == [0]
-    monkeypatch.setattr(dl_trials, "train", train)
+    monkeypatch.setattr(dl_runs, "train", train)
     mounted.mkdir()
     status, out, _, rows = sweep(*words)
     assert status == 0
@@ -177,7 +177,7 @@ def test_a_full_disk_a_broken_network_or_too_little_memory_ends_the_sweep(sweep,
     def fail(*args, **how):
         raise error
 
-    monkeypatch.setattr(dl_trials, "train", fail)
+    monkeypatch.setattr(dl_runs, "train", fail)
     status, _, err, rows = sweep("rate=0.001,0.002")
     assert (status, rows, err.count("\n")) == (2, [], 1)
     monkeypatch.undo()
@@ -270,7 +270,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
 def test_a_damaged_record_is_one_line(sweep, dl, path, folder, monkeypatch, damage):
-    monkeypatch.setattr(dl_trials, "train", stub)
+    monkeypatch.setattr(dl_runs, "train", stub)
     words = ["rate=0.001,0.002", "--together", "1"]
     assert sweep(*words)[0] == 0
     record = folder / "sweep.json"
@@ -283,7 +283,7 @@ def test_a_damaged_record_is_one_line(sweep, dl, path, folder, monkeypatch, dama
 
 
 def test_every_flipped_bit_is_seen_or_changes_nothing(sweep, dl, path, folder, monkeypatch):
-    monkeypatch.setattr(dl_trials, "train", stub)
+    monkeypatch.setattr(dl_runs, "train", stub)
     words = ["rate=0.001,0.002", "--together", "1"]
     rows = sweep(*words)[3]
     record = folder / "sweep.json"
@@ -368,8 +368,8 @@ def test_the_mode_decides_what_is_best(sweep, mode, best):
         (["num_steps=3", "--method", "halving"], "halving divides num_epochs or num_steps"),
         (["batch_size=8,0"], "--batch-size 0 is out of range"),
         (["batch_size=0:8"], "--batch-size 0 is out of range"),
-        (["rate=1:inf"], "'rate=1:inf' is a range without an end"),
-        (["rate=nan:1"], "'rate=nan:1' is no range"),
+        (["rate=1:inf"], "'rate=1:inf' is not a finite range"),
+        (["rate=nan:1"], "'rate=nan:1' is not a range"),
         (["rate=0.1,0.1"], "'rate=0.1,0.1' gives 0.1 twice"),
         (["rate=0.1:0.2", "--num-trials", "0"], "--num-trials 0 is out of range"),
     ],

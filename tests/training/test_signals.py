@@ -114,7 +114,7 @@ def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path, mesh1, monkeypatch
 def test_a_command_whose_reader_goes_away_ends_as_it_would_have(tmp_path):
     program = """
 import sys
-from dl.cli.main import run_as_command
+from dl.cli.exit_status import run_as_command
 def run():
     print(chr(233), "first", flush=True)
     sys.stdin.readline()

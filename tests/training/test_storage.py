@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from dl import optimizers
-from dl.cli.main import exit_status
+from dl.cli.exit_status import exit_status
 from dl.errors import Diverged, StorageError, UserError
 from dl.training.checkpoint import Checkpoints
 from dl.training.population import Members
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import resource, signal, sys, warnings
 from tests.helpers import EXPERIMENT, run_in
-from dl.cli.main import run_as_command
+from dl.cli.exit_status import run_as_command
 from dl.runs.console import Console
 from dl.training.loop import train_run
 from dl.sharding import make_mesh

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from dl.data.carve import split_rows
@@ -34,6 +35,7 @@ def image_classification(
     validation_fraction: float = 0.1,
     max_resident_bytes: int = 4 * 2**30,
     skip_unreadable: bool = False,
+    data_dir: str | Path | None = None,
 ) -> "ImageClassification":
     """Names an image-classification set, in TFDS's format or a folder of images; nothing is read yet.
 
@@ -43,11 +45,10 @@ def image_classification(
     label (`carve.split_rows`) and does not depend on the experiment's seed.
 
     Args:
-      dataset: NAME, NAME/CONFIG or either with :VERSION, in the folder that `TFDS_DATA_DIR` names
-        (default `~/tensorflow_datasets`); by default the newest version. Or the path of a folder with
-        images by class (see `dl.data.images.folder`): whatever starts with `.` or `~` or cannot be a
-        name, and a folder whose name is no set's. "auto" means `auto`, or scikit-learn's embedded
-        digits where that is neither prepared nor to be had.
+      dataset: NAME, NAME/CONFIG or either with :VERSION, in the data folder; by default the newest version.
+        Or the path of a folder with images by class (see `dl.data.images.folder`): whatever starts with `.`
+        or `~` or cannot be a name, and a folder whose name is no set's. "auto" means `auto`, or
+        scikit-learn's embedded digits where that is neither prepared nor to be had.
       auto: what "auto" wants; of several the first that is prepared.
       image_size: side of the square that images of VARYING size are cropped and resized to (96 if
         None); images of one size stay as stored.
@@ -55,6 +56,8 @@ def image_classification(
       max_resident_bytes: a set that is larger decoded is read from disk batch by batch.
       skip_unreadable: of a folder of images, leave out files that cannot be read; `provenance` counts them.
         Otherwise they are an error, which names them all. Of a large set all files are read for that first.
+      data_dir: the folder of prepared sets. None: that of `using_data_dir` at the time of this call, else
+        the one that `TFDS_DATA_DIR` names, else `~/tensorflow_datasets`.
 
     Raises:
       UserError: for an argument that means nothing. Attributes of the result raise it too, where
@@ -70,7 +73,13 @@ def image_classification(
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size={image_size}: expected at least 1, or None")
     data = ImageClassification(
-        dataset, auto, image_size, validation_fraction, max_resident_bytes, skip_unreadable
+        dataset,
+        auto,
+        image_size,
+        validation_fraction,
+        max_resident_bytes,
+        skip_unreadable,
+        folders.data_dir_in_use() if data_dir is None else Path(data_dir),
     )
     known = remembered(data.request)
     return data if known is None else _Remembered(**vars(data), known=known)
@@ -89,6 +98,7 @@ class ImageClassification:
     validation_fraction: float
     max_resident_bytes: int
     skip_unreadable: bool = False
+    data_dir: Path | None = None
 
     @property
     def request(self) -> dict[str, Any]:
@@ -169,12 +179,13 @@ class ImageClassification:
     @cached_property
     def _found(self) -> Found:
         start = time.perf_counter()
-        if self.dataset != "auto" and is_image_folder(self.dataset):
+        if self.dataset != "auto" and is_image_folder(self.dataset, self.data_dir):
             images = image_folder.describe(self.dataset, self.image_size)
             read = partial(image_folder.FileSource, images)
             return Found(None, images, read, None, time.perf_counter() - start)
         wanted = self.auto if self.dataset == "auto" else (self.dataset,)
-        root, folder, notice = find_or_prepare(wanted, may_fall_back=self.dataset == "auto")
+        may_fall_back = self.dataset == "auto"
+        root, folder, notice = find_or_prepare(wanted, may_fall_back, self.data_dir)
         prepared = describe(folder, self.image_size)
         notice = notice or _CAVEATS.get(prepared.name)
         return Found(root, prepared, partial(RecordSource, prepared), notice, time.perf_counter() - start)

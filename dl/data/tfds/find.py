@@ -20,19 +20,21 @@ PREPARABLE = {
 _FALLBACK = "digits"
 
 
-def is_image_folder(wanted: str) -> bool:
+def is_image_folder(wanted: str, data_dir: Path | None = None) -> bool:
     """Whether `wanted` is a path; a folder that bears the name of a set must be written ./NAME."""
     if folders.is_path(wanted):
         return True
     request = folders.parse_request(wanted)
     if (request.name in PREPARABLE and not request.config) or not os.path.isdir(wanted):
         return False
-    return _find(request, folders.data_folder()) is None
+    return _find(request, folders.data_folder(data_dir)) is None
 
 
-def find_or_prepare(wanted: Sequence[str], may_fall_back: bool) -> tuple[Path, Path, str | None]:
+def find_or_prepare(
+    wanted: Sequence[str], may_fall_back: bool, data_dir: Path | None = None
+) -> tuple[Path, Path, str | None]:
     """Returns the data folder, the set's folder in it, and a notice if the fallback is used."""
-    root = folders.data_folder()
+    root = folders.data_folder(data_dir)
     for name in wanted:
         if found := _find(folders.parse_request(name), root):
             return *found, None

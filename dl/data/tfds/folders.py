@@ -1,12 +1,18 @@
 """Folders: where sets lie, and which of them are prepared.
 
+The data folder is an argument of `image_classification`. An experiment that does not pass one gets that of
+`using_data_dir`, which the commands set from --data-dir; without either, `TFDS_DATA_DIR` names it.
+
 A set lies in `<data folder>/NAME[/CONFIG]/VERSION`, with `dataset_info.json` (written last),
 `features.json` and one or more shards a split.
 """
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +22,8 @@ _REQUEST = re.compile(
     r"(?P<name>[A-Za-z]\w*)(/(?P<config>\w[\w.+=-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII
 )
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+
+_data_dir: ContextVar[Path | None] = ContextVar("data folder", default=None)
 
 
 @dataclass(frozen=True)
@@ -48,13 +56,30 @@ def is_path(dataset: str) -> bool:
     return dataset[0] in "~." or os.sep in dataset or os.path.isdir(dataset)
 
 
-def data_folder() -> Path:
-    """Where sets lie: `TFDS_DATA_DIR`, else `~/tensorflow_datasets` (which need not exist yet).
+@contextlib.contextmanager
+def using_data_dir(folder: str | Path | None) -> Iterator[None]:
+    """Names the data folder of the sets that are asked for in this context; None leaves it as it is."""
+    token = _data_dir.set(_data_dir.get() if folder is None else Path(folder))
+    try:
+        yield
+    finally:
+        _data_dir.reset(token)
+
+
+def data_dir_in_use() -> Path | None:
+    """Returns the folder that the innermost `using_data_dir` names; None outside of any."""
+    return _data_dir.get()
+
+
+def data_folder(data_dir: Path | None = None) -> Path:
+    """Returns where sets lie: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    The last one need not exist yet.
 
     Raises:
-      UserError: if `TFDS_DATA_DIR` is set and is no readable folder.
+      UserError: the folder that is named is not a readable folder.
     """
-    named = os.environ.get("TFDS_DATA_DIR")
+    named = os.environ.get("TFDS_DATA_DIR") if data_dir is None else data_dir
     if not named:
         return Path("~/tensorflow_datasets").expanduser()
     folder = Path(named).expanduser()

@@ -1,0 +1,158 @@
+"""Commands that train an experiment several times: a sweep of its options, a learning curve."""
+
+import dataclasses
+import functools
+import inspect
+import shlex
+from collections.abc import Callable
+from typing import Literal
+
+from dl.cli.command import Call
+from dl.cli.options import StudyOptions, named, parse_value, to_words
+from dl.cli.run_commands import show
+from dl.cli.space import parse_space
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.option_types import Options, PositiveInt, Seed
+from dl.runs.provenance import module_name
+from dl.runs.run import this_command
+from dl.sharding import make_mesh_of
+from dl.studies.folder import is_same, plain
+from dl.studies.learning_curve import FRACTIONS, learning_curve
+from dl.studies.search import Interval
+from dl.studies.sweep import Method, sweep
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepOptions(StudyOptions):
+    """Options of `sweep`.
+
+    Attributes:
+      method: Search method. grid: all combinations. random: independent draws. halving: many random trials,
+        of which the best third is trained again with three times the epochs. tpe: each trial is drawn near
+        the good ones before it (needs Optuna).
+      num_trials: Number of trials, for halving in the first round. Default: 20, or all points of a grid.
+      metric: Metric that ranks the trials, SPLIT.NAME. The test split is refused.
+      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: as the
+        metric states.
+      together: Largest number of trials that are trained in one program. 1 trains them one by one.
+      search_seed: Random seed of the search.
+    """
+
+    method: Method = "random"
+    num_trials: PositiveInt | None = None
+    metric: str = "validation.loss"
+    mode: Literal["min", "max"] | None = None
+    together: PositiveInt = 16
+    search_seed: Seed = 0
+
+
+def run_sweep(call: Call) -> int:
+    """Searches the options of an experiment for the best value of a validation metric.
+
+    The options to search come first: NAME=A,B,C lists values, NAME=LOW:HIGH is a range, NAME=log:LOW:HIGH is
+    a range on a logarithmic scale. In a grid a range ends with the number of its values, as in
+    NAME=log:LOW:HIGH:5. An option that is written --NAME VALUE has this value in every trial.
+    """
+    own: SweepOptions = call.own
+    space = parse_space(call.words, functools.partial(parse_value, call.experiment_fn))
+    if twice := space.keys() & named(call.argv):
+        raise UserError(f"{twice.pop()} is searched and given a value too; choose one")
+    found = sweep(
+        call.experiment_fn,
+        space,
+        {name: value for name, value in call.options.items() if name not in space},
+        method=own.method,
+        num_trials=own.num_trials,
+        metric=own.metric,
+        mode=own.mode,
+        folder=own.workdir,
+        mesh=make_mesh_of(own.mesh),
+        together=own.together,
+        search_seed=own.search_seed,
+        resume_command=lambda folder: this_command("dl", folder, call.argv),
+    )
+    lines = [
+        *found.lines,
+        "The best of many trials looks better than it is. This command measures it on the test split:",
+        f"  {_command(call.experiment_fn, found.best_options)}",
+    ]
+    show([found.table], lines)
+    return 0
+
+
+def _command(experiment_fn: Callable[..., Experiment], options: Options) -> str:
+    """Returns the command line that runs an experiment with options: those that are not its defaults."""
+    words = []
+    for name, parameter in inspect.signature(experiment_fn).parameters.items():
+        value, default = options[name], parameter.default
+        if not is_same(plain({name: value}), plain({name: default})):
+            words += to_words(name, value, isinstance(default, bool))
+    return shlex.join(["python", "-m", module_name(experiment_fn), *words])
+
+
+@dataclasses.dataclass(frozen=True)
+class CurveOptions(StudyOptions):
+    """Options of `learning-curve`.
+
+    Attributes:
+      fractions: Fractions of the training split, with commas between them. At least three.
+      over: Option that changes the size of the model, with at least three values, such as hidden=16,32,64 or
+        hidden=log:16:256:5. The curve is then over the number of trained parameters. Default: the curve is
+        over the number of training examples.
+      metric: Metric of the test split (without one, of the validation split). If large values are good, as of
+        accuracy, the curve shows 1 - metric. Default: accuracy, else loss.
+      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: as the
+        metric states.
+      num_seeds: Number of runs of each size, in one program. At least two.
+    """
+
+    fractions: str = ",".join(f"{fraction:g}" for fraction in FRACTIONS)
+    over: str | None = None
+    metric: str | None = None
+    mode: Literal["min", "max"] | None = None
+    num_seeds: PositiveInt = 3
+
+
+def run_curve(call: Call) -> int:
+    """Trains with more and more of the data, or larger and larger models, and fits a power law to the error.
+
+    There is no forecast where the law does not fit. The interval describes the scatter of the runs, not
+    whether the law holds beyond them.
+    """
+    own: CurveOptions = call.own
+    options = call.options
+    over = None
+    if own.over is not None:
+        if own.fractions != CurveOptions.fractions:
+            raise UserError("--fractions and --over ask for two curves; choose one")
+        over = parse_space([own.over], functools.partial(parse_value, call.experiment_fn))
+        [(name, dimension)] = over.items()
+        if name in named(call.argv):
+            raise UserError(f"{name} takes the values of --over and is given another too; choose one")
+        if isinstance(dimension, Interval) and dimension.num is None:
+            raise UserError(f"--over {own.over!r} is a range; add the number of values, as in {own.over}:5")
+        options = {key: value for key, value in options.items() if key != name}
+    found = learning_curve(
+        call.experiment_fn,
+        options,
+        fractions=_fractions(own.fractions) if over is None else None,
+        over=over,
+        metric=own.metric,
+        mode=own.mode,
+        num_seeds=own.num_seeds,
+        folder=own.workdir,
+        mesh=make_mesh_of(own.mesh),
+        resume_command=lambda folder: this_command("dl", folder, call.argv),
+    )
+    show([found.table], found.lines)
+    return 0
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"--fractions {text!r} is not understood; write numbers with commas between them"
+        ) from None

@@ -1,0 +1,80 @@
+"""The runs of a study: runs of one experiment, each in a folder of its own inside the study's folder."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.option_types import Options
+from dl.runs.console import Console
+from dl.runs.definition import Definition
+from dl.runs.provenance import module_name
+from dl.runs.run import Run
+from dl.studies.folder import Study
+from dl.training.loop import train_run
+from dl.training.population import Members
+
+ResumeCommand = Callable[[Path], str]
+"""From the folder of a study to the command line that resumes it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRuns:
+    """Trains the runs of a study.
+
+    Attributes:
+      experiment_fn: the function of the experiment.
+      study: the open study, in whose folder the runs lie.
+      mesh: the devices.
+      resume_command: what a stopped run tells its user to type. None: a sentence about the same call.
+    """
+
+    experiment_fn: Callable[..., Experiment]
+    study: Study
+    mesh: Mesh
+    resume_command: ResumeCommand | None = None
+
+    def train(self, part: str, definition: Definition, members: Members | None = None) -> dict[str, Any]:
+        """Trains one run, without output; a finished one is read from its folder.
+
+        Args:
+          part: the name of the run's folder.
+          definition: of the experiment.
+          members: seeds and options of runs that share one program.
+
+        Returns:
+          The content of result.json.
+
+        Raises:
+          UserError: as `train`.
+        """
+        folder = self.study.folder
+        resume = self.resume_command or (lambda folder: f"the same call with folder={str(folder)!r}")
+        run = Run(folder / part, definition, resume(folder))
+        return train_run(run, self.mesh, members=members, console=Console(is_quiet=True)).record
+
+
+def with_defaults(experiment_fn: Callable[..., Experiment], options: Mapping[str, Any] | None) -> Options:
+    """Returns all options of an experiment: those given, and the defaults of the others.
+
+    Raises:
+      UserError: the experiment has no such option.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(experiment_fn).parameters.items()}
+    check_options(experiment_fn, options or {})
+    return {**defaults, **(options or {})}
+
+
+def check_options(experiment_fn: Callable[..., Experiment], names: Mapping[str, Any]) -> None:
+    """Raises UserError if one of the names is not an option of the experiment."""
+    known = inspect.signature(experiment_fn).parameters
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"{name!r} is not an option of {module_name(experiment_fn)}; choose one of {', '.join(known)}"
+            )
