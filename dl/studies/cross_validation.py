@@ -176,4 +176,4 @@ def _is_share(result: dict[str, Any], name: str) -> bool:
 
 
 def _number(value: float | None) -> float:
-    return np.nan if value is None else value  # as result.json holds what is no number
+    return np.nan if value is None else value  # as result.json holds what is not a finite number
