@@ -333,7 +333,7 @@ def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "robustness needs RUN, the folder of a run"),
+        ([], "robustness needs RUN (the folder of a run)"),
         (["a", "b"], "robustness does not take the word 'b'"),
         (["HERE"], "holds no run"),
         (["HERE/run", "--splt", "test"], "there is no option --splt; did you mean --split?"),

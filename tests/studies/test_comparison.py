@@ -296,7 +296,7 @@ def test_mistakes_are_one_line(dl, tmp_path):
     folds.mkdir()
     (folds / "folds.json").write_text("{}")
     for argv, message in (
-        ([a], "compare needs RUN_B, the folder of a run: python -m dl compare RUN_A RUN_B …"),
+        ([a], "compare needs RUN_B (the folder of a run); write python -m dl compare RUN_A RUN_B …"),
         ([a, b], "were measured on different data, d:1.0.0 (sha256 eeeeeeeeeeee) and d:1.0.0 (sha256 9999"),
         ([a, str(unfinished)], "has not finished; run its command again first"),
         ([a, str(tmp_path / "none")], "does not hold a run; give the folder of one"),

@@ -267,7 +267,7 @@ def test_the_plot_has_a_line_for_each_trial_and_an_axis_for_each_option():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["EXP"], "sweep needs NAME=VALUES, an option and its values, such as learning_rate="),
+        (["EXP"], "sweep needs NAME=VALUES (an option and its values, such as learning_rate="),
         ([], "sweep needs EXPERIMENT"),
         (["EXP", "lerning_rate=1,2"], "there is no option --lerning-rate; did you mean --learning-rate?"),
         (["EXP", "learning_rate=0,1"], "--learning-rate 0.0 is out of range; it must be more than 0"),
