@@ -54,8 +54,7 @@ class Call:
     def build(self) -> Experiment:
         """Returns the experiment, and shows what its user must know about the data."""
         experiment = build(self.experiment_fn, self.options)
-        if experiment.data.notice:
-            Console().box("NOT THE DATA YOU MAY EXPECT", experiment.data.notice)
+        Console().notice(experiment.data.notice)
         return experiment
 
 

@@ -126,8 +126,7 @@ def sweep(
     rule = _rule(metric, mode)
     search = _Search.of(space, fixed, method, num_trials, search_seed)
     probe = Probe(functools.partial(without_test, experiment_fn), fixed, space, rule)
-    if probe.notice:
-        console.box("NOT THE DATA YOU MAY EXPECT", probe.notice)
+    console.notice(probe.notice)
     name = module_name(experiment_fn)
     header = {
         "experiment": name,
