@@ -164,7 +164,7 @@ def _refuse_leaks(experiment: Experiment) -> None:
         if before.data.identity.checksum == experiment.data.identity.checksum:
             raise UserError(
                 "the runs would start from parameters that were trained on all of "
-                f"{before.data.identity.name}, the held-out folds included; choose another start, or leave "
+                f"{before.data.identity.name}, the held-out folds included; choose another warm start, or leave "
                 "--folds out"
             )
         start = before.warm_start

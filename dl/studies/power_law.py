@@ -214,4 +214,4 @@ def _middle(sizes: np.ndarray) -> float:
 
 def _check_runs(num_runs: int) -> None:
     if num_runs < 2:
-        raise UserError("one run of each size tells nothing of the spread; give --num-seeds 2 at least")
+        raise UserError("one run of each size does not show the spread of the runs; give two seeds at least")

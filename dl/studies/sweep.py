@@ -190,7 +190,7 @@ class _Search:
                 "not searched; choose another method"
             )
         if not fixed[option]:
-            raise UserError(f"halving needs the budget of its last rung; give {option} a value")
+            raise UserError(f"halving needs the budget of its last round; give {option} a value")
         return cls(method, space, seed, num_trials, option, fixed[option])
 
     def run(self, trials: Trials, rule: KeepBest, console: Console) -> None:

@@ -277,7 +277,7 @@ def test_several_runs_on_a_side(dl, tmp_path):
     assert status == 0
     assert f"test accuracy: {b[0]} + 2 is better than {a[0]} + 2 by +0.0311" in out
     status, _, err = dl("compare", f"{a[0]},{b[1]}", a[2])
-    assert (status, "stand on one side but differ in width" in err) == (2, True)
+    assert (status, "are on one side but differ in width" in err) == (2, True)
     status, _, err = dl("compare", f"{a[0]},{a[0]}", a[2])
     assert (status, "has seed 0 twice on its side" in err) == (2, True)
 
