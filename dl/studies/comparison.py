@@ -113,7 +113,7 @@ def compare(first: Side, other: Side, confidence: float = 0.95) -> list[Differen
             result.append(_difference(split, metric, (first, figures_a), (other, figures_b), confidence))
     if not result:
         raise UserError(
-            f"{name_of(first)} and {name_of(other)} do not share a metric; compare runs that measure the same"
+            f"{name_of(first)} and {name_of(other)} do not share a metric; compare runs with the same metrics"
         )
     return result
 

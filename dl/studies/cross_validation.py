@@ -164,8 +164,8 @@ def _refuse_leaks(experiment: Experiment) -> None:
         if before.data.identity.checksum == experiment.data.identity.checksum:
             raise UserError(
                 "the runs would start from parameters that were trained on all of "
-                f"{before.data.identity.name}, the held-out folds included; choose another warm start, or leave "
-                "--folds out"
+                f"{before.data.identity.name}, the held-out folds included; choose another warm start, or "
+                "leave --folds out"
             )
         start = before.warm_start
 

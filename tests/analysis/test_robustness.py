@@ -294,7 +294,7 @@ def test_the_preview_has_a_row_a_corruption_and_a_block_an_image(subject):
         ({"kind": "wide"}, "the stored images have values from 0 to 199"),
         ({"kind": "target"}, "the test split does not have class labels"),
         ({"kind": "silent"}, "states no outputs to classify by; give its Experiment a predict_fn="),
-        ({"num_seeds": 2}, "trained 2 seeds at the same time"),
+        ({"num_seeds": 2}, "trained 2 seeds together"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(shades, tmp_path, options, message):
