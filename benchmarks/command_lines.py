@@ -233,7 +233,7 @@ def judge(words: Sequence[str], answer: dict[str, Any] | None) -> Ended:
         and answer["out"][:6] != "usage:"
     ):
         return Ended(words, "status 2 without one line", True, err)
-    if "there is no report (" in err:
+    if "the report was not written (" in err:
         return Ended(words, "no report", True, err)
     return Ended(words, STATUSES[status], False, err)
 

@@ -149,12 +149,12 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
     if run.result is None:
         raise UserError(f"the run in {folder} has not finished; run its command again first")
     if rebuilt.num_seeds > 1:
-        raise UserError(f"{folder} trained {rebuilt.num_seeds} seeds at the same time; give a run of one")
+        raise UserError(f"{folder} trained {rebuilt.num_seeds} seeds together; give a run of one seed")
     known = (run.record or {}).get("dataset") or {}
     if known.get("checksum", data.identity.checksum) != data.identity.checksum:
         raise UserError(
-            f"{folder} was trained on {known.get('name')} (sha256 {str(known['checksum'])[:12]}), and at "
-            f"hand is {_named(data.identity)}; give the same data by --data-dir"
+            f"{folder} was trained on {known.get('name')} (sha256 {str(known['checksum'])[:12]}), and the "
+            f"data here are {_named(data.identity)}; name the folder of the same data with --data-dir"
         )
     if split not in data.evaluations:
         known_splits = ", ".join(data.evaluations) or "none"
@@ -168,7 +168,7 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
         raise UserError(f"{run.name} states no outputs to classify by; give its Experiment a predict_fn=")
     _check_images(source, name)
     if not is_class_label(source.spec.get("label")):
-        raise UserError(f"the {split} split has no class as its label; only a classifier can be measured")
+        raise UserError(f"the {split} split does not have class labels; only a classifier can be measured")
     return Subject(run, rebuilt.experiment, outputs, split, rebuilt.warning)
 
 
@@ -262,7 +262,7 @@ def preview(subject: Subject, seed: int = 0) -> "Image.Image":
 def _check_images(source: Source, name: str) -> None:
     leaf = source.spec.get(name)
     if leaf is None or len(leaf.shape) != 3:
-        what = f"has the shape {leaf.shape}" if leaf is not None else "is not there"
+        what = f"has the shape {leaf.shape}" if leaf is not None else "is missing"
         raise UserError(f"the input {name} {what}; only images, (H, W, C), can be corrupted")
     pixel_scale(leaf.dtype, name)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -54,8 +54,7 @@ class Call:
     def build(self) -> Experiment:
         """Returns the experiment, and shows what its user must know about the data."""
         experiment = Definition(self.experiment_fn, self.options).build()
-        if experiment.data.notice:
-            Console().box("NOT THE DATA YOU MAY EXPECT", experiment.data.notice)
+        Console().notice(experiment.data.notice)
         return experiment
 
 
@@ -119,4 +118,4 @@ class Command:
         """Raises UserError about the word that is missing."""
         word = self.words[number].removesuffix(MORE)
         meaning = LEGEND.get(word, LEGEND.get(word.partition("_")[0], ""))
-        raise UserError(f"{self.name} needs {word}, {meaning}: python -m dl {self.usage}")
+        raise UserError(f"{self.name} needs {word} ({meaning}); write python -m dl {self.usage}")

@@ -23,10 +23,10 @@ def run_as_command(run: Callable[[], None]) -> None:
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
-    """Runs a command and returns its exit status: all that ends a command of `dl` is told apart here.
+    """Runs a command and returns its exit status: every way in which a command of `dl` ends.
 
-    A user's mistake is one line on the standard error and status 2, or the one that its exception states;
-    Ctrl-C 130, SIGTERM 143, as a shell would say. Output that nobody reads any more costs nothing but itself.
+    A user's mistake is one line on the standard error and status 2, or the status of its exception. Ctrl-C
+    is 130 and SIGTERM 143, as in a shell. A reader of the output that goes away is not an error.
     """
     with forgiving():
         try:
@@ -38,7 +38,7 @@ def exit_status(run: Callable[[], int | None]) -> int:
             print(stopped, file=sys.stderr)
             return 128 + stopped.number
         except KeyboardInterrupt:
-            print("interrupted; what was saved before stands", file=sys.stderr)
+            print("interrupted; all that was saved is kept", file=sys.stderr)
             return 128 + signal.SIGINT
         except (MemoryError, RuntimeError, AssertionError) as error:
             if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
@@ -52,7 +52,7 @@ def exit_status(run: Callable[[], int | None]) -> int:
             if error.errno not in DISK_ERRORS:
                 raise
             where = f" ({error.filename})" if error.filename else ""
-            print(f"error: {error.strerror}{where}; what was saved before stands", file=sys.stderr)
+            print(f"error: {error.strerror}{where}; all that was saved is kept", file=sys.stderr)
             return StorageError.status
 
 

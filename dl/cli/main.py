@@ -119,7 +119,7 @@ def _report(run: Run, experiment: Experiment | None) -> None:
     except Exception as error:
         brief = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         again = shlex.join(["python", "-m", "dl", "report", str(run.folder)])
-        print(f"there is no report ({brief}); to try again: {again}", file=sys.stderr)
+        print(f"the report was not written ({brief}); to try again, run {again}", file=sys.stderr)
     else:
         print(f"report: {run.report_path}")
 

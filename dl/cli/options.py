@@ -76,9 +76,9 @@ def parse(
     Args:
       experiment_fn: its keyword arguments with annotations and defaults are options.
       run_options: a dataclass whose fields are options too.
-      argv: the arguments, without the program's name; None: this process's.
-      prog: the program's name, for the help text.
-      description: what the help text begins with. None: the docstring of the experiment's module.
+      argv: the arguments, without the name of the program; those of this process if None.
+      prog: the name of the program, for the help text.
+      description: the beginning of the help text; the docstring of the experiment's module if None.
 
     Raises:
       UserError: an unknown option, a value of the wrong type or out of its range.
@@ -97,7 +97,8 @@ def parse(
     of_run = _fields({f.name: f.default for f in fields}, run_options)
     if twice := own & {name for name, _, _ in of_run}:
         raise UserError(
-            f"the option {twice.pop()} of the experiment is one of every run already; choose another name"
+            f"the option {twice.pop()} of the experiment has the name of an option of every run; choose "
+            "another name"
         )
     both = dataclasses.make_dataclass(
         "Options",

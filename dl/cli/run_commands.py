@@ -196,8 +196,7 @@ def robustness(call: Call) -> int:
         baseline_experiment=options.baseline_experiment,
         say=say,
     )
-    if notice := found.subject.experiment.data.notice:
-        Console().box("NOT THE DATA YOU MAY EXPECT", notice)
+    Console().notice(found.subject.experiment.data.notice)
     show([found.table], found.lines)
     if options.preview is not None:
         save(lambda file: preview(found.subject, options.seed).save(file, "PNG"), options.preview)

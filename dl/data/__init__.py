@@ -8,6 +8,7 @@ from dl.data.images.classification import ImageClassification, image_classificat
 from dl.data.pipeline import steps_per_epoch
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
+from dl.data.tfds.folders import using_data_dir
 from dl.types import Identity, Source
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "Source",
     "image_classification",
     "steps_per_epoch",
+    "using_data_dir",
 ]

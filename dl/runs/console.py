@@ -55,6 +55,11 @@ class Console:
         panel = Panel(Text(text), title=title, border_style="bold red")
         self._screen.print(panel, soft_wrap=False, width=min(100, self._screen.width))
 
+    def notice(self, notice: str | None) -> None:
+        """Prints what the user must know about the data, if there is anything."""
+        if notice:
+            self.box("NOT THE DATA YOU MAY EXPECT", notice)
+
     def start(self, num_steps: int) -> None:
         """Shows the bar, where there is a terminal."""
         if self.is_live:

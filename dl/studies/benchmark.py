@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dl.data.splits import short_notice
 from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
 from dl.option_types import Options
@@ -54,6 +55,7 @@ class Benchmark:
       rows: of the methods, the best first: `name`, the chosen value of `tuned`, `test` with its `interval`
         and its `scores` by seed, the validation curves over `values`, and the `difference` to the reference.
       reference: the method that the others are compared with.
+      notice: of the data; None where they are what was asked for.
     """
 
     folder: Path
@@ -62,11 +64,13 @@ class Benchmark:
     test_metric: str
     rows: Sequence[dict[str, Any]]
     reference: str | None
+    notice: str | None
 
     @property
     def markdown(self) -> str:
-        """The table of all methods."""
-        return format_table(self.rows, self.methods, self.tuned, self.reference, self.test_metric)
+        """The table of all methods, and below it what must be known of the data."""
+        table = format_table(self.rows, self.methods, self.tuned, self.reference, self.test_metric)
+        return f"{table}\n\nNOTE: {short_notice(self.notice)}" if self.notice else table
 
 
 def benchmark(
@@ -116,7 +120,9 @@ def benchmark(
     console = console or Console()
     check_options(experiment_fn, dict.fromkeys((methods, tuned)))
     fixed = with_defaults(experiment_fn, options)
-    judged = _measures(experiment_fn, {**fixed, methods: next(iter(names))}, metric, test_metric)
+    experiment = Definition(experiment_fn, {**fixed, methods: next(iter(names))}).build()
+    judged = _measures(experiment, metric, test_metric)
+    console.notice(experiment.data.notice)
     name = module_name(experiment_fn)
     header = {"experiment": name, "options": plain(fixed)}
     with open_study(BENCHMARK, folder, name.rpartition(".")[2]) as study:
@@ -138,8 +144,9 @@ def benchmark(
             for row in (row for row in rows if row["name"] != reference):
                 row["difference"] = _difference(finals[reference], finals[row["name"]], test_metric)
         rows.sort(key=lambda row: judged.sign_of_test * row["test"])
-        study.write({**header, "test_metric": test_metric, "rows": rows})
-        found = Benchmark(study.folder, methods, tuned, test_metric, rows, reference)
+        notice = experiment.data.notice
+        study.write({**header, "test_metric": test_metric, "notice": notice, "rows": rows})
+        found = Benchmark(study.folder, methods, tuned, test_metric, rows, reference, notice)
         with usable(study.folder):
             (study.folder / "benchmark.md").write_text(found.markdown + "\n", encoding="utf-8")
             plot(rows, tuned, study.folder / "benchmark.png", metric, reference, test_metric)
@@ -155,11 +162,8 @@ class _Judged(NamedTuple):
     sign_of_test: int
 
 
-def _measures(
-    experiment_fn: Callable[..., Experiment], options: Options, metric: str, test_metric: str
-) -> _Judged:
+def _measures(experiment: Experiment, metric: str, test_metric: str) -> _Judged:
     """Raises UserError before anything is trained for a metric that is not measured, or has no direction."""
-    experiment = Definition(experiment_fn, options).build()
     directions = metric_directions(experiment)
     known = dict.fromkeys(directions, np.zeros(()))
     for split, name in (("validation", metric), (FINAL_SPLIT, test_metric)):

@@ -84,8 +84,8 @@ def check_comparable(sides: Sequence[Side]) -> None:
         for evidence in side[1:]:
             for key, _ in _differing([_asked_for(side[0].record), _asked_for(evidence.record)]):
                 raise UserError(
-                    f"{side[0].name} and {evidence.name} stand on one side but differ in {key}; the runs of "
-                    "a side may differ in their seed alone"
+                    f"{side[0].name} and {evidence.name} are on one side but differ in {key}; the runs on a "
+                    "side may differ in their seed alone"
                 )
 
 
@@ -112,7 +112,9 @@ def compare(first: Side, other: Side, confidence: float = 0.95) -> list[Differen
         if (split, metric) in _names(figures_b):
             result.append(_difference(split, metric, (first, figures_a), (other, figures_b), confidence))
     if not result:
-        raise UserError(f"{name_of(first)} and {name_of(other)} have measured no figure in common")
+        raise UserError(
+            f"{name_of(first)} and {name_of(other)} do not share a metric; compare runs with the same metrics"
+        )
     return result
 
 

@@ -159,8 +159,8 @@ def _refuse_leaks(experiment: Experiment) -> None:
         if before.data.identity.checksum == experiment.data.identity.checksum:
             raise UserError(
                 "the runs would start from parameters that were trained on all of "
-                f"{before.data.identity.name}, the held-out folds included; choose another start, or leave "
-                "--folds out"
+                f"{before.data.identity.name}, the held-out folds included; choose another warm start, or "
+                "leave --folds out"
             )
         start = before.warm_start
 
@@ -171,4 +171,4 @@ def _is_share(result: dict[str, Any], name: str) -> bool:
 
 
 def _number(value: float | None) -> float:
-    return np.nan if value is None else value  # as result.json holds what is no number
+    return np.nan if value is None else value  # as result.json holds what is not a finite number

@@ -181,8 +181,7 @@ def learning_curve(
     else:
         plan = plan_models(experiment_fn, fixed, over)
     measure = _measure(plan.experiment, metric, mode)
-    if notice := plan.experiment.data.notice:
-        console.box("NOT THE DATA YOU MAY EXPECT", notice)
+    console.notice(plan.experiment.data.notice)
     name = module_name(experiment_fn)
     header = {
         "experiment": name,

@@ -88,7 +88,7 @@ def lack_of_fit(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> LackO
     is_inside = low * (1 + 1e-6) < law.exponent < high * (1 - 1e-6)
     num_fitted = 1 + is_inside + (law.floor > 0)  # what lies on its bound is not fitted
     freedom = num_sizes - num_fitted, num_sizes * (num_runs - 1)
-    # What rounding leaves is no distance.
+    # Rounding errors are not distances.
     if freedom[0] == 0 or distance <= 1e-12 * float((errors_SR**2).sum()):
         return LackOfFit(0.0, 1.0)
     if scatter == 0:
@@ -214,4 +214,4 @@ def _middle(sizes: np.ndarray) -> float:
 
 def _check_runs(num_runs: int) -> None:
     if num_runs < 2:
-        raise UserError("one run of each size tells nothing of the spread; give --num-seeds 2 at least")
+        raise UserError("one run of each size does not show the spread of the runs; give two seeds at least")

@@ -136,7 +136,7 @@ class Tpe:
             import optuna
         except ImportError:
             raise UserError(
-                "TPE needs Optuna; pip install 'dl[search]', or choose --method random, grid or halving"
+                "TPE needs Optuna; pip install 'dl[search]', or choose the method random, grid or halving"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._failed = optuna.trial.TrialState.FAIL

@@ -125,8 +125,7 @@ def sweep(
     rule = _rule(metric, mode)
     search = _Search.of(space, fixed, method, num_trials, search_seed)
     probe = Probe(lambda options: without_test(experiment_fn, options).build(), fixed, space, rule)
-    if probe.notice:
-        console.box("NOT THE DATA YOU MAY EXPECT", probe.notice)
+    console.notice(probe.notice)
     name = module_name(experiment_fn)
     header = {
         "experiment": name,
@@ -190,7 +189,7 @@ class _Search:
                 "not searched; choose another method"
             )
         if not fixed[option]:
-            raise UserError(f"halving needs the budget of its last rung; give {option} a value")
+            raise UserError(f"halving needs the budget of its last round; give {option} a value")
         return cls(method, space, seed, num_trials, option, fixed[option])
 
     def run(self, trials: Trials, rule: KeepBest, console: Console) -> None:

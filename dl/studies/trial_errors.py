@@ -32,7 +32,7 @@ def is_of_surroundings(error: BaseException, is_built: bool = True) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error in one line; of one that is no UserError its type too."""
+    """Returns an error in one line; with its type where it is not a UserError."""
     text = " ".join(str(error).split())
     text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"

@@ -240,7 +240,7 @@ def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:
     kinds = {"trial": int, "options": dict, "folder": str}
     rows = record.get("trials")
     if not isinstance(rows, list):
-        raise damaged(study.path, "it holds no trials")
+        raise damaged(study.path, "it does not hold trials")
     for row in rows:
         if not isinstance(row, dict) or any(not isinstance(row.get(n), kind) for n, kind in kinds.items()):
             raise damaged(study.path, "a trial lacks its number, its options or its folder")

@@ -38,8 +38,7 @@ def introduce(
     data = experiment.data
     identity = data.identity
     console.line(run.name)
-    if data.notice:
-        console.box("NOT THE DATA YOU MAY EXPECT", data.notice)
+    console.notice(data.notice)
     sizes = ", ".join(f"{size:,} {name}" for name, size in identity.sizes.items())
     kinds = describe_devices(mesh)
     flops = f"{_count_flops(facts, 'train')} an example to train"

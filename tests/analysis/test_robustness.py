@@ -292,9 +292,9 @@ def test_the_preview_has_a_row_a_corruption_and_a_block_an_image(subject):
         ({"kind": "flat"}, "the input image has the shape (30,); only images"),
         ({"kind": "int"}, "the images are stored as int32"),
         ({"kind": "wide"}, "the stored images have values from 0 to 199"),
-        ({"kind": "target"}, "the test split has no class as its label"),
+        ({"kind": "target"}, "the test split does not have class labels"),
         ({"kind": "silent"}, "states no outputs to classify by; give its Experiment a predict_fn="),
-        ({"num_seeds": 2}, "trained 2 seeds at the same time"),
+        ({"num_seeds": 2}, "trained 2 seeds together"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(shades, tmp_path, options, message):
@@ -321,7 +321,9 @@ def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
     record["options"]["data_seed"] = 9
     write_json(tmp_path / "run.json", record)
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(UserError, match="was trained on shades .* give the same data by --data-dir"):
+    with pytest.raises(
+        UserError, match="was trained on shades .* name the folder of the same data with --data-dir"
+    ):
         open_classifier(tmp_path, "test", str(shades / "corrupted_shades.py"))
     del record["dataset"]
     write_json(tmp_path / "run.json", record)
@@ -333,7 +335,7 @@ def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "robustness needs RUN, the folder of a run"),
+        ([], "robustness needs RUN (the folder of a run)"),
         (["a", "b"], "robustness does not take the word 'b'"),
         (["HERE"], "holds no run"),
         (["HERE/run", "--splt", "test"], "there is no option --splt; did you mean --split?"),

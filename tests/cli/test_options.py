@@ -112,7 +112,7 @@ def test_mistakes_in_a_signature_are_one_line():
     for broken, message in (
         (no_default, "option batch_size of the experiment lacks a default"),
         (no_annotation, "option batch_size of the experiment lacks an annotation"),
-        (taken, "option workdir of the experiment is one of every run already"),
+        (taken, "option workdir of the experiment has the name of an option of every run"),
     ):
         with pytest.raises(UserError, match=message):
             parse(broken, RunOptions, [], "prog")

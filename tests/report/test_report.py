@@ -494,8 +494,8 @@ def test_a_report_that_fails_does_not_fail_the_run(tiny, tmp_path, capsys, monke
     monkeypatch.setattr("dl.report.write_report", broken)
     run_experiment(find_experiment(str(tiny / "tiny_report.py")), ["--workdir", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2
-    again = f"to try again: python -m dl report {tmp_path / 'run'}"
-    assert capsys.readouterr().err == f"there is no report (RuntimeError: no ink); {again}\n"
+    again = f"to try again, run python -m dl report {tmp_path / 'run'}"
+    assert capsys.readouterr().err == f"the report was not written (RuntimeError: no ink); {again}\n"
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -277,7 +277,7 @@ def test_several_runs_on_a_side(dl, tmp_path):
     assert status == 0
     assert f"test accuracy: {b[0]} + 2 is better than {a[0]} + 2 by +0.0311" in out
     status, _, err = dl("compare", f"{a[0]},{b[1]}", a[2])
-    assert (status, "stand on one side but differ in width" in err) == (2, True)
+    assert (status, "are on one side but differ in width" in err) == (2, True)
     status, _, err = dl("compare", f"{a[0]},{a[0]}", a[2])
     assert (status, "has seed 0 twice on its side" in err) == (2, True)
 
@@ -296,7 +296,7 @@ def test_mistakes_are_one_line(dl, tmp_path):
     folds.mkdir()
     (folds / "folds.json").write_text("{}")
     for argv, message in (
-        ([a], "compare needs RUN_B, the folder of a run: python -m dl compare RUN_A RUN_B …"),
+        ([a], "compare needs RUN_B (the folder of a run); write python -m dl compare RUN_A RUN_B …"),
         ([a, b], "were measured on different data, d:1.0.0 (sha256 eeeeeeeeeeee) and d:1.0.0 (sha256 9999"),
         ([a, str(unfinished)], "has not finished; run its command again first"),
         ([a, str(tmp_path / "none")], "does not hold a run; give the folder of one"),

@@ -187,17 +187,9 @@ def test_the_command_trains_fits_and_draws(path, tmp_path, capsys):
 
 
 def test_it_is_a_function_that_returns_the_curve(path, tmp_path, mesh1):
-    experiment_fn, quiet = find_experiment(path), Console(is_quiet=True)
-    fractions, folder = [0.25, 0.5, 1], tmp_path / "c"
-    found = learning_curve(
-        experiment_fn,
-        {"decay": 0.1},
-        fractions=fractions,
-        num_seeds=2,
-        folder=folder,
-        mesh=mesh1,
-        console=quiet,
-    )
+    experiment_fn, fractions, folder = find_experiment(path), [0.25, 0.5, 1], tmp_path / "c"
+    how = {"folder": folder, "mesh": mesh1, "console": Console(is_quiet=True)}
+    found = learning_curve(experiment_fn, {"decay": 0.1}, fractions=fractions, num_seeds=2, **how)
     record = json.loads((folder / "curve.json").read_text())
     assert (found.measured.sizes, found.objection) == (record["sizes"], record["objection"])
     np.testing.assert_array_equal(found.measured.errors, record["errors"])

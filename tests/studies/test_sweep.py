@@ -45,7 +45,7 @@ def test_a_space_is_read_with_the_types_of_the_options():
         "size": Interval(8, 32, False, 3),
         "name": Choices(("mnist:3.0.1", "digits")),
     }
-    with pytest.raises(UserError, match="a grid needs to know how many values; write rate=log:0.0001:0.1:5"):
+    with pytest.raises(UserError, match="a grid needs a number of values; write rate=log:0.0001:0.1:5"):
         grid_points(space)
     del space["rate"]
     sizes, names = [8, 20, 32], ["mnist:3.0.1", "digits"]
@@ -191,28 +191,13 @@ def test_a_sweep_goes_on(grid, dl):
 def test_it_is_a_function_that_returns_the_trials_and_the_best_options(grid, path, mesh1):
     folder, _, _ = grid
     experiment_fn = find_experiment(path)
-    space, quiet = {"learning_rate": [0.01, 0.3], "seed": [0, 1]}, Console(is_quiet=True)
-    found = sweep(
-        experiment_fn,
-        space,
-        {"decay": 0.5},
-        method="grid",
-        together=1,
-        folder=folder,
-        mesh=mesh1,
-        console=quiet,
-    )
+    space = {"learning_rate": [0.01, 0.3], "seed": [0, 1]}
+    how = {"folder": folder, "mesh": mesh1, "console": Console(is_quiet=True)}
+    found = sweep(experiment_fn, space, {"decay": 0.5}, method="grid", together=1, **how)
     trials = sweep_of(folder)["trials"]
     assert list(found.rows) == sorted(trials, key=lambda trial: trial["value"])
-    assert found.best_options == {
-        "learning_rate": 0.1,
-        "decay": 0.5,
-        "batch_size": 16,
-        "num_epochs": 1,
-        "wide": False,
-        "seed": 0,
-        **found.best["options"],
-    }
+    others = {"decay": 0.5, "batch_size": 16, "num_epochs": 1, "wide": False}
+    assert found.best_options == {**others, **found.best["options"]}
     for space, options, message in (
         (
             {"learning_rat": [1.0]},
@@ -282,7 +267,7 @@ def test_the_plot_has_a_line_for_each_trial_and_an_axis_for_each_option():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["EXP"], "sweep needs NAME=VALUES, an option and its values, such as learning_rate="),
+        (["EXP"], "sweep needs NAME=VALUES (an option and its values, such as learning_rate="),
         ([], "sweep needs EXPERIMENT"),
         (["EXP", "lerning_rate=1,2"], "there is no option --lerning-rate; did you mean --learning-rate?"),
         (["EXP", "learning_rate=0,1"], "--learning-rate 0.0 is out of range; it must be more than 0"),

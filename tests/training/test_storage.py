@@ -130,7 +130,7 @@ def test_what_the_system_refuses_anywhere_has_the_same_status(capsys):
         raise OSError(errno.ENOSPC, "No space left on device", "cache")
 
     assert exit_status(run) == 74
-    assert capsys.readouterr().err == "error: No space left on device (cache); what was saved before stands\n"
+    assert capsys.readouterr().err == "error: No space left on device (cache); all that was saved is kept\n"
     with pytest.raises(FileNotFoundError):
         exit_status(lambda: os.stat("/nonexistent/x"))
 
