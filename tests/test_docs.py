@@ -120,6 +120,6 @@ def test_an_experiment_that_is_copied_from_a_page_trains(page, tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     experiment = importlib.import_module("copied_experiment").experiment
     monkeypatch.delitem(importlib.import_module("sys").modules, "copied_experiment")
-    options = ["--dataset", "digits", "--batch-size", "16", "--num-epochs", "2"]
+    options = ["--dataset", "digits", "--batch-size", "16", "--num-epochs", "2", "--mesh", "data=1"]
     main(experiment, [*options, "--workdir", str(tmp_path / "run"), "--no-report"])
     assert "test_accuracy=" in capsys.readouterr().out
