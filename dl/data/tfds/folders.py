@@ -28,7 +28,7 @@ _data_dir: ContextVar[Path | None] = ContextVar("data folder", default=None)
 
 @dataclass(frozen=True)
 class Request:
-    """NAME[/CONFIG][:VERSION], as the user gave it."""
+    """`NAME[/CONFIG][:VERSION]`, as the user gave it."""
 
     name: str
     config: str | None = None
@@ -40,7 +40,7 @@ class Request:
 
 
 def parse_request(dataset: str) -> Request:
-    """Reads NAME[/CONFIG][:VERSION]; raises UserError for anything else."""
+    """Reads `NAME[/CONFIG][:VERSION]`; raises UserError for anything else."""
     match = _REQUEST.fullmatch(dataset)
     if match is None:
         raise UserError(
@@ -50,7 +50,7 @@ def parse_request(dataset: str) -> Request:
 
 
 def is_path(dataset: str) -> bool:
-    """Whether `dataset` is the path of a folder of images, since it cannot be NAME[/CONFIG][:VERSION]."""
+    """Whether `dataset` is the path of a folder of images, since it cannot be `NAME[/CONFIG][:VERSION]`."""
     if not dataset or _REQUEST.fullmatch(dataset):
         return False
     return dataset[0] in "~." or os.sep in dataset or os.path.isdir(dataset)
