@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from dl.errors import UserError
-from dl.option_types import Options, check_value, flag, type_name
+from dl.option_types import Options, check_value, flag, help_of, type_name
 from dl.system.files import expand
 
 VERSION = ("-V", "--version")
@@ -33,7 +33,7 @@ class CommandOptions:
     """Options of every `python -m dl` command.
 
     Attributes:
-      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      data_dir: Folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     """
 
     data_dir: Path | None = None
@@ -54,7 +54,8 @@ def parse(
     """Returns the experiment's options and the run's, from the arguments of a command line.
 
     Args:
-      experiment_fn: its keyword arguments with annotations and defaults are options.
+      experiment_fn: its keyword arguments with annotations and defaults are options. The help text of each is
+        what the docstring says of it, else what its type says (`option_types.Help`).
       run_options: a dataclass whose fields are options too.
       argv: the arguments, without the program's name; None: this process's.
       prog: the program's name, for the help text.
@@ -172,7 +173,11 @@ def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, A
         if missing := [what for what, is_missing in lacks if is_missing]:
             raise UserError(f"the option {name} of the experiment has no {' and no '.join(missing)}")
     return [
-        (name, Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name, ""))], default)
+        (
+            name,
+            Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name) or help_of(kinds[name]))],
+            default,
+        )
         for name, default in defaults.items()
     ]
 
