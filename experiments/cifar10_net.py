@@ -16,11 +16,11 @@ centre.
 
 from typing import Literal
 
-from dl import Experiment, KeepBest, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveFloat, losses, main, optimizers
 from dl.data import image_classification
 from dl.data.images.augment import random_crop
 from dl.models.cnn import CNN
-from dl.option_types import BatchSize, NumEpochs, PositiveFloat, Seed
+from dl.option_types import BatchSize, NumEpochs, Seed
 
 
 def experiment(

@@ -19,10 +19,9 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dl import Experiment, StopAt, losses, main, metrics, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, StopAt, losses, main, metrics, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
-from dl.option_types import PositiveFloat, PositiveInt, Seed
 
 
 def experiment(

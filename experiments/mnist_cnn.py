@@ -17,20 +17,11 @@ from typing import Literal
 
 import flax.linen as nn
 
-from dl import Experiment, StopAt, losses, main, optimizers
+from dl import Experiment, Fraction, StopAt, losses, main, optimizers
 from dl.data import image_classification
 from dl.data.images.augment import random_affine
 from dl.models.cnn import CNN, ConvNet
-from dl.option_types import (
-    BatchSize,
-    DatasetName,
-    Fraction,
-    ImageSize,
-    LearningRate,
-    NumEpochs,
-    Seed,
-    WeightDecay,
-)
+from dl.option_types import BatchSize, DatasetName, ImageSize, LearningRate, NumEpochs, Seed, WeightDecay
 
 
 def experiment(

@@ -14,10 +14,10 @@ The learning curve over the number of parameters n has three seeds at each size.
 long as two and a half runs, and each gives the same result as in a run of its own.
 """
 
-from dl import Experiment, losses, main, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, losses, main, optimizers
 from dl.data import image_classification
 from dl.models.mlp import MLP
-from dl.option_types import BatchSize, DatasetName, NumEpochs, PositiveFloat, PositiveInt, Seed
+from dl.option_types import BatchSize, DatasetName, NumEpochs, Seed
 
 
 def experiment(

@@ -10,10 +10,10 @@ pools make a 28×28 image 5×5, so the flattened vector has 64·5·5 = 1,600 ent
 without momentum, for ten epochs in batches of 64. There is no augmentation.
 """
 
-from dl import Experiment, KeepBest, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveFloat, losses, main, optimizers
 from dl.data import image_classification
 from dl.models.cnn import CNN
-from dl.option_types import BatchSize, DatasetName, ImageSize, NumEpochs, PositiveFloat, Seed
+from dl.option_types import BatchSize, DatasetName, ImageSize, NumEpochs, Seed
 
 
 def experiment(

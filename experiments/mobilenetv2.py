@@ -9,20 +9,11 @@ The figure is not comparable with published ones, because the images were encode
 epochs go; the published accuracy takes hundreds of epochs.
 """
 
-from dl import Experiment, losses, main, optimizers
+from dl import Experiment, PositiveFloat, losses, main, optimizers
 from dl.data import image_classification
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.models.mobilenet import mobilenet_v2
-from dl.option_types import (
-    BatchSize,
-    DatasetName,
-    ImageSize,
-    LearningRate,
-    NumEpochs,
-    PositiveFloat,
-    Seed,
-    WeightDecay,
-)
+from dl.option_types import BatchSize, DatasetName, ImageSize, LearningRate, NumEpochs, Seed, WeightDecay
 
 
 def experiment(

@@ -14,35 +14,24 @@ accuracy in percentage points above the 89.66 % of `none`, with its 95 % interva
     early_stopping   10 ^   -0.01  -0.06 to +0.04       label_smoothing   0.1     -0.26  -0.47 to -0.05 *
                                                         stochastic_depth  0.1     -0.38  -0.53 to -0.24 *
 
-A star marks an interval that excludes zero; one in twenty such intervals misses the true difference by chance.
-A caret marks a strength that is the first or the last of its three, so that a strength outside may do better.
-The figures hold for this small network, whose learning rate falls to zero.
+A star marks an interval that excludes zero. One in twenty such intervals misses the true difference by
+chance. A caret marks a strength that is the first or the last of its three, so that a strength outside may
+do better. The figures hold for this small network, whose learning rate falls to zero.
 
-Each regularizer is trained at three strengths, with three seeds at each strength. The strength with the highest
-mean validation accuracy is used for ten fresh seeds. They are the same for all regularizers and are compared
-with `none` in pairs. The seeds draw parameters and batch order; the training examples are the same in all runs.
-The ranges of strengths come from earlier trials, in which some test figures were seen. Dropout of channels is
-left out, because this network has no channels.
+Each regularizer is trained at three strengths, with three seeds at each strength. The strength with the
+highest mean validation accuracy is used for ten fresh seeds. They are the same for all regularizers and are
+compared with `none` in pairs. The seeds draw parameters and batch order; the training examples are the same
+in all runs. The ranges of strengths come from earlier trials, in which some test figures were seen. Dropout
+of channels is left out, because this network has no channels.
 """
 
-from dl import Experiment, UserError, losses
+from dl import Experiment, KeepBest, NonNegativeFloat, PositiveInt, UserError, gradients, losses, optimizers
 from dl.data import image_classification
 from dl.data.images import augment
-from dl.gradients import mean_gradient, sharpness_aware_gradient
 from dl.methods.mixing import cutmix, mixup, with_mixing
 from dl.models.mlp import ResidualMLP
-from dl.optimizers import adamw, cosine
-from dl.option_types import (
-    BatchSize,
-    DatasetName,
-    LearningRate,
-    NonNegativeFloat,
-    NumEpochs,
-    PositiveInt,
-    Seed,
-)
+from dl.option_types import BatchSize, DatasetName, LearningRate, NumEpochs, Seed
 from dl.penalties import l1, l2, with_penalty
-from dl.stopping import KeepBest
 from dl.studies import benchmark
 from dl.studies.curve_plan import part_of
 
@@ -50,13 +39,12 @@ GRID = {
     "none": (0.0,),
     "l1": (1e-5, 3e-5, 1e-4),  # λ
     "l2": (1e-4, 3e-4, 1e-3),
-    "weight_decay": (0.1, 0.3, 1.0),
-    **dict.fromkeys(("mixup", "cutmix", "sam"), (0.1, 0.3, 1.0)),  # α, and ρ of SAM
+    **dict.fromkeys(("weight_decay", "mixup", "cutmix", "sam"), (0.1, 0.3, 1.0)),  # λ, α, α, and ρ of SAM
     "augmentation": (0.03, 0.06, 0.12),  # shift as a share of the image
     "ema": (0.9, 0.97, 0.99),  # the decay
     "early_stopping": (3, 5, 10),  # epochs of patience
-    "label_smoothing": (0.05, 0.1, 0.2),  # the share that is spread
-    **dict.fromkeys(("dropout", "stochastic_depth", "drop_connect"), (0.05, 0.1, 0.2)),  # the probability
+    # The share that is spread, and probabilities.
+    **dict.fromkeys(("label_smoothing", "dropout", "stochastic_depth", "drop_connect"), (0.05, 0.1, 0.2)),
 }
 
 
@@ -83,27 +71,25 @@ def experiment(
     """
     if regularizer not in GRID:
         raise UserError(f"--regularizer {regularizer} is none of {', '.join(GRID)}")
-    images = image_classification(dataset)
-    data = part_of(images, num_examples / len(images.train))
+    data = image_classification(dataset)
+    part = part_of(data, num_examples / len(data.train))
     at = dict.fromkeys(GRID, 0.0) | {regularizer: strength}
-    num_steps = data.steps(num_epochs, batch_size)
+    num_steps = part.steps(num_epochs, batch_size)
     rates = at["dropout"], at["drop_connect"], at["stochastic_depth"]
-    model = ResidualMLP(64, 64, 3, images.num_classes, *rates)
+    model = ResidualMLP(64, 64, 3, data.num_classes, *rates)
     loss_fn = losses.classification(model, label_smoothing=at["label_smoothing"])
     loss_fn = with_penalty(loss_fn, l1(at["l1"]), l2(at["l2"]))
     if at["mixup"] or at["cutmix"]:
-        loss_fn = with_mixing(loss_fn, (mixup if at["mixup"] else cutmix)(strength, images.num_classes))
-    warp = augment.random_affine(
-        rotate=2 * strength, zoom=2 * strength, shift=strength * images.image_shape[0]
-    )
-    schedule = cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)
+        loss_fn = with_mixing(loss_fn, (mixup if at["mixup"] else cutmix)(strength, data.num_classes))
+    warp = augment.random_affine(rotate=2 * strength, zoom=2 * strength, shift=strength * data.image_shape[0])
+    schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(
-        data=data,
+        data=part,
         model=model,
         loss_fn=loss_fn,
-        tx=adamw(schedule, weight_decay=at["weight_decay"]),
+        tx=optimizers.adamw(schedule, weight_decay=at["weight_decay"]),
         augment=warp if at["augmentation"] else None,
-        grad_fn=sharpness_aware_gradient(strength) if at["sam"] else mean_gradient,
+        grad_fn=gradients.sharpness_aware_gradient(strength) if at["sam"] else gradients.mean_gradient,
         ema_decay=at["ema"] or None,
         keep_best=KeepBest(metric="accuracy", patience=int(strength)) if at["early_stopping"] else None,
         eval_every=None if at["early_stopping"] else num_steps,

@@ -172,12 +172,9 @@ def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, A
         lacks = [("annotation", name not in kinds), ("default", default is inspect.Parameter.empty)]
         if missing := [what for what, is_missing in lacks if is_missing]:
             raise UserError(f"the option {name} of the experiment has no {' and no '.join(missing)}")
+    texts_shown = {name: help_texts.get(name) or help_of(kinds[name]) for name in defaults}
     return [
-        (
-            name,
-            Annotated[kinds[name], tyro.conf.arg(help=help_texts.get(name) or help_of(kinds[name]))],
-            default,
-        )
+        (name, Annotated[kinds[name], tyro.conf.arg(help=texts_shown[name])], default)
         for name, default in defaults.items()
     ]
 
