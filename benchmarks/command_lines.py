@@ -199,13 +199,9 @@ def _main_of(module: str) -> Callable[[list[str]], None]:
         from dl.cli.commands import main
 
         return main
-    # As its last lines do: of main, or of a race.
-    source = importlib.import_module(module)
-    own = [value for name, value in vars(source).items() if name in ("main", "race")]
-    if own and getattr(own[0], "__name__", "") == "main":
-        return lambda argv: own[0](source.experiment, argv)
     from dl.cli.main import main as run
 
+    source = importlib.import_module(module)
     return lambda argv: run(source.experiment, argv)
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from dl.runs.find import known_experiments
+
 ROOT = Path(__file__).parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__")
+NAMES = sorted(known_experiments())
 
 # Trains a few steps of an experiment on small batches; with a step as the last argument, kills itself there.
 PROGRAM = """
