@@ -54,7 +54,7 @@ Seed = Annotated[
     Range(0, 2**32 - 1),
     Help("Random seed: initialisation, batch order, dropout and augmentation."),
 ]
-WeightDecay = Annotated[NonNegativeFloat, Help("Weight decay of kernels.")]
+WeightDecay = Annotated[NonNegativeFloat, Help("Weight decay, on kernels only.")]
 
 Options = dict[str, Any]
 

@@ -9,7 +9,7 @@ by validation accuracy (5 of 10).
 
 The figure is not comparable with published ones, because the images were encoded anew. The layers are
 convolution 64, pool, convolution 128, pool, dense 1000 and dense 10. The two pools leave a quarter of each
-side: a whole image becomes 8·8·128 = 8,192 values (8,278,658 parameters), and a crop to 28×28 becomes
+side: a full image becomes 8·8·128 = 8,192 values (8,278,658 parameters), and a crop to 28×28 becomes
 7·7·128 = 6,272 values (6,358,658 parameters). Training cuts the crop at a random place, evaluation in the
 centre.
 """
@@ -36,7 +36,7 @@ def experiment(
     Args:
       dataset: Data set: NAME of a prepared set, or the path of a folder with images by class; auto is
         CIFAR-10, else its copy encoded anew as JPEG.
-      variant: Input of the network: full (images of 32×32) or crop (28×28 of each).
+      variant: Input of the network: full (32×32 images) or crop (28×28 crops of them).
       learning_rate: Learning rate of Adam, which stays constant.
     """
     data = image_classification(dataset, auto=("cifar10", "cifar10_jpeg"), image_size=32)

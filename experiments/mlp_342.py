@@ -36,12 +36,12 @@ def experiment(
     """Returns a perceptron that gradient descent trains on random points, which are the same for all seeds.
 
     Args:
-      num_steps: Updates; each uses all examples.
+      num_steps: Number of updates. Each uses all examples.
       steps_log: Steps between two printed lines.
       num_examples: Number of points, normally distributed in space.
       learning_rate: Learning rate of gradient descent, which stays constant.
       head: Output: softmax (one distribution over both classes) or sigmoid (a probability for each class).
-      loss_below: Loss at which training stops; compared with printed losses only. None: all steps are made.
+      loss_below: Loss at which training stops; only printed losses count. None: no early stop.
       seed: Random seed: initialisation.
     """
     features = np.random.default_rng(0).normal(size=(num_examples, 3)).astype(np.float32)

@@ -38,12 +38,12 @@ def experiment(
     """Returns a convolutional network with its optimizer and, for pyramid, its augmentation.
 
     Args:
-      network: Network: pyramid (298,186 parameters), or classic, one convolution and two dense layers
-        (2,770,634 parameters).
-      num_epochs: Passes over the training split. None: 8 (classic: 10), or as many as 1,000 steps need.
+      network: Architecture: pyramid (298,186 parameters) or classic (2,770,634 parameters, one convolution
+        and two dense layers).
+      num_epochs: Passes over the training split. None: 8 (classic: 10), or more to make at least 1,000 steps.
       learning_rate: Learning rate: the peak for pyramid (None: 0.003), constant for classic (None: 0.001).
-      weight_decay: Weight decay of kernels; only pyramid uses it.
-      target_accuracy: Validation accuracy at which training stops. None: all epochs are trained.
+      weight_decay: Weight decay, on kernels only; classic does not use it.
+      target_accuracy: Validation accuracy at which training stops. None: no early stop.
     """
     data = image_classification(dataset, image_size=image_size)
     default_epochs = 8 if network == "pyramid" else 10

@@ -49,7 +49,7 @@ def experiment(
     The learning rate rises for a tenth of the steps, then falls along a cosine.
 
     Args:
-      optimizer: Optimizer, by the name of a recipe in this file. The benchmark measures all of them.
+      optimizer: Optimizer, such as sgd, adamw or muon. The benchmark measures all fourteen.
       learning_rate: Peak learning rate. The benchmark tunes it for each optimizer.
       seed: First random seed: initialisation and batch order.
     """

@@ -1,4 +1,4 @@
-"""An ablation of regularizers where examples are few: one at a time, each with its strength tuned alike.
+"""An ablation of regularizers on few examples: one at a time, each with its strength tuned in the same way.
 
     python -m experiments.regularizer_ablation                    # MNIST, else the embedded digits
     python -m experiments.regularizer_ablation --dataset fashion_mnist
@@ -64,7 +64,7 @@ def experiment(
 
     Args:
       num_examples: Examples of the training split that are used. The other splits stay whole.
-      regularizer: Regularizer, by a name in this file. The ablation measures all of them.
+      regularizer: Regularizer, such as mixup, dropout or ema, or none. The ablation measures all of them.
       strength: Strength of the regularizer. The ablation tunes it.
       num_epochs: Passes over those examples.
       seed: First random seed: initialisation, batch order, dropout and augmentation.

@@ -50,8 +50,8 @@ def experiment(
     Args:
       stage: Stage: head (the backbone is frozen), finetune (starts from the end of head) or scratch (starts
         from random parameters).
-      backbone: Start of the backbone: the data set that it is trained on, random, or published weights, as a
-        safetensors file or a name on the Hugging Face hub.
+      backbone: Backbone: a data set to train it on, random, or published weights (a safetensors file or a
+        name on the Hugging Face hub).
       num_epochs: Passes over the training split. A stage ends earlier after ten passes without a lower
         validation loss.
       smoke: Train a narrow network on 32×32 pixels, as a test.

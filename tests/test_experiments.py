@@ -97,3 +97,4 @@ def test_an_experiment_is_small_and_says_how_to_run_it(name):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
             lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     assert len(lines) < 60
+    assert "locals()" not in text  # options are named, so that a reader sees which ones go on

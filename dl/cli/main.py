@@ -41,21 +41,23 @@ class RunOptions:
     """Where and how a run happens. Of what it computes they change the precision and the clipping alone.
 
     Attributes:
-      workdir: the run's folder; the same folder again resumes the run. None: runs/NAME-TIME.
-      data_dir: the folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      mesh: device axes, such as data=8 or data=4,fsdp=2. None: all devices on data.
-      num_seeds: seeds trained at the same time in one program, from --seed on; the result is their mean.
-      folds: train once for each of so many folds of train and validation, in WORKDIR/fold-1, …; stratified
-        where every example has a class, else drawn at random;
-        the result is the mean over the held-out folds, and the test split is not read.
-      log_every: steps between two lines of metrics.jsonl.
-      save_every: seconds between two checkpoints; one is always written at the end and when stopped.
-      report: write report.html into the run's folder at the end.
-      debug_nans: stop at the first NaN and name the operation and the line that made it. Slower.
-      precision: of the model's computation. Parameters, statistics and losses stay in float32; float16 scales
-        the loss.
-      clip_norm: global norm that gradients are scaled down to before the optimizer. None: no clipping.
-      profile: trace a few steps into WORKDIR/profile, for Perfetto or XProf.
+      workdir: Folder of the run. The same folder again resumes the run. None: runs/NAME-TIME.
+      data_dir: Folder of prepared data sets. None: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      mesh: Device axes, such as data=8 or data=4,fsdp=2. None: all devices on data.
+      num_seeds: Number of seeds, from --seed on, that are trained at the same time in one program. The result
+        is their mean.
+      folds: Number of folds for cross-validation over train and validation. One run is trained for each, in
+        WORKDIR/fold-1 and so on. Folds are stratified where every example has a class, else drawn at random.
+        The result is the mean over the held-out folds, and the test split is not read.
+      log_every: Steps between two lines of metrics.jsonl.
+      save_every: Seconds between two checkpoints. One is always written at the end, and when the run is
+        stopped.
+      report: Write report.html into the folder of the run at the end.
+      debug_nans: Stop at the first NaN, and name the operation and the line that made it. This is slower.
+      precision: Precision of the computation in the model. Parameters, statistics and losses stay in float32.
+        With float16, the loss is scaled.
+      clip_norm: Global norm that gradients are scaled down to before the optimizer. None: no clipping.
+      profile: Trace a few steps into WORKDIR/profile, for Perfetto or XProf.
     """
 
     workdir: Path | None = None
