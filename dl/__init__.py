@@ -9,7 +9,21 @@ from dl.cli.main import main
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.inference.load import load_run
-from dl.option_types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed
+from dl.option_types import (
+    BatchSize,
+    DatasetName,
+    Fraction,
+    ImageSize,
+    LabelSmoothing,
+    LearningRate,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NumEpochs,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    WeightDecay,
+)
 from dl.runs.definition import Definition
 from dl.stopping import KeepBest, StopAt
 from dl.training.loop import train
@@ -19,19 +33,26 @@ from dl.warm_start import FromExperiment
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchSize",
+    "DatasetName",
     "Definition",
     "Experiment",
     "Fraction",
     "FromExperiment",
+    "ImageSize",
     "KeepBest",
+    "LabelSmoothing",
+    "LearningRate",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "NumEpochs",
     "PositiveFloat",
     "PositiveInt",
     "Result",
     "Seed",
     "StopAt",
     "UserError",
+    "WeightDecay",
     "benchmark_main",
     "data",
     "load_run",

@@ -1,4 +1,8 @@
-"""The types of options: an annotation states which values an option takes."""
+"""The types of options: an annotation states which values an option takes, and its help text.
+
+An experiment documents only the options that are its own. Of an option that many experiments share, such as
+the seed, the help text belongs to the type; what the docstring of an experiment says of it comes first.
+"""
 
 import dataclasses
 import typing
@@ -15,13 +19,42 @@ class Output:
     """Marks an option as a file to write, as metadata of an annotation; refused at once if it cannot be."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Help:
+    """The help text of an option, as metadata of an annotation: a phrase that stands alone.
+
+    Attributes:
+      text: what `--help` shows, unless the docstring of the experiment documents the option.
+    """
+
+    text: str
+
+
 OutputFile = Annotated[Path, Output()]
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
 PositiveFloat = Annotated[float, Range(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-Seed = Annotated[int, Range(0, 2**32 - 1)]
+
+BatchSize = Annotated[PositiveInt, Help("Examples in each update.")]
+DatasetName = Annotated[
+    str,
+    Help(
+        "Data set: NAME or NAME/CONFIG of a prepared set, or the path of a folder with images by class, such "
+        "as ./photos; auto is MNIST, else scikit-learn's digits."
+    ),
+]
+ImageSize = Annotated[PositiveInt, Help("Side of the square that images are resized to, in pixels.")]
+LabelSmoothing = Annotated[Fraction, Help("Share of each target that is spread evenly over all classes.")]
+LearningRate = Annotated[PositiveFloat, Help("Peak learning rate.")]
+NumEpochs = Annotated[PositiveInt, Help("Passes over the training split.")]
+Seed = Annotated[
+    int,
+    Range(0, 2**32 - 1),
+    Help("Random seed: initialisation, batch order, dropout and augmentation."),
+]
+WeightDecay = Annotated[NonNegativeFloat, Help("Weight decay, on kernels only.")]
 
 Options = dict[str, Any]
 
@@ -42,6 +75,12 @@ def check_value(name: str, kind: Any, value: Any) -> None:
             raise UserError(f"{flag(name)} {value} is out of range; it must be {metadata}")
         if isinstance(metadata, Output) and value is not None and (reason := why_no_output(value)):
             raise UserError(f"{flag(name)} {value} cannot be written ({reason}); choose another file")
+
+
+def help_of(kind: Any) -> str:
+    """Returns the help text that an annotation carries, also inside `Seed | None`; empty if it has none."""
+    texts = (metadata.text for metadata in _all_metadata(kind) if isinstance(metadata, Help))
+    return next(texts, "")
 
 
 def _all_metadata(kind: Any) -> list[Any]:

@@ -115,6 +115,22 @@ class Splits(Protocol):
     @property
     def preprocess(self) -> Preprocess | None: ...
 
+    def steps(self, num_epochs: int, batch_size: int, *, at_least: int = 1) -> int:
+        """Returns how many steps a number of passes over the training split takes.
+
+        The last batch of each pass may hold fewer examples and counts as a whole step.
+        `dl.data.steps.CountsSteps` implements this for all splits.
+
+        Args:
+          num_epochs: passes over the training split.
+          batch_size: examples in each step.
+          at_least: smallest number of steps. Whole passes are added until it is reached.
+
+        Raises:
+          UserError: an argument is not a positive whole number, or the training split has no examples.
+        """
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class OfInput:

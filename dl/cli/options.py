@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from dl.errors import UserError
-from dl.option_types import Options, check_value, flag, type_name
+from dl.option_types import Options, check_value, flag, help_of, type_name
 from dl.system.files import expand
 
 VERSION = ("-V", "--version")
@@ -74,7 +74,8 @@ def parse(
     """Returns the experiment's options and the run's, from the arguments of a command line.
 
     Args:
-      experiment_fn: its keyword arguments with annotations and defaults are options.
+      experiment_fn: its keyword arguments with annotations and defaults are options. The help text of each is
+        what the docstring says of it, else what its type says (`option_types.Help`).
       run_options: a dataclass whose fields are options too.
       argv: the arguments, without the name of the program; those of this process if None.
       prog: the name of the program, for the help text.
@@ -187,8 +188,9 @@ def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, A
         lacks = [("an annotation", name not in kinds), ("a default", default is inspect.Parameter.empty)]
         if missing := [what for what, is_missing in lacks if is_missing]:
             raise UserError(f"the option {name} of the experiment lacks {' and '.join(missing)}; add it")
+    texts_shown = {name: help_texts.get(name) or help_of(kinds[name]) for name in defaults}
     return [
-        (name, Annotated[kinds[name], _help_of(help_texts.get(name, ""))], default)
+        (name, Annotated[kinds[name], _help_of(texts_shown[name])], default)
         for name, default in defaults.items()
     ]
 

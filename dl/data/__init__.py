@@ -5,9 +5,9 @@
 """
 
 from dl.data.images.classification import ImageClassification, image_classification
-from dl.data.pipeline import steps_per_epoch
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
+from dl.data.steps import steps_per_epoch
 from dl.data.tfds.folders import using_data_dir
 from dl.types import Identity, Source
 

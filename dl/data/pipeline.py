@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
 from dl.data.permutation import random_order
 from dl.data.source import ArraySource
+from dl.data.steps import steps_per_epoch
 from dl.errors import UserError
 from dl.sharding import batch_sharding, num_batch_shards, put, replicated, splits_members
 from dl.types import Batch, Source
@@ -148,11 +149,6 @@ class Batches:
             whole[name] = np.zeros((*index_B.shape, *values.shape[1:]), values.dtype)
             whole[name][local] = values
         return whole
-
-
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Returns how many batches one pass over the examples takes, the padded last one included."""
-    return -(-num_examples // batch_size)
 
 
 @functools.lru_cache(maxsize=64)  # seeds that train at the same time

@@ -9,6 +9,7 @@ import numpy as np
 
 from dl.data.images.decoding import to_unit_range
 from dl.data.source import ArraySource, bytes_each, chunks
+from dl.data.steps import CountsSteps
 from dl.types import Identity, Preprocess, Source, Splits
 
 MAX_CHECKSUM_BYTES = 2**30  # that one source may decode at the start for its checksum
@@ -21,7 +22,7 @@ def short_notice(notice: str | None) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class ArraySplits:
+class ArraySplits(CountsSteps):
     """Splits that are sources of one's own: arrays in memory, or anything that reads rows.
 
     Its identity is a checksum of the content. A source that is not an `ArraySource` is read once for that, if
@@ -79,7 +80,7 @@ def _checksum(source: Source) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChangedSplits:
+class ChangedSplits(CountsSteps):
     """The splits of other data with changes; one that is left out is never asked for, so nobody can read it.
 
     Attributes:

@@ -64,7 +64,10 @@ def find_installed(name: str, hint: str) -> Callable[..., Experiment]:
 
 
 def known_experiments() -> dict[str, str]:
-    """Returns the names of the package `experiments`, each with the first line of its docstring."""
+    """Returns the names of the package `experiments`, each with the first line of its docstring.
+
+    A module that does not define `experiment`, such as one that was renamed, is left out.
+    """
     package = _spec([EXPERIMENTS])
     found = {}
     for module in pkgutil.iter_modules(package.submodule_search_locations if package else []):
@@ -72,11 +75,23 @@ def known_experiments() -> dict[str, str]:
         if module.ispkg or spec is None or spec.origin is None:
             continue
         try:  # read, not imported: one broken file must not hide the others
-            lines = (ast.get_docstring(ast.parse(Path(spec.origin).read_bytes())) or "").splitlines()
+            tree = ast.parse(Path(spec.origin).read_bytes())
         except (OSError, ValueError, SyntaxError):
-            lines = ["cannot be read"]
-        found[module.name] = lines[0] if lines else ""
+            found[module.name] = "cannot be read"
+            continue
+        if any(_defines_experiment(statement) for statement in tree.body):
+            lines = (ast.get_docstring(tree) or "").splitlines()
+            found[module.name] = lines[0] if lines else ""
     return found
+
+
+def _defines_experiment(statement: ast.stmt) -> bool:
+    """Whether a statement is a function `experiment`, or imports or assigns one."""
+    if isinstance(statement, ast.ImportFrom):
+        return any((alias.asname or alias.name) == "experiment" for alias in statement.names)
+    if isinstance(statement, ast.Assign):
+        return any(isinstance(node, ast.Name) and node.id == "experiment" for node in statement.targets)
+    return isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == "experiment"
 
 
 def stem_of_file(module: str) -> str | None:

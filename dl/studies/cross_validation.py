@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.data.folds import Folds
-from dl.data.pipeline import steps_per_epoch
+from dl.data.steps import steps_per_epoch
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
 from dl.evaluation.spread import EFFECTIVE, WILSON

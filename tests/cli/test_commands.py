@@ -234,8 +234,17 @@ def test_experiments_are_listed_with_their_first_line(dl):
     status, out, _ = dl("list")
     assert status == 0
     found = {line.split()[0]: line for line in out.splitlines()}
-    assert set(found) == {p.stem for p in Path("experiments").glob("*.py")} - {"__init__"}
+    assert set(found) == {p.stem for p in Path("experiments").glob("*.py")} - {"__init__", "optimizer_race"}
     assert "The 3-4-2 perceptron: gradient descent" in found["mlp_342"]
+
+
+def test_a_renamed_experiment_refuses_with_its_new_name(dl):
+    line = "error: optimizer_race is now optimizer_benchmark: python -m experiments.optimizer_benchmark\n"
+    for name in ("optimizer_race", "experiments.optimizer_race", "experiments/optimizer_race.py"):
+        assert dl("summary", name) == (2, "", line)
+    command = [sys.executable, "-W", "error", "-m", "experiments.optimizer_race", "--dataset", "mnist"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
 def test_versions_are_told_everywhere(dl, capsys):

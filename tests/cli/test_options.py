@@ -1,5 +1,7 @@
 import enum
+import inspect
 import math
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +11,8 @@ import pytest
 from dl.cli.main import RunOptions
 from dl.cli.options import parse, to_words
 from dl.errors import UserError
-from dl.option_types import Fraction, PositiveFloat, PositiveInt, Seed
+from dl.option_types import BatchSize, Fraction, LearningRate, NumEpochs, PositiveFloat, PositiveInt, Seed
+from dl.runs.find import find_experiment, known_experiments
 
 
 def experiment(
@@ -116,6 +119,47 @@ def test_mistakes_in_a_signature_are_one_line():
     ):
         with pytest.raises(UserError, match=message):
             parse(broken, RunOptions, [], "prog")
+
+
+def help_of(capsys, experiment_fn):
+    with pytest.raises(SystemExit):
+        parse(experiment_fn, RunOptions, ["--help"], "prog")
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_an_option_that_the_docstring_does_not_document_has_the_help_of_its_type(capsys):
+    def shared(batch_size: BatchSize = 8, num_epochs: NumEpochs | None = None, seed: Seed = 0, x: int = 1):
+        """An experiment without documented options."""
+
+    text = help_of(capsys, shared)
+    assert "--batch-size INT Examples in each update. (default: 8)" in text
+    assert "Passes over the training split. (default: None)" in text
+    assert "Random seed: initialisation, batch order, dropout and augmentation. (default: 0)" in text
+    assert "--x INT (default: 1)" in text
+
+
+def test_the_docstring_of_an_experiment_wins_over_the_help_of_a_type(capsys):
+    def own(batch_size: BatchSize = 8, learning_rate: LearningRate | None = None):
+        """An experiment.
+
+        Args:
+          learning_rate: Learning rate of its own kind.
+        """
+
+    text = help_of(capsys, own)
+    assert "Learning rate of its own kind. (default: None)" in text
+    assert "Peak learning rate" not in text
+    assert "Examples in each update." in text
+
+
+@pytest.mark.parametrize("name", sorted(known_experiments()))
+def test_the_help_of_every_option_of_an_experiment_is_a_sentence(name, capsys):
+    experiment_fn = find_experiment(name)
+    shown = help_of(capsys, experiment_fn).partition("show this help message and exit")[2]
+    own = shown.partition("--workdir")[0]
+    parameters = inspect.signature(experiment_fn).parameters
+    assert all(f"--{option.replace('_', '-')} " in own.replace(",", " ") for option in parameters)
+    assert len(re.findall(r"[.] \(default: ", own)) == len(parameters)
 
 
 class Shade(enum.Enum):

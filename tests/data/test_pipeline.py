@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dl.data.pipeline import Batches, steps_per_epoch
+from dl.data import ArraySplits, steps_per_epoch
+from dl.data.folds import Folds
+from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.sharding import make_mesh
@@ -119,3 +121,48 @@ def test_a_batch_that_does_not_divide_is_one_line(mesh8):
 def test_an_empty_split_is_one_line(mesh1):
     with pytest.raises(UserError, match="without examples"):
         Batches(source_of(0), 8, mesh1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    size=st.integers(1, 300),
+    batch_size=st.integers(1, 400),
+    num_epochs=st.integers(1, 9),
+    at_least=st.integers(1, 2000),
+)
+def test_steps_are_whole_passes_that_take_every_example(size, batch_size, num_epochs, at_least):
+    data = ArraySplits("numbers", source_of(size))
+    one_pass = len(range(0, size, batch_size))
+    assert data.steps(num_epochs, batch_size) == num_epochs * one_pass
+    steps = data.steps(num_epochs, batch_size, at_least=at_least)
+    assert steps % one_pass == 0
+    assert steps >= max(num_epochs * one_pass, at_least)
+    assert steps == num_epochs * one_pass or steps - one_pass < at_least  # no pass too many
+
+
+def test_the_steps_of_a_fold_are_those_of_its_own_training_examples():
+    data = ArraySplits("numbers", source_of(20), {"validation": source_of(10)})
+    assert data.steps(2, 8) == 2 * 3
+    assert [fold.steps(2, 8) for fold in Folds(data, 2)] == [2 * 2, 2 * 2]  # 15 examples each
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0, 8), "num_epochs=0 is out of range; it must be a whole number, at least 1"),
+        ((-1, 8), "num_epochs=-1 is out of range"),
+        ((1.5, 8), "num_epochs=1.5 is out of range"),
+        ((1, 0), "batch_size=0 is out of range; it must be a whole number, at least 1"),
+        ((1, True), "batch_size=True is out of range"),
+        ((10**400, 8), "at most 2,147,483,647"),
+    ],
+)
+def test_numbers_that_give_no_steps_are_one_line(numbers, message):
+    with pytest.raises(UserError, match=message) as caught:
+        ArraySplits("numbers", source_of(5)).steps(*numbers)
+    assert "\n" not in str(caught.value)
+
+
+def test_there_are_no_steps_without_training_examples():
+    with pytest.raises(UserError, match="the training split has no examples; choose another data set"):
+        ArraySplits("numbers", source_of(0)).steps(1, 8)

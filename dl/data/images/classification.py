@@ -12,6 +12,7 @@ from dl.data.images import folder as image_folder
 from dl.data.images.decoding import resized, to_unit_range
 from dl.data.images.loading import Found, Loaded, load
 from dl.data.recorded import Recorded, RecordedSource, remembered
+from dl.data.steps import CountsSteps
 from dl.data.tfds import folders
 from dl.data.tfds.find import find_or_prepare, is_image_folder
 from dl.data.tfds.prepared import describe
@@ -50,8 +51,9 @@ def image_classification(
         or `~` or cannot be a name, and a folder whose name is no set's. "auto" means `auto`, or
         scikit-learn's embedded digits where that is neither prepared nor to be had.
       auto: what "auto" wants; of several the first that is prepared.
-      image_size: side of the square that images of VARYING size are cropped and resized to (96 if
-        None); images of one size stay as stored.
+      image_size: side of the square that the model reads, in pixels. Images of varying size are stored
+        cropped and resized to it (to 96 if None). Images of one size are stored as they are, and
+        `preprocess` resizes them in each step (not at all if None).
       validation_fraction: of train, in (0, 1).
       max_resident_bytes: a set that is larger decoded is read from disk batch by batch.
       skip_unreadable: of a folder of images, leave out files that cannot be read; `provenance` counts them.
@@ -86,7 +88,7 @@ def image_classification(
 
 
 @dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(CountsSteps):
     """An image-classification set; what an attribute needs is read once, when first asked for.
 
     Examples are {"image": uint8 (H, W, C), "label": int32 ()}. Made by `image_classification`.

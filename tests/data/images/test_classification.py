@@ -208,6 +208,18 @@ def test_images_of_varying_size_are_cropped_in_the_centre_and_resized(write_set)
     assert image_classification("tiny").train.spec["image"].shape == (96, 96, 3)
 
 
+def test_images_of_one_size_are_stored_as_they_are_and_read_at_the_size_that_was_asked_for(write_set):
+    write_set("tiny", {"train": grey_examples(20), "test": grey_examples(5, seed=1)})
+    for image_size, height in ((None, 4), (4, 4), (8, 8), (2, 2)):
+        data = image_classification("tiny", image_size=image_size)
+        assert data.image_shape == data.train.spec["image"].shape == (4, 4, 1)
+        rows = all_rows(data.train)
+        prepared = data.preprocess(rows)["image"]
+        assert prepared.shape == (len(rows["label"]), height, height, 1)
+        if height == 4:
+            np.testing.assert_allclose(prepared, rows["image"] / 255, rtol=1e-6)
+
+
 def test_what_is_no_image_classification_set_is_refused_with_its_features(write_set):
     import tensorflow_datasets as tfds
 
