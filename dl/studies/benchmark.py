@@ -34,7 +34,7 @@ from dl.studies.comparison import Evidence, compare
 from dl.studies.fingerprint import fingerprint, metric_directions
 from dl.studies.folder import Kind, open_study, plain, usable
 from dl.training.loop import train
-from dl.training.population import Members
+from dl.training.population import Population
 
 RACE = Kind("race", "race.json", ("tune-*", "final-*", "race.md", "race.png"))
 
@@ -166,17 +166,17 @@ def _run_lane(
     def at(value: float) -> Experiment:
         return experiment_fn(**{**options, tuned: value})
 
-    def members_of(seeds: Sequence[int], numbers: Sequence[float]) -> Members:
+    def population_of(seeds: Sequence[int], numbers: Sequence[float]) -> Population:
         grid = [(seed, number) for number in numbers for seed in seeds]
-        return Members(
+        return Population(
             tuple(seed for seed, _ in grid),
             {tuned: tuple(number for _, number in grid)},
             lambda own: experiment_fn(**{**options, **own}).tx,
         )
 
-    share = len(values) > 1 and _may_share(at(values[0]), at(values[-1]), members_of([first], values))
+    share = len(values) > 1 and _may_share(at(values[0]), at(values[-1]), population_of([first], values))
 
-    def train_members(
+    def train_population(
         part: str, seeds: Sequence[int], numbers: Sequence[float], hidden: str | None = None
     ) -> dict[str, Any]:
         experiment = at(numbers[0])
@@ -184,12 +184,12 @@ def _run_lane(
             experiment = dataclasses.replace(
                 experiment, data=ChangedSplits(experiment.data, without=[hidden])
             )
-        members = members_of(seeds, numbers) if share else Members(tuple(seeds))
+        population = population_of(seeds, numbers) if share else Population(tuple(seeds))
         recorded = options if share else {**options, tuned: numbers[0]}
-        recorded = {**recorded, "members": [members.describe(k) for k in range(len(members))]}
+        recorded = {**recorded, "members": [population.describe(k) for k in range(len(population))]}
         name, code = module_name(experiment_fn), code_of(experiment_fn)
         run = Run(folder / part, name, recorded, code, resume, legacy_code=legacy_code_of(experiment_fn))
-        return train(experiment, run, mesh, members=members, console=Console(is_quiet=True))
+        return train(experiment, run, mesh, population=population, console=Console(is_quiet=True))
 
     first_seeds = range(first, first + race.tuning_seeds)
     seconds = 0.0
@@ -198,7 +198,7 @@ def _run_lane(
         part = f"tune-{lane}" if share else f"tune-{lane}-{numbers[0]:g}"
         tuned_members: list[dict[str, Any]] = []
         with contextlib.suppress(Diverged):
-            tuning = train_members(part, first_seeds, numbers, hidden=FINAL_SPLIT)
+            tuning = train_population(part, first_seeds, numbers, hidden=FINAL_SPLIT)
             seconds += tuning["seconds"]
             tuned_members = tuning["members"]
         for value in numbers:
@@ -212,7 +212,7 @@ def _run_lane(
     best = int(np.argmin(np.where(has_diverged, np.inf, judged.sign * np.array(curves[metric]))))
     # Seeds that chose nothing.
     fresh = range(first + race.tuning_seeds, first + race.tuning_seeds + race.final_seeds)
-    final = train_members(f"final-{lane}", fresh, [values[best]])
+    final = train_population(f"final-{lane}", fresh, [values[best]])
     scores = np.array([member["metrics"][FINAL_SPLIT][judged.test_metric] for member in final["members"]])
     row = {
         "name": lane,
@@ -237,18 +237,18 @@ def _mean(values: Sequence[float | None]) -> float:
     return math.nan if not values or None in values else float(np.mean(values))  # type: ignore[arg-type]
 
 
-def _may_share(one: Experiment, other: Experiment, members: Members) -> bool:
+def _may_share(one: Experiment, other: Experiment, population: Population) -> bool:
     """Whether experiments differ in nothing but a number of the optimizer, judged by the two outermost."""
     kind = fingerprint(one)
     if kind is None or kind != fingerprint(other):
         return False
 
     def build(traced: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        members.tx(traced, one.tx)
+        population.tx(traced, one.tx)
         return traced
 
     try:
-        jax.eval_shape(build, {name: numbers[0] for name, numbers in members.options.items()})
+        jax.eval_shape(build, {name: numbers[0] for name, numbers in population.options.items()})
     except UserError:
         return False
     return True

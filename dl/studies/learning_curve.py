@@ -33,7 +33,7 @@ from dl.studies.fingerprint import direction_of, metric_directions
 from dl.studies.folder import Kind, Study, open_study, plain, usable
 from dl.studies.power_law import PowerLaw, fit, forecast, objection
 from dl.training.loop import train
-from dl.training.population import Members
+from dl.training.population import Population
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,7 +159,7 @@ def _train_all(
     mesh: Mesh,
 ) -> Measured:
     first = plan.experiment.seed
-    members = Members(tuple(range(first, first + num_seeds)))
+    population = Population(tuple(range(first, first + num_seeds)))
     resume = this_command("dl", study.folder)
     values, sizes, errors, intervals = [], [], [], []
     for point in plan.points:
@@ -167,7 +167,7 @@ def _train_all(
         recorded = {**point.options, "num_seeds": num_seeds}
         code, legacy_code = code_of(experiment_fn), legacy_code_of(experiment_fn)
         run = Run(place, module_name(experiment_fn), recorded, code, resume, legacy_code=legacy_code)
-        result = train(point.experiment, run, mesh, members=members, console=Console(is_quiet=True))
+        result = train(point.experiment, run, mesh, population=population, console=Console(is_quiet=True))
         figures = [member["metrics"][measure.split][measure.metric] for member in result["members"]]
         values.append(point.value)
         sizes.append(point.size)

@@ -26,7 +26,7 @@ from dl.studies.probe import Probe, without_test
 from dl.studies.search import Point
 from dl.studies.trial_errors import is_of_surroundings, one_line
 from dl.training.loop import train
-from dl.training.population import Members
+from dl.training.population import SINGLE, Population, Single
 from dl.training.signals import Stopped
 
 Row = dict[str, Any]
@@ -148,15 +148,15 @@ class Trials:
         numbers = [name for name in rows[0]["options"] if isinstance(first[name], float)]
         varied = [name for name in numbers if any(not is_same(own[name], first[name]) for own in options)]
         base = self._build(first)
-        members = Members(
+        population = Population(
             tuple(own.get("seed", base.seed) for own in options),
             {name: tuple(own[name] for own in options) for name in varied},
             (lambda own: self._experiment_fn(**{**first, **own}).tx) if varied else None,
         )
         folder = f"trial-{rows[0]['trial']:03d}-and-{len(rows) - 1}-more"
-        recorded = {**first, "members": [members.describe(k) for k in range(len(members))]}
+        recorded = {**first, "members": [population.describe(k) for k in range(len(population))]}
         try:
-            result = self._train(base, folder, recorded, members)
+            result = self._train(base, folder, recorded, population)
         except Stopped:
             raise
         except Exception:  # then each trial says for itself what is wrong; alone it may also fit into memory
@@ -173,7 +173,7 @@ class Trials:
         try:
             experiment = self._build(options)
             is_built = True
-            result = self._train(experiment, folder, options, None)
+            result = self._train(experiment, folder, options, SINGLE)
         except Stopped:
             raise
         except Exception as error:
@@ -207,12 +207,12 @@ class Trials:
         ) from error
 
     def _train(
-        self, experiment: Experiment, folder: str, options: Options, members: Members | None
+        self, experiment: Experiment, folder: str, options: Options, population: Population | Single
     ) -> dict[str, Any]:
         name, code = module_name(self._experiment_fn), code_of(self._experiment_fn)
         legacy_code = legacy_code_of(self._experiment_fn)
         run = Run(self.folder / folder, name, options, code, self._resume, legacy_code=legacy_code)
-        return train(experiment, run, self._mesh, members=members, console=Console(is_quiet=True))
+        return train(experiment, run, self._mesh, population=population, console=Console(is_quiet=True))
 
     def _build(self, options: Options) -> Experiment:
         return without_test(self._experiment_fn, options)

@@ -16,17 +16,19 @@ from dl.experiment import Experiment
 from dl.runs.console import Console
 from dl.runs.digest import tree_digest
 from dl.runs.folder import Run
+from dl.runs.log import MetricsLog
 from dl.runs.predictions import Disagreement
 from dl.runs.provenance import numerics
 from dl.stopping import FINAL_SPLIT, look_up
 from dl.training.batches import check_labels, describe_input, make_batches
 from dl.training.checkpoint import Checkpoints
 from dl.training.identity import describe
-from dl.training.population import Members
+from dl.training.population import SINGLE, Population, Single
 from dl.training.profiler import Profiler
 from dl.training.program import Program
 from dl.training.session import Session
 from dl.training.signals import StopSignals
+from dl.training.start import find_start
 from dl.training.state import TrainState
 from dl.training.summary import final_line, introduce
 from dl.types import Variables
@@ -40,7 +42,7 @@ def train(
     *,
     log_every: int = 10,
     save_every: float = 30.0,
-    members: Members | None = None,
+    population: Population | Single = SINGLE,
     debug_nans: bool = False,
     profile: bool = False,
     console: Console | None = None,
@@ -53,7 +55,7 @@ def train(
       mesh: the devices. A run may go on with another mesh than it began with.
       log_every: steps between two lines of metrics.
       save_every: seconds between two checkpoints.
-      members: runs of the experiment that are trained at the same time; None: just the experiment.
+      population: runs of the experiment that are trained at the same time; by default the experiment alone.
       debug_nans: end at the first NaN with the operation that made it; see `nans.report_nans`.
       profile: trace a few steps into the folder `profile` of the run; see `profiling.Profiler`.
       console: where a person watches.
@@ -70,10 +72,10 @@ def train(
     console = console or Console()
     with contextlib.ExitStack() as stack:
         stack.callback(run.close)
-        if debug_nans and members is not None:
+        if debug_nans and isinstance(population, Population):
             raise UserError("debug_nans follows one run; leave --num-seeds out")
-        batches = make_batches(experiment, mesh, None if members is None else members.seeds)
-        facts = _facts(experiment, members)
+        batches = make_batches(experiment, mesh, population)
+        facts = _facts(experiment, population)
         run.check(facts)
         if run.is_begun and (result := run.result) is not None:
             run.tidy()
@@ -82,13 +84,13 @@ def train(
             console.line(f"finished before: {final_line(result, run)}")
             return _agreeing(result)
         check_labels(experiment, batches)
-        program = Program(experiment, mesh, batches, members)
+        program = Program(experiment, mesh, batches, population)
         experiment = _with_directions(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
         if start is not None:
             facts["initial"] = tree_digest(start)
             run.check(facts)
-        introduce(console, experiment, run, mesh, program.facts, members)
+        introduce(console, experiment, run, mesh, program.facts, population)
         if note := describe_input(experiment):
             console.line(note)
         run.open({**facts, **program.facts}, mesh)
@@ -99,13 +101,17 @@ def train(
         console.start(experiment.num_steps)
         stack.callback(console.stop)
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints_path, identity=run.identity))
-        session = Session(experiment, run, program, batches, checkpoints, console, stop, members)
-        stack.callback(session.close)
-        session.restore(start)
+        begin = find_start(program, checkpoints, start, console)
+        log = MetricsLog(run.metrics_path, begin.progress.log_size, begin.step, begin.progress.log_digest)
+        stack.callback(log.close)
+        with begin.progress.compiling.running():
+            steps = program.compile()
+        console.line(f"compiled in {steps.seconds:.1f} s")
+        session = Session(experiment, run, program, steps, batches, begin, log, checkpoints, console, stop)
         profiler = Profiler(run.folder / "profile", console)
         stack.callback(profiler.close)
         session.run_to_end(log_every, save_every, debug_nans, profiler if profile else None)
-        result = session.result(mesh)
+        result = session.result()
         with run.in_place():
             checkpoints.wait()  # a result promises its parameters
         result = run.finish(result)
@@ -146,7 +152,7 @@ def restore_variables(experiment: Experiment, run: Run, mesh: Mesh) -> Variables
     return variables_of(restored[0])
 
 
-def _facts(experiment: Experiment, members: Members | None) -> dict[str, Any]:
+def _facts(experiment: Experiment, population: Population | Single) -> dict[str, Any]:
     data = experiment.data
     return {
         "dataset": dataclasses.asdict(data.identity),
@@ -156,7 +162,7 @@ def _facts(experiment: Experiment, members: Members | None) -> dict[str, Any]:
         "num_steps": experiment.num_steps,
         "batch_size": experiment.batch_size,
         "numerics": numerics(),
-        **describe(experiment, members),
+        **describe(experiment, population),
     }
 
 
@@ -164,19 +170,19 @@ def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], pro
     """Returns the experiment whose rules state what is better, as their metrics do.
 
     Raises:
-      UserError: a rule could only fail after the first report, or nothing states what is better.
+      UserError: a rule could only fail after the first evaluation, or nothing states what is better.
     """
     known = {
         name: program.train_metrics if name == "train" else program.metrics
         for name in batches
         if name != FINAL_SPLIT
     }
-    figures = {split: dict.fromkeys(metrics, np.zeros(())) for split, metrics in known.items()}
+    metrics = {split: dict.fromkeys(of_split, np.zeros(())) for split, of_split in known.items()}
     rules = {"keep_best": experiment.keep_best, "stop_at": experiment.stop_at}
     resolved = {}
     for name, rule in rules.items():
         if rule is not None:
-            look_up(figures, rule.split, rule.metric)
+            look_up(metrics, rule.split, rule.metric)
             resolved[name] = rule.resolved(known[rule.split])
     return dataclasses.replace(experiment, **resolved)
 

@@ -151,7 +151,7 @@ def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
 
 def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
     run = Run(tmp_path, "noise", {})
-    train(EXPERIMENT, run, mesh1, members=consecutive(0, 2))
+    train(EXPERIMENT, run, mesh1, population=consecutive(0, 2))
     assert not run.predictions_path.exists()
     assert "no predictions" not in capsys.readouterr().out  # they were not tried
 
