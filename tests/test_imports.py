@@ -98,6 +98,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.training.profiler",
     "dl.training.program",
     "dl.training.progress",
+    "dl.training.result",
     "dl.training.session",
     "dl.warm_start",
 }

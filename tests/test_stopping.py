@@ -255,7 +255,7 @@ def test_an_option_that_decides_more_than_a_number_cannot_differ_between_members
         return optimizers.sgd(0.1 if options["learning_rate"] > 1 else 0.2)
 
     population = Population((0, 1), {"learning_rate": (0.1, 0.2)}, tx_of)
-    with pytest.raises(UserError, match="learning_rate cannot differ between members of one program"):
+    with pytest.raises(UserError, match="learning_rate cannot differ between the runs of one program"):
         train_in(tmp_path / "run", mesh1, population=population)
 
 

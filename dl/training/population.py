@@ -3,7 +3,7 @@
 Run k of a `Population` of M computes what a run of its own with its seed and its options computes. State,
 training batch and metrics carry a leading axis of size M. This is the only file that knows the axis:
 `Population` and `Single`, the experiment alone and without such an axis, have the same methods, so that no
-caller asks which of them it has.
+caller asks which of them it has. All that knows the axis makes this file a long one.
 """
 
 import dataclasses
@@ -164,8 +164,8 @@ class Population:
             return self.tx_of(traced)
         except (jax.errors.ConcretizationTypeError, TypeError) as error:
             raise UserError(
-                f"{', '.join(self.options)} cannot differ between members of one program, because more than "
-                f"the optimizer's arithmetic depends on it ({str(error).splitlines()[0]})"
+                f"{', '.join(self.options)} cannot differ between the runs of one program, because more "
+                f"than the optimizer's arithmetic depends on it ({str(error).splitlines()[0]})"
             ) from error
 
     # What a program is made of.

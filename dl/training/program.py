@@ -142,16 +142,12 @@ class Program:
         self._select = jax.jit(population.each(_select), donate_argnums=0, out_shardings=shardings)
         self._is_finite = jax.jit(population.each(_is_finite), out_shardings=replicated(mesh))
         _, frozen = freezing.split(abstract_state.params, self.config.frozen)
-        copies = len(population)
+        num_runs = len(population)
         self.facts = {
-            "num_parameters": num_params(abstract_state.params) // copies,
-            "num_frozen_parameters": num_params(frozen) // copies,
-            **_flops("train", self._train.jaxpr, experiment.batch_size * copies),
-            **_flops(
-                "forward",
-                None if self._eval is None else self._eval.jaxpr,
-                evaluated.batch_size * copies if evaluated is not None else 1,
-            ),
+            "num_parameters": num_params(abstract_state.params) // num_runs,
+            "num_frozen_parameters": num_params(frozen) // num_runs,
+            **_flops("train", self._train, experiment.batch_size * num_runs),
+            **_flops("forward", self._eval, evaluated.batch_size * num_runs if evaluated is not None else 1),
         }
 
     def _trace_loss(self) -> Any:
@@ -201,11 +197,11 @@ class Program:
         return state.replace(best=best)  # type: ignore[attr-defined]
 
 
-def _flops(name: str, jaxpr: Any, num_examples: int) -> dict[str, int | None]:
+def _flops(name: str, traced: Any, num_examples: int) -> dict[str, int | None]:
     """Returns the FLOPs of an example in both conventions of `dl.flops`; None where nothing was traced."""
     return {
         f"{name}_flops_per_example{convention}": (
-            None if jaxpr is None else count_jaxpr_flops(jaxpr, padding=padding) // num_examples
+            None if traced is None else count_jaxpr_flops(traced.jaxpr, padding=padding) // num_examples
         )
         for convention, padding in (("", True), ("_without_padding", False))
     }

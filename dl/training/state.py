@@ -61,7 +61,7 @@ class TrainState:
 def root_key(seed: int | jax.Array) -> Key:
     """Returns the key that all of a run's draws come from, of threefry whatever `jax_default_prng_impl` says.
 
-    Under `vmap` other generators draw from the first key alone, so that a member would not be its own run.
+    Under `vmap` other generators draw from the first key alone: a run beside others would not be its own.
     """
     return jax.random.key(seed, impl="threefry2x32")
 
