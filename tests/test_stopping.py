@@ -236,7 +236,7 @@ def with_rate(rate):
     return optimizers.adam(optimizers.cosine(rate, 12, warmup_steps=3))
 
 
-def test_members_may_differ_in_the_numbers_of_the_optimizer(tmp_path, mesh1):
+def test_runs_may_differ_in_the_hyperparameters_of_the_optimizer(tmp_path, mesh1):
     rates = (1e-3, 1e-2, 1e-1)
     population = Population(
         (0, 5, 0), {"learning_rate": rates}, lambda options: with_rate(options["learning_rate"])
@@ -250,7 +250,7 @@ def test_members_may_differ_in_the_numbers_of_the_optimizer(tmp_path, mesh1):
             assert member["metrics"]["test"][name] == pytest.approx(value, abs=1e-5)
 
 
-def test_an_option_that_decides_more_than_a_number_cannot_differ_between_members(tmp_path, mesh1):
+def test_an_option_that_decides_more_than_a_number_cannot_differ_between_runs(tmp_path, mesh1):
     def tx_of(options):
         return optimizers.sgd(0.1 if options["learning_rate"] > 1 else 0.2)
 

@@ -32,6 +32,7 @@ from dl.sharding import (
     num_batch_shards,
     state_shardings,
 )
+from dl.stopping import MetricsOfSplits
 from dl.training.state import TrainState
 from dl.training.step import StepConfig
 from dl.types import Batch, Source, Variables
@@ -40,7 +41,8 @@ MAX_SIZE = 2**16  # whose orders of the data are still held easily
 
 Traced = Mapping[str, jax.Array]
 Update = Callable[[StepConfig, TrainState, Batch], Any]
-MetricsOfSplits = Mapping[str, Mapping[str, Any]]
+IntervalsOfSplits = Mapping[str, Mapping[str, Any]]
+"""By split and metric: lower bound, upper bound and method."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Single:
     def batch_sharding(self, mesh: Mesh) -> NamedSharding:
         return batch_sharding(mesh)
 
-    def on(self, mesh: Mesh, trace_loss: Callable[[], Any]) -> "Single":
+    def for_devices(self, mesh: Mesh, trace_loss: Callable[[], Any]) -> "Single":
         return self
 
     def update(self, update: Update, config: StepConfig) -> Callable[[TrainState, Batch], Any]:
@@ -86,13 +88,13 @@ class Single:
         return spread.interval()
 
     @property
-    def predicts(self) -> bool:
+    def keeps_predictions(self) -> bool:
         return True
 
     def summarize(
         self,
         metrics: MetricsOfSplits,
-        intervals: MetricsOfSplits,
+        intervals: IntervalsOfSplits,
         shares: Mapping[str, bool],
         chosen: Sequence[Mapping[str, Any]],
         variables: Variables,
@@ -122,7 +124,7 @@ class Population:
       seeds: one for each run.
       options: by name, a value for each run; only the optimizer depends on them, as on its learning rate.
       tx_of: from the options of one run, as traced scalars, to its optimizer.
-      is_unrolled: whether each run is computed apart, instead of all in one vectorized operation; see `on`.
+      is_unrolled: whether runs are computed one by one, not in vectorized operations; see `for_devices`.
     """
 
     seeds: tuple[int, ...]
@@ -170,7 +172,7 @@ class Population:
 
     # What a program is made of.
 
-    def on(self, mesh: Mesh, trace_loss: Callable[[], Any]) -> "Population":
+    def for_devices(self, mesh: Mesh, trace_loss: Callable[[], Any]) -> "Population":
         """Returns the population as it is computed fastest on these devices.
 
         Vectorized over kernels, a convolution becomes a grouped one, which XLA computes on a CPU up to 6
@@ -269,14 +271,14 @@ class Population:
         return None
 
     @property
-    def predicts(self) -> bool:
+    def keeps_predictions(self) -> bool:
         """Whether predictions are kept, as of a single run."""
         return False
 
     def summarize(
         self,
         metrics: MetricsOfSplits,
-        intervals: MetricsOfSplits,
+        intervals: IntervalsOfSplits,
         shares: Mapping[str, bool],
         chosen: Sequence[Mapping[str, Any]],
         variables: Variables,

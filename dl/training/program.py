@@ -116,7 +116,7 @@ class Program:
         self.num_steps = experiment.num_steps
         self._seed = experiment.seed
         self._stored_batch = stored_batch(experiment)
-        self.population = population.on(mesh, self._trace_loss)
+        self.population = population.for_devices(mesh, self._trace_loss)
         abstract_state = jax.eval_shape(self._init, None)
         self.shardings = population.shardings(abstract_state, mesh, experiment.sharding_rules)
         self.abstract_state = jax.tree.map(

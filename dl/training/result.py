@@ -20,13 +20,10 @@ from dl.runs.provenance import describe_devices, peak_memory
 from dl.sharding import format_mesh
 from dl.stopping import FINAL_SPLIT, Best, KeepBest, MetricsOfSplits
 from dl.training.evaluate import Evaluation
-from dl.training.population import Population, Single
+from dl.training.population import IntervalsOfSplits, Population, Single
 from dl.training.program import Program
 from dl.training.progress import Progress
 from dl.types import Variables
-
-IntervalsOfSplits = Mapping[str, Mapping[str, Any]]
-"""By split and metric: lower bound, upper bound and method."""
 
 
 def make_result(

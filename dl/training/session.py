@@ -143,7 +143,7 @@ class Session:
             intervals[FINAL_SPLIT] = self._intervals(evaluation)
             examples = evaluation.examples
         predictions = None
-        if program.population.predicts:
+        if program.population.keeps_predictions:
             with progress.evaluating.running():
                 predictions = keep_predictions(
                     experiment,

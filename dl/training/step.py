@@ -82,7 +82,7 @@ class StepConfig:
             batch,
             seed,
             frozen=self.frozen,
-            start=warm_start,
+            warm_start=warm_start,
             keep_ema=self.ema_decay is not None,
             keep_best=self.keeps_best,
             loss_scale=self.loss_scale,

@@ -71,8 +71,8 @@ def num_trained_parameters(experiment: Experiment) -> int:
 
 
 def final_line(result: Mapping[str, Any], run: Run) -> str:
-    """Returns the figures of a finished run as `name=value` words, to be read and to be searched for."""
-    figures = [
+    """Returns the metrics of a finished run as `name=value` words, to be read and to be searched for."""
+    words = [
         f"{split}_{name}={_number(value)}"
         for split, values in result["metrics"].items()
         for name, value in sorted(values.items())
@@ -81,12 +81,12 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
     of_splits = result.get("intervals", {})
     for split in [FINAL_SPLIT] if FINAL_SPLIT in of_splits else of_splits:
         intervals = of_splits[split]
-        figures += [
+        words += [
             f"{split}_{name}_ci95={_number(low)}..{_number(high)}"
             for name, (low, high) in sorted(intervals.items())
         ]
     line = (
-        f"{' '.join(figures)} steps={result['steps']} seconds={result['seconds']:.1f} "
+        f"{' '.join(words)} steps={result['steps']} seconds={result['seconds']:.1f} "
         f"examples_per_second={result['examples_per_second']:.0f} dataset={dataset} "
         f"run={run.folder}"
     )
@@ -100,5 +100,5 @@ def final_line(result: Mapping[str, Any], run: Run) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Formats a figure; result.json holds None for one that is no number, such as a diverged loss."""
+    """Formats a metric; result.json holds None for one that is no number, such as a diverged loss."""
     return "nan" if value is None else format_value(value)

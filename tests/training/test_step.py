@@ -107,7 +107,7 @@ def test_the_step_reports_rate_and_gradient_norm(mesh1):
     assert metrics["gradient_norm"].compute() == pytest.approx(float(optax.tree.norm(gradient)))
 
 
-def test_members_trained_side_by_side_equal_solo_runs():
+def test_runs_trained_side_by_side_equal_solo_runs():
     tx = optimizers.adam(1e-2)
     step = jax.jit(lambda state, batch: update(state, batch, tx)[0])
     members = jax.vmap(lambda seed: make_state(tx, seed))(jnp.arange(3))

@@ -182,7 +182,7 @@ def test_a_nan_before_the_first_checkpoint_says_that_nothing_was_saved(tmp_path,
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_the_members_that_are_well_go_on(tmp_path, mesh1):
+def test_the_runs_of_a_population_that_are_well_go_on(tmp_path, mesh1):
     population = Population((0, 1), {"rate": (1e-2, 1e30)}, lambda options: optax.sgd(options["rate"]))
     result = train_in(tmp_path / "run", mesh1, population=population)
     assert result["steps"] == 12
