@@ -33,8 +33,7 @@ class Stepper:
         mesh = make_mesh()
         self.batches = Batches(experiment.data.train, experiment.batch_size, mesh, seed=experiment.seed)
         program = Program(experiment, mesh, {"train": self.batches})
-        program.compile()
-        self.train_step, self.state, self.step = program.train_step, program.init(), 0
+        self.train_step, self.state, self.step = program.compile().train, program.init(), 0
 
     def run(self) -> tuple[float, float]:
         """Takes one step; returns the seconds until its batch was under way, and those of all of it."""

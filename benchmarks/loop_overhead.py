@@ -34,11 +34,11 @@ def bare_seconds(experiment: Experiment) -> float:
     mesh = make_mesh()
     batches = {"train": Batches(experiment.data.train, experiment.batch_size, mesh, seed=experiment.seed)}
     program = Program(experiment, mesh, batches)
-    program.compile()
+    steps = program.compile()
     state = jax.block_until_ready(program.init())
     started = time.perf_counter()
     for step in range(experiment.num_steps):
-        state, _ = program.train_step(state, batches["train"][step])
+        state, _ = steps.train(state, batches["train"][step])
     jax.block_until_ready(state)
     return time.perf_counter() - started
 

@@ -3,7 +3,7 @@
 A metric states where it is made whether small or large values are good. What each example adds to it goes
 with it in evaluation: an interval follows from that, not from the metric's name.
 
-Shapes: B examples, C classes, K metrics, M members; … stands for M where members train at the same time.
+Shapes: B examples, C classes, K metrics, M runs; … stands for M where several runs train at the same time.
 """
 
 from collections.abc import Iterator, Mapping

@@ -53,7 +53,7 @@ STEPS = Range(1, 2**31 - 1)  # the state counts them in int32
 def check(name: str, value: Any, allowed: Range) -> None:
     """Raises UserError unless `value` is a finite number in the range.
 
-    A traced value, such as a rate that differs between members of one program, is not known and passes.
+    A traced value, such as a rate that differs between runs of one program, is not known and passes.
     """
     if isinstance(value, jax.core.Tracer):
         return

@@ -83,35 +83,16 @@ def num_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def batch_sharding(mesh: Mesh, num_members: int | None = None) -> NamedSharding:
-    """Returns the sharding of a batch: its leading axis over `data` and `fsdp`.
-
-    Of a batch for each of several members: the axis of the members where it divides, so that no device ever
-    waits for another, else the axis of the examples.
-    """
-    if num_members is None or splits_members(mesh, num_members):
-        return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its leading axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def splits_members(mesh: Mesh, num_members: int) -> bool:
-    """Whether the members, rather than the examples of each, are spread over the devices."""
-    return num_members % num_batch_shards(mesh) == 0
-
-
-def member_shardings(abstract_state: Any, mesh: Mesh, num_members: int) -> Any:
-    """Returns a sharding for each leaf of a state with a leading axis of members.
-
-    Raises:
-      UserError: the mesh splits parameters.
-    """
-    if num_batch_shards(mesh) != mesh.shape["data"] or mesh.size != mesh.shape["data"]:
-        raise UserError(
-            f"mesh {format_mesh(mesh.shape)} splits parameters, and {num_members} seeds at the same time are "
-            "spread whole; use --mesh data=N"
-        )
-    spec = PartitionSpec(BATCH_AXES) if splits_members(mesh, num_members) else PartitionSpec()
-    return jax.tree.map(lambda _: NamedSharding(mesh, spec), abstract_state)
+def num_parts(mesh: Mesh, spec: PartitionSpec, axis: int) -> int:
+    """Returns into how many parts a partition splits an axis."""
+    names = spec[axis] if axis < len(spec) else None
+    names = names if isinstance(names, tuple) else (names,) if names else ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -176,9 +157,8 @@ def _default_spec(shape: tuple[int, ...], fsdp_size: int) -> PartitionSpec:
 
 
 def _check_divides(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
-    for size, axes in zip(shape, spec, strict=False):
-        axes = axes if isinstance(axes, tuple) else (axes,) if axes else ()
-        parts = math.prod(mesh.shape[axis] for axis in axes)
+    for axis, size in enumerate(shape):
+        parts = num_parts(mesh, spec, axis)
         if size % parts:
             raise UserError(
                 f"the sharding rule {spec} splits {name} of shape {shape} into {parts} parts, which "

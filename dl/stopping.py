@@ -1,6 +1,6 @@
 """Which of a run's evaluations counts, and when a run has seen enough.
 
-Decided on the host from the figures of the evaluations; the test split is never among them. Whether small or
+Decided on the host from the metrics of the evaluations; the test split is never among them. Whether small or
 large values are good is stated where a metric is made, or here by `mode`; it is never read from a name.
 """
 
@@ -15,7 +15,7 @@ from dl.errors import UserError
 
 FINAL_SPLIT = "test"
 MODES = ("min", "max")
-Figures = Mapping[str, Mapping[str, np.ndarray]]
+MetricsOfSplits = Mapping[str, Mapping[str, np.ndarray]]
 """By split and metric: a scalar, or one value for each seed that is trained at the same time."""
 Directions = Mapping[str, Literal["min", "max"] | None]
 """By metric: whether the smallest or the largest value is best; None where the metric does not state it."""
@@ -135,12 +135,12 @@ class StopAt(Rule):
         if math.isnan(self.value):
             raise UserError(f"value={self.value} is reached by nothing; it must be a number")
 
-    def is_met(self, figures: Figures) -> bool:
+    def is_met(self, metrics: MetricsOfSplits) -> bool:
         """Whether every seed has reached the value."""
-        return bool(np.all(self.sign * look_up(figures, self.split, self.metric) >= self.sign * self.value))
+        return bool(np.all(self.sign * look_up(metrics, self.split, self.metric) >= self.sign * self.value))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Best:
     """The best evaluation so far, for each seed that is trained at the same time (usually one).
 
@@ -155,29 +155,32 @@ class Best:
     waited: list[int]
 
     @classmethod
-    def none_yet(cls, num_members: int) -> "Best":
-        return cls([None] * num_members, [0] * num_members, [0] * num_members)
+    def none_yet(cls, num_seeds: int) -> "Best":
+        return cls([None] * num_seeds, [0] * num_seeds, [0] * num_seeds)
 
-    def update(self, rule: KeepBest, figures: Figures, step: int) -> np.ndarray:
-        """Takes an evaluation in; returns which seeds it now stands for, never one that has stopped.
+    def after(self, rule: KeepBest, metrics: MetricsOfSplits, step: int) -> tuple["Best", np.ndarray]:
+        """Returns the best after one more evaluation, and which seeds that evaluation is now the best of.
 
-        Until a seed has a finite value, its newest evaluation stands in for the best.
+        The latter has the shape of the metric. Until a seed has a finite value, its newest evaluation stands
+        in for the best. A seed that has stopped takes no evaluation any more.
         """
-        values = np.atleast_1d(look_up(figures, rule.split, rule.metric))
-        is_taken = np.zeros(len(values), bool)
-        for k, value in enumerate(values.tolist()):
+        values = look_up(metrics, rule.split, rule.metric)
+        best = Best(list(self.value), list(self.step), list(self.waited))
+        is_taken = np.zeros(values.size, bool)
+        for k, value in enumerate(np.atleast_1d(values).tolist()):
             if self._has_stopped(rule, k):
                 continue
-            best = self.value[k]
+            before = self.value[k]
             # Without a best, any number is one; a NaN never is.
-            if np.isfinite(value) and (best is None or rule.sign * value > rule.sign * best + rule.min_delta):
-                self.value[k], self.step[k], self.waited[k] = value, step, 0
+            is_better = before is None or rule.sign * value > rule.sign * before + rule.min_delta
+            if np.isfinite(value) and is_better:
+                best.value[k], best.step[k], best.waited[k] = value, step, 0
                 is_taken[k] = True
             else:
-                self.waited[k] += 1
-                if best is None:
-                    self.step[k], is_taken[k] = step, True
-        return is_taken
+                best.waited[k] += 1
+                if before is None:
+                    best.step[k], is_taken[k] = step, True
+        return best, is_taken.reshape(values.shape)
 
     def is_over(self, rule: KeepBest) -> bool:
         """Whether every seed has lost its patience."""
@@ -190,10 +193,10 @@ class Best:
         return dataclasses.asdict(self)
 
 
-def look_up(figures: Figures, split: str, metric: str) -> np.ndarray:
-    """Returns a figure; raises UserError, saying which there are, where there is none."""
-    if split not in figures:
-        raise UserError(f"split={split!r} is not evaluated; choose one of {', '.join(figures)}")
-    if metric not in figures[split]:
-        raise UserError(f"metric={metric!r} is not measured; choose one of {', '.join(figures[split])}")
-    return np.asarray(figures[split][metric])
+def look_up(metrics: MetricsOfSplits, split: str, metric: str) -> np.ndarray:
+    """Returns a metric; raises UserError, saying which there are, where there is none."""
+    if split not in metrics:
+        raise UserError(f"split={split!r} is not evaluated; choose one of {', '.join(metrics)}")
+    if metric not in metrics[split]:
+        raise UserError(f"metric={metric!r} is not measured; choose one of {', '.join(metrics[split])}")
+    return np.asarray(metrics[split][metric])

@@ -100,6 +100,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.training.profiler",
     "dl.training.program",
     "dl.training.progress",
+    "dl.training.result",
     "dl.training.session",
     "dl.training.trained",
     "dl.warm_start",

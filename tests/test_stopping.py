@@ -16,7 +16,7 @@ from dl.runs.digest import tree_digest
 from dl.runs.log import read_metrics
 from dl.stopping import Best, KeepBest, StopAt
 from dl.training.batches import make_batches
-from dl.training.population import Members, consecutive
+from dl.training.population import Population, consecutive
 from dl.training.program import Program
 from dl.training.restore import restore_variables
 from dl.training.signals import Stopped
@@ -161,7 +161,10 @@ def test_patience_as_in_keras_and_a_nan_never_improves():
     rule = KeepBest(metric="accuracy", mode="max", patience=2, min_delta=0.1)
     best = Best.none_yet(1)
     values = [np.nan, 0.5, 0.55, 0.65, np.nan, 0.7]
-    taken = [bool(best.update(rule, {"validation": {"accuracy": v}}, k)[0]) for k, v in enumerate(values)]
+    taken = []
+    for k, value in enumerate(values):
+        best, is_taken = best.after(rule, {"validation": {"accuracy": value}}, k)
+        taken.append(bool(is_taken))
     assert taken == [True, True, False, True, False, False]  # the first stands in until one is finite
     assert best.is_over(rule)
     assert (best.value, best.step) == ([0.65], [3])
@@ -171,7 +174,7 @@ def test_every_seed_has_its_own_best_and_its_own_end():
     rule = KeepBest(patience=1)
     best = Best.none_yet(2)
     for k, values in enumerate([(0.5, 0.9), (0.6, 0.8), (0.1, 0.7), (0.1, 0.75)]):
-        best.update(rule, {"validation": {"loss": np.array(values)}}, k)
+        best, _ = best.after(rule, {"validation": {"loss": np.array(values)}}, k)
     assert best.value == [0.5, 0.7]  # the first stopped before it saw 0.1
     assert best.is_over(rule)
 
@@ -179,8 +182,8 @@ def test_every_seed_has_its_own_best_and_its_own_end():
 def test_seeds_that_train_at_the_same_time_end_as_each_would_alone(tmp_path, mesh1, mesh8):
     rule = KeepBest(patience=2)
     experiment = dataclasses.replace(EXPERIMENT, num_steps=24, keep_best=rule)
-    together = train_in(tmp_path / "run", mesh1, experiment, members=consecutive(0, 4))
-    spread = train_in(tmp_path / "spread", mesh8, experiment, members=consecutive(0, 8))
+    together = train_in(tmp_path / "run", mesh1, experiment, population=consecutive(0, 4))
+    spread = train_in(tmp_path / "spread", mesh8, experiment, population=consecutive(0, 8))
     for k, member in enumerate(together["members"]):
         alone = train_in(tmp_path / f"seed{k}", mesh1, dataclasses.replace(experiment, seed=k))
         assert member["seed"] == k
@@ -196,10 +199,10 @@ def test_seeds_that_train_at_the_same_time_end_as_each_would_alone(tmp_path, mes
 
 
 def test_seeds_that_train_at_the_same_time_resume_too(tmp_path, mesh1):
-    expected = train_in(tmp_path / "whole", mesh1, members=consecutive(0, 3))
+    expected = train_in(tmp_path / "whole", mesh1, population=consecutive(0, 3))
     with pytest.raises(Stopped):
-        train_in(tmp_path / "run", mesh1, members=consecutive(0, 3), console=SignallingConsole(7))
-    result = train_in(tmp_path / "run", mesh1, members=consecutive(0, 3))
+        train_in(tmp_path / "run", mesh1, population=consecutive(0, 3), console=SignallingConsole(7))
+    result = train_in(tmp_path / "run", mesh1, population=consecutive(0, 3))
     assert result["params_digest"] == expected["params_digest"]
     assert result["members"] == expected["members"]
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -218,14 +221,14 @@ def test_seeds_of_a_network_with_convolutions_share_a_program_without_grouped_on
     model = Convolution()
     loss_fn = losses.classification(model, input_name="features")
     experiment = dataclasses.replace(EXPERIMENT, model=model, loss_fn=loss_fn, num_steps=4)
-    members = consecutive(3, 2)
-    program = Program(experiment, mesh1, make_batches(experiment, mesh1, members.seeds), members)
-    program.compile()
-    assert "convolution" in program.train_step.as_text()
-    assert "feature_group_count" not in program.train_step.as_text() + program.eval_step.as_text()
-    together = train_in(tmp_path / "run", mesh1, experiment, members=members)
+    population = consecutive(3, 2)
+    program = Program(experiment, mesh1, make_batches(experiment, mesh1, population), population)
+    steps = program.compile()
+    assert "convolution" in steps.train.as_text()
+    assert "feature_group_count" not in steps.train.as_text() + steps.eval.as_text()
+    together = train_in(tmp_path / "run", mesh1, experiment, population=population)
     for k, member in enumerate(together["members"]):
-        alone = train_in(tmp_path / str(k), mesh1, dataclasses.replace(experiment, seed=members.seeds[k]))
+        alone = train_in(tmp_path / str(k), mesh1, dataclasses.replace(experiment, seed=population.seeds[k]))
         assert member["metrics"]["test"] == pytest.approx(alone["metrics"]["test"], abs=1e-5)
 
 
@@ -233,34 +236,34 @@ def with_rate(rate):
     return optimizers.adam(optimizers.cosine(rate, 12, warmup_steps=3))
 
 
-def test_members_may_differ_in_the_numbers_of_the_optimizer(tmp_path, mesh1):
+def test_runs_may_differ_in_the_hyperparameters_of_the_optimizer(tmp_path, mesh1):
     rates = (1e-3, 1e-2, 1e-1)
-    members = Members(
+    population = Population(
         (0, 5, 0), {"learning_rate": rates}, lambda options: with_rate(options["learning_rate"])
     )
-    together = train_in(tmp_path / "run", mesh1, members=members)
+    together = train_in(tmp_path / "run", mesh1, population=population)
     for k, member in enumerate(together["members"]):
-        assert (member["seed"], member["learning_rate"]) == (members.seeds[k], rates[k])
-        experiment = dataclasses.replace(EXPERIMENT, seed=members.seeds[k], tx=with_rate(rates[k]))
+        assert (member["seed"], member["learning_rate"]) == (population.seeds[k], rates[k])
+        experiment = dataclasses.replace(EXPERIMENT, seed=population.seeds[k], tx=with_rate(rates[k]))
         alone = train_in(tmp_path / str(k), mesh1, experiment)
         for name, value in alone["metrics"]["test"].items():
             assert member["metrics"]["test"][name] == pytest.approx(value, abs=1e-5)
 
 
-def test_an_option_that_decides_more_than_a_number_cannot_differ_between_members(tmp_path, mesh1):
+def test_an_option_that_decides_more_than_a_number_cannot_differ_between_runs(tmp_path, mesh1):
     def tx_of(options):
         return optimizers.sgd(0.1 if options["learning_rate"] > 1 else 0.2)
 
-    members = Members((0, 1), {"learning_rate": (0.1, 0.2)}, tx_of)
-    with pytest.raises(UserError, match="learning_rate cannot differ between members of one program"):
-        train_in(tmp_path / "run", mesh1, members=members)
+    population = Population((0, 1), {"learning_rate": (0.1, 0.2)}, tx_of)
+    with pytest.raises(UserError, match="learning_rate cannot differ between the runs of one program"):
+        train_in(tmp_path / "run", mesh1, population=population)
 
 
 def test_seeds_on_a_mesh_that_splits_parameters_are_refused(tmp_path):
     from dl.sharding import make_mesh
 
     with pytest.raises(UserError, match="use --mesh data=N"):
-        train_in(tmp_path / "run", make_mesh({"fsdp": 2}), members=consecutive(0, 2))
+        train_in(tmp_path / "run", make_mesh({"fsdp": 2}), population=consecutive(0, 2))
 
 
 def test_the_first_variables_may_be_given(tmp_path, mesh1):

@@ -95,7 +95,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
                 mesh,
                 log_every=run_options.log_every,
                 save_every=run_options.save_every,
-                members=consecutive(experiment.seed, run_options.num_seeds),
+                population=consecutive(experiment.seed, run_options.num_seeds),
                 debug_nans=run_options.debug_nans,
                 profile=run_options.profile,
             )

@@ -5,19 +5,19 @@ Nothing about the order is ever saved: a run that resumes at step s asks for the
 
 import functools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
 from dl.data.permutation import random_order
 from dl.data.source import ArraySource
 from dl.data.steps import steps_per_epoch
 from dl.errors import UserError
-from dl.sharding import batch_sharding, num_batch_shards, put, replicated, splits_members
+from dl.sharding import batch_sharding, num_parts, put, replicated
 from dl.types import Batch, Source
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # on each device; larger sources stream from the host
@@ -33,8 +33,7 @@ class Batches:
     Attributes:
       source: the examples.
       batch_size: over all devices.
-      seed: of the order; None keeps the source's order. Several seeds: each batch has a leading axis with one
-        member for each, in its own order.
+      seed: of the order; None keeps the source's order.
       steps_per_epoch: steps of one pass.
       num_classes: by name of a feature that holds labels; those of a source too large to be looked at when it
         is opened are checked as they are read.
@@ -50,16 +49,28 @@ class Batches:
         batch_size: int,
         mesh: Mesh,
         *,
-        seed: int | Sequence[int] | None = None,
+        seed: int | None = None,
         max_resident_bytes: int = MAX_RESIDENT_BYTES,
+        sharding: NamedSharding | None = None,
+        leading: tuple[int, ...] = (),
     ):
+        """Opens a source; nothing is read from one that is too large for the devices.
+
+        Args:
+          source: the examples.
+          batch_size: over all devices.
+          mesh: the devices.
+          seed: of the order.
+          max_resident_bytes: up to which the whole source is held on each device.
+          sharding: of a batch; by default its examples are split over the devices.
+          leading: sizes of the axes before the axis of the examples, where a subclass makes `rows` with some.
+        """
         if not len(source):
             raise UserError("a data split without examples cannot be read; choose another split")
         check_names(source)
-        num_members = len(seed) if isinstance(seed, Sequence) else None
-        shards = num_batch_shards(mesh)
-        if num_members is not None and splits_members(mesh, num_members):
-            shards = 1  # of each member's batch
+        self._sharding = batch_sharding(mesh) if sharding is None else sharding
+        self._shape = (*leading, batch_size)
+        shards = num_parts(mesh, self._sharding.spec, axis=len(leading))
         if batch_size % shards:
             raise UserError(
                 f"batch_size={batch_size} does not divide over the {shards} devices of the mesh; "
@@ -71,7 +82,6 @@ class Batches:
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
         self.num_classes: Mapping[str, int] = {}
-        self._sharding = batch_sharding(mesh, num_members)
         self._resident = None
         if isinstance(source, ArraySource) and source.nbytes <= max_resident_bytes:
             self._resident = put(dict(source.arrays), replicated(mesh))
@@ -80,29 +90,19 @@ class Batches:
     @property
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a batch as it lies on the devices; nothing is read."""
-        members = (len(self.seed),) if isinstance(self.seed, Sequence) else ()
         leaves = {
             **self.source.spec,
             "index": jax.ShapeDtypeStruct((), np.int32),
             "mask": jax.ShapeDtypeStruct((), np.bool_),
         }
         return {
-            name: jax.ShapeDtypeStruct(
-                (*members, self.batch_size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype)
-            )
+            name: jax.ShapeDtypeStruct((*self._shape, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
             for name, leaf in leaves.items()
         }
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the global example indices of a step, int32, and which of them are not padding."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        size = len(self.source)
-        places = np.arange(within * self.batch_size, (within + 1) * self.batch_size)
-        if isinstance(self.seed, Sequence):
-            index_MB = np.stack([_epoch_order(size, seed, epoch)[places % size] for seed in self.seed])
-            return index_MB, np.broadcast_to(places < size, index_MB.shape)
-        order = _epoch_order(size, self.seed, 0 if self.seed is None else epoch)
-        return order[places % size], places < size
+        return rows_of_step(len(self.source), self.batch_size, self.seed, step)
 
     def __getitem__(self, step: int) -> Batch:
         """Returns the batch of a step on the devices: features, `index` and `mask`."""
@@ -149,6 +149,16 @@ class Batches:
             whole[name] = np.zeros((*index_B.shape, *values.shape[1:]), values.dtype)
             whole[name][local] = values
         return whole
+
+
+def rows_of_step(
+    num_examples: int, batch_size: int, seed: int | None, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the example indices of a step, int32, and which of them are not padding, both of shape B."""
+    epoch, within = divmod(step, steps_per_epoch(num_examples, batch_size))
+    places = np.arange(within * batch_size, (within + 1) * batch_size)
+    order = _epoch_order(num_examples, seed, 0 if seed is None else epoch)
+    return order[places % num_examples], places < num_examples
 
 
 @functools.lru_cache(maxsize=64)  # seeds that train at the same time

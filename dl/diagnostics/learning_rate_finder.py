@@ -18,7 +18,7 @@ from dl.experiment import Experiment
 from dl.optimizers.transforms import with_rate
 from dl.ranges import POSITIVE, STEPS, check, check_count
 from dl.sharding import make_mesh
-from dl.training.step import with_inputs
+from dl.training.step import StepConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +78,7 @@ def find_learning_rate(
     batches = Batches(experiment.data.train, experiment.batch_size, mesh, seed=experiment.seed)
     state, update = make_update(
         experiment,
-        with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment),
+        StepConfig.of(experiment).loss_fn,
         with_rate(experiment.tx, lambda step: low * jnp.exp(growth * step)),
         batches[0],
     )

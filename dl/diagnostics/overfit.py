@@ -22,8 +22,8 @@ from dl.metrics import Mean
 from dl.ranges import STEPS, Range, check, check_count
 from dl.sharding import make_mesh, path_name
 from dl.training.memory import check_fits
-from dl.training.state import TrainState, init_state, root_key
-from dl.training.step import update_state, with_inputs
+from dl.training.state import TrainState, root_key
+from dl.training.step import StepConfig, update_state, with_inputs
 from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
 Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -223,18 +223,15 @@ def make_update(
         loss, aux = loss_fn(params, model_state, batch, key)
         return loss, Aux(aux.model_state, {"loss": Mean.of(loss[None]), **aux.metrics})
 
+    config = dataclasses.replace(
+        StepConfig.of(experiment), loss_fn=judged, tx=tx, ema_decay=None, keeps_best=False
+    )
+
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return update_state(state, batch, judged, tx, experiment.grad_fn, frozen=experiment.frozen)
+        return update_state(config, state, batch)
 
     def init(batch: Batch) -> TrainState:
-        return init_state(
-            experiment.init,
-            tx,
-            batch,
-            experiment.seed,
-            frozen=experiment.frozen,
-            loss_scale=experiment.loss_scale,
-        )
+        return config.init(batch, experiment.seed)
 
     check_fits(jax.eval_shape(init, batch), jax.devices()[:1])
     return init(batch), jax.jit(update, donate_argnums=0)

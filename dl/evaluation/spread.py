@@ -1,6 +1,6 @@
 """The interval of a mean that follows from what was counted: sums over examples that add up over batches.
 
-Shapes: N examples; … stands for the members that were trained at the same time, if there are any.
+Shapes: N examples; … stands for M runs that were trained at the same time, if there are several.
 """
 
 import dataclasses

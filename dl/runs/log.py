@@ -40,7 +40,7 @@ class Averages:
     """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON.
 
     Attributes:
-      sums: total and count, shape (2,), or (M, 2) of M members.
+      sums: total and count, shape (2,), or (M, 2) of M runs at the same time.
     """
 
     def __init__(self, sums: Mapping[str, Any] | None = None):
@@ -62,9 +62,9 @@ class Averages:
         return {name: pair.tolist() for name, pair in self.sums.items()}
 
 
-def means(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the mean over the members of each figure."""
-    return {name: float(np.mean(value)) for name, value in figures.items()}
+def means(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the mean of each metric over the runs that train at the same time."""
+    return {name: float(np.mean(value)) for name, value in metrics.items()}
 
 
 def line_of(kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class MemoryRun:
 
     Attributes:
       definition: of the experiment.
+      log: the metrics so far.
       predictions: of the final split; None before the end, and of several seeds.
     """
 
@@ -27,6 +28,7 @@ class MemoryRun:
 
     def __init__(self, definition: Definition):
         self.definition = definition
+        self.log = MemoryLog()
         self.predictions: Kept | None = None
         self.result: dict[str, Any] | None = None
 
@@ -48,6 +50,10 @@ class MemoryRun:
     def in_place(self) -> Iterator[None]:
         """Nothing can be moved away."""
         yield
+
+    def open_log(self, size: int, step: int, digest: str) -> "MemoryLog":
+        """Returns the log of the metrics, which begins empty."""
+        return self.log
 
     def keep_predictions(self, predictions: Kept) -> None:
         """Keeps what the run's end predicts."""

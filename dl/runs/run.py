@@ -21,7 +21,7 @@ from dl.errors import StorageError, UserError
 from dl.runs.definition import RUN_DEFAULTS, Definition
 from dl.runs.differences import as_recorded, differences
 from dl.runs.folder import RunFolder
-from dl.runs.log import finite
+from dl.runs.log import MetricsLog, finite
 from dl.runs.predictions import Kept
 from dl.runs.provenance import machine, software
 from dl.sharding import format_mesh
@@ -159,6 +159,10 @@ class Run(RunFolder):
                 f"{self.folder} was removed or moved while the run went on; move it back and run the same "
                 "command again to go on from its last checkpoint"
             )
+
+    def open_log(self, size: int, step: int, digest: str) -> MetricsLog:
+        """Returns the log of the metrics, as far as a checkpoint knows it: see `MetricsLog`."""
+        return MetricsLog(self.metrics_path, size, step, digest)
 
     def keep_predictions(self, predictions: Kept) -> None:
         """Writes what the run's end predicts."""

@@ -32,7 +32,7 @@ from dl.studies.fingerprint import fingerprint, metric_directions
 from dl.studies.folder import StudyKind, open_study, plain, usable
 from dl.studies.probe import hide_test
 from dl.studies.runs import ResumeCommand, StudyRuns, check_options, with_defaults
-from dl.training.population import Members
+from dl.training.population import Population
 
 BENCHMARK = StudyKind(
     "benchmark",
@@ -197,7 +197,7 @@ class _Method:
         """Returns the row of the method, and the result of its runs with fresh seeds."""
         first, values, metric = self.options.get("seed", 0), self.values, judged.metric
         share = len(values) > 1 and _may_share(
-            self._at(values[0]).build(), self._at(values[-1]).build(), self._members([first], values)
+            self._at(values[0]).build(), self._at(values[-1]).build(), self._population([first], values)
         )
         seconds = 0.0
         curves: dict[str, list[float]] = {"loss": [], metric: []}  # the loss tells who has diverged
@@ -241,9 +241,9 @@ class _Method:
     def _at(self, value: float) -> Definition:
         return Definition(self.runs.experiment_fn, {**self.options, self.tuned: value})
 
-    def _members(self, seeds: Sequence[int], values: Sequence[float]) -> Members:
+    def _population(self, seeds: Sequence[int], values: Sequence[float]) -> Population:
         grid = [(seed, value) for value in values for seed in seeds]
-        return Members(
+        return Population(
             tuple(seed for seed, _ in grid),
             {self.tuned: tuple(value for _, value in grid)},
             lambda own: self.runs.experiment_fn(**{**self.options, **own}).tx,
@@ -253,14 +253,14 @@ class _Method:
         self, part: str, seeds: Sequence[int], values: Sequence[float], share: bool, hidden: str | None = None
     ) -> dict[str, Any]:
         """Trains all seeds with all values, in one program; there is one value where they do not share."""
-        members = self._members(seeds, values) if share else Members(tuple(seeds))
-        described = [members.describe(k) for k in range(len(members))]
+        population = self._population(seeds, values) if share else Population(tuple(seeds))
+        described = [population.describe(k) for k in range(len(population))]
         definition = self._at(values[0]).changed({"members": described})
-        if share:  # the members say which values they have
+        if share:  # the runs say which values they have
             definition = definition.changed({self.tuned: self.options[self.tuned]})
         if hidden is not None:
             definition = definition.changed({}, hide_test)
-        return self.runs.train(part, definition, members)
+        return self.runs.train(part, definition, population)
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -268,18 +268,18 @@ def _mean(values: Sequence[float | None]) -> float:
     return math.nan if not values or None in values else float(np.mean(values))  # type: ignore[arg-type]
 
 
-def _may_share(one: Experiment, other: Experiment, members: Members) -> bool:
+def _may_share(one: Experiment, other: Experiment, population: Population) -> bool:
     """Whether experiments differ in a hyperparameter of the optimizer alone, judged by the two outermost."""
     kind = fingerprint(one)
     if kind is None or kind != fingerprint(other):
         return False
 
     def make(traced: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
-        members.tx(traced, one.tx)
+        population.tx(traced, one.tx)
         return traced
 
     try:
-        jax.eval_shape(make, {name: numbers[0] for name, numbers in members.options.items()})
+        jax.eval_shape(make, {name: numbers[0] for name, numbers in population.options.items()})
     except UserError:
         return False
     return True

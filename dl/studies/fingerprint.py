@@ -11,9 +11,9 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.metrics import Direction
 from dl.stopping import Directions, sign_of
-from dl.training.identity import stored_batch
+from dl.training.batches import stored_batch
 from dl.training.state import root_key
-from dl.training.step import with_inputs
+from dl.training.step import StepConfig
 from dl.types import Variables
 
 _COMPARED = (
@@ -61,13 +61,13 @@ def direction_of(metric: str, directions: Directions, mode: Direction | None) ->
 
 
 def _make_pass(experiment: Experiment) -> Any:
-    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+    config = StepConfig.of(experiment)
 
     def initial_variables_training_and_evaluation(key: Any, batch: Any) -> Any:
         variables: Variables = experiment.init(key, batch)
         state = {name: tree for name, tree in variables.items() if name != "params"}
         params = variables.get("params", {})
-        _, in_evaluation = loss_fn(params, state, batch, None)
-        return experiment.grad_fn(loss_fn)(params, state, batch, key), in_evaluation, variables
+        _, in_evaluation = config.loss_fn(params, state, batch, None)
+        return config.grad_fn(config.loss_fn)(params, state, batch, key), in_evaluation, variables
 
     return initial_variables_training_and_evaluation

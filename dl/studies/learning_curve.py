@@ -32,7 +32,7 @@ from dl.studies.folder import StudyKind, open_study, plain, usable
 from dl.studies.power_law import PowerLaw, fit, forecast, objection
 from dl.studies.runs import ResumeCommand, StudyRuns, with_defaults
 from dl.studies.search import Dimension
-from dl.training.population import Members
+from dl.training.population import Population
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -217,11 +217,11 @@ def learning_curve(
 
 def _train_all(plan: Plan, measure: Measure, num_seeds: int, runs: StudyRuns, console: Console) -> Measured:
     first = plan.experiment.seed
-    members = Members(tuple(range(first, first + num_seeds)))
+    population = Population(tuple(range(first, first + num_seeds)))
     values, sizes, errors, intervals = [], [], [], []
     for point in plan.points:
         part = f"{plan.varied}-{point.value.replace('/', '_')}"
-        result = runs.train(part, point.definition.changed({"num_seeds": num_seeds}), members)
+        result = runs.train(part, point.definition.changed({"num_seeds": num_seeds}), population)
         figures = [member["metrics"][measure.split][measure.metric] for member in result["members"]]
         values.append(point.value)
         sizes.append(point.size)

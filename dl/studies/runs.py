@@ -17,7 +17,7 @@ from dl.runs.provenance import module_name
 from dl.runs.run import Run
 from dl.studies.folder import Study
 from dl.training.loop import train_run
-from dl.training.population import Members
+from dl.training.population import SINGLE, Population, Single
 
 ResumeCommand = Callable[[Path], str]
 """From the folder of a study to the command line that resumes it."""
@@ -39,13 +39,15 @@ class StudyRuns:
     mesh: Mesh
     resume_command: ResumeCommand | None = None
 
-    def train(self, part: str, definition: Definition, members: Members | None = None) -> dict[str, Any]:
+    def train(
+        self, part: str, definition: Definition, population: Population | Single = SINGLE
+    ) -> dict[str, Any]:
         """Trains one run, without output; a finished one is read from its folder.
 
         Args:
           part: the name of the run's folder.
           definition: of the experiment.
-          members: seeds and options of runs that share one program.
+          population: seeds and options of runs that share one program.
 
         Returns:
           The content of result.json.
@@ -56,7 +58,7 @@ class StudyRuns:
         folder = self.study.folder
         resume = self.resume_command or (lambda folder: f"the same call with folder={str(folder)!r}")
         run = Run(folder / part, definition, resume(folder))
-        return train_run(run, self.mesh, members=members, console=Console(is_quiet=True)).record
+        return train_run(run, self.mesh, population=population, console=Console(is_quiet=True)).record
 
 
 def with_defaults(experiment_fn: Callable[..., Experiment], options: Mapping[str, Any] | None) -> Options:

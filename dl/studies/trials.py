@@ -23,7 +23,7 @@ from dl.studies.probe import Probe, without_test
 from dl.studies.runs import StudyRuns
 from dl.studies.search import Point
 from dl.studies.trial_errors import is_of_surroundings, one_line
-from dl.training.population import Members
+from dl.training.population import Population
 from dl.training.signals import Stopped
 
 Row = dict[str, Any]
@@ -120,7 +120,7 @@ class Trials:
         return {**self._fixed, **self.points[trial]}
 
     def _groups(self, points: Sequence[Point], options: Sequence[Options]) -> list[list[int]]:
-        """Returns which trials can be members of one program."""
+        """Returns which trials can share one program."""
         candidates: dict[str, list[int]] = {}
         for k, point in enumerate(points):
             rest = {name: value for name, value in point.items() if not _may_vary(name, value)}
@@ -144,21 +144,21 @@ class Trials:
         return [chunk for chunk in chunks if len(chunk) > 1]
 
     def _train_together(self, options: Sequence[Options], rows: Sequence[Row]) -> None:
-        """Trains trials as members of one program; does nothing where that cannot be."""
+        """Trains trials as a population in one program; does nothing where that cannot be."""
         first = options[0]
         numbers = [name for name in rows[0]["options"] if isinstance(first[name], float)]
         varied = [name for name in numbers if any(not is_same(own[name], first[name]) for own in options)]
         definition = self._define(first)
         base = definition.build()
-        members = Members(
+        population = Population(
             tuple(own.get("seed", base.seed) for own in options),
             {name: tuple(own[name] for own in options) for name in varied},
             (lambda own: self._runs.experiment_fn(**{**first, **own}).tx) if varied else None,
         )
         folder = f"trial-{rows[0]['trial']:03d}-and-{len(rows) - 1}-more"
-        definition = definition.changed({"members": [members.describe(k) for k in range(len(members))]})
+        definition = definition.changed({"members": [population.describe(k) for k in range(len(population))]})
         try:
-            result = self._runs.train(folder, definition, members)
+            result = self._runs.train(folder, definition, population)
         except Stopped:
             raise
         except Exception:  # then each trial says for itself what is wrong; alone it may also fit into memory

@@ -1,6 +1,6 @@
 """The batches of an experiment: of the training split and of each evaluation split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from dl.experiment import Experiment
 from dl.kinds import kind_of
 from dl.labels import watched
 from dl.sharding import num_batch_shards
+from dl.training.population import SINGLE, Population, Single
 from dl.types import Batch, OfInput, Source
 
 # A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
@@ -23,14 +24,14 @@ MAX_PADDED_BATCH = 1024
 
 
 def make_batches(
-    experiment: Experiment, mesh: Mesh, seeds: Sequence[int] | None = None
+    experiment: Experiment, mesh: Mesh, population: Population | Single = SINGLE
 ) -> dict[str, Batches]:
     """Returns the batches of `train` and of each evaluation split, which share one shape.
 
     Args:
       experiment: says what data, and how large a batch.
       mesh: the devices.
-      seeds: of the members that are trained at the same time, each in an order of its own.
+      population: the runs that are trained at the same time, each in an order of its own.
 
     Raises:
       UserError: a split is empty, a feature has a name that batches keep for themselves, a whole number is
@@ -48,13 +49,26 @@ def make_batches(
             raise UserError(f"the {name} split of {data.identity.name} is empty; choose another data set")
         check_targets(experiment, name, source)
         checks.check_numbers(name, source)
-    batches = {"train": Batches(data.train, experiment.batch_size, mesh, seed=seeds or experiment.seed)}
+    batches = {"train": population.batches(data.train, experiment.batch_size, mesh, experiment.seed)}
     largest = max((len(source) for source in data.evaluations.values()), default=0)
     shards = num_batch_shards(mesh)
     size = -(-min(experiment.eval_batch_size, largest) // shards) * shards
     for name, source in data.evaluations.items():
         batches[name] = Batches(source, size, mesh)
     return batches
+
+
+def stored_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a training batch as the data hold it."""
+    size, spec = experiment.batch_size, experiment.data.train.spec
+    batch = {
+        name: jax.ShapeDtypeStruct((size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in spec.items()
+    }
+    return batch | {
+        "index": jax.ShapeDtypeStruct((size,), np.int32),
+        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
+    }
 
 
 def check_targets(experiment: Experiment, split: str, source: Source) -> None:
@@ -124,10 +138,7 @@ def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None
         for labels, num_classes in seen:
             found.update({name: num_classes for name, feature in batch.items() if feature is labels})
 
-    batch = batches["train"].abstract
-    first = len(batch["mask"].shape) - 1  # of several members the leading axis is theirs
-    example = {name: jax.ShapeDtypeStruct(leaf.shape[first:], leaf.dtype) for name, leaf in batch.items()}
-    jax.eval_shape(evaluate, jax.random.key(0), example)
+    jax.eval_shape(evaluate, jax.random.key(0), stored_batch(experiment))
     for split, of_split in batches.items():
         of_split.num_classes = found
         for name, num_classes in found.items():

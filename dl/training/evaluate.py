@@ -20,7 +20,7 @@ MAX_IN_FLIGHT = 4
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation of a split has measured, by metric; with several members arrays have an axis M.
+    """What an evaluation of a split has measured, by metric; of a population arrays have a leading axis.
 
     Attributes:
       means: over the split, every example counted once.

@@ -17,9 +17,9 @@ import numpy as np
 from jax.extend import core
 
 from dl.experiment import Experiment
-from dl.training.population import Members
-from dl.training.state import init_state
-from dl.training.step import update_state, with_inputs
+from dl.training.batches import stored_batch
+from dl.training.population import SINGLE, Population, Single
+from dl.training.step import StepConfig, update_state
 from dl.types import Batch
 
 _SETTINGS = (
@@ -29,7 +29,7 @@ _SETTINGS = (
 _LIBRARIES = ("jax", "flax", "optax")
 
 
-def describe(experiment: Experiment, members: Members | None = None) -> dict[str, Any]:
+def describe(experiment: Experiment, population: Population | Single = SINGLE) -> dict[str, Any]:
     """Returns the facts of an experiment as run.json holds them.
 
     Neither devices nor the addresses of objects make a difference. What is traced depends on the versions of
@@ -41,29 +41,17 @@ def describe(experiment: Experiment, members: Members | None = None) -> dict[str
     """
     settings = {name: _plain(getattr(experiment, name)) for name in _SETTINGS}
     settings["is_warm_started"] = experiment.warm_start is not None
-    if members is not None:
-        settings |= {"seeds": list(members.seeds), "member_options": _plain(members.options)}
-    batch = stored_batch(experiment)
-    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+    settings |= _plain(population.settings())
+    batch, config = stored_batch(experiment), StepConfig.of(experiment)
 
     def initial_state(batch: Batch) -> Any:
-        return init_state(
-            experiment.init,
-            experiment.tx,
-            batch,
-            experiment.seed,
-            frozen=experiment.frozen,
-            keep_ema=experiment.ema_decay is not None,
-            keep_best=experiment.keep_best is not None,
-            loss_scale=experiment.loss_scale,
-        )
+        return config.init(batch, experiment.seed)
 
     def training_step(state: Any, batch: Batch) -> Any:
-        frozen, grad_fn = experiment.frozen, experiment.grad_fn
-        return update_state(state, batch, loss_fn, experiment.tx, grad_fn, experiment.ema_decay, frozen)
+        return update_state(config, state, batch)
 
     def evaluation(state: Any, batch: Batch) -> Any:
-        return loss_fn(state.params, state.model_state, batch, None)
+        return config.loss_fn(state.params, state.model_state, batch, None)
 
     with jax.disable_jit(False):
         first, state = jax.make_jaxpr(initial_state, return_shape=True)(batch)
@@ -73,19 +61,6 @@ def describe(experiment: Experiment, members: Members | None = None) -> dict[str
             "evaluation": _Reader().read(jax.make_jaxpr(evaluation)(state, batch)),
         }
     return {"settings": settings, "traced": {"under": _circumstances(), **traced}}
-
-
-def stored_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch of training as the data hold it."""
-    size, spec = experiment.batch_size, experiment.data.train.spec
-    batch = {
-        name: jax.ShapeDtypeStruct((size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
-        for name, leaf in spec.items()
-    }
-    return batch | {
-        "index": jax.ShapeDtypeStruct((size,), np.int32),
-        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
-    }
 
 
 class _Reader:

@@ -19,7 +19,7 @@ from dl.experiment import Experiment
 from dl.runs.console import Console
 from dl.runs.definition import Definition
 from dl.runs.digest import tree_digest
-from dl.runs.memory import MemoryLog, MemoryRun, NoCheckpoints
+from dl.runs.memory import MemoryRun, NoCheckpoints
 from dl.runs.predictions import Disagreement
 from dl.runs.provenance import numerics
 from dl.runs.run import Run
@@ -28,11 +28,12 @@ from dl.stopping import FINAL_SPLIT, look_up
 from dl.training.batches import check_labels, describe_input, make_batches
 from dl.training.checkpoint import Checkpoints
 from dl.training.identity import describe
-from dl.training.population import Members
+from dl.training.population import SINGLE, Population, Single
 from dl.training.profiler import Profiler
 from dl.training.program import Program
 from dl.training.session import Session
 from dl.training.signals import StopSignals
+from dl.training.start import find_start
 from dl.training.summary import final_line, introduce
 from dl.training.trained import Result
 from dl.types import Variables
@@ -46,7 +47,7 @@ def train(
     mesh: Mesh | None = None,
     log_every: int = 10,
     save_every: float = 30.0,
-    members: Members | None = None,
+    population: Population | Single = SINGLE,
     debug_nans: bool = False,
     profile: bool = False,
     console: Console | None = None,
@@ -61,7 +62,7 @@ def train(
         mesh.
       log_every: steps between two rows of training metrics.
       save_every: seconds between two checkpoints.
-      members: runs of the experiment that are trained at the same time; None: just the experiment.
+      population: runs of the experiment that are trained at the same time; None: just the experiment.
       debug_nans: whether to stop at the first NaN and name the operation that made it; slower.
       profile: whether to trace a few steps into the folder `profile` of the run.
       console: where progress is shown; None: on the standard output.
@@ -79,7 +80,7 @@ def train(
         mesh or make_mesh(),
         log_every=log_every,
         save_every=save_every,
-        members=members,
+        population=population,
         debug_nans=debug_nans,
         profile=profile,
         console=console,
@@ -96,26 +97,26 @@ def train_run(
     *,
     log_every: int = 10,
     save_every: float = 30.0,
-    members: Members | None = None,
+    population: Population | Single = SINGLE,
     debug_nans: bool = False,
     profile: bool = False,
     console: Console | None = None,
 ) -> Result:
     """Trains from the newest checkpoint of a run, or from the start, to the end; as `train`.
 
-    A run that has finished is not repeated. Where several members are trained, they are a part of what the
-    run is, and its definition says so.
+    A run that has finished is not repeated. A population that is trained is a part of what the run
+    is, and its definition says so.
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
         stack.callback(run.close)
-        if debug_nans and members is not None:
+        if debug_nans and isinstance(population, Population):
             raise UserError("debug_nans follows one run; leave --num-seeds out")
         if profile and isinstance(run, MemoryRun):
             raise UserError("profile=True writes into the folder of the run; give folder=")
         experiment = run.definition.build()
-        batches = make_batches(experiment, mesh, None if members is None else members.seeds)
-        facts = _facts(experiment, members)
+        batches = make_batches(experiment, mesh, population)
+        facts = _facts(experiment, population)
         run.check(facts)
         if isinstance(run, Run) and run.is_begun and (result := run.result) is not None:
             run.tidy()
@@ -124,13 +125,13 @@ def train_run(
             console.line(f"finished before: {final_line(result, run)}")
             return Result(experiment, _agreeing(result), run=run, mesh=mesh)
         check_labels(experiment, batches)
-        program = Program(experiment, mesh, batches, members)
+        program = Program(experiment, mesh, batches, population)
         experiment = _with_directions(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
         if start is not None:
             facts["initial"] = tree_digest(start)
             run.check(facts)
-        introduce(console, experiment, run, mesh, program.facts, members)
+        introduce(console, experiment, run, mesh, program.facts, population)
         if note := describe_input(experiment):
             console.line(note)
         run.open({**facts, **program.facts}, mesh)
@@ -143,24 +144,28 @@ def train_run(
         checkpoints: Checkpoints | NoCheckpoints = NoCheckpoints()
         if isinstance(run, Run):
             checkpoints = stack.enter_context(Checkpoints(run.checkpoints_path, identity=run.identity))
-        session = Session(experiment, run, program, batches, checkpoints, console, stop, members)
-        stack.callback(session.close)
-        session.restore(start)
+        begin = find_start(program, checkpoints, start, console)
+        log = run.open_log(begin.progress.log_size, begin.step, begin.progress.log_digest)
+        stack.callback(log.close)
+        with begin.progress.compiling.running():
+            steps = program.compile()
+        console.line(f"compiled in {steps.seconds:.1f} s")
+        session = Session(experiment, run, program, steps, batches, begin, log, checkpoints, console, stop)
         profiler = None
         if profile and isinstance(run, Run):
             profiler = Profiler(run.folder / "profile", console)
             stack.callback(profiler.close)
         session.run_to_end(log_every, save_every, debug_nans, profiler)
-        result = session.result(mesh)
+        result = session.result()
         with run.in_place():
             checkpoints.wait()  # a result promises its parameters
         result = run.finish(result)
         console.line(final_line(result, run))
         _agreeing(result)
         variables = session.state.best or program.eval_variables(session.state)
-        log = session.log if isinstance(session.log, MemoryLog) else None
-        of_disk = run if isinstance(run, Run) else None
-        return Result(experiment, result, run=of_disk, mesh=mesh, log=log, variables=variables)
+        if isinstance(run, Run):
+            return Result(experiment, result, run=run, mesh=mesh, variables=variables)
+        return Result(experiment, result, run=None, mesh=mesh, log=run.log, variables=variables)
 
 
 def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _facts(experiment: Experiment, members: Members | None) -> dict[str, Any]:
+def _facts(experiment: Experiment, population: Population | Single) -> dict[str, Any]:
     data = experiment.data
     return {
         "dataset": dataclasses.asdict(data.identity),
@@ -180,7 +185,7 @@ def _facts(experiment: Experiment, members: Members | None) -> dict[str, Any]:
         "num_steps": experiment.num_steps,
         "batch_size": experiment.batch_size,
         "numerics": numerics(),
-        **describe(experiment, members),
+        **describe(experiment, population),
     }
 
 
@@ -188,19 +193,19 @@ def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], pro
     """Returns the experiment whose rules state what is better, as their metrics do.
 
     Raises:
-      UserError: a rule could only fail after the first report, or nothing states what is better.
+      UserError: a rule could only fail after the first evaluation, or nothing states what is better.
     """
     known = {
         name: program.train_metrics if name == "train" else program.metrics
         for name in batches
         if name != FINAL_SPLIT
     }
-    figures = {split: dict.fromkeys(metrics, np.zeros(())) for split, metrics in known.items()}
+    metrics = {split: dict.fromkeys(of_split, np.zeros(())) for split, of_split in known.items()}
     rules = {"keep_best": experiment.keep_best, "stop_at": experiment.stop_at}
     resolved = {}
     for name, rule in rules.items():
         if rule is not None:
-            look_up(figures, rule.split, rule.metric)
+            look_up(metrics, rule.split, rule.metric)
             resolved[name] = rule.resolved(known[rule.split])
     return dataclasses.replace(experiment, **resolved)
 

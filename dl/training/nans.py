@@ -14,11 +14,10 @@ import numpy as np
 import optax
 
 from dl.errors import UserError
-from dl.experiment import Experiment
 from dl.metrics import Mean
 from dl.sharding import path_name
 from dl.training.state import TrainState
-from dl.training.step import TrainStep, update_state, with_inputs
+from dl.training.step import StepConfig, TrainStep, update_state
 from dl.types import Batch
 
 # Their code is right; what is wrong stands in the line that called it.
@@ -60,7 +59,7 @@ class Origin:
         return f"{self.operation} of {' and '.join(self.inputs)} in {what}{code}{scope}"
 
 
-def report_nans(train_step: TrainStep, experiment: Experiment) -> TrainStep:
+def report_nans(train_step: TrainStep, config: StepConfig) -> TrainStep:
     """Returns the compiled step, which now ends the run at the first NaN and says where it was made.
 
     It keeps a copy of the state, and waits for each step. A step that made a NaN is repeated operation by
@@ -70,25 +69,16 @@ def report_nans(train_step: TrainStep, experiment: Experiment) -> TrainStep:
       UserError: (the returned step) a metric or the next state holds a NaN. With a loss scale, the
         state alone is looked at: overflow is part of the method there.
     """
-    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
-    update = functools.partial(
-        update_state,
-        loss_fn=loss_fn,
-        tx=experiment.tx,
-        grad_fn=experiment.grad_fn,
-        ema_decay=experiment.ema_decay,
-        frozen=experiment.frozen,
-    )
 
     def watched(after: TrainState, metrics: Mapping[str, Mean]) -> Any:
         # The loss first: where it is a NaN, all that follows is one too.
-        return after if experiment.loss_scale else (metrics.get("loss"), dict(metrics), after)
+        return after if config.loss_scale else (metrics.get("loss"), dict(metrics), after)
 
     def step(state: TrainState, batch: Batch) -> Any:
         before = jax.tree.map(jnp.copy, state)  # the step consumes its own
         after, metrics = train_step(state, batch)
         if any(map(_has_nan, jax.tree.leaves(watched(after, metrics)))):
-            origin = find_nan(lambda s, b: watched(*update(s, b)), before, batch)
+            origin = find_nan(lambda s, b: watched(*update_state(config, s, b)), before, batch)
             raise UserError(_first_nan(int(before.step) + 1, origin, batch))
         return after, metrics
 

@@ -1,59 +1,161 @@
-"""Several runs of one experiment in one compiled program: other seeds, other numbers for the optimizer.
+"""Several runs of one experiment in one compiled program: other seeds, other optimizer hyperparameters.
 
-Member k computes what a run of its own with its seed and its options computes.
+Run k of a `Population` of M computes what a run of its own with its seed and its options computes. State,
+training batch and metrics carry a leading axis of size M. This is the only file that knows the axis:
+`Population` and `Single`, the experiment alone and without such an axis, have the same methods, so that no
+caller asks which of them it has. All that knows the axis makes this file a long one.
 """
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dl.data.pipeline import Batches, rows_of_step
 from dl.errors import UserError
+from dl.evaluation.intervals import Interval, t_interval
+from dl.evaluation.spread import Spread
+from dl.flops import has_convolution
 from dl.ranges import Range, check_count
+from dl.runs.digest import tree_digest
+from dl.sharding import (
+    BATCH_AXES,
+    Rules,
+    batch_sharding,
+    format_mesh,
+    num_batch_shards,
+    state_shardings,
+)
+from dl.stopping import MetricsOfSplits
+from dl.training.state import TrainState
+from dl.training.step import StepConfig
+from dl.types import Batch, Source, Variables
 
-MAX_MEMBERS = 2**16
+MAX_SIZE = 2**16  # whose orders of the data are still held easily
 
 Traced = Mapping[str, jax.Array]
-
-MAX_MEMBERS = 2**16  # whose orders of the data are still held easily
+Update = Callable[[StepConfig, TrainState, Batch], Any]
+IntervalsOfSplits = Mapping[str, Mapping[str, Any]]
+"""By split and metric: lower bound, upper bound and method."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Members:
+class Single:
+    """The experiment alone: no array has an axis of runs. Its methods are described in `Population`."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def init_state(
+        self, config: StepConfig, batch: Batch, seed: int, warm_start: Variables | None = None
+    ) -> TrainState:
+        return config.init(batch, seed, warm_start)
+
+    def shardings(self, abstract_state: TrainState, mesh: Mesh, rules: Rules) -> TrainState:
+        return state_shardings(abstract_state, mesh, rules)
+
+    def batches(self, source: Source, batch_size: int, mesh: Mesh, seed: int) -> Batches:
+        return Batches(source, batch_size, mesh, seed=seed)
+
+    def batch_sharding(self, mesh: Mesh) -> NamedSharding:
+        return batch_sharding(mesh)
+
+    def for_devices(self, mesh: Mesh, trace_loss: Callable[[], Any]) -> "Single":
+        return self
+
+    def update(self, update: Update, config: StepConfig) -> Callable[[TrainState, Batch], Any]:
+        return lambda state, batch: update(config, state, batch)
+
+    def evaluate(self, fn: Callable[[Variables, Batch], Any]) -> Callable[[Variables, Batch], Any]:
+        return fn
+
+    def each(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return fn
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def in_words(self, seed: int) -> str:
+        return f"seed {seed}"
+
+    def interval(self, spread: Spread) -> tuple[Interval, str] | None:
+        return spread.interval()
+
+    @property
+    def keeps_predictions(self) -> bool:
+        return True
+
+    def summarize(
+        self,
+        metrics: MetricsOfSplits,
+        intervals: IntervalsOfSplits,
+        shares: Mapping[str, bool],
+        chosen: Sequence[Mapping[str, Any]],
+        variables: Variables,
+    ) -> dict[str, Any]:
+        return {
+            **({"best": dict(chosen[0])} if chosen else {}),
+            "intervals": {
+                split: {name: list(bounds) for name, (*bounds, _) in of_split.items()}
+                for split, of_split in intervals.items()
+            },
+            "interval_methods": {
+                split: {name: method for name, (*_, method) in of_split.items()}
+                for split, of_split in intervals.items()
+            },
+            "params_digest": tree_digest(variables["params"]),
+        }
+
+
+SINGLE = Single()
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
     """Which runs are trained at the same time.
 
     Attributes:
-      seeds: of each member.
-      options: numbers of each member that only the optimizer depends on, such as its learning rate.
-      tx_of: from the options of one member, as traced scalars, to its optimizer.
+      seeds: one for each run.
+      options: by name, a value for each run; only the optimizer depends on them, as on its learning rate.
+      tx_of: from the options of one run, as traced scalars, to its optimizer.
+      is_unrolled: whether runs are computed one by one, not in vectorized operations; see `for_devices`.
     """
 
     seeds: tuple[int, ...]
     options: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     tx_of: Callable[[Traced], optax.GradientTransformation] | None = None
+    is_unrolled: bool = False
 
     def __post_init__(self) -> None:
         for name, values in self.options.items():
             if len(values) != len(self.seeds):
-                raise ValueError(f"{name} has {len(values)} values for {len(self.seeds)} members")
+                raise ValueError(f"{name} has {len(values)} values for {len(self.seeds)} runs")
         if self.options and self.tx_of is None:
-            raise ValueError("members with options of their own need tx_of")
+            raise ValueError("a population whose runs differ in their options needs tx_of")
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    @property
-    def arrays(self) -> tuple[jax.Array, Traced]:
-        """The seeds and the options, each with a leading axis of members."""
-        options = {name: jnp.asarray(values, jnp.float32) for name, values in self.options.items()}
-        return jnp.asarray(self.seeds, jnp.uint32), options
+    def describe(self, k: int) -> dict[str, Any]:
+        """Returns what is particular to run k."""
+        return {"seed": self.seeds[k], **{name: values[k] for name, values in self.options.items()}}
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what run.json records of the population beside the settings of the experiment."""
+        return {"seeds": list(self.seeds), "member_options": dict(self.options)}
+
+    def in_words(self, seed: int) -> str:
+        """Returns how the runs differ, for a person; `seed` is the experiment's own."""
+        return f"{len(self)} runs at the same time that differ in {', '.join(['seed', *self.options])}"
 
     def tx(self, traced: Traced, default: optax.GradientTransformation) -> optax.GradientTransformation:
-        """Returns the optimizer of one member; `default` where members differ in their seeds alone.
+        """Returns the optimizer of one run; `default` where runs differ in their seeds alone.
 
         Raises:
           UserError: one of the options decides more than a number in the optimizer.
@@ -64,38 +166,187 @@ class Members:
             return self.tx_of(traced)
         except (jax.errors.ConcretizationTypeError, TypeError) as error:
             raise UserError(
-                f"{', '.join(self.options)} cannot differ between members of one program, because more than "
-                f"the optimizer's arithmetic depends on it ({str(error).splitlines()[0]})"
+                f"{', '.join(self.options)} cannot differ between the runs of one program, because more "
+                f"than the optimizer's arithmetic depends on it ({str(error).splitlines()[0]})"
             ) from error
 
-    def describe(self, k: int) -> dict[str, Any]:
-        """Returns what is particular to member k."""
-        return {"seed": self.seeds[k], **{name: values[k] for name, values in self.options.items()}}
+    # What a program is made of.
 
+    def for_devices(self, mesh: Mesh, trace_loss: Callable[[], Any]) -> "Population":
+        """Returns the population as it is computed fastest on these devices.
 
-def over_members(fn: Callable[..., Any], num_members: int, is_unrolled: bool) -> Callable[..., Any]:
-    """Returns `fn` of one member as a function of all: a leading axis on its arguments and results.
+        Vectorized over kernels, a convolution becomes a grouped one, which XLA computes on a CPU up to 6
+        times slower than the same convolutions one by one. Several devices share the runs anyway.
 
-    Args:
-      fn: of arrays.
-      num_members: the size of that axis.
-      is_unrolled: whether each member is computed apart instead of all in one vectorized operation.
-    """
-    if not is_unrolled:
+        Args:
+          mesh: the devices.
+          trace_loss: returns the traced loss of one run.
+        """
+        if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+            return self
+        return dataclasses.replace(self, is_unrolled=has_convolution(trace_loss()))
+
+    def each(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function of arrays of one run as a function of those of all runs, in one operation."""
         return jax.vmap(fn)
 
-    def unrolled(*args: Any) -> Any:
-        results = [fn(*jax.tree.map(operator.itemgetter(k), args)) for k in range(num_members)]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+    def init_state(
+        self, config: StepConfig, batch: Batch, seed: int, warm_start: Variables | None = None
+    ) -> TrainState:
+        """Returns the state of each run before its first step; all have the same `warm_start`."""
 
-    return unrolled
+        def init_one(seed: jax.Array, options: Traced) -> TrainState:
+            return self._config(config, options).init(batch, seed, warm_start)
+
+        return jax.vmap(init_one)(jnp.asarray(self.seeds, jnp.uint32), self._traced)
+
+    def update(self, update: Update, config: StepConfig) -> Callable[[TrainState, Batch], Any]:
+        """Returns `update` as a function of the states and the batches of all runs."""
+
+        def update_one(state: TrainState, batch: Batch, options: Traced) -> Any:
+            return update(self._config(config, options), state, batch)
+
+        return lambda state, batch: self._apart(update_one)(state, batch, self._traced)
+
+    def evaluate(self, fn: Callable[[Variables, Batch], Any]) -> Callable[[Variables, Batch], Any]:
+        """Returns `fn` as a function of the variables of all runs, which share the batch."""
+        return lambda variables, batch: self._apart(lambda one: fn(one, batch))(variables)
+
+    @property
+    def _traced(self) -> Traced:
+        return {name: jnp.asarray(values, jnp.float32) for name, values in self.options.items()}
+
+    def _config(self, config: StepConfig, options: Traced) -> StepConfig:
+        return dataclasses.replace(config, tx=self.tx(options, config.tx))
+
+    def _apart(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns `fn` over all runs: vectorized, or one after the other where that is faster."""
+        if not self.is_unrolled:
+            return jax.vmap(fn)
+
+        def unrolled(*args: Any) -> Any:
+            results = [fn(*jax.tree.map(operator.itemgetter(k), args)) for k in range(len(self))]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+        return unrolled
+
+    # Where arrays live.
+
+    def shardings(self, abstract_state: TrainState, mesh: Mesh, rules: Rules) -> TrainState:
+        """Returns a sharding for each leaf of the state.
+
+        Raises:
+          UserError: the mesh splits parameters.
+        """
+        if num_batch_shards(mesh) != mesh.shape["data"] or mesh.size != mesh.shape["data"]:
+            raise UserError(
+                f"mesh {format_mesh(mesh.shape)} splits parameters, and {len(self)} seeds at the same time "
+                "are spread whole; use --mesh data=N"
+            )
+        spec = PartitionSpec(BATCH_AXES) if self._is_spread(mesh) else PartitionSpec()
+        return jax.tree.map(lambda _: NamedSharding(mesh, spec), abstract_state)
+
+    def batch_sharding(self, mesh: Mesh) -> NamedSharding:
+        """Returns the sharding of a training batch.
+
+        It splits the axis of the runs where that divides, so that no device ever waits for another, else the
+        axis of the examples.
+        """
+        if self._is_spread(mesh):
+            return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+
+    def batches(self, source: Source, batch_size: int, mesh: Mesh, seed: int) -> Batches:
+        """Returns training batches, of each run in the order of its own seed."""
+        return _BatchesOfAll(self.seeds, source, batch_size, mesh, self.batch_sharding(mesh))
+
+    def _is_spread(self, mesh: Mesh) -> bool:
+        """Whether the runs, rather than the examples of each, are spread over the devices."""
+        return len(self) % num_batch_shards(mesh) == 0
+
+    # What the runs end with.
+
+    def interval(self, spread: Spread) -> tuple[Interval, str] | None:
+        """Returns the interval of a metric over its examples, which only a single run has."""
+        return None
+
+    @property
+    def keeps_predictions(self) -> bool:
+        """Whether predictions are kept, as of a single run."""
+        return False
+
+    def summarize(
+        self,
+        metrics: MetricsOfSplits,
+        intervals: IntervalsOfSplits,
+        shares: Mapping[str, bool],
+        chosen: Sequence[Mapping[str, Any]],
+        variables: Variables,
+    ) -> dict[str, Any]:
+        """Returns what result.json says of the runs: their intervals, digests and, of several, each one.
+
+        Args:
+          metrics: by split and metric, shape (M,).
+          intervals: by split and metric, over examples: bounds and method, where `interval` gives them.
+          shares: by metric, whether it lies in [0, 1] by what it counts.
+          chosen: for each run its best evaluation; empty where none is kept.
+          variables: that the runs ended with.
+        """
+        host = jax.device_get(variables["params"])
+        return {
+            "intervals": {
+                split: {
+                    name: list(t_interval(value, is_share=shares.get(name, False))[1:])
+                    for name, value in of_split.items()
+                }
+                for split, of_split in metrics.items()
+            },
+            "interval_methods": {
+                split: dict.fromkeys(of_split, f"Student, over {len(self)} seeds")
+                for split, of_split in metrics.items()
+            },
+            "members": [
+                {
+                    **self.describe(k),
+                    "metrics": {
+                        split: {name: float(np.asarray(value)[k]) for name, value in of_split.items()}
+                        for split, of_split in metrics.items()
+                    },
+                    **({"best": chosen[k]} if chosen else {}),
+                    "params_digest": tree_digest(jax.tree.map(lambda leaf, k=k: leaf[k], host)),
+                }
+                for k in range(len(self))
+            ],
+            "params_digest": tree_digest(host),
+        }
 
 
-def consecutive(seed: int, num_seeds: int) -> Members | None:
-    """Returns members with the seeds seed, seed + 1, …; None where one alone needs no company.
+class _BatchesOfAll(Batches):
+    """A batch for each run along a leading axis, each in the order of its own seed."""
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        source: Source,
+        batch_size: int,
+        mesh: Mesh,
+        sharding: NamedSharding,
+    ):
+        super().__init__(source, batch_size, mesh, sharding=sharding, leading=(len(seeds),))
+        self._seeds = seeds
+
+    def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the global example indices of a step, int32, and which are not padding; shapes (M, B)."""
+        of_runs = [rows_of_step(len(self.source), self.batch_size, seed, step) for seed in self._seeds]
+        index_MB, mask_MB = (np.stack(arrays) for arrays in zip(*of_runs, strict=True))
+        return index_MB, mask_MB
+
+
+def consecutive(seed: int, num_seeds: int) -> Population | Single:
+    """Returns a population with the seeds seed, seed + 1, …; of one seed the experiment alone.
 
     Raises:
       UserError: there are more of them than one program can hold, or than there are seeds.
     """
-    check_count("num_seeds", num_seeds, Range(1, min(MAX_MEMBERS, 2**32 - seed)))
-    return Members(tuple(range(seed, seed + num_seeds))) if num_seeds > 1 else None
+    check_count("num_seeds", num_seeds, Range(1, min(MAX_SIZE, 2**32 - seed)))
+    return Population(tuple(range(seed, seed + num_seeds))) if num_seeds > 1 else SINGLE

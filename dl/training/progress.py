@@ -1,4 +1,4 @@
-"""What the host knows of a run beside its state: running means, clocks, what was reported."""
+"""What the host knows of a run beside its state: running means, clocks, what was evaluated."""
 
 import contextlib
 import dataclasses
@@ -49,6 +49,7 @@ class Stopwatch:
 
 
 _STOPPED = ("waiting", "compiling", "evaluating", "saving")  # watches that run for a spell only
+_RENAMED = {"reported_step": "evaluated_step"}  # from what older versions wrote
 
 
 @dataclasses.dataclass
@@ -57,7 +58,7 @@ class Progress:
 
     Attributes:
       line: means since the last line of metrics.
-      epoch: means since the last report.
+      epoch: means since the last evaluation.
       training: time spent in training steps.
       waiting: the part of it that was spent on the next batch.
       compiling: time spent in compiling them and the eval step, at every start.
@@ -67,11 +68,11 @@ class Progress:
       log_size: bytes of metrics.jsonl.
       log_digest: the SHA-256 of these bytes.
       log_start: the step whose lines are the first in it; more than 0 if those before were lost.
-      reported_step: the step of the last report, -1 before the first.
-      evaluations: the figures of the last report, by split; of the best one where that is kept.
-      intervals: of the same report, of one run: by split and metric its bounds and its method.
+      evaluated_step: the step of the last evaluation, -1 before the first.
+      evaluations: the metrics of the last evaluation, by split; of the best one where that is kept.
+      intervals: of the same evaluation, of one run: by split and metric its bounds and its method.
       shares: by metric, whether it lies in [0, 1] by what it counts.
-      best: which report was the best.
+      best: which evaluation was the best.
       frozen_digest: of what is frozen, at the start; empty where nothing is.
       stopped_early: why the run ended before its last step; empty while it goes on.
     """
@@ -87,7 +88,7 @@ class Progress:
     log_size: int = 0
     log_digest: str = ""
     log_start: int = 0
-    reported_step: int = -1
+    evaluated_step: int = -1
     evaluations: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     intervals: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     shares: dict[str, bool] = dataclasses.field(default_factory=dict)
@@ -102,14 +103,16 @@ class Progress:
             "epoch": self.epoch.to_json(),
             **{name: watch.seconds for name, watch in vars(self).items() if isinstance(watch, Stopwatch)},
             "evaluations": {
-                split: {name: np.asarray(value).tolist() for name, value in figures.items()}
-                for split, figures in self.evaluations.items()
+                split: {name: np.asarray(value).tolist() for name, value in metrics.items()}
+                for split, metrics in self.evaluations.items()
             },
             "best": self.best.to_json(),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
+        """Reads what `to_json` has written, in this version or an older one."""
+        values = {_RENAMED.get(name, name): value for name, value in values.items()}
         objects = {
             "line": Averages(values["line"]),
             "epoch": Averages(values["epoch"]),

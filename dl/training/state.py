@@ -61,7 +61,7 @@ class TrainState:
 def root_key(seed: int | jax.Array) -> Key:
     """Returns the key that all of a run's draws come from, of threefry whatever `jax_default_prng_impl` says.
 
-    Under `vmap` other generators draw from the first key alone, so that a member would not be its own run.
+    Under `vmap` other generators draw from the first key alone: a run beside others would not be its own.
     """
     return jax.random.key(seed, impl="threefry2x32")
 
@@ -73,7 +73,7 @@ def init_state(
     seed: int | jax.Array,
     *,
     frozen: freezing.Patterns = (),
-    start: Variables | None = None,
+    warm_start: Variables | None = None,
     keep_ema: bool = False,
     keep_best: bool = False,
     loss_scale: LossScale | None = None,
@@ -86,13 +86,13 @@ def init_state(
       batch: an example batch; only shapes and dtypes matter.
       seed: of the initial parameters and of every later draw.
       frozen: patterns on the paths of the parameters that the optimizer never sees.
-      start: variables that replace the initial ones of the same path, such as a pretrained backbone.
+      warm_start: variables that replace the initial ones of the same path, such as a pretrained backbone.
       keep_ema: whether the state carries a moving average of the parameters.
       keep_best: whether the state carries the variables of the best evaluation.
       loss_scale: the initial loss scale, for float16.
     """
     init_key, rng = jax.random.split(root_key(seed))
-    variables = dict(freezing.merge(init_fn(init_key, batch), start or {}))
+    variables = dict(freezing.merge(init_fn(init_key, batch), warm_start or {}))
     params = variables.pop("params", {})
     trained, _ = freezing.split(params, frozen)
     state = TrainState(

@@ -1,24 +1,23 @@
-"""The train step and the eval step: pure functions, compiled once, sharded by data.
+"""What one step computes: pure, unjitted functions of a state and a batch.
 
-Nothing here knows a model, a data set or a device count.
+Nothing here knows a model, a data set or a device count. `program` compiles these functions.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dl import freezing
+from dl.experiment import Experiment
 from dl.flops import input_scope
 from dl.gradients import mean_gradient
 from dl.kinds import like
 from dl.metrics import Mean, MetricTable
-from dl.precision import all_finite
-from dl.sharding import batch_sharding
-from dl.training.population import Members, Traced, over_members
-from dl.training.state import TrainState
+from dl.precision import LossScale, all_finite
+from dl.training.state import TrainState, init_state
 from dl.types import (
     Augment,
     Aux,
@@ -35,6 +34,59 @@ from dl.types import (
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, MetricTable]]
 EvalStep = Callable[[Variables, Batch], MetricTable]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What the computation of a step depends on: one record, made once of an experiment.
+
+    Attributes:
+      init_fn: from a key and a stored batch to the model's variables.
+      loss_fn: the mean loss over a stored batch; with a key in training, where it also augments.
+      tx: the optimizer; one that takes extra arguments gets the loss as `value`.
+      grad_fn: how the loss becomes a gradient.
+      frozen: patterns on the paths of parameters that stay as they are, with the statistics of their norms.
+      ema_decay: of the moving average of the parameters; None: there is none.
+      loss_scale: the initial loss scale, for float16.
+      keeps_best: whether the state carries the variables of the best evaluation.
+    """
+
+    init_fn: Callable[[Key, Batch], Variables]
+    loss_fn: LossFn
+    tx: optax.GradientTransformation
+    grad_fn: GradFn = mean_gradient
+    frozen: freezing.Patterns = ()
+    ema_decay: float | None = None
+    loss_scale: LossScale | None = None
+    keeps_best: bool = False
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "StepConfig":
+        """Returns what a step of the experiment is made of."""
+        return cls(
+            init_fn=experiment.init,
+            loss_fn=with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment),
+            tx=experiment.tx,
+            grad_fn=experiment.grad_fn,
+            frozen=experiment.frozen,
+            ema_decay=experiment.ema_decay,
+            loss_scale=experiment.loss_scale,
+            keeps_best=experiment.keep_best is not None,
+        )
+
+    def init(self, batch: Batch, seed: int | jax.Array, warm_start: Variables | None = None) -> TrainState:
+        """Returns the state before the first step, as `init_state` makes it of a stored batch."""
+        return init_state(
+            self.init_fn,
+            self.tx,
+            batch,
+            seed,
+            frozen=self.frozen,
+            warm_start=warm_start,
+            keep_ema=self.ema_decay is not None,
+            keep_best=self.keeps_best,
+            loss_scale=self.loss_scale,
+        )
 
 
 def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment | None = None) -> LossFn:
@@ -64,38 +116,28 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
     return like(loss_on_stored, loss_fn)
 
 
-def update_state(
-    state: TrainState,
-    batch: Batch,
-    loss_fn: LossFn,
-    tx: optax.GradientTransformation,
-    grad_fn: GradFn = mean_gradient,
-    ema_decay: float | None = None,
-    frozen: freezing.Patterns = (),
-) -> tuple[TrainState, Metrics]:
-    """One step of training, unjitted: for `jit`, for `vmap` over members, for tests.
-
-    Parameters whose paths `frozen` matches, and the statistics of their batch norms, stay as they are.
+def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One step of training, unjitted: for `jit`, for `vmap` over a population, for tests.
 
     Returns:
       The next state, and the metrics of the loss with `gradient_norm` and, where the optimizer's state
       tells it, `learning_rate`.
     """
+    frozen = config.frozen
     scale = None if state.loss_scale is None else state.loss_scale.scale
-
     trained, fixed = freezing.split(state.params, frozen)
 
     def scaled_loss(trained: Params, *args):  # type: ignore[no-untyped-def]
         with freezing.frozen_norms(state.params, frozen):
-            loss, aux = loss_fn(freezing.merge(trained, fixed), *args)
+            loss, aux = config.loss_fn(freezing.merge(trained, fixed), *args)
         return (loss if scale is None else loss * scale), aux
 
     key = jax.random.fold_in(state.rng, state.step)
-    (loss, aux), gradient = grad_fn(scaled_loss)(trained, state.model_state, batch, key)
+    (loss, aux), gradient = config.grad_fn(scaled_loss)(trained, state.model_state, batch, key)
     if scale is not None:
         loss, gradient = jax.tree.map(lambda x: x / scale, (loss, gradient))
     # Some transformations follow the loss, such as a rate that falls on a plateau; the others ignore it.
-    tx = optax.with_extra_args_support(tx)
+    tx = optax.with_extra_args_support(config.tx)
     updates, opt_state = tx.update(gradient, state.opt_state, trained, value=loss)
     trained = optax.apply_updates(trained, updates)
     next_state = state.replace(  # type: ignore[attr-defined]
@@ -104,10 +146,10 @@ def update_state(
         model_state=aux.model_state,
         opt_state=opt_state,
     )
-    if ema_decay is not None:
+    if config.ema_decay is not None:
         # The ramp forgets the initial parameters quickly; without it they would dominate for
         # 1/(1 - decay) steps.
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         before, _ = freezing.split(state.ema, frozen)
         average = optax.incremental_update(trained, before, 1.0 - decay)
         next_state = next_state.replace(ema=freezing.merge(average, fixed))
@@ -124,89 +166,11 @@ def update_state(
     return next_state, metrics
 
 
-def make_train_step(
-    loss_fn: LossFn,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    shardings: TrainState,
-    *,
-    grad_fn: GradFn = mean_gradient,
-    ema_decay: float | None = None,
-    frozen: freezing.Patterns = (),
-    members: Members | None = None,
-    is_unrolled: bool = False,
-) -> TrainStep:
-    """Returns the compiled step `(state, batch) -> (state, metrics)`. The state given is consumed.
-
-    Args:
-      loss_fn: the mean loss over the whole batch; the mean over devices follows from its sharding.
-      tx: the optimizer; one that takes extra arguments gets the loss as `value`.
-      mesh: the devices.
-      shardings: of the state, leaf by leaf, as `sharding.state_shardings` gives them.
-      grad_fn: how the loss becomes a gradient.
-      ema_decay: of the moving average of the parameters, where the state keeps one.
-      frozen: patterns on the paths of parameters that stay as they are.
-      members: the runs along a leading axis that state and batch carry; the metrics carry it too. None: there
-        is no such axis.
-      is_unrolled: as of `over_members`.
-    """
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
-        state, metrics = update_state(state, batch, loss_fn, tx, grad_fn, ema_decay, frozen)
-        return state, MetricTable.of(metrics)
-
-    def train_members(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
-        assert members is not None
-
-        def train_one(state: TrainState, batch: Batch, options: Traced) -> tuple[TrainState, MetricTable]:
-            own = members.tx(options, tx)
-            state, metrics = update_state(state, batch, loss_fn, own, grad_fn, ema_decay, frozen)
-            return state, MetricTable.of(metrics)
-
-        return over_members(train_one, len(members), is_unrolled)(state, batch, members.arrays[1])
-
-    return jax.jit(
-        train_step if members is None else train_members,
-        in_shardings=(shardings, batch_sharding(mesh, None if members is None else len(members))),
-        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
-
-
-def make_eval_step(
-    loss_fn: LossFn,
-    mesh: Mesh,
-    shardings: Variables,
-    *,
-    num_members: int | None = None,
-    is_unrolled: bool = False,
-) -> EvalStep:
-    """Returns the compiled step `(variables, batch) -> metrics`, without randomness or updates.
-
-    The metrics tell what each example adds to them.
-
-    Args:
-      loss_fn: as in training.
-      mesh: the devices.
-      shardings: of the variables, leaf by leaf.
-      num_members: the size of a leading axis of the variables; the members share the batch.
-      is_unrolled: as of `over_members`.
-    """
-
-    def eval_step(variables: Variables, batch: Batch) -> MetricTable:
-        model_state = dict(variables)
-        _, aux = loss_fn(model_state.pop("params"), model_state, batch, None)
-        return MetricTable.of(aux.metrics, len(batch["mask"]))
-
-    def eval_members(variables: Variables, batch: Batch) -> MetricTable:
-        assert num_members is not None
-        return over_members(lambda one: eval_step(one, batch), num_members, is_unrolled)(variables)
-
-    return jax.jit(
-        eval_step if num_members is None else eval_members,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=NamedSharding(mesh, PartitionSpec()),
-    )
+def evaluate_batch(config: StepConfig, variables: Variables, batch: Batch) -> Metrics:
+    """Returns the metrics of a stored batch, without randomness or updates."""
+    model_state = dict(variables)
+    _, aux = config.loss_fn(model_state.pop("params"), model_state, batch, None)
+    return aux.metrics
 
 
 def _scalar(value: jax.Array) -> Mean:

@@ -149,7 +149,7 @@ def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
 
 
 def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
-    train_in(tmp_path, mesh1, EXPERIMENT, members=consecutive(0, 2))
+    train_in(tmp_path, mesh1, EXPERIMENT, population=consecutive(0, 2))
     assert not (tmp_path / "predictions.npz").exists()
     assert "no predictions" not in capsys.readouterr().out  # they were not tried
 

@@ -219,10 +219,10 @@ def test_a_rate_with_one_diverged_seed_loses_and_one_final_seed_has_no_interval(
 ):
     tuning = [(1e-6, 2.0), (1e-6, 2.2), (0.1, 0.1), (0.1, None), (1e30, 0.1), (1e30, math.nan)]
 
-    def train(experiment, run, mesh, members, console):
+    def train(experiment, run, mesh, population, console):
         run.folder.mkdir()
         rows = [member(k, rate, loss) for k, (rate, loss) in enumerate(tuning)]
-        return {"members": rows if len(members) > 1 else [member(7, 1e-6, 2.0)], "seconds": 1.0}
+        return {"members": rows if len(population) > 1 else [member(7, 1e-6, 2.0)], "seconds": 1.0}
 
     monkeypatch.setattr(dl_runs, "train", train)
     hold(tmp_path, "--final-seeds", "1")
@@ -321,8 +321,8 @@ def stub(monkeypatch, scores, validation=None):
     """Replaces training: of each method the scores, of each value the validation figures, from tables."""
     calls = []
 
-    def train(experiment, run, mesh, members, console):
-        calls.append((run.folder.name, experiment, members))
+    def train(experiment, run, mesh, population, console):
+        calls.append((run.folder.name, experiment, population))
         run.folder.mkdir()
         own = scores[run.options["regularizer"]]
         chosen_by = (
@@ -330,10 +330,10 @@ def stub(monkeypatch, scores, validation=None):
         )
         rows = [
             {
-                **members.describe(k),
+                **population.describe(k),
                 "metrics": {"validation": chosen_by, "test": {"accuracy": own[k % len(own)]}},
             }
-            for k in range(len(members))
+            for k in range(len(population))
         ]
         return with_intervals({"members": rows, "seconds": 1.0, "dataset": {"sizes": {"test": 64}}})
 
@@ -347,7 +347,7 @@ def test_only_numbers_of_the_optimizer_share_a_program(tmp_path, monkeypatch):
     hold_regularized(tmp_path)
     parts = ["tune-none-0", "final-none", "tune-l2-1e+30", "tune-l2-0.01", "final-l2"]
     assert [name for name, _, _ in calls] == [*parts, "tune-decay-0", "tune-decay-0.5", "final-decay"]
-    assert all(not members.options for _, _, members in calls)
+    assert all(not population.options for _, _, population in calls)
     assert "test" not in calls[2][1].data.evaluations
 
 
@@ -405,8 +405,8 @@ def test_a_benchmark_of_another_metric_chooses_and_ranks_by_its_direction(tmp_pa
     stubbed = dl_runs.train
     losses_of = {"none": 0.25, "l2": 0.125}
 
-    def train_with_losses(experiment, run, mesh, members, console):
-        result = stubbed(experiment, run, mesh, members, console)
+    def train_with_losses(experiment, run, mesh, population, console):
+        result = stubbed(experiment, run, mesh, population, console)
         for k, row in enumerate(result["members"]):
             row["metrics"]["test"]["loss"] = (1 + k) * losses_of[run.options["regularizer"]]
         return with_intervals({**result, "better": {"loss": "min", "accuracy": "max"}})

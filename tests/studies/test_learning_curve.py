@@ -391,7 +391,7 @@ def test_a_metric_without_a_direction_asks_for_it(regression, dl):
 def test_what_was_measured_stands_though_no_law_fits(path, tmp_path, dl, monkeypatch):
     errors = {8: (0.5, 0.52), 16: (0.1, 0.12), 32: (0.3, 0.32)}
 
-    def train(experiment, run, mesh, members, console):
+    def train(experiment, run, mesh, population, console):
         accuracies = [1 - error for error in errors[len(experiment.data.train)]]
         members = [{"metrics": {"test": {"accuracy": accuracy}}} for accuracy in accuracies]
         return {"members": members, "intervals": {"test": {"accuracy": [0.25, 0.75]}}}

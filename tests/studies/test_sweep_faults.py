@@ -299,7 +299,7 @@ def test_every_flipped_bit_is_seen_or_changes_nothing(sweep, dl, path, folder, m
         )
 
 
-def stub(experiment, run, mesh, members, console):
+def stub(experiment, run, mesh, population, console):
     return {"metrics": {"validation": {"loss": 1.5, "gain": 98.5}}}
 
 

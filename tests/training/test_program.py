@@ -54,7 +54,7 @@ def test_a_count_that_cannot_be_is_refused_at_once(name, value):
         experiment(**{name: value})
 
 
-def test_more_members_than_seeds_are_refused():
+def test_more_runs_than_seeds_are_refused():
     with pytest.raises(UserError, match="num_seeds=2 is out of range"):
         consecutive(2**32 - 1, 2)
     with pytest.raises(UserError, match="num_seeds=1000000000000 is out of range"):

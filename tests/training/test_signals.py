@@ -68,17 +68,18 @@ def test_training_in_a_thread_leaves_the_signals_to_the_main_thread(tmp_path, me
     assert handlers == [signal.getsignal(getattr(signal, name)) for name in REQUESTS]
 
 
-@pytest.mark.parametrize("when", ["compile", "_report", "_keep_predictions"])
+@pytest.mark.parametrize("when", ["compile", "_evaluate_all", "keep_predictions"])
 def test_a_signal_at_any_time_changes_nothing_of_the_end(tmp_path, mesh1, monkeypatch, when):
+    from dl.training import session
     from dl.training.program import Program
-    from dl.training.session import Session
 
-    owner = Program if when == "compile" else Session
+    owners = {"compile": Program, "_evaluate_all": session.Session, "keep_predictions": session}
+    owner = owners[when]
     original = getattr(owner, when)
 
-    def signalling(self, *args):
+    def signalling(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
+        return original(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, when, signalling)

@@ -12,8 +12,8 @@ from dl.metrics import Mean
 from dl.models.mlp import MLP
 from dl.precision import LossScale
 from dl.sharding import batch_sharding, state_shardings
-from dl.training.state import init_state
-from dl.training.step import make_eval_step, make_train_step, update_state, with_inputs
+from dl.training.program import make_eval_step, make_train_step
+from dl.training.step import StepConfig, update_state, with_inputs
 
 MODEL = MLP(hidden=(8,), num_classes=3)
 LOSS_FN = losses.classification(MODEL)
@@ -29,15 +29,24 @@ def make_batch(size=16, seed=0):
     }
 
 
-def make_state(tx, seed=0, **kwargs):
-    return init_state(lambda key, batch: MODEL.init(key, batch["image"]), tx, make_batch(), seed, **kwargs)
+def config_of(tx, **fields):
+    return StepConfig(
+        init_fn=lambda key, batch: MODEL.init(key, batch["image"]), loss_fn=LOSS_FN, tx=tx, **fields
+    )
 
 
-def compiled_step(tx, mesh, **kwargs):
+def make_state(tx, seed=0, **fields):
+    return config_of(tx, **fields).init(make_batch(), seed)
+
+
+def update(state, batch, tx, **fields):
+    return update_state(config_of(tx, **fields), state, batch)
+
+
+def compiled_step(tx, mesh):
     state = make_state(tx)
     shardings = state_shardings(state, mesh)
-    step = make_train_step(LOSS_FN, tx, mesh, shardings, **kwargs)
-    return step, jax.device_put(state, shardings)
+    return make_train_step(config_of(tx), mesh, shardings), jax.device_put(state, shardings)
 
 
 def put(batch, mesh):
@@ -84,7 +93,7 @@ def test_padding_changes_nothing(mesh1):
     batch = make_batch(12)
     padded = jax.tree.map(lambda x: jnp.concatenate([x, x[:4]]), batch)
     padded["mask"] = jnp.arange(16) < 12
-    ends = [update_state(state, b, LOSS_FN, tx) for b in (batch, padded)]
+    ends = [update(state, b, tx) for b in (batch, padded)]
     chex.assert_trees_all_close(ends[0][0].params, ends[1][0].params, atol=1e-6)
     assert ends[1][1]["accuracy"].count == 12
 
@@ -93,14 +102,14 @@ def test_the_step_reports_rate_and_gradient_norm(mesh1):
     tx = optimizers.sgd(optimizers.linear(0.5, 10))
     state = make_state(tx)
     gradient = jax.grad(lambda p: LOSS_FN(p, {}, make_batch(), None)[0])(state.params)
-    _, metrics = update_state(state, make_batch(), LOSS_FN, tx)
+    _, metrics = update(state, make_batch(), tx)
     assert metrics["learning_rate"].compute() == pytest.approx(0.5)
     assert metrics["gradient_norm"].compute() == pytest.approx(float(optax.tree.norm(gradient)))
 
 
-def test_members_trained_side_by_side_equal_solo_runs():
+def test_runs_trained_side_by_side_equal_solo_runs():
     tx = optimizers.adam(1e-2)
-    step = jax.jit(lambda state, batch: update_state(state, batch, LOSS_FN, tx)[0])
+    step = jax.jit(lambda state, batch: update(state, batch, tx)[0])
     members = jax.vmap(lambda seed: make_state(tx, seed))(jnp.arange(3))
     batches = [make_batch(seed=s) for s in range(3)]
     for batch in batches:
@@ -117,32 +126,32 @@ def test_an_overflow_skips_the_step_and_halves_the_scale():
     state = make_state(tx, loss_scale=LossScale.create(2.0**10, growth_interval=2))
     good, bad = make_batch(), make_batch()
     bad["image"] = bad["image"].at[0, 0].set(jnp.inf)
-    skipped, _ = update_state(state, bad, LOSS_FN, tx)
+    skipped, _ = update(state, bad, tx)
     chex.assert_trees_all_equal(skipped.params, state.params)
     chex.assert_trees_all_equal(skipped.opt_state, state.opt_state)
     assert (int(skipped.step), float(skipped.loss_scale.scale)) == (1, 2.0**9)
     for _ in range(2):
-        state, _ = update_state(state, good, LOSS_FN, tx)
+        state, _ = update(state, good, tx)
     assert float(state.loss_scale.scale) == 2.0**11
 
 
 def test_the_loss_scale_cancels():
     tx = optimizers.sgd(0.1)
-    plain, _ = update_state(make_state(tx), make_batch(), LOSS_FN, tx)
-    scaled, _ = update_state(make_state(tx, loss_scale=LossScale.create()), make_batch(), LOSS_FN, tx)
+    plain, _ = update(make_state(tx), make_batch(), tx)
+    scaled, _ = update(make_state(tx, loss_scale=LossScale.create()), make_batch(), tx)
     chex.assert_trees_all_close(plain.params, scaled.params, atol=1e-6)
 
 
 def test_the_moving_average_is_what_is_evaluated(mesh1):
     tx = optimizers.sgd(0.5)
-    state = make_state(tx, keep_ema=True)
+    state = make_state(tx, ema_decay=0.9)
     expected = state.params
     for step in range(3):
-        state, _ = update_state(state, make_batch(), LOSS_FN, tx, ema_decay=0.9)
+        state, _ = update(state, make_batch(), tx, ema_decay=0.9)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, state.params)
     chex.assert_trees_all_close(state.ema, expected, atol=1e-6)
-    eval_step = make_eval_step(LOSS_FN, mesh1, state_shardings(state.eval_variables, mesh1))
+    eval_step = make_eval_step(config_of(tx), mesh1, state_shardings(state.eval_variables, mesh1))
     by_hand, _ = LOSS_FN(expected, {}, make_batch(), None)
     loss = eval_step(state.eval_variables, make_batch())["loss"].compute()
     assert loss == pytest.approx(float(by_hand), 1e-5)
@@ -154,14 +163,14 @@ def test_the_average_of_a_schedule_free_optimizer_is_what_is_evaluated(mesh1):
     start = state.params
     iterates = []  # z, of which x is the mean at a constant rate, and y = 0.1 z + 0.9 x
     for seed in range(3):
-        state, _ = update_state(state, make_batch(seed=seed), LOSS_FN, tx)
+        state, _ = update(state, make_batch(seed=seed), tx)
         iterates.append(state.opt_state.z)
     mean = jax.tree.map(lambda *z: sum(z) / 3, *iterates)
     chex.assert_trees_all_close(state.eval_params, mean, atol=1e-5)
     mixture = jax.tree.map(lambda z, x: 0.1 * z + 0.9 * x, iterates[-1], mean)
     chex.assert_trees_all_close(state.params, mixture, atol=1e-5)
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.abs(a - b).max() > 0.1, start, mean)))
-    eval_step = make_eval_step(LOSS_FN, mesh1, state_shardings(state.eval_variables, mesh1))
+    eval_step = make_eval_step(config_of(tx), mesh1, state_shardings(state.eval_variables, mesh1))
     by_hand, _ = LOSS_FN(mean, {}, make_batch(), None)
     loss = eval_step(state.eval_variables, make_batch())["loss"].compute()
     assert loss == pytest.approx(float(by_hand), 1e-4)
@@ -180,7 +189,7 @@ def test_an_optimizer_that_follows_the_loss_is_given_it(loss_scale):
         optimizers.sgd(optimizers.plateau(0.1, factor=0.5, patience=1)),
     )
     state = make_state(tx, loss_scale=loss_scale)
-    _, metrics = update_state(state, make_batch(), LOSS_FN, tx)
+    _, metrics = update(state, make_batch(), tx)
     assert given[0] == pytest.approx(float(metrics["loss"].compute()))
     assert metrics["learning_rate"].compute() == pytest.approx(0.1)
 
@@ -210,6 +219,6 @@ def test_augmentation_is_keyed_by_example_and_absent_from_evaluation():
 def test_jit_and_no_jit_agree():
     tx = optimizers.adam(1e-2)
     state = make_state(tx)
-    plain, _ = update_state(state, make_batch(), LOSS_FN, tx)
-    jitted, _ = jax.jit(lambda s, b: update_state(s, b, LOSS_FN, tx))(state, make_batch())
+    plain, _ = update(state, make_batch(), tx)
+    jitted, _ = jax.jit(lambda s, b: update(s, b, tx))(state, make_batch())
     chex.assert_trees_all_close(plain.params, jitted.params, atol=1e-6)

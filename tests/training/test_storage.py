@@ -22,7 +22,7 @@ from dl import optimizers
 from dl.cli.exit_status import exit_status
 from dl.errors import Diverged, StorageError, UserError
 from dl.training.checkpoint import Checkpoints
-from dl.training.population import Members
+from dl.training.population import Population
 from dl.training.restore import restore_variables
 from dl.training.signals import Stopped
 from tests.helpers import EXPERIMENT, SignallingConsole, run_in, step_of, train_in
@@ -182,9 +182,9 @@ def test_a_nan_before_the_first_checkpoint_says_that_nothing_was_saved(tmp_path,
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_the_members_that_are_well_go_on(tmp_path, mesh1):
-    members = Members((0, 1), {"rate": (1e-2, 1e30)}, lambda options: optax.sgd(options["rate"]))
-    result = train_in(tmp_path / "run", mesh1, members=members)
+def test_the_runs_of_a_population_that_are_well_go_on(tmp_path, mesh1):
+    population = Population((0, 1), {"rate": (1e-2, 1e30)}, lambda options: optax.sgd(options["rate"]))
+    result = train_in(tmp_path / "run", mesh1, population=population)
     assert result["steps"] == 12
     assert np.isfinite(result["members"][0]["metrics"]["test"]["loss"])
     assert step_of(tmp_path / "run") == 12
@@ -194,7 +194,7 @@ def test_a_checkpoint_with_a_nan_of_an_older_version_is_passed_over(tmp_path, me
     folder = tmp_path / "run"
     experiment = dataclasses.replace(EXPERIMENT, tx=breaking(9))
     with monkeypatch.context() as patch:
-        patch.setattr("dl.training.session.Session._trouble_with", lambda self, state: "")
+        patch.setattr("dl.training.program.Program.trouble_with", lambda self, state: "")
         patch.setattr("dl.training.session.Session._refuse_divergence", lambda self: None)
         with pytest.raises(Stopped):
             train_in(folder, mesh1, experiment, console=SignallingConsole(4))

@@ -1,0 +1,61 @@
+"""Where a process begins to train: at the newest checkpoint of the run, or before its first step."""
+
+from typing import NamedTuple
+
+from dl.errors import UserError
+from dl.runs.console import Console
+from dl.runs.memory import NoCheckpoints
+from dl.stopping import Best
+from dl.training.checkpoint import Checkpoints
+from dl.training.program import Program
+from dl.training.progress import Progress
+from dl.training.result import frozen_digest
+from dl.training.state import TrainState
+from dl.types import Variables
+
+
+class Start(NamedTuple):
+    """Where a process begins: at the newest checkpoint, or before the first step.
+
+    Attributes:
+      state: on the devices.
+      progress: what the host knows beside it.
+      step: updates that were made.
+    """
+
+    state: TrainState
+    progress: Progress
+    step: int
+
+
+def find_start(
+    program: Program, checkpoints: Checkpoints | NoCheckpoints, warm_start: Variables | None, console: Console
+) -> Start:
+    """Returns the newest intact checkpoint; where nothing was saved, the initial state.
+
+    Args:
+      program: of the experiment.
+      checkpoints: of the run.
+      warm_start: host arrays that replace initial variables.
+      console: where a person watches.
+
+    Raises:
+      UserError: there are checkpoints, and none can be read.
+    """
+    progress = Progress(best=Best.none_yet(len(program.population)))  # its clock starts here
+    restored = checkpoints.restore(program.abstract_state, program.trouble_with)
+    if restored is None:
+        state = program.init(warm_start)
+        progress.frozen_digest = frozen_digest(program.eval_variables(state), program.config.frozen)
+        return Start(state, progress, 0)
+    state, saved = restored
+    try:
+        progress = Progress.from_json(saved)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"the progress record of the newest checkpoint in {checkpoints.directory} cannot be "
+            f"read ({type(error).__name__}: {error}); remove that, or start in another --workdir"
+        ) from None
+    step = int(state.step.max())  # the same for every run of a population
+    console.line(f"resuming at step {step:,} of {program.num_steps:,}")
+    return Start(state, progress, step)

@@ -1,0 +1,93 @@
+"""A session without a folder: what it needs of its log, its checkpoints and its run, and no more."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dl.runs.console import Console
+from dl.training.batches import make_batches
+from dl.training.program import Program
+from dl.training.session import Session
+from dl.training.signals import Stopped, StopSignals
+from dl.training.start import find_start
+from tests.helpers import EXPERIMENT, SignallingConsole, train_in
+
+
+class MemoryLog:
+    size, digest, trouble = 0, "", ""
+
+    def __init__(self):
+        self.lines = []
+
+    def write(self, kind, step, epoch, values):
+        self.lines.append((kind, step))
+        self.size += 1
+
+
+class MemoryCheckpoints:
+    directory = "memory"
+
+    def __init__(self):
+        self.saved = {}
+
+    @property
+    def steps(self):
+        return sorted(self.saved)
+
+    def save(self, step, state, progress):
+        self.saved[step] = jax.tree.map(jnp.copy, state), progress  # the next step consumes its own
+
+    def restore(self, abstract_state, trouble_with):
+        return self.saved[max(self.saved)] if self.saved else None
+
+    def wait(self):
+        pass
+
+
+class MemoryRun:
+    name = "experiments.test"
+    resume_command = "call it again"
+
+    def __init__(self, folder):
+        self.predictions_path = folder / "predictions.npz"
+
+    def in_place(self):
+        return contextlib.nullcontext()
+
+
+def end_of(mesh, folder, checkpoints, log, console):
+    batches = make_batches(EXPERIMENT, mesh)
+    program = Program(EXPERIMENT, mesh, batches)
+    start = find_start(program, checkpoints, None, console)
+    with StopSignals() as stop:
+        session = Session(
+            EXPERIMENT,
+            MemoryRun(folder),
+            program,
+            program.compile(),
+            batches,
+            start,
+            log,
+            checkpoints,
+            console,
+            stop,
+        )
+        session.run_to_end(log_every=1, save_every=1e9, debug_nans=False)
+        return session.result()
+
+
+def test_a_session_in_memory_ends_as_a_run_in_a_folder(tmp_path, mesh1):
+    expected = train_in(tmp_path / "run", mesh1)
+    checkpoints, log = MemoryCheckpoints(), MemoryLog()
+    with pytest.raises(Stopped, match="saved at step . of 12; to go on: call it again"):
+        end_of(mesh1, tmp_path, checkpoints, log, SignallingConsole(5))
+    assert checkpoints.steps[0] < 12
+    result = end_of(mesh1, tmp_path, checkpoints, log, Console(is_quiet=True))
+    assert result["params_digest"] == expected["params_digest"]
+    assert result["metrics"] == expected["metrics"]
+    assert result["intervals"] == expected["intervals"]
+    steps = [step for kind, step in log.lines if kind == "train"]
+    assert steps == list(range(1, 13))
+    assert log.lines[-1] == ("test", 12)
