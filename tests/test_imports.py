@@ -166,6 +166,19 @@ def test_pure_modules_touch_neither_disk_nor_clock_nor_environment(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_no_module_writes_the_environment(module):
+    """It is everybody's: what a function is to know is an argument, or a context around the call."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+            assert not ast.unparse(node.value).endswith("environ")
+        if isinstance(node, ast.AugAssign):
+            assert not ast.unparse(node.target).endswith("environ")
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert not name.endswith(("putenv", "environ.update", "environ.setdefault", "environ.pop"))
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_only_one_module_touches_orbax_and_none_tensorflow(module):
     used = {name.split(".")[0] for name in imports_of(module)}
     assert "tensorflow" not in used
