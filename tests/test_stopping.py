@@ -329,7 +329,7 @@ def with_metric(name, better=None, values=CURVE):
 @pytest.mark.parametrize("name", ["mse", "brier", "perplexity", "regret", "error_rate", "wer"])
 @pytest.mark.parametrize("make", [KeepBest, lambda **k: StopAt(value=0.1, **k)])
 def test_a_metric_that_does_not_state_its_direction_chooses_nothing(tmp_path, mesh1, name, make):
-    field = "keep_best" if make is KeepBest else "target"
+    field = "keep_best" if make is KeepBest else "stop_at"
     experiment = dataclasses.replace(counting(), loss_fn=with_metric(name), **{field: make(metric=name)})
     with pytest.raises(UserError, match=f"metric='{name}' does not state whether small or large"):
         train_in(tmp_path / "run", mesh1, experiment)
