@@ -63,6 +63,7 @@ class Checkpoints:
         self._is_read_only = is_read_only
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         self._link: Path | None = None
+        self._manager: Any = None
         if not is_read_only:
             with self._storing():
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -213,7 +214,7 @@ class Checkpoints:
             if not self._is_read_only:
                 with contextlib.suppress(OSError):
                     self._remove_leftovers()  # which gives back the room that was taken
-            steps = self.steps if hasattr(self, "_manager") else []
+            steps = self.steps if self._manager is not None else []
             stands = f"that of step {steps[-1]:,} stands" if steps else "there is none before it"
             raise StorageError(
                 f"a checkpoint in {self.directory} cannot be written ({reason}), {stands}; make room, "
