@@ -10,7 +10,7 @@ test accuracy (85.8 to 87.2) in 24 min, while other work ran on the same two cor
 
 from typing import Literal
 
-from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, Fraction, PositiveFloat, PositiveInt, Seed, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.data.images.classification import ImageClassification
@@ -65,12 +65,11 @@ def recipe(
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
     return Experiment(
         data=data,
-        model=model,
         warm_start=whitened(data.train),
         frozen=("^whiten/kernel",),
         preprocess=resized(image_size, image_size),
         augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),
-        loss_fn=losses.classification(model, label_smoothing=label_smoothing),
+        task=task.classification(model, label_smoothing=label_smoothing),
         tx=optimizers.muon_like_adamw(schedule, weight_decay=weight_decay),
         num_steps=num_steps,
         batch_size=batch_size,

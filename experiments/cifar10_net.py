@@ -14,7 +14,7 @@ the same two cores of an Intel Xeon, jax 0.10.2.
 
 from typing import Literal
 
-from dl import Experiment, KeepBest, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveFloat, PositiveInt, Seed, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images.augment import random_crop
 from dl.data.images.decoding import resized
@@ -44,10 +44,9 @@ def experiment(
     model = CNN((64, 128), (1000,), data.num_classes, pool=True, padding="SAME", crop=crop)
     return Experiment(
         data=data,
-        model=model,
         preprocess=resized(32, 32),
         augment=random_crop(size=(crop, crop)) if crop else None,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adam(learning_rate),
         num_steps=num_epochs * steps_per_epoch(len(data.train), batch_size),
         batch_size=batch_size,

@@ -8,7 +8,7 @@ run: training loss 2.4 to 1.5, 48.6 % test accuracy in 77 s, on CIFAR-10 encoded
 comparable with published figures; two cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.data.images.decoding import resized
@@ -42,10 +42,9 @@ def experiment(
     model = resnet18(data.num_classes, width=width, small_images=True, scaling=minus_one_to_one)
     return Experiment(
         data=data,
-        model=model,
         preprocess=resized(32, 32),
         augment=compose(random_horizontal_flip(), random_crop(4)),
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(
             optimizers.cosine(learning_rate, num_steps), 0.9, nesterov=True, weight_decay=weight_decay
         ),

@@ -21,9 +21,9 @@ from dl import (
     PositiveInt,
     Seed,
     StopAt,
-    losses,
     main,
     optimizers,
+    task,
 )
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images.augment import random_affine
@@ -71,10 +71,9 @@ def experiment(
         augment = None
     return Experiment(
         data=data,
-        model=model,
         preprocess=resized(image_size, image_size),
         augment=augment,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=tx,
         num_steps=num_steps,
         batch_size=batch_size,

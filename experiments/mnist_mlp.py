@@ -9,7 +9,7 @@ its own, 97.4 % in 15 s: two and a half runs. Over its n parameters, three seeds
 from 6.8 % (12,786) to 2.4 % (235,146), as 211 n^-0.886 + 0.0195. Two cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.models.mlp import MLP
 
@@ -36,8 +36,7 @@ def experiment(
     model = MLP(hidden=(hidden, -(-hidden // 2)), num_classes=data.num_classes)
     return Experiment(
         data=data,
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adam(learning_rate),
         num_steps=num_epochs * steps_per_epoch(len(data.train), batch_size),
         batch_size=batch_size,

@@ -10,7 +10,7 @@ vector has 64·5·5 = 1,600 entries.
 cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, KeepBest, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveFloat, PositiveInt, Seed, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images.decoding import resized
 from dl.models.cnn import CNN
@@ -39,9 +39,8 @@ def experiment(
     model = CNN(channels=(32, 64), hidden=(512,), num_classes=data.num_classes, pool=True)
     return Experiment(
         data=data,
-        model=model,
         preprocess=resized(image_size, image_size),
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(learning_rate),
         num_steps=num_epochs * steps_per_epoch(len(data.train), batch_size),
         batch_size=batch_size,

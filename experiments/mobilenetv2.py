@@ -7,7 +7,7 @@ CIFAR-10 encoded anew as JPEG, which is not comparable with published figures; 2
 the same two cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.data.images.decoding import resized
@@ -42,10 +42,9 @@ def experiment(
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 8)
     return Experiment(
         data=data,
-        model=model,
         preprocess=resized(image_size, image_size),
         augment=compose(random_horizontal_flip(), random_crop(image_size // 8)),
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adamw(schedule, weight_decay=weight_decay, clip_norm=1.0),
         num_steps=num_steps,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import optax
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, UserError, gradients, losses, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, UserError, gradients, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.models.mlp import MLP
 from dl.studies import benchmark as race
@@ -63,8 +63,7 @@ def experiment(
     is_sam = optimizer == "sam"
     return Experiment(
         data=data,
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=RECIPES[optimizer](schedule),
         grad_fn=gradients.sharpness_aware_gradient(0.05) if is_sam else gradients.mean_gradient,
         num_steps=num_steps,

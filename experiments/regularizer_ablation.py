@@ -24,7 +24,7 @@ misses by chance. The ranges of strengths come from earlier trials, in which som
 6 min on two cores of an Intel Xeon, jax 0.10.2.
 """
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UserError, losses
+from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UserError, task
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images import augment
 from dl.gradients import mean_gradient, sharpness_aware_gradient
@@ -79,16 +79,15 @@ def experiment(
     num_steps = num_epochs * steps_per_epoch(num_examples, batch_size)
     rates = at["dropout"], at["drop_connect"], at["stochastic_depth"]
     model = ResidualMLP(64, 64, 3, data.num_classes, *rates)
-    loss_fn = losses.classification(model, label_smoothing=at["label_smoothing"])
-    loss_fn = with_penalty(loss_fn, l1(at["l1"]), l2(at["l2"]))
+    learned = task.classification(model, label_smoothing=at["label_smoothing"])
+    learned = with_penalty(learned, l1(at["l1"]), l2(at["l2"]))
     if at["mixup"] or at["cutmix"]:
-        loss_fn = with_mixing(loss_fn, (mixup if at["mixup"] else cutmix)(strength, data.num_classes))
+        learned = with_mixing(learned, (mixup if at["mixup"] else cutmix)(strength, data.num_classes))
     warp = augment.random_affine(rotate=2 * strength, zoom=2 * strength, shift=strength * data.image_shape[0])
     schedule = cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(
         data=part_of(data, num_examples / len(data.train)),
-        model=model,
-        loss_fn=loss_fn,
+        task=learned,
         tx=adamw(schedule, weight_decay=at["weight_decay"]),
         augment=warp if at["augmentation"] else None,
         grad_fn=sharpness_aware_gradient(strength) if at["sam"] else mean_gradient,

@@ -17,7 +17,7 @@ from typing import Literal
 
 import optax
 
-from dl import Experiment, KeepBest, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveInt, Seed, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.data.images.decoding import resized
 from dl.data.images.image_data_generator import image_data_generator
@@ -80,12 +80,11 @@ def experiment(
         tx = optimizers.by_path({"^backbone/block[0-6]/": adam(5e-4), "": adam(1e-3)})
     return Experiment(
         data=data,
-        model=model,
         warm_start=initial,
         frozen=frozen,
         preprocess=resized(image_size, image_size),
         augment=augment,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=tx,
         num_steps=num_steps,
         batch_size=32,

@@ -78,7 +78,7 @@ def find_learning_rate(
     batches = Batches(experiment.data.train, experiment.batch_size, mesh, seed=experiment.seed)
     state, update = make_update(
         experiment,
-        with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment),
+        with_inputs(experiment.task.loss, experiment.preprocess, experiment.augment),
         with_rate(experiment.tx, lambda step: low * jnp.exp(growth * step)),
         batches[0],
     )

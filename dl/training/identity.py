@@ -23,7 +23,7 @@ from dl.training.step import update_state, with_inputs
 from dl.types import Batch
 
 _SETTINGS = (
-    *("num_steps", "batch_size", "seed", "input_name", "frozen", "keep_best", "stop_at", "ema_decay"),
+    *("num_steps", "batch_size", "seed", "frozen", "keep_best", "stop_at", "ema_decay"),
     *("eval_every", "eval_at_start"),
 )
 _LIBRARIES = ("jax", "flax", "optax")
@@ -40,11 +40,12 @@ def describe(experiment: Experiment, members: Members | None = None) -> dict[str
       training, an evaluation) with the numbers in it.
     """
     settings = {name: _plain(getattr(experiment, name)) for name in _SETTINGS}
+    settings["input_name"] = experiment.task.input_name
     settings["is_warm_started"] = experiment.warm_start is not None
     if members is not None:
         settings |= {"seeds": list(members.seeds), "member_options": _plain(members.options)}
     batch = stored_batch(experiment)
-    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+    loss_fn = with_inputs(experiment.task.loss, experiment.preprocess, experiment.augment)
 
     def initial_state(batch: Batch) -> Any:
         return init_state(

@@ -70,7 +70,7 @@ def report_nans(train_step: TrainStep, experiment: Experiment) -> TrainStep:
       UserError: (the returned step) a metric or the next state holds a NaN. With a loss scale, the
         state alone is looked at: overflow is part of the method there.
     """
-    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+    loss_fn = with_inputs(experiment.task.loss, experiment.preprocess, experiment.augment)
     update = functools.partial(
         update_state,
         loss_fn=loss_fn,

@@ -67,7 +67,7 @@ class Program:
             self.shardings,
         )
         check_fits(self.abstract_state, mesh.local_devices)
-        loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment)
+        loss_fn = with_inputs(experiment.task.loss, experiment.preprocess, experiment.augment)
         is_unrolled = num_members is not None and self._is_better_unrolled(loss_fn)
         train_step = make_train_step(
             loss_fn,

@@ -16,7 +16,6 @@ from dl import freezing
 from dl.data.pipeline import Batches
 from dl.errors import Diverged, UserError
 from dl.experiment import Experiment
-from dl.kinds import kind_facts
 from dl.metrics import MetricTable
 from dl.runs.console import Console, format_figures
 from dl.runs.digest import tree_digest
@@ -25,6 +24,7 @@ from dl.runs.log import Averages, MetricsLog, means
 from dl.runs.predictions import Kept, add_to_result, collect_predictions
 from dl.runs.provenance import peak_memory
 from dl.stopping import FINAL_SPLIT, Best
+from dl.task import kind_facts
 from dl.training.checkpoint import Checkpoints
 from dl.training.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
 from dl.training.nans import report_nans
@@ -319,7 +319,7 @@ class Session:
             measured["frozen_digest"] = frozen
         result = {
             "experiment": self.run.name,
-            **kind_facts(self.experiment.loss_fn),
+            **kind_facts(self.experiment.task.kind),
             **summarize(self.experiment, progress, metrics, intervals, variables, self.members),
             **({"metrics_from_step": progress.log_start} if progress.log_start else {}),
             "better": dict(self.program.metrics),
@@ -381,7 +381,7 @@ class Session:
             return predictions
         except Exception as error:
             self.console.line(
-                f"no predictions of {split} were written ({_brief(error)}); see Experiment.predict_fn"
+                f"no predictions of {split} were written ({_brief(error)}); look at predict of its Task"
             )
             return None
 

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dl import freezing
 from dl.flops import input_scope
 from dl.gradients import mean_gradient
-from dl.kinds import like
 from dl.metrics import Mean, MetricTable
 from dl.precision import all_finite
 from dl.sharding import batch_sharding
@@ -50,7 +49,7 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
 
     def loss_on_stored(
         params: Params, model_state: ModelState, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, Aux]:
+    ) -> tuple[Mean, Aux]:
         if preprocess is not None:
             with input_scope():
                 batch = preprocess(batch)
@@ -61,7 +60,7 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
                 batch = jax.vmap(augment)(keys_B, batch)
         return loss_fn(params, model_state, batch, key)
 
-    return like(loss_on_stored, loss_fn)
+    return loss_on_stored
 
 
 def update_state(
@@ -88,7 +87,7 @@ def update_state(
     def scaled_loss(trained: Params, *args):  # type: ignore[no-untyped-def]
         with freezing.frozen_norms(state.params, frozen):
             loss, aux = loss_fn(freezing.merge(trained, fixed), *args)
-        return (loss if scale is None else loss * scale), aux
+        return (loss if scale is None else loss.times(scale)), aux
 
     key = jax.random.fold_in(state.rng, state.step)
     (loss, aux), gradient = grad_fn(scaled_loss)(trained, state.model_state, batch, key)
@@ -139,7 +138,7 @@ def make_train_step(
     """Returns the compiled step `(state, batch) -> (state, metrics)`. The state given is consumed.
 
     Args:
-      loss_fn: the mean loss over the whole batch; the mean over devices follows from its sharding.
+      loss_fn: the loss of the whole batch; the mean over devices follows from its sharding.
       tx: the optimizer; one that takes extra arguments gets the loss as `value`.
       mesh: the devices.
       shardings: of the state, leaf by leaf, as `sharding.state_shardings` gives them.
