@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import losses
+from dl import losses, task
 from dl.gradients import accumulated_gradient, mean_gradient, sharpness_aware_gradient
+from dl.metrics import Mean
 from dl.models.mlp import MLP
 from dl.types import Aux
 from tests.backpropagation import backpropagate, sigmoid_squared_error, softmax_cross_entropy_error
@@ -22,7 +23,7 @@ def problem():
         "index": jnp.arange(12),
     }
     params = model.init(jax.random.key(1), batch["image"])["params"]
-    return losses.classification(model), params, batch
+    return task.classification(model).loss, params, batch
 
 
 @pytest.mark.parametrize("num_micro_batches", [1, 2, 3, 12])
@@ -59,8 +60,8 @@ def squared_error_of_sigmoid(logits_BC, batch):
 
 PERCEPTRON = MLP(hidden=(4,), num_classes=2)
 HEADS = {
-    "softmax": (losses.classification(PERCEPTRON), softmax_cross_entropy_error),
-    "sigmoid": (losses.supervised(PERCEPTRON, squared_error_of_sigmoid), sigmoid_squared_error),
+    "softmax": (task.classification(PERCEPTRON).loss, softmax_cross_entropy_error),
+    "sigmoid": (task.supervised(PERCEPTRON, squared_error_of_sigmoid).loss, sigmoid_squared_error),
 }
 
 
@@ -78,7 +79,7 @@ def test_the_gradient_equals_backpropagation_by_hand_and_finite_differences(prob
 
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     nearby = jnp.stack([flat[None] + sign * 1e-3 * jnp.eye(26) for sign in (1, -1)]).reshape(52, 26)
-    values = jax.vmap(lambda point: loss_fn(unravel(point), {}, everything, None)[0])(nearby)
+    values = jax.vmap(lambda point: loss_fn(unravel(point), {}, everything, None)[0].compute())(nearby)
     differences = (values[:26] - values[26:]) / 2e-3
     np.testing.assert_allclose(jax.flatten_util.ravel_pytree(gradient)[0], differences, atol=1e-3)
     assert abs(differences).max() > 0.02
@@ -92,7 +93,7 @@ def test_the_sharpness_aware_gradient_of_a_parabola():
 
     def loss_fn(params, model_state, batch, key):
         flat = jnp.concatenate([params["first"], params["rest"]])
-        return 0.5 * flat @ jnp.float32(a) @ flat, Aux({"seen": flat}, {})
+        return Mean.of(0.5 * flat @ jnp.float32(a) @ flat), Aux({"seen": flat}, {})
 
     params = {"first": jnp.float32(theta[:1]), "rest": jnp.float32(theta[1:])}
     (loss, aux), gradient = sharpness_aware_gradient(0.5)(loss_fn)(params, {}, {}, None)
@@ -105,7 +106,7 @@ def test_the_sharpness_aware_gradient_of_a_parabola():
 
 def test_at_a_minimum_the_sharpness_aware_gradient_is_zero():
     def loss_fn(params, model_state, batch, key):
-        return (params**2).sum(), Aux({}, {})
+        return Mean.of((params**2).sum()), Aux({}, {})
 
     _, gradient = sharpness_aware_gradient()(loss_fn)(jnp.zeros(2), {}, {}, None)
     np.testing.assert_array_equal(gradient, 0.0)

@@ -16,7 +16,7 @@ import jax
 import pytest
 from tests.helpers import step_of, EXPERIMENT, MODEL, SignallingConsole, run_in, train_in, without_timing
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.errors import UserError
 from dl.system.json_files import read_json, write_json
 from dl.runs.log import read_metrics
@@ -226,7 +226,7 @@ def copy(stopped, tmp_path):
         ({"tx": optimizers.adam(optimizers.linear(2e-2, 12))}, "the training step computes something else"),
         ({"tx": optimizers.sgd(1e-2)}, "computes something else"),
         (
-            {"loss_fn": losses.classification(MODEL, input_name="features", label_smoothing=0.1)},
+            {"task": task.classification(MODEL, input_name="features", label_smoothing=0.1)},
             "computes something else",
         ),
         ({"augment": lambda key, example: example | {"features": example["features"] + 1.5}}, "computes"),
@@ -249,8 +249,7 @@ def test_the_same_experiment_made_again_is_the_same_on_any_devices(finished, mes
     model = dataclasses.replace(MODEL)
     again = dataclasses.replace(
         EXPERIMENT,
-        model=model,
-        loss_fn=losses.classification(model, input_name="features"),
+        task=task.classification(model, input_name="features"),
         tx=optimizers.adam(optimizers.linear(1e-2, 12)),
     )
     assert train_in(finished[0], mesh8, again) == finished[1]
