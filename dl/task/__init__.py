@@ -2,12 +2,13 @@
 
 An experiment reads `from dl import task` and `task=task.classification(model)`. The model is a Linen module,
 a function that makes an NNX module, or a `Model` of plain functions. Read `contract` first, for `Task`; then
-`builders`, and `model` for what a model is.
+`builders`, and `model` for what a model is; `adapters` makes one of a module.
 """
 
+from dl.task.adapters import as_model
 from dl.task.builders import autoencoder, classification, language_model, multi_label, regression, supervised
 from dl.task.contract import FRACTION, Kind, Task, kind_facts
-from dl.task.model import AnyModel, Model, as_model
+from dl.task.model import AnyModel, Model
 
 __all__ = [
     "FRACTION",

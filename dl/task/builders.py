@@ -17,8 +17,9 @@ from dl import losses
 from dl.errors import UserError
 from dl.metrics import Mean, accuracy
 from dl.ranges import PROBABILITY, check
+from dl.task.adapters import as_model
 from dl.task.contract import FRACTION, Kind, Task
-from dl.task.model import AnyModel, as_model
+from dl.task.model import AnyModel
 from dl.types import Aux, Batch, Key, Metrics, ModelState, Params, Variables
 
 Measure = Callable[[jax.Array, Batch], tuple[Mean, Metrics]]

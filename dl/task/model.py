@@ -1,4 +1,4 @@
-"""A model as two pure functions, whatever library it is written with."""
+"""What a model is: two pure functions."""
 
 import inspect
 from collections.abc import Callable
@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from dl.outermost import outermost_call
 from dl.types import Key, ModelState, Params, Variables
 
 
@@ -34,73 +32,10 @@ class Model(NamedTuple):
 
 
 AnyModel = nn.Module | Model | Callable[..., Any]
-"""A Linen module, a `Model`, or a function from `nnx.Rngs` to an NNX module."""
-
-
-def as_model(model: AnyModel) -> Model:
-    """Returns a model as two pure functions.
-
-    Args:
-      model: one of three.
-
-        - A Linen module. In training the stream `dropout` is the key, and every collection may change.
-        - A function from `nnx.Rngs` to an NNX module, such as `lambda rngs: Net(rngs=rngs)`, because initial
-          parameters follow from the seed of a run. A module that exists has parameters already and is
-          refused.
-        - A `Model`.
-
-        A `train` among the arguments of a module's `__call__` says whether it is trained.
-
-    Raises:
-      TypeError: it is none of these.
-    """
-    if isinstance(model, nn.Module):
-        return _of_linen(model)
-    if isinstance(model, Model):
-        return Model(model.init, _seen(model.apply))
-    from dl.task.nnx_model import of_nnx  # flax.nnx takes a while to import
-
-    of_functions = of_nnx(model)
-    return Model(of_functions.init, _seen(of_functions.apply))
-
-
-def _of_linen(module: nn.Module) -> Model:
-    takes_train = takes_argument_train(type(module))
-
-    def apply(
-        params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None
-    ) -> tuple[jax.Array, ModelState]:
-        variables = {"params": params, **model_state}
-        mode: dict[str, Any] = {"train": key is not None} if takes_train else {}
-        if key is None:
-            return jnp.asarray(module.apply(variables, inputs, **mode)), model_state
-        outputs, model_state = module.apply(
-            variables, inputs, **mode, rngs={"dropout": key}, mutable=list(model_state)
-        )
-        return jnp.asarray(outputs), model_state
-
-    return Model(module.init, apply)
+"""A Linen module, a `Model`, or a function from `nnx.Rngs` to an NNX module; see `adapters.as_model`."""
 
 
 def takes_argument_train(module_type: type) -> bool:
     """Returns whether the calls of a class of modules have an argument `train`."""
     parameters = inspect.signature(module_type.__call__).parameters.values()
     return any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _seen(apply: Callable[..., tuple[jax.Array, ModelState]]) -> Callable[..., Any]:
-    """Returns the same function as a call that `outermost.around_outermost` sees, as it sees Linen's."""
-
-    def seen_apply(
-        params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None
-    ) -> tuple[jax.Array, ModelState]:
-        updated = model_state
-
-        def call(inputs: jax.Array) -> jax.Array:
-            nonlocal updated
-            outputs, updated = apply(params, model_state, inputs, key)
-            return outputs
-
-        return jnp.asarray(outermost_call(call, inputs)), updated
-
-    return seen_apply

@@ -27,6 +27,8 @@ import numpy as np
 from dl import Experiment, PositiveInt, UserError, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.metrics import Mean
+from dl.task import Task
+from dl.types import Aux
 
 POINTS = np.arange(8, dtype=np.float32)
 SOURCE = ArraySource({"image": POINTS, "label": 2 * POINTS})
