@@ -103,7 +103,7 @@ def _mean_and_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, tuple[Mean
                 f"the loss is a {type(loss).__name__}; it must be a dl.metrics.Mean, which "
                 'Mean.of(loss_B, batch["mask"]) makes of one loss an example'
             )
-        # How much an example counts is given: else the gradients of parts would not add up to the batch's.
+        # Through the count too, the gradients of parts would not add up to the batch's.
         loss = Mean(loss.total, jax.lax.stop_gradient(loss.count))
         return loss.compute(), (loss, aux)
 

@@ -38,7 +38,7 @@ class LossFn(Protocol):
 
     The loss is a `Mean`: the sum over what was counted (examples, or tokens of sequences of unequal length)
     and how many there were. What is minimised is `Mean.compute()`. So the losses of the parts of a batch add
-    up to that of the batch, whatever each part counts.
+    up to that of the batch, whatever each part counts. No gradient flows through what is counted.
 
     `key` is None in evaluation: dropout is off and running statistics are used, not updated.
     """
