@@ -1,7 +1,7 @@
 """A functional JAX codebase for deep-learning research.
 
-An experiment needs little more than these names; everything else is a module away: `dl.models`,
-`dl.losses`, `dl.optimizers`, `dl.data`.
+An experiment needs little more than these names; everything else is a module away: `dl.task`, `dl.models`,
+`dl.optimizers`, `dl.data`.
 """
 
 from dl.cli.main import main

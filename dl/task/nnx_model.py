@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dl.freezing import norm_is_frozen
 from dl.task.model import Model, takes_argument_train
 from dl.types import Key, ModelState, Params, Variables
 
@@ -49,6 +50,9 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         graph, shapes = abstract()
         module = nnx.merge(graph, _state(shapes, {"params": params, **model_state}, key))
         module.eval() if key is None else module.train()
+        for path, inner in nnx.iter_modules(module):
+            if isinstance(inner, nnx.BatchNorm) and norm_is_frozen("/".join(map(str, path))):
+                inner.use_running_average = True
         mode = {"train": key is not None} if takes_argument_train(type(module)) else {}
         outputs = module(inputs, **mode)
         if key is None:

@@ -15,6 +15,8 @@ from dl.metrics import Mean
 from dl.precision import BFLOAT16, computing_in
 from dl.runs.predictions import read_predictions
 from dl.training.loop import restore_variables
+from dl.training.state import init_state
+from dl.training.step import update_state
 from dl.types import Aux
 from tests.helpers import EXPERIMENT, losses_of, run_in, train_in
 
@@ -110,6 +112,22 @@ def test_batch_norms_of_linen_and_nnx_gather_the_same_statistics(tmp_path, mesh1
     found = [restore_variables(experiments[1], run_in(at), mesh1) for at in (in_nnx, linen)]
     chex.assert_trees_all_close(*found, atol=1e-5)
     assert jnp.abs(found[0]["batch_stats"]["norm"]["mean"]).max() > 0.01
+
+
+def test_a_frozen_batch_norm_of_nnx_keeps_its_statistics():
+    learned = task.classification(lambda rngs: InNNX(rngs, True), input_name="features")
+    batch = {"features": jnp.ones((4, 3)), "label": jnp.arange(4) % 2, "mask": jnp.ones(4, bool)}
+    tx = optimizers.sgd(0.1)
+
+    def after(frozen):
+        before = init_state(learned.init, tx, batch, 0, frozen=frozen)
+        return before, jax.jit(lambda s: update_state(s, batch, learned.loss, tx, frozen=frozen)[0])(before)
+
+    before, frozen = after(["^norm/"])
+    chex.assert_trees_all_equal(frozen.model_state, before.model_state)
+    chex.assert_trees_all_equal(frozen.params["norm"], before.params["norm"])
+    before, half_frozen = after(["^norm/bias"])
+    assert (half_frozen.model_state["batch_stats"]["norm"]["mean"] != 0).any()
 
 
 def test_dropout_of_nnx_draws_from_the_key_and_only_in_training():
