@@ -23,7 +23,7 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     of the call. In evaluation a stream draws the same numbers every time.
 
     Raises:
-      TypeError: `make` is a module, or makes something else.
+      TypeError: `make` is a module, makes something else, or the module holds an array as it is.
     """
     if isinstance(make, nnx.Module):
         raise TypeError(
@@ -32,7 +32,7 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         )
     if not callable(make):
         raise TypeError(
-            f"a {type(make).__name__} is not a model; give a Linen module, a function from nnx.Rngs to an "
+            f"{make!r} is not a model; give a Linen module, a function from nnx.Rngs to an "
             "NNX module, or a dl.task.Model of two functions"
         )
 
@@ -68,17 +68,22 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 def _made(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
     module = make(rngs)
     if not isinstance(module, nnx.Module):
-        raise TypeError(f"the function of a model returned a {type(module).__name__}, not an NNX module")
+        raise TypeError(f"the function of a model returned {module!r}, which is not an NNX module")
     return module
 
 
 def _collections(state: nnx.State) -> Variables:
     """Returns the arrays of a state by collection, as nested dicts."""
-    leaves = {
-        (nnx.variable_name_from_type(type(variable)), *map(str, path)): variable.get_value()
-        for path, variable in nnx.to_flat_state(state)
-        if not isinstance(variable, nnx.RngState)
-    }
+    leaves = {}
+    for path, variable in nnx.to_flat_state(state):
+        if not isinstance(variable, nnx.Variable):
+            raise TypeError(
+                f"the array {'/'.join(map(str, path))} of an NNX module is not an nnx.Variable, so that it "
+                "is unknown whether it is trained; hold it in an nnx.Param, or in an nnx.Variable if it is not"
+            )
+        if not isinstance(variable, nnx.RngState):
+            name = nnx.variable_name_from_type(type(variable), allow_register=True)
+            leaves[name, *map(str, path)] = variable.get_value()
     return unflatten_dict(leaves)
 
 
@@ -95,6 +100,6 @@ def _state(shapes: nnx.State, variables: Variables, key: Key | None) -> nnx.Stat
         elif isinstance(variable, nnx.RngState):
             value = jnp.zeros(leaf.shape, leaf.dtype)
         else:
-            value = leaves[nnx.variable_name_from_type(type(variable)), *map(str, path)]
+            value = leaves[nnx.variable_name_from_type(type(variable), allow_register=True), *map(str, path)]
         filled.append((path, variable.replace(value)))
     return nnx.from_flat_state(filled)

@@ -57,6 +57,11 @@ class InNNX(nnx.Module):
         return self.second(self.dropout(nn.relu(x_BF)))
 
 
+class Bare(nnx.Module):
+    def __init__(self):
+        self.scale = jnp.ones(3)
+
+
 def dense(key, num_inputs, num_outputs):
     return {"kernel": fixed(key, (num_inputs, num_outputs)), "bias": jnp.zeros(num_outputs)}
 
@@ -173,8 +178,9 @@ def test_what_is_attainable_is_known_of_other_libraries_than_linen():
     ("model", "message"),
     [
         (nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "Linear is an NNX module that has its parameters already"),
-        (3, "a int is not a model; give a Linen module"),
-        (lambda rngs: 3, "the function of a model returned a int, not an NNX module"),
+        (3, "3 is not a model; give a Linen module"),
+        (lambda rngs: Bare(), "the array scale of an NNX module is not an nnx.Variable"),
+        (lambda rngs: 3, "the function of a model returned 3, which is not an NNX module"),
     ],
 )
 def test_what_is_not_a_model_is_refused(model, message):
