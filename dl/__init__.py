@@ -1,9 +1,10 @@
 """A functional JAX codebase for deep-learning research.
 
-An experiment and a notebook need little more than these names; everything else is a module away.
+An experiment needs little more than these names; everything else is a module away: `dl.task`, `dl.models`,
+`dl.optimizers`, `dl.data`.
 """
 
-from dl import data, losses, metrics, models, optimizers
+from dl import data, losses, metrics, models, optimizers, task
 from dl.cli.benchmark import benchmark_main
 from dl.cli.main import main
 from dl.errors import UserError
@@ -61,5 +62,6 @@ __all__ = [
     "metrics",
     "models",
     "optimizers",
+    "task",
     "train",
 ]

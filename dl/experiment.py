@@ -1,20 +1,18 @@
 """What an experiment is: the objects that define a training run."""
 
 import dataclasses
-from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import optax
 
 from dl.freezing import Patterns
 from dl.gradients import mean_gradient
-from dl.kinds import kind_of
 from dl.precision import LossScale
 from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.sharding import Rules
 from dl.stopping import KeepBest, StopAt
-from dl.types import Augment, Batch, GradFn, Key, LossFn, OfInput, Preprocess, Splits, Variables
+from dl.task import Task
+from dl.types import Augment, Batch, GradFn, Key, OfInput, Preprocess, Splits, Variables
 from dl.warm_start import WarmStart
 
 
@@ -29,14 +27,10 @@ class Experiment:
 
     Attributes:
       data: the training split and the splits to evaluate on.
-      loss_fn: the mean loss and its metrics, for example `losses.classification(model)`.
+      task: what is learnt, for example `task.classification(model)`.
       tx: the optimizer, for example `optimizers.adamw(...)`.
       num_steps: updates in the whole run.
       batch_size: examples of an update, over all devices.
-      model: initialised as `model.init(key, batch[input_name])`.
-      input_name: the feature that the model reads.
-      init_fn: from a key and a batch to variables, where `model` and `input_name` do not say it.
-      predict_fn: from variables and a preprocessed batch to the outputs, likewise.
       warm_start: variables to start from, such as a pretrained backbone; what they lack is initialised.
       frozen: patterns; the parameters in whose paths one is found stay as they are, and so do the
         statistics of their batch norms.
@@ -58,14 +52,10 @@ class Experiment:
     """
 
     data: Splits
-    loss_fn: LossFn
+    task: Task
     tx: optax.GradientTransformation
     num_steps: int
     batch_size: int
-    model: nn.Module | None = None
-    input_name: str = "image"
-    init_fn: Callable[[Key, Batch], Variables] | None = None
-    predict_fn: Callable[[Variables, Batch], jax.Array] | None = None
     warm_start: WarmStart | None = None
     frozen: Patterns = ()
     preprocess: Preprocess | None = as_the_data_state
@@ -88,23 +78,18 @@ class Experiment:
         check_count("seed", self.seed, Range(0, 2**32 - 1))
         if self.ema_decay is not None:
             check("ema_decay", self.ema_decay, BELOW_ONE)
-        if self.model is None and self.init_fn is None:
-            raise ValueError("an Experiment needs a model or an init_fn")
-        kind = kind_of(self.loss_fn)
+        kind = self.task.kind
         if self.preprocess is as_the_data_state:
             is_tokens = kind is not None and kind.reads_tokens  # numbers of tokens are not pixels
             object.__setattr__(self, "preprocess", None if is_tokens else self.data.preprocess)
         if isinstance(self.preprocess, OfInput):
-            object.__setattr__(self, "preprocess", self.preprocess.of(self.input_name))
+            object.__setattr__(self, "preprocess", self.preprocess.of(self.task.input_name))
 
     def init(self, key: Key, batch: Batch) -> Variables:
-        """Returns the model's initial variables for a stored batch."""
+        """Returns the task's initial variables for a stored batch."""
         if self.preprocess is not None:
             batch = self.preprocess(batch)
-        if self.init_fn is not None:
-            return self.init_fn(key, batch)
-        assert self.model is not None
-        return self.model.init(key, batch[self.input_name])
+        return self.task.init(key, batch)
 
 
 def abstract(experiment: Experiment) -> tuple[Variables, dict[str, jax.ShapeDtypeStruct]]:

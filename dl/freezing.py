@@ -6,6 +6,7 @@ backward pass; its batch norms use their running statistics and leave them alone
 """
 
 import contextlib
+import contextvars
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -68,17 +69,32 @@ def is_frozen(name: str, patterns: Patterns) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
+_norm_is_frozen: contextvars.ContextVar[Callable[[str], bool]] = contextvars.ContextVar(
+    "norm_is_frozen", default=lambda path: False
+)
+
+
+def norm_is_frozen(path: str) -> bool:
+    """Returns whether all parameters of the batch norm at a path are frozen, within `frozen_norms`."""
+    return _norm_is_frozen.get()(path)
+
+
 @contextlib.contextmanager
 def frozen_norms(params: Params, patterns: Patterns) -> Iterator[None]:
     """Within it, a batch norm whose parameters are all frozen runs in inference mode, whatever it is told.
 
     Otherwise a frozen layer would be trained on the statistics of a batch and evaluated on those that it
-    brought along (Keras' guide to transfer learning says why that ruins what it knows).
+    brought along (Keras' guide to transfer learning says why that ruins what it knows). Norms of Linen ask
+    here, those of NNX in `task.nnx_model`; a model of plain functions may ask `norm_is_frozen`.
     """
     if not patterns:
         yield
         return
     leaves = flatten_dict(params, sep="/")
+
+    def all_frozen(path: str) -> bool:
+        own = [name for name in leaves if name.startswith(f"{path}/")] or [f"{path}/"]
+        return all(is_frozen(name, patterns) for name in own)
 
     def intercept(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
@@ -86,9 +102,7 @@ def frozen_norms(params: Params, patterns: Patterns) -> Iterator[None]:
         module = context.module
         if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
             return call(*args, **kwargs)
-        place = "/".join(module.path) + "/"
-        own = [name for name in leaves if name.startswith(place)] or [place]
-        if not all(is_frozen(name, patterns) for name in own):
+        if not norm_is_frozen("/".join(module.path)):
             return call(*args, **kwargs)
         told = module.use_running_average
         # The module is a frozen dataclass, and an argument beside its attribute would be refused.
@@ -98,5 +112,9 @@ def frozen_norms(params: Params, patterns: Patterns) -> Iterator[None]:
         finally:
             object.__setattr__(module, "use_running_average", told)
 
-    with nn.intercept_methods(intercept):
-        yield
+    token = _norm_is_frozen.set(all_frozen)
+    try:
+        with nn.intercept_methods(intercept):
+            yield
+    finally:
+        _norm_is_frozen.reset(token)

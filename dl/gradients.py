@@ -3,6 +3,9 @@
 Everything that changes what "the gradient" means plugs in here and nowhere else.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,15 +19,15 @@ LossAndGradient = tuple[tuple[jax.Array, Aux], Params]
 
 def mean_gradient(loss_fn: LossFn):  # type: ignore[no-untyped-def]
     """Returns the gradient of the mean loss over the batch."""
-    return jax.value_and_grad(loss_fn, has_aux=True)
+    return jax.value_and_grad(_mean_loss(loss_fn), has_aux=True)
 
 
 def accumulated_gradient(num_micro_batches: int) -> GradFn:
     """Returns a grad_fn that sees the batch in equal parts, one after the other.
 
-    The result equals the full batch's: each part is weighted by its number of valid examples, so padding
-    does not skew it. Memory for activations falls by `num_micro_batches`. Running statistics are updated
-    part by part.
+    The result equals the full batch's: each part is weighted by what its loss counts, such as valid examples
+    or tokens, so that neither padding nor sequences of unequal length skew it. Memory for activations falls
+    by `num_micro_batches`. Running statistics are updated part by part.
 
     Args:
       num_micro_batches: must divide the batch size.
@@ -32,6 +35,8 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
     num_micro_batches = check_count("num_micro_batches", num_micro_batches, STEPS)
 
     def grad_fn(loss_fn: LossFn):  # type: ignore[no-untyped-def]
+        differentiate = jax.value_and_grad(_mean_and_loss(loss_fn), has_aux=True)
+
         def accumulated(
             params: Params, model_state: ModelState, batch: Batch, key: Key | None
         ) -> LossAndGradient:
@@ -41,37 +46,68 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
                     f"num_micro_batches={num_micro_batches} does not divide the batch size "
                     f"{batch_size}; choose a divisor"
                 )
-            total = jnp.maximum(batch["mask"].sum(), 1)
-
-            def weighted(params, model_state, part, part_key):  # type: ignore[no-untyped-def]
-                loss, aux = loss_fn(params, model_state, part, part_key)
-                return loss * (part["mask"].sum() / total), aux
 
             def body(carry, part_and_index):  # type: ignore[no-untyped-def]
-                gradient, loss, model_state = carry
+                gradient, before, model_state = carry
                 part, index = part_and_index
                 part_key = None if key is None else jax.random.fold_in(key, index)
-                (part_loss, aux), part_gradient = jax.value_and_grad(weighted, has_aux=True)(
-                    params, model_state, part, part_key
+                (_, (part_loss, aux)), part_gradient = differentiate(params, model_state, part, part_key)
+                loss = before.merge(part_loss)
+                # The gradient of the mean over all parts so far. Sums would overflow where a loss scale
+                # makes gradients large.
+                gradient = jax.tree.map(
+                    lambda old, new: (
+                        old * (before.divisor / loss.divisor).astype(old.dtype)
+                        + new * (part_loss.divisor / loss.divisor).astype(new.dtype)
+                    ),
+                    gradient,
+                    part_gradient,
                 )
-                gradient = jax.tree.map(jnp.add, gradient, part_gradient)
-                return (gradient, loss + part_loss, aux.model_state), aux.metrics
+                return (gradient, loss, aux.model_state), aux.metrics
 
             # Every part takes each num_micro_batches-th example, so that a batch sharded over devices
             # is split within each device and nothing moves between them.
             parts = jax.tree.map(
                 lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
             )
-            start = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), model_state)
+            start = (jax.tree.map(jnp.zeros_like, params), Mean(jnp.zeros(()), jnp.zeros(())), model_state)
             (gradient, loss, model_state), metrics = jax.lax.scan(
                 body, start, (parts, jnp.arange(num_micro_batches))
             )
             joined = {name: _join(mean, batch_size) for name, mean in metrics.items()}
-            return (loss, Aux(model_state, joined)), gradient
+            return (loss.compute(), Aux(model_state, joined)), gradient
 
         return accumulated
 
     return grad_fn
+
+
+def _mean_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, Aux]]:
+    """Returns the function whose gradient is taken: the mean, and what comes with it."""
+    mean_and_loss = _mean_and_loss(loss_fn)
+
+    def mean_loss(*args: Any) -> tuple[jax.Array, Aux]:
+        mean, (_, aux) = mean_and_loss(*args)
+        return mean, aux
+
+    return mean_loss
+
+
+def _mean_and_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, tuple[Mean, Aux]]]:
+    """Returns the same with the loss as a `Mean` without direction or examples, which adds up over parts."""
+
+    def mean_and_loss(*args: Any) -> tuple[jax.Array, tuple[Mean, Aux]]:
+        loss, aux = loss_fn(*args)
+        if not isinstance(loss, Mean):
+            raise TypeError(
+                f"the loss is a {type(loss).__name__}; it must be a dl.metrics.Mean, which "
+                'Mean.of(loss_B, batch["mask"]) makes of one loss an example'
+            )
+        # Through the count too, the gradients of parts would not add up to the batch's.
+        loss = Mean(loss.total, jax.lax.stop_gradient(loss.count))
+        return loss.compute(), (loss, aux)
+
+    return mean_and_loss
 
 
 def _join(parts: Mean, batch_size: int) -> Mean:

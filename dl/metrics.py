@@ -76,9 +76,22 @@ class Mean:
     def merge(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.count + other.count, None, self.better)
 
+    def times(self, factor: float | jax.Array) -> "Mean":
+        """Returns the mean of the values times a positive factor."""
+        return Mean(self.total * factor, self.count, None, self.better)
+
+    def plus(self, constant: float | jax.Array) -> "Mean":
+        """Returns the mean of the values plus a constant; where nothing was counted, it stays 0."""
+        return Mean(self.total + self.count * constant, self.count, None, self.better)
+
+    @property
+    def divisor(self) -> jax.Array:
+        """What the total is divided by: the count, 1 where nothing was counted."""
+        return jnp.where(self.count > 0, self.count, 1.0)
+
     def compute(self) -> jax.Array:
         """Returns the mean, 0 where nothing was counted."""
-        return self.total / jnp.where(self.count > 0, self.count, 1.0)
+        return self.total / self.divisor
 
 
 def accuracy(logits_BC: jax.Array, labels: jax.Array, mask_B: jax.Array | None = None) -> Mean:

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dl.kinds import like
 from dl.metrics import Mean
 from dl.ranges import NON_NEGATIVE, check
 from dl.sharding import path_name
-from dl.types import Aux, Batch, Key, LossFn, ModelState, Params
+from dl.task import Task
+from dl.types import Aux, Batch, Key, ModelState, Params
 
 UNDECAYED = re.compile(
     "bias|scale|(cls|class|dist|distillation|mask|register)_tokens?|positions?|pos_embed(ding)?s?|"
@@ -54,21 +54,21 @@ def l2(weight: float, mask: Callable[[Params], Params] = kernels) -> Penalty:
     return lambda params: weight * _sum(jnp.square, params, mask)
 
 
-def with_penalty(loss_fn: LossFn, *penalties: Penalty) -> LossFn:
-    """Returns the loss plus penalties of the parameters, which do not depend on the batch.
+def with_penalty(task: Task, *penalties: Penalty) -> Task:
+    """Returns the task whose loss is the mean plus penalties of the parameters.
 
-    The metric `loss` stays the data's, so that curves can be compared; `penalty` is the sum of the others.
+    They do not depend on the batch, nor on how it is split. A batch in which nothing is counted has no
+    gradient, and no penalty either. The metric `loss` stays the data's, so that curves can be compared;
+    `penalty` is the sum of the others.
     """
 
-    def penalized(
-        params: Params, model_state: ModelState, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, Aux]:
-        loss, aux = loss_fn(params, model_state, batch, key)
+    def penalized(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
+        loss, aux = task.loss(params, model_state, batch, key)
         penalty = sum((penalty(params) for penalty in penalties), start=jnp.zeros(()))
         metrics = {**aux.metrics, "penalty": Mean.of(penalty[None], better="min")}
-        return loss + penalty, Aux(aux.model_state, metrics)
+        return loss.plus(penalty), Aux(aux.model_state, metrics)
 
-    return like(penalized, loss_fn)
+    return task._replace(loss=penalized)
 
 
 def _sum(

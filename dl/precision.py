@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dl.kinds import like
+from dl.metrics import Mean
 from dl.outermost import around_outermost
 from dl.ranges import POSITIVE, STEPS, check, check_count
-from dl.types import Aux, Batch, Key, LossFn, ModelState, Params, Variables
+from dl.task import Task
+from dl.types import Aux, Batch, Key, ModelState, Params, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,36 +47,30 @@ FLOAT16 = Policy(compute=jnp.float16)
 PRECISIONS = {"float32": FULL, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 
-def computing_in(policy: Policy, loss_fn: LossFn) -> LossFn:
-    """Returns a loss whose Linen models compute in another precision; the parameters given stay as they are.
+def computing_in(policy: Policy, task: Task) -> Task:
+    """Returns a task whose models compute in another precision; the parameters given stay as they are.
 
     The models get rounded parameters and inputs, and their outputs are converted to `policy.output`: targets,
     loss and metrics keep their precision, and gradients come in that of the parameters. Statistics such as
     those of batch norms are kept in float32. A module with a `dtype` of its own computes in that.
     """
 
-    def lowered(
-        params: Params, model_state: ModelState, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, Aux]:
+    def loss(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
         with around_outermost(_converting(policy)):
-            loss, aux = loss_fn(_cast(params, policy.compute), model_state, batch, key)
+            mean, aux = task.loss(_cast(params, policy.compute), model_state, batch, key)
         kept = jax.tree.map(lambda new, old: new.astype(old.dtype), aux.model_state, dict(model_state))
-        return loss.astype(policy.output), Aux(kept, aux.metrics)
+        # Sums in float32 at least: in float16 they would soon overflow.
+        total, count = (jnp.promote_types(x.dtype, jnp.float32) for x in (mean.total, mean.count))
+        mean = mean.replace(total=mean.total.astype(total), count=mean.count.astype(count))  # type: ignore[attr-defined]
+        return mean, Aux(kept, aux.metrics)
 
-    return like(lowered, loss_fn)
-
-
-def predicting_in(
-    policy: Policy, predict: Callable[[Variables, Batch], jax.Array]
-) -> Callable[[Variables, Batch], jax.Array]:
-    """Returns a `predict_fn` whose Linen models compute as those of `computing_in` do."""
-
-    def lowered(variables: Variables, batch: Batch) -> jax.Array:
+    def predict(variables: Variables, batch: Batch) -> jax.Array:
+        assert task.predict is not None
         params = {"params": _cast(variables.get("params", {}), policy.compute)}
         with around_outermost(_converting(policy)):
-            return predict({**variables, **params}, batch)
+            return task.predict({**variables, **params}, batch)
 
-    return lowered
+    return task._replace(loss=loss, predict=None if task.predict is None else predict)
 
 
 def _converting(policy: Policy) -> Callable[..., Any]:

@@ -22,25 +22,39 @@ Metrics = dict[str, Mean]
 
 
 class Aux(NamedTuple):
-    """What a loss function returns beside the loss."""
+    """What a loss function returns beside the loss.
+
+    Attributes:
+      model_state: after the batch; in evaluation as it was given.
+      metrics: of the batch's valid examples.
+    """
 
     model_state: ModelState
     metrics: Metrics
 
 
 class LossFn(Protocol):
-    """A pure function from parameters and a batch to the mean loss over the batch's valid examples.
+    """A pure function from parameters and a batch to the loss of the batch's valid examples, and its metrics.
+
+    The loss is a `Mean`: the sum over what was counted (examples, or tokens of sequences of unequal length)
+    and how many there were. What is minimised is `Mean.compute()`. So the losses of the parts of a batch add
+    up to that of the batch, whatever each part counts. No gradient flows through what is counted.
 
     `key` is None in evaluation: dropout is off and running statistics are used, not updated.
     """
 
     def __call__(
         self, params: Params, model_state: ModelState, batch: Batch, key: Key | None, /
-    ) -> tuple[jax.Array, Aux]: ...
+    ) -> tuple[Mean, Aux]: ...
 
 
 GradFn = Callable[[LossFn], Callable[..., tuple[tuple[jax.Array, Aux], Params]]]
-"""Turns a loss into a function with the same arguments that returns `((loss, aux), gradient)`."""
+"""Turns a loss into a function with the same arguments that returns `((loss, aux), gradient)`.
+
+There `loss` is a number, `Mean.compute()` of the whole batch, and `gradient` a tree like the parameters. The
+training step multiplies the `Mean` by the loss scale before a `GradFn` sees it, divides loss and gradient by
+that scale, and hands the loss to the optimizer as `value`.
+"""
 
 
 Preprocess = Callable[[Batch], Batch]
@@ -134,7 +148,7 @@ class Splits(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OfInput:
-    """A preprocessing of the one feature that the model reads: an `Experiment` puts in its `input_name`.
+    """A preprocessing of the one feature that the model reads: an `Experiment` puts in that of its task.
 
     Attributes:
       convert: from the feature's name and its stored values to the model's input.

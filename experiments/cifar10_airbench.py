@@ -13,7 +13,7 @@ been measured yet; its target is 94 % test accuracy on the original CIFAR-10, as
 
 from typing import Literal
 
-from dl import Experiment, losses, main, optimizers
+from dl import Experiment, main, optimizers, task
 from dl.data import image_classification
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.data.images.classification import ImageClassification
@@ -66,11 +66,10 @@ def recipe(
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 5)
     return Experiment(
         data=data,
-        model=model,
         warm_start=whitened(data.train),
         frozen=("^whiten/kernel",),
         augment=compose(random_horizontal_flip(), random_crop(2, fill_mode="reflect")),
-        loss_fn=losses.classification(model, label_smoothing=label_smoothing),
+        task=task.classification(model, label_smoothing=label_smoothing),
         tx=optimizers.muon_like_adamw(schedule, weight_decay=weight_decay),
         num_steps=num_steps,
         batch_size=batch_size,

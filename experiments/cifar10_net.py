@@ -16,7 +16,7 @@ centre.
 
 from typing import Literal
 
-from dl import Experiment, KeepBest, PositiveFloat, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveFloat, main, optimizers, task
 from dl.data import image_classification
 from dl.data.images.augment import random_crop
 from dl.models.cnn import CNN
@@ -44,9 +44,8 @@ def experiment(
     model = CNN((64, 128), (1000,), data.num_classes, pool=True, padding="SAME", crop=crop)
     return Experiment(
         data=data,
-        model=model,
         augment=random_crop(size=(crop, crop)) if crop else None,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adam(learning_rate),
         num_steps=data.steps(num_epochs, batch_size),
         batch_size=batch_size,

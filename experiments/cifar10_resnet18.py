@@ -10,7 +10,7 @@ The figure is not comparable with published ones, because the images were encode
 not been measured yet; its target is 95 % test accuracy on the original CIFAR-10.
 """
 
-from dl import Experiment, losses, main, optimizers
+from dl import Experiment, main, optimizers, task
 from dl.data import image_classification
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.models.resnet import resnet18
@@ -42,9 +42,8 @@ def experiment(
     model = resnet18(data.num_classes, width=width, small_images=True, scaling=minus_one_to_one)
     return Experiment(
         data=data,
-        model=model,
         augment=compose(random_horizontal_flip(), random_crop(4)),
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(
             optimizers.cosine(learning_rate, num_steps), 0.9, nesterov=True, weight_decay=weight_decay
         ),

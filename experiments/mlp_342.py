@@ -19,7 +19,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, StopAt, losses, main, metrics, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, StopAt, losses, main, metrics, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -49,9 +49,9 @@ def experiment(
     points = ArraySource({"features": features, "label": labels})
     model = MLP(hidden=(4,), num_classes=2)
     if head == "softmax":
-        loss_fn = losses.classification(model, input_name="features")
+        learned = task.classification(model, input_name="features")
     else:
-        loss_fn = losses.supervised(
+        learned = task.supervised(
             model,
             lambda logits_BC, batch: losses.binary_cross_entropy(
                 logits_BC, jax.nn.one_hot(batch["label"], 2)
@@ -61,9 +61,7 @@ def experiment(
         )
     return Experiment(
         data=ArraySplits("halfspace", train=points, evaluations={"all": points}),
-        model=model,
-        input_name="features",
-        loss_fn=loss_fn,
+        task=learned,
         tx=optimizers.sgd(learning_rate),
         num_steps=num_steps,
         batch_size=num_examples,

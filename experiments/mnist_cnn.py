@@ -17,7 +17,7 @@ from typing import Literal
 
 import flax.linen as nn
 
-from dl import Experiment, Fraction, StopAt, losses, main, optimizers
+from dl import Experiment, Fraction, StopAt, main, optimizers, task
 from dl.data import image_classification
 from dl.data.images.augment import random_affine
 from dl.models.cnn import CNN, ConvNet
@@ -59,9 +59,8 @@ def experiment(
         augment = None
     return Experiment(
         data=data,
-        model=model,
         augment=augment,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=tx,
         num_steps=num_steps,
         batch_size=batch_size,

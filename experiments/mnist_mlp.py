@@ -14,7 +14,7 @@ The learning curve over the number of parameters n has three seeds at each size.
 long as two and a half runs, and each gives the same result as in a run of its own.
 """
 
-from dl import Experiment, PositiveFloat, PositiveInt, losses, main, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, main, optimizers, task
 from dl.data import image_classification
 from dl.models.mlp import MLP
 from dl.option_types import BatchSize, DatasetName, NumEpochs, Seed
@@ -38,8 +38,7 @@ def experiment(
     model = MLP(hidden=(hidden, -(-hidden // 2)), num_classes=data.num_classes)
     return Experiment(
         data=data,
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adam(learning_rate),
         num_steps=data.steps(num_epochs, batch_size),
         batch_size=batch_size,

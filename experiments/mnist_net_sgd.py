@@ -10,7 +10,7 @@ pools make a 28×28 image 5×5, so the flattened vector has 64·5·5 = 1,600 ent
 without momentum, for ten epochs in batches of 64. There is no augmentation.
 """
 
-from dl import Experiment, KeepBest, PositiveFloat, losses, main, optimizers
+from dl import Experiment, KeepBest, PositiveFloat, main, optimizers, task
 from dl.data import image_classification
 from dl.models.cnn import CNN
 from dl.option_types import BatchSize, DatasetName, ImageSize, NumEpochs, Seed
@@ -33,8 +33,7 @@ def experiment(
     model = CNN(channels=(32, 64), hidden=(512,), num_classes=data.num_classes, pool=True)
     return Experiment(
         data=data,
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(learning_rate),
         num_steps=data.steps(num_epochs, batch_size),
         batch_size=batch_size,

@@ -9,7 +9,7 @@ The figure is not comparable with published ones, because the images were encode
 epochs go; the published accuracy takes hundreds of epochs.
 """
 
-from dl import Experiment, PositiveFloat, losses, main, optimizers
+from dl import Experiment, PositiveFloat, main, optimizers, task
 from dl.data import image_classification
 from dl.data.images.augment import compose, random_crop, random_horizontal_flip
 from dl.models.mobilenet import mobilenet_v2
@@ -37,9 +37,8 @@ def experiment(
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 8)
     return Experiment(
         data=data,
-        model=model,
         augment=compose(random_horizontal_flip(), random_crop(image_size // 8)),
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adamw(schedule, weight_decay=weight_decay, clip_norm=1.0),
         num_steps=num_steps,
         batch_size=batch_size,

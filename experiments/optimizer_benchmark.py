@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import optax
 
-from dl import Experiment, UserError, benchmark_main, gradients, losses, optimizers
+from dl import Experiment, UserError, benchmark_main, gradients, optimizers, task
 from dl.data import image_classification
 from dl.models.mlp import MLP
 from dl.option_types import BatchSize, DatasetName, LearningRate, NumEpochs, Seed
@@ -63,8 +63,7 @@ def experiment(
     is_sam = optimizer == "sam"
     return Experiment(
         data=data,
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=RECIPES[optimizer](schedule),
         grad_fn=gradients.sharpness_aware_gradient(0.05) if is_sam else gradients.mean_gradient,
         num_steps=num_steps,

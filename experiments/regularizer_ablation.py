@@ -33,8 +33,8 @@ from dl import (
     UserError,
     benchmark_main,
     gradients,
-    losses,
     optimizers,
+    task,
 )
 from dl.data import image_classification
 from dl.data.images import augment
@@ -86,16 +86,15 @@ def experiment(
     num_steps = part.steps(num_epochs, batch_size)
     rates = at["dropout"], at["drop_connect"], at["stochastic_depth"]
     model = ResidualMLP(64, 64, 3, data.num_classes, *rates)
-    loss_fn = losses.classification(model, label_smoothing=at["label_smoothing"])
-    loss_fn = with_penalty(loss_fn, l1(at["l1"]), l2(at["l2"]))
+    learned = task.classification(model, label_smoothing=at["label_smoothing"])
+    learned = with_penalty(learned, l1(at["l1"]), l2(at["l2"]))
     if at["mixup"] or at["cutmix"]:
-        loss_fn = with_mixing(loss_fn, (mixup if at["mixup"] else cutmix)(strength, data.num_classes))
+        learned = with_mixing(learned, (mixup if at["mixup"] else cutmix)(strength, data.num_classes))
     warp = augment.random_affine(rotate=2 * strength, zoom=2 * strength, shift=strength * data.image_shape[0])
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(
         data=part,
-        model=model,
-        loss_fn=loss_fn,
+        task=learned,
         tx=optimizers.adamw(schedule, weight_decay=at["weight_decay"]),
         augment=warp if at["augmentation"] else None,
         grad_fn=gradients.sharpness_aware_gradient(strength) if at["sam"] else gradients.mean_gradient,

@@ -18,7 +18,7 @@ so.
 
 from typing import Literal
 
-from dl import Experiment, KeepBest, losses, main, optimizers
+from dl import Experiment, KeepBest, main, optimizers, task
 from dl.data import image_classification
 from dl.data.images.image_data_generator import image_data_generator
 from dl.models.mobilenet import mobilenet_v2
@@ -75,11 +75,10 @@ def experiment(
         tx = optimizers.by_path({"^backbone/block[0-6]/": optimizers.adam(slow), "": optimizers.adam(fast)})
     return Experiment(
         data=data,
-        model=model,
         warm_start=start,
         frozen=frozen,
         augment=augment,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=tx,
         num_steps=num_steps,
         batch_size=32,

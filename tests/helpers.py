@@ -5,7 +5,7 @@ import signal
 
 import numpy as np
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.experiment import Experiment
@@ -33,9 +33,7 @@ DATA = ArraySplits(
 )
 EXPERIMENT = Experiment(
     data=DATA,
-    model=MODEL,
-    input_name="features",
-    loss_fn=losses.classification(MODEL, input_name="features"),
+    task=task.classification(MODEL, input_name="features"),
     tx=optimizers.adam(optimizers.linear(1e-2, 12)),
     num_steps=12,
     batch_size=16,
@@ -100,7 +98,7 @@ import dataclasses
 
 import numpy as np
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, losses, optimizers
+from dl import Experiment, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 from dl.penalties import l2, with_penalty
@@ -137,14 +135,12 @@ def experiment(
       decay: of the weights, in the loss.
     """
     model = MLP(hidden=(8,) if wide else (), num_classes=2)
-    loss_fn = losses.classification(model, input_name="features")
+    learned = task.classification(model, input_name="features")
     return Experiment(
         data=ArraySplits(
             "plane", train=source(32, 0), evaluations={"validation": source(24, 1), "test": Unreadable()}
         ),
-        model=model,
-        input_name="features",
-        loss_fn=with_penalty(loss_fn, l2(decay)),
+        task=with_penalty(learned, l2(decay)),
         tx=optimizers.sgd(learning_rate),
         num_steps=num_epochs * max(32 // batch_size, 1),
         batch_size=batch_size,

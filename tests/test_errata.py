@@ -16,7 +16,7 @@ import optax
 import pytest
 from scipy.special import expit, logit, softmax
 
-from dl import losses, optimizers
+from dl import losses, optimizers, task
 from dl.data import steps_per_epoch
 from dl.data.carve import split_rows
 from dl.data.images.decoding import to_unit_range
@@ -284,8 +284,10 @@ def test_a_penalty_weighs_the_same_whatever_the_number_of_examples():
         errors = model.apply({"params": params}, batch["image"])[:, 0] - batch["target"]
         return (errors**2).sum() + 0.1 * sum((leaf**2).sum() for leaf in jax.tree.leaves(params))
 
-    ours = with_penalty(losses.regression(model), l2(0.1))
-    gradients = [jax.jit(jax.grad(loss)) for loss in (lambda p, b: ours(p, {}, b, None)[0], printed)]
+    ours = with_penalty(task.regression(model), l2(0.1))
+    gradients = [
+        jax.jit(jax.grad(loss)) for loss in (lambda p, b: ours.loss(p, {}, b, None)[0].compute(), printed)
+    ]
     right, wrong = ([gradient(params, batch) for batch in (once, twice)] for gradient in gradients)
     np.testing.assert_allclose(*(g["Dense_0"]["kernel"] for g in right), atol=1e-6)
     direction = [g["Dense_0"]["kernel"] / np.linalg.norm(g["Dense_0"]["kernel"]) for g in wrong]
@@ -338,7 +340,9 @@ def test_stochastic_gradient_descent_sees_a_part_of_the_batch():
     x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
     batch = {"image": x, "label": np.arange(10) % 2, "mask": np.ones(10, bool)}
     params = random_params(model, x)
-    gradient = jax.jit(lambda batch: mean_gradient(losses.classification(model))(params, {}, batch, None)[1])
+    gradient = jax.jit(
+        lambda batch: mean_gradient(task.classification(model).loss)(params, {}, batch, None)[1]
+    )
     full = np.asarray(gradient(batch)["Dense_0"]["kernel"])
     singles = np.stack(
         [gradient({**batch, "mask": np.arange(10) == i})["Dense_0"]["kernel"] for i in range(10)]
@@ -435,7 +439,7 @@ def test_without_a_flatten_every_pixel_is_classified():
     assert num_params(params) == 5_834
     batch = {"image": jnp.zeros((2, 28, 28, 1)), "label": jnp.zeros(2, int), "mask": jnp.ones(2, bool)}
     with pytest.raises(ValueError, match=r"got \(2, 26, 26, 10\); is a flatten"):
-        jax.eval_shape(lambda p: losses.classification(PrintedConvolution())(p, {}, batch, None), params)
+        jax.eval_shape(lambda p: task.classification(PrintedConvolution()).loss(p, {}, batch, None), params)
     shape, params = shapes_of(CNN((32,), (128,), 10), MNIST_IMAGES)
     assert shape == (2, 10)
     assert num_params(params) == 2_770_634
@@ -464,7 +468,7 @@ def test_a_view_of_unknown_rows_changes_the_batch(model, side, channels, feature
     features = jax.ShapeDtypeStruct((batch, *feature_shape), jnp.float32)
     shape, params = shapes_of(Views(width), features)
     assert shape == (rows, 10)
-    loss_fn = losses.classification(Views(width))
+    loss_fn = task.classification(Views(width)).loss
     rest = {"label": jnp.zeros(batch, int), "mask": jnp.ones(batch, bool)}
     with pytest.raises(ValueError, match=f"{rows} rows of logits from {batch} examples"):
         jax.eval_shape(lambda p, x: loss_fn(p, {}, {"image": x, **rest}, None), params, features)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.data.images.decoding import resized
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
@@ -131,9 +131,8 @@ def trained(tmp_path_factory):
     model = MobileNetV2(3, width=0.1, stages=((1, 16, 1, 1),), features=16)
     experiment = Experiment(
         data=ArraySplits("points", train=points, evaluations={"test": points}),
-        model=model,
         preprocess=resized(16, 16),
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(0.1),
         num_steps=1,
         batch_size=8,

@@ -12,19 +12,18 @@ from PIL import Image
 from scipy.special import log_softmax
 from sklearn import metrics as sk
 
-from dl import losses, optimizers
+from dl import losses, optimizers, task
 from dl.cli.main import main
 from dl.data import ArraySource, ArraySplits
 from dl.diagnostics.overfit import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.kinds import kind_of
-from dl.losses import apply_model
 from dl.methods.mixing import mixup, with_mixing
+from dl.metrics import Mean
 from dl.models.mlp import MLP
 from dl.penalties import l2, with_penalty
+from dl.precision import BFLOAT16, computing_in
 from dl.report import write_report
-from dl.runs.console import Console
 from dl.runs.find import find_experiment
 from dl.runs.folder import RunFolder
 from dl.runs.predictions import (
@@ -39,7 +38,6 @@ from dl.runs.predictions import (
     read_predictions,
 )
 from dl.training.restore import restore_variables
-from dl.training.step import with_inputs
 from tests.helpers import train_in
 
 FOLDER = Path(__file__).parent / "kinds"
@@ -72,9 +70,10 @@ def finished(tmp_path_factory, mesh1):
             experiment = function()
             test = experiment.data.evaluations["test"].arrays
             variables = restore_variables(experiment, RunFolder(folder), mesh1)
-            inputs = test[experiment.input_name]
+            inputs = test[experiment.task.input_name]
             inputs = inputs / np.float32(255) if inputs.ndim == 4 else inputs
-            outputs, _ = apply_model(experiment.model, variables["params"], {}, jnp.asarray(inputs), None)
+            batch = {experiment.task.input_name: jnp.asarray(inputs)}
+            outputs = experiment.task.predict(variables, batch)
             runs[name] = Finished(
                 folder,
                 experiment,
@@ -259,12 +258,12 @@ def noise(size, seed, num_classes=3):
     return {"image": image, "label": random.integers(0, num_classes, size).astype(np.int32)}
 
 
-def tiny(loss_fn=None, arrays=None, **options):
+def tiny(learned=None, arrays=None, **options):
     model = MLP(hidden=(), num_classes=3)
     arrays = arrays or noise(40, 0)
     data = ArraySplits("noise", train=ArraySource(arrays), evaluations={"test": ArraySource(arrays)})
     keywords = {"tx": optimizers.sgd(0.1), "num_steps": 2, "batch_size": 20, **options}
-    return Experiment(data=data, model=model, loss_fn=loss_fn or losses.classification(model), **keywords)
+    return Experiment(data=data, task=learned or task.classification(model), **keywords)
 
 
 MODEL = MLP(hidden=(), num_classes=3)
@@ -272,8 +271,8 @@ MODEL = MLP(hidden=(), num_classes=3)
 
 def test_a_loss_written_by_hand_has_neutral_words_and_keeps_its_outputs(tmp_path, mesh1):
     arrays = {"image": noise(40, 0)["image"], "angle": np.zeros(40, np.float32)}
-    loss_fn = losses.supervised(MODEL, lambda output, batch: jnp.abs(output).sum(-1))
-    result = train_in(tmp_path, mesh1, tiny(loss_fn, arrays), console=Console(is_quiet=True))
+    own = task.supervised(MODEL, lambda output, batch: jnp.abs(output).sum(-1))
+    result = train_in(tmp_path, mesh1, tiny(own, arrays))
     assert (result["kind"], result["units"]) == (None, {})
     kept = read_predictions(tmp_path / "predictions.npz")
     assert isinstance(kept, Outputs)
@@ -285,15 +284,16 @@ def test_a_loss_written_by_hand_has_neutral_words_and_keeps_its_outputs(tmp_path
 
 
 def test_wrappers_pass_on_what_a_loss_measures():
-    loss_fn = losses.classification(MODEL)
+    plain = task.classification(MODEL, input_name="pixels")
     for wrapped in (
-        with_penalty(loss_fn, l2(0.1)),
-        with_mixing(loss_fn, mixup(0.2, 3)),
-        with_inputs(with_penalty(loss_fn, l2(0.1)), None),
+        with_penalty(plain, l2(0.1)),
+        with_mixing(plain, mixup(0.2, 3)),
+        computing_in(BFLOAT16, with_penalty(plain, l2(0.1))),
     ):
-        assert kind_of(wrapped) is kind_of(loss_fn)
-    own = losses.supervised(MODEL, lambda output, batch: output[:, 0])
-    assert kind_of(own) is kind_of(with_penalty(own, l2(0.1))) is None
+        assert wrapped.kind is plain.kind
+        assert wrapped.input_name == "pixels"
+    own = task.supervised(MODEL, lambda output, batch: output[:, 0])
+    assert own.kind is with_penalty(own, l2(0.1)).kind is None
 
 
 def blind(batch):
@@ -308,9 +308,9 @@ def test_a_run_whose_predictions_contradict_it_ends_with_an_error_and_keeps_its_
 
     def is_right(logits, batch):
         hit = logits.argmax(-1) == (batch["label"] / 255).astype(jnp.int32)
-        return {"accuracy": losses.Mean.of(hit, batch["mask"], better="max")}
+        return {"accuracy": Mean.of(hit, batch["mask"], better="max")}
 
-    experiment = tiny(losses.supervised(MODEL, cast, is_right), num_steps=60, tx=optimizers.adam(0.1))
+    experiment = tiny(task.supervised(MODEL, cast, is_right), num_steps=60, tx=optimizers.adam(0.1))
     for _ in range(2):  # and again, when the folder is asked for a second time
         with pytest.raises(UserError, match="the run measured accuracy 1 on test, but .* have 0.") as caught:
             train_in(tmp_path, mesh1, experiment)
@@ -324,8 +324,8 @@ def test_a_run_whose_predictions_contradict_it_ends_with_an_error_and_keeps_its_
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_rounding_is_no_disagreement(tmp_path, mesh1, dtype):
     model = MLP(hidden=(8,), num_classes=3, dtype=dtype)
-    experiment = dataclasses.replace(tiny(losses.classification(model, label_smoothing=0.1)), model=model)
-    train_in(tmp_path, mesh1, experiment, console=Console(is_quiet=True))
+    experiment = tiny(task.classification(model, label_smoothing=0.1))
+    train_in(tmp_path, mesh1, experiment)
 
 
 def test_labels_that_are_distributions_are_not_compared():
@@ -343,7 +343,7 @@ def test_labels_that_are_distributions_are_not_compared():
 def test_an_accuracy_that_is_no_share_is_not_compared_of_a_loss_written_by_hand(value):
     index, label = np.arange(40, dtype=np.int32), noise(40, 0)["label"]
     kept = Predictions("test", 40, index, label, np.log(np.eye(3)[label] * 0.9 + 0.03), ("a", "b", "c"))
-    own = tiny(losses.supervised(MODEL, lambda output, batch: output[:, 0]))
+    own = tiny(task.supervised(MODEL, lambda output, batch: output[:, 0]))
     check_agreement(own, {"accuracy": value}, kept)
     with pytest.raises(Disagreement):
         check_agreement(own, {"accuracy": 0.1}, kept)

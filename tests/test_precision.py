@@ -8,13 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.cli.main import RunOptions, main
 from dl.cli.options import parse
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.gradients import mean_gradient
 from dl.inference.load import rebuild
 from dl.models.airbench import Airbench
 from dl.models.cnn import CNN
@@ -61,7 +62,7 @@ def test_products_are_in_the_precision_and_all_that_is_kept_in_float32(name, pol
     model = MODELS[name]
     variables = jax.eval_shape(model.init, jax.random.key(0), BATCH["image"])
     state = {collection: tree for collection, tree in variables.items() if collection != "params"}
-    lowered = jax.value_and_grad(computing_in(policy, losses.classification(model)), has_aux=True)
+    lowered = mean_gradient(computing_in(policy, task.classification(model)).loss)
     traced = jax.jit(lowered).trace(variables["params"], state, BATCH, jax.random.key(0))
     wanted = jnp.dtype(policy.compute).name
     used = {dtype for dtypes in products(traced.jaxpr.jaxpr) for dtype in dtypes}
@@ -74,8 +75,8 @@ def test_targets_and_penalties_are_not_rounded():
     model = MLP((), 1)
     inputs = {**BATCH, "image": jnp.zeros((1, 2)), "target": jnp.float32([1000.3]), "mask": jnp.array([True])}
     params = model.init(jax.random.key(0), inputs["image"])["params"]
-    loss, _ = computing_in(BFLOAT16, losses.regression(model))(params, {}, inputs, None)
-    assert float(loss) == pytest.approx(1000.3**2, rel=1e-6)
+    loss, _ = computing_in(BFLOAT16, task.regression(model)).loss(params, {}, inputs, None)
+    assert float(loss.compute()) == pytest.approx(1000.3**2, rel=1e-6)
 
 
 def small(clip_norm=None, **options):
@@ -86,8 +87,7 @@ def small(clip_norm=None, **options):
     model = MLP((8,), 2)
     experiment = Experiment(
         data=ArraySplits("points", train=points, evaluations={"test": points}),
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(1.0),
         num_steps=12,
         batch_size=8,
@@ -126,7 +126,7 @@ def test_hostile_options_are_one_line(options):
 EXPERIMENT = '''
 """Points."""
 import numpy as np
-from dl import Experiment, losses, main, optimizers
+from dl import Experiment, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -137,7 +137,7 @@ def experiment(rate: float = 0.1) -> Experiment:
     model = MLP((8,), 2)
     return Experiment(
         data=ArraySplits("points", train=points, evaluations={"test": points}),
-        model=model, loss_fn=losses.classification(model), tx=optimizers.sgd(rate), num_steps=12,
+        task=task.classification(model), tx=optimizers.sgd(rate), num_steps=12,
         batch_size=8,
     )
 '''
@@ -188,7 +188,7 @@ def test_resuming_with_another_precision_or_clipping_is_refused(argv, message, f
 def test_a_run_is_rebuilt_with_its_precision_and_clipping(finished):
     folder, _ = finished
     rebuilt = rebuild(folder / "run", str(folder / "points.py")).experiment
-    assert rebuilt.predict_fn is not None  # in bfloat16
+    assert rebuilt.task.predict is not None  # in bfloat16
     gradient = jnp.float32([3.0, 4.0])
     updates, _ = rebuilt.tx.update(gradient, rebuilt.tx.init(gradient), gradient)
     assert float(jnp.linalg.norm(updates)) == pytest.approx(0.05)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.errors import UserError
 from dl.metrics import Mean
 from dl.runs.digest import tree_digest
@@ -33,15 +33,14 @@ def counting_loss(params, model_state, batch, key):
         loss = -params["w"]
     else:
         loss = jnp.take(jnp.asarray(CURVE), jnp.round(params["w"]).astype(int) - 1)
-    return loss, Aux(model_state, {"loss": Mean.of(jnp.full(batch["mask"].shape, loss), batch["mask"])})
+    mean = Mean.of(jnp.full(batch["mask"].shape, loss), batch["mask"])
+    return mean, Aux(model_state, {"loss": mean})
 
 
-def counting(keep_best=None, **changes):
+def counting(keep_best=None, loss=counting_loss, **changes):
     return dataclasses.replace(
         EXPERIMENT,
-        model=None,
-        init_fn=lambda key, batch: {"params": {"w": jnp.zeros(())}},
-        loss_fn=counting_loss,
+        task=task.Task(lambda key, batch: {"params": {"w": jnp.zeros(())}}, loss),
         tx=optimizers.sgd(1.0),
         num_steps=len(CURVE),
         eval_every=1,
@@ -219,8 +218,8 @@ class Convolution(nn.Module):
 def test_seeds_of_a_network_with_convolutions_share_a_program_without_grouped_ones(tmp_path, mesh1):
     # As grouped convolutions, which is what vectorizing makes of them, they are many times slower on a CPU.
     model = Convolution()
-    loss_fn = losses.classification(model, input_name="features")
-    experiment = dataclasses.replace(EXPERIMENT, model=model, loss_fn=loss_fn, num_steps=4)
+    learned = task.classification(model, input_name="features")
+    experiment = dataclasses.replace(EXPERIMENT, task=learned, num_steps=4)
     population = consecutive(3, 2)
     program = Program(experiment, mesh1, make_batches(experiment, mesh1, population), population)
     steps = program.compile()
@@ -330,7 +329,7 @@ def with_metric(name, better=None, values=CURVE):
 @pytest.mark.parametrize("make", [KeepBest, lambda **k: StopAt(value=0.1, **k)])
 def test_a_metric_that_does_not_state_its_direction_chooses_nothing(tmp_path, mesh1, name, make):
     field = "keep_best" if make is KeepBest else "stop_at"
-    experiment = dataclasses.replace(counting(), loss_fn=with_metric(name), **{field: make(metric=name)})
+    experiment = counting(loss=with_metric(name), **{field: make(metric=name)})
     with pytest.raises(UserError, match=f"metric='{name}' does not state whether small or large"):
         train_in(tmp_path / "run", mesh1, experiment)
     assert not (tmp_path / "run/metrics.jsonl").exists()
@@ -342,7 +341,7 @@ def test_a_metric_that_does_not_state_its_direction_chooses_nothing(tmp_path, me
 )
 def test_the_direction_is_that_of_the_metric_or_of_the_rule(tmp_path, mesh1, better, mode, best_step):
     loss_fn = with_metric("regret", better)
-    experiment = dataclasses.replace(counting(KeepBest(metric="regret", mode=mode)), loss_fn=loss_fn)
+    experiment = counting(KeepBest(metric="regret", mode=mode), loss_fn)
     result = train_in(tmp_path / "run", mesh1, experiment)
     assert result["best"]["step"] == best_step
     assert result["better"] == {"loss": None, "regret": better}
@@ -350,7 +349,7 @@ def test_the_direction_is_that_of_the_metric_or_of_the_rule(tmp_path, mesh1, bet
 
 def test_where_no_evaluation_is_finite_the_run_ends_with_its_last_variables_and_says_so(tmp_path, mesh1):
     loss_fn = with_metric("auc", "max", [np.nan] * len(CURVE))
-    experiment = dataclasses.replace(counting(KeepBest(metric="auc")), loss_fn=loss_fn)
+    experiment = counting(KeepBest(metric="auc"), loss_fn)
     result = train_in(tmp_path / "run", mesh1, experiment)
     assert result["metrics"]["test"]["loss"] == pytest.approx(CURVE[-1])
     assert result["metrics"]["validation"]["loss"] == pytest.approx(CURVE[-1])
@@ -361,7 +360,7 @@ def test_where_no_evaluation_is_finite_the_run_ends_with_its_last_variables_and_
 
 def test_one_finite_evaluation_is_the_best(tmp_path, mesh1):
     loss_fn = with_metric("auc", "max", [np.nan, np.nan, 0.5, *[np.nan] * 5])
-    experiment = dataclasses.replace(counting(KeepBest(metric="auc")), loss_fn=loss_fn)
+    experiment = counting(KeepBest(metric="auc"), loss_fn)
     result = train_in(tmp_path / "run", mesh1, experiment)
     assert (result["best"]["step"], result["best"]["value"]) == (3, 0.5)
     assert "warnings" not in result

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import Experiment, losses, optimizers
+from dl import Experiment, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
 from dl.models.mlp import MLP
@@ -43,9 +43,7 @@ def data_of(seed):
 def earlier(rate=0.1, data_seed=0, num_steps=12):
     return Experiment(
         data=data_of(data_seed),
-        model=MODEL,
-        input_name="features",
-        loss_fn=losses.classification(MODEL, input_name="features"),
+        task=task.classification(MODEL, input_name="features"),
         tx=optimizers.sgd(rate),
         num_steps=num_steps,
         batch_size=8,
@@ -57,9 +55,7 @@ def later(initial, seed=0, rate=0.0):
     """An experiment that keeps, at rate 0, what it started from."""
     return Experiment(
         data=data_of(5),
-        model=MODEL,
-        input_name="features",
-        loss_fn=losses.classification(MODEL, input_name="features"),
+        task=task.classification(MODEL, input_name="features"),
         tx=optimizers.sgd(rate),
         num_steps=2,
         batch_size=8,

@@ -20,7 +20,6 @@ from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.inference.load import rebuild
-from dl.kinds import kind_of
 from dl.labels import class_labels, is_class_label
 from dl.runs.console import writing
 from dl.runs.folder import RunFolder
@@ -160,12 +159,12 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
         known_splits = ", ".join(data.evaluations) or "none"
         raise UserError(f"split={split!r} is not evaluated in {folder}; choose one of {known_splits}")
     outputs = outputs_fn(rebuilt.experiment)
-    kind = kind_of(rebuilt.experiment.loss_fn)
+    kind = rebuilt.experiment.task.kind
     if kind is not None and kind.name != "classification":
         raise UserError(f"{run.name} is a {kind.words}; only a classifier can be measured")
-    source, name = data.evaluations[split], rebuilt.experiment.input_name
+    source, name = data.evaluations[split], rebuilt.experiment.task.input_name
     if outputs is None:
-        raise UserError(f"{run.name} states no outputs to classify by; give its Experiment a predict_fn=")
+        raise UserError(f"{run.name} states no outputs to classify by; give its Task a predict=")
     _check_images(source, name)
     if not is_class_label(source.spec.get("label")):
         raise UserError(f"the {split} split does not have class labels; only a classifier can be measured")
@@ -201,7 +200,7 @@ def measure_errors(
     size = -(-min(experiment.eval_batch_size, len(source)) // shards) * shards
     batches = Batches(source, size, mesh)
     variables = restore_variables(experiment, subject.run, mesh)
-    outputs, name = subject.outputs, experiment.input_name
+    outputs, name = subject.outputs, experiment.task.input_name
     logits = jax.eval_shape(outputs, variables, jax.eval_shape(lambda: batches[0]))
     if len(logits.shape) != 2 or logits.shape[1] < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise UserError(
@@ -235,7 +234,7 @@ def record_of(subject: Subject, found: Mapping[str, Any], seed: int) -> dict[str
         "dataset": {key: getattr(data.identity, key) for key in ("name", "version", "checksum")},
         "notice": data.notice,
         "params_digest": (subject.run.result or {}).get("params_digest"),
-        "constants": constants_of(subject.source.spec[subject.experiment.input_name].shape),
+        "constants": constants_of(subject.source.spec[subject.experiment.task.input_name].shape),
         "severities": list(SEVERITIES),
         "seed": seed,
         **found,
@@ -247,7 +246,7 @@ def preview(subject: Subject, seed: int = 0) -> "Image.Image":
     """Returns a picture of the first images of the split: a row a corruption, by severity."""
     from dl.diagnostics.preview import contact_sheet  # Pillow
 
-    name = subject.experiment.input_name
+    name = subject.experiment.task.input_name
     rows = np.arange(min(NUM_SHOWN, len(subject.source)))
     batch = {name: jnp.asarray(subject.source[rows][name]), "index": jnp.asarray(rows)}
     corrupt = jax.jit(lambda which, severity: corrupt_stored(batch, name, which, severity, seed)[name])

@@ -1,6 +1,6 @@
 """What a loss could be on one batch: with the best outputs, and with the best that ignore the input.
 
-The outputs of the model are taken as free variables, so that the answer holds for any loss of a Linen model:
+The outputs of the model are taken as free variables, so that the answer holds for any loss of a model:
 label smoothing, mixtures of examples, regression in any unit, likelihoods below 0.
 """
 
@@ -36,11 +36,11 @@ def attainable(loss: Callable[[], tuple[jax.Array, jax.Array]]) -> Attainable | 
     """Minimises a loss over the outputs of the model that it calls.
 
     Args:
-      loss: calls Linen models, and returns what is minimised and what is judged. The value of what is judged
+      loss: calls models, and returns what is minimised and what is judged. The value of what is judged
         is taken where the other is lowest.
 
     Returns:
-      None if it calls no Linen model.
+      None if it calls no model.
     """
     outputs: list[Any] = []
 

@@ -164,6 +164,6 @@ def experiment_layers(experiment: Experiment) -> list[Layer]:
 
     def evaluate(variables: Any, batch: Any) -> Any:
         state = {name: collection for name, collection in variables.items() if name != "params"}
-        return experiment.loss_fn(variables.get("params", {}), state, batch, None)[0]
+        return experiment.task.loss(variables.get("params", {}), state, batch, None)[0].compute()
 
     return layer_table(evaluate, variables, example)

@@ -17,7 +17,6 @@ from dl.data.pipeline import Batches
 from dl.diagnostics.attainable import Attainable, attainable
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.kinds import kind_of
 from dl.metrics import Mean
 from dl.ranges import STEPS, Range, check, check_count
 from dl.sharding import make_mesh, path_name
@@ -126,18 +125,16 @@ def overfit(
         check("threshold", threshold, Range())
     num_steps = check_count("num_steps", num_steps, STEPS)
     batch = first_batch(experiment)
-    loss_fn = with_inputs(experiment.loss_fn, experiment.preprocess)
+    loss_fn = with_inputs(experiment.task.loss, experiment.preprocess)
     key = root_key(experiment.seed)
 
-    def same_draws(
-        params: Params, model_state: ModelState, batch: Batch, _: Key | None
-    ) -> tuple[jax.Array, Aux]:
+    def same_draws(params: Params, model_state: ModelState, batch: Batch, _: Key | None) -> tuple[Mean, Aux]:
         return loss_fn(params, model_state, batch, key)
 
     state, update = make_update(experiment, same_draws, experiment.tx, batch)
     initial = jax.device_get(state.params)
     why = ""
-    kind = kind_of(experiment.loss_fn)
+    kind = experiment.task.kind
     left = LEFT if kind is None else LEFT_BY_KIND.get(kind.name, LEFT)
     known = None if threshold is not None else attainable(_loss_of_batch(same_draws, state, batch))
     losses: list[float] = []
@@ -158,7 +155,7 @@ def overfit(
         int(batch["mask"].sum()),
         [path_name(path) for (path, old), new in zip(leaves, final, strict=True) if np.array_equal(old, new)],
         len(leaves),
-        _num_contradictions(batch, experiment.input_name),
+        _num_contradictions(batch, experiment.task.input_name),
         why,
     )
 
@@ -170,8 +167,8 @@ def _loss_of_batch(
     params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))  # updates consume theirs
 
     def loss() -> tuple[jax.Array, jax.Array]:
-        total, aux = loss_fn(params, model_state, batch, None)
-        return total, aux.metrics["loss"].compute() if "loss" in aux.metrics else total
+        minimised, aux = loss_fn(params, model_state, batch, None)
+        return minimised.compute(), aux.metrics.get("loss", minimised).compute()
 
     return loss
 
@@ -217,11 +214,9 @@ def make_update(
       batch: whose shapes all others have.
     """
 
-    def judged(
-        params: Params, model_state: ModelState, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, Aux]:
+    def judged(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
         loss, aux = loss_fn(params, model_state, batch, key)
-        return loss, Aux(aux.model_state, {"loss": Mean.of(loss[None]), **aux.metrics})
+        return loss, Aux(aux.model_state, {"loss": loss, **aux.metrics})
 
     config = dataclasses.replace(
         StepConfig.of(experiment), loss_fn=judged, tx=tx, ema_decay=None, keeps_best=False

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.metrics import Mean
 from dl.sharding import make_mesh
 from dl.training.state import init_state
 from dl.training.step import with_inputs
@@ -42,7 +43,7 @@ def augmented_examples(
     """
     if experiment.augment is None:
         raise UserError("this experiment has no augmentation; give its Experiment an augment=")
-    name, source = experiment.input_name, experiment.data.train
+    name, source = experiment.task.input_name, experiment.data.train
     shape = source.spec[name].shape
     if len(shape) != 3:
         raise UserError(f"the input {name} has the shape {shape}; only images, (H, W, C), can be shown")
@@ -54,14 +55,14 @@ def augmented_examples(
     steps_ED = np.stack([_steps_of(batches, index_E, epoch) for epoch in range(num_draws)], axis=1)
     rng = init_state(lambda key, batch: {}, optax.identity(), {}, experiment.seed).rng  # whatever the model
     seen = with_inputs(
-        lambda params, state, batch, key: (batch[name], Aux({}, {})),
+        lambda params, state, batch, key: (Mean.of(jnp.zeros(())), Aux({name: batch[name]}, {})),
         experiment.preprocess,
         experiment.augment,
     )
 
     def draw(example: Batch, step: jax.Array) -> jax.Array:
         batch = {feature: value[None] for feature, value in example.items()}
-        return seen({}, {}, batch, jax.random.fold_in(rng, step))[0][0]
+        return seen({}, {}, batch, jax.random.fold_in(rng, step))[1].model_state[name][0]
 
     drawn = jax.jit(jax.vmap(jax.vmap(draw, (None, 0))))(examples, jnp.asarray(steps_ED))
     return np.asarray(examples[name]), np.asarray(drawn)

@@ -17,7 +17,6 @@ from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.kinds import kind_of
 from dl.runs.folder import RunFolder
 from dl.runs.predictions import class_names, collect_outputs, outputs_fn
 from dl.sharding import num_batch_shards
@@ -42,21 +41,21 @@ class Classifier:
         Raises:
           UserError: the experiment classifies no images, or the run has no checkpoint.
         """
-        kind = kind_of(experiment.loss_fn)
+        kind = experiment.task.kind
         if kind is not None and kind.name not in ("classification", "multi_label"):
             raise UserError(
                 f"{run.name} is a {kind.words} and knows no classes; only a classifier can "
-                "predict from files; for its outputs see Experiment.predict_fn and restore_variables"
+                "predict from files; for its outputs see Task.predict and restore_variables"
             )
         spec = experiment.data.train.spec
-        image = spec.get(experiment.input_name)
+        image = spec.get(experiment.task.input_name)
         outputs = outputs_fn(experiment)
         if outputs is None or image is None or len(image.shape) != 3 or image.dtype != np.uint8:
             raise UserError(f"{run.name} reads no images; only an image classifier can predict from files")
         if not run.checkpoints_path.is_dir():
             raise UserError(f"{run.folder} has no checkpoints; train it again")
         self.image_shape = image.shape
-        self._spec, self._input_name, self._mesh = spec, experiment.input_name, mesh
+        self._spec, self._input_name, self._mesh = spec, experiment.task.input_name, mesh
         self._variables = restore_variables(experiment, run, mesh)
         self._predict = _probabilities(outputs, kind is not None and kind.name == "multi_label")
         shards = num_batch_shards(mesh)

@@ -8,28 +8,27 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dl.kinds import like
+from dl.metrics import Mean
 from dl.ranges import NON_NEGATIVE, STEPS, check, check_count
-from dl.types import Aux, Batch, Key, LossFn, ModelState, Params
+from dl.task import Task
+from dl.types import Aux, Batch, Key, ModelState, Params
 
 Mix = Callable[[Key, Batch], Batch]
 
 
-def with_mixing(loss_fn: LossFn, mix: Mix) -> LossFn:
-    """Returns the loss of batches that are mixed in training, by `mixup` or `cutmix`; evaluation is not.
+def with_mixing(task: Task, mix: Mix) -> Task:
+    """Returns the task on batches that are mixed in training, by `mixup` or `cutmix`; evaluation is not.
 
     Under `accumulated_gradient` examples mix within their micro-batch.
     """
 
-    def mixed(
-        params: Params, model_state: ModelState, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, Aux]:
+    def mixed(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
         if key is not None:
             mix_key, key = jax.random.split(key)
             batch = mix(mix_key, batch)
-        return loss_fn(params, model_state, batch, key)
+        return task.loss(params, model_state, batch, key)
 
-    return like(mixed, loss_fn)
+    return task._replace(loss=mixed)
 
 
 def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:
@@ -37,7 +36,7 @@ def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:
 
     λ ~ Beta(α, α), one for the batch, as in the paper's code. Every valid example is paired with another one
     in a random order over the whole batch, so that the number of devices changes nothing; padding stays as it
-    is. The soft labels stand in `target`, shape B × C, which `losses.classification` reads.
+    is. The soft labels stand in `target`, shape B × C, which `task.classification` reads.
 
     Args:
       alpha: α; 0.1 to 0.4 for images; 0 for no mixing: the targets are one-hot.

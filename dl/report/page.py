@@ -8,7 +8,6 @@ from dl.data.splits import short_notice
 from dl.diagnostics.layers import Layer, experiment_layers, format_shapes
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.kinds import kind_facts
 from dl.report import curves, plots, sections
 from dl.report.classifier import Classifier, can_be_shown, classifier_sections
 from dl.report.html import fill
@@ -22,6 +21,7 @@ from dl.report.robustness import robustness_section
 from dl.report.task import TaskSection
 from dl.runs.predictions import LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
 from dl.system.files import replace_text
+from dl.task import kind_facts
 from dl.types import Source
 
 _SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
@@ -78,7 +78,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
     software, runs = sections.environment(record.run)
     units = record.units
     if not record.result and experiment is not None:
-        units = kind_facts(experiment.loss_fn)["units"]
+        units = kind_facts(experiment.task.kind)["units"]
     shown = curves.curves(record.lines, units)
     robustness = robustness_section(record.robustness)
     figures = sections.figures_table(record)
@@ -146,7 +146,7 @@ def _classifier(record: Record, experiment: Experiment | None, missing: list[str
     if abs(measured - shown.accuracy) > TOLERANCE:
         missing.append(
             f"Agreement: the kept predictions have the accuracy {shown.accuracy:.4f}, the run measured "
-            f"{measured:.4f}. The loss does not measure what the model puts out; see Experiment.predict_fn."
+            f"{measured:.4f}. The loss does not measure what the model puts out; look at predict of its Task."
         )
     return shown
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dl.errors import UserError
-from dl.kinds import FRACTION
 from dl.runs.folder import RunFolder
 from dl.runs.predictions import Kept, Predictions, read_predictions
 from dl.stopping import FINAL_SPLIT
 from dl.system.files import read_regular
+from dl.task import FRACTION
 
 MAX_TEXT = 2_000  # characters of a value
 MAX_METRICS_BYTES = 2**30

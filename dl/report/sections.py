@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dl.data.splits import short_notice
-from dl.kinds import FRACTION
 from dl.report.energy import estimate_energy
 from dl.report.plots import Table
 from dl.report.record import Record, interval_of, items, mapping, number, text
 from dl.report.utilization import peak_flops
 from dl.runs.console import format_epochs
+from dl.task import FRACTION
 
 MAX_STARTS = 50  # in the table
 MAX_SEEDS = 50  # that are named

@@ -12,7 +12,7 @@ Every line has `kind`, `step` (updates done) and `epoch` (passes over the traini
 Where several seeds are trained at the same time, a figure is the mean over them, and `seeds` holds the
 values of each, in the order of the seeds.
 
-The units of the metrics are those that the loss function states, see `kinds`. `examples_per_second` is over
+The units of the metrics are those that the task states, see `task.Kind`. `examples_per_second` is over
 the time spent in training steps, without compilation, evaluation and saving, since step 0; `seconds` is all
 wall time since the start. A figure that is no finite number is null.
 """

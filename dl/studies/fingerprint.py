@@ -17,7 +17,7 @@ from dl.training.step import StepConfig
 from dl.types import Variables
 
 _COMPARED = (
-    *("num_steps", "batch_size", "input_name", "frozen", "keep_best", "stop_at", "ema_decay", "loss_scale"),
+    *("num_steps", "batch_size", "frozen", "keep_best", "stop_at", "ema_decay", "loss_scale"),
     *("sharding_rules", "eval_batch_size", "eval_every", "eval_at_start"),
 )
 
@@ -32,6 +32,7 @@ def fingerprint(experiment: Experiment) -> str | None:
         return None
     content = hashlib.sha256(repr(experiment.data.identity).encode())
     content.update(repr([getattr(experiment, name) for name in _COMPARED]).encode())
+    content.update(experiment.task.input_name.encode())
     closed = jax.make_jaxpr(_make_pass(experiment))(root_key(0), stored_batch(experiment))
     content.update(re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)).encode())  # without addresses
     for constant in closed.consts:

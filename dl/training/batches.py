@@ -12,7 +12,6 @@ from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.kinds import kind_of
 from dl.labels import watched
 from dl.sharding import num_batch_shards
 from dl.training.population import SINGLE, Population, Single
@@ -38,7 +37,6 @@ def make_batches(
         too large for the device, or a batch is larger than the training split.
     """
     data = experiment.data
-    _check_input(experiment)
     if experiment.batch_size > max(len(data.train), MAX_PADDED_BATCH):
         raise UserError(
             f"batch_size={experiment.batch_size} is larger than the training split of "
@@ -77,7 +75,7 @@ def check_targets(experiment: Experiment, split: str, source: Source) -> None:
     That is 0 or 1 for each of several labels, whole numbers from 0 for tokens. What the preprocessing makes
     itself is not looked at, nor is a source that is not in memory.
     """
-    kind = kind_of(experiment.loss_fn)
+    kind = experiment.task.kind
     if kind is None or kind.name == "classification":
         return
     example = {
@@ -98,7 +96,7 @@ def check_targets(experiment: Experiment, split: str, source: Source) -> None:
     if kind.target not in features:
         raise UserError(
             f"the {split} split has no feature {kind.target} to compare outputs with; it has "
-            f"{', '.join(source.spec)}: name one to the loss"
+            f"{', '.join(source.spec)}: name one to the task"
         )
     if not is_stored or kind.name not in ("multi_label", "language_model"):
         return
@@ -121,7 +119,7 @@ def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None
     """Looks once at all labels that the loss compares with outputs for classes, before anything is trained.
 
     Which feature holds them, and how many classes there are, follows from the loss: it hands a feature of the
-    batch to `losses.cross_entropy` or `metrics.accuracy`, as `losses.classification` does.
+    batch to `losses.cross_entropy` or `metrics.accuracy`, as `task.classification` does.
 
     Raises:
       UserError: the first label that is no class, by split, row and value.
@@ -134,7 +132,7 @@ def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None
             batch = experiment.preprocess(batch)
         state = {name: collection for name, collection in variables.items() if name != "params"}
         with watched() as seen:
-            experiment.loss_fn(variables.get("params", {}), state, batch, None)
+            experiment.task.loss(variables.get("params", {}), state, batch, None)
         for labels, num_classes in seen:
             found.update({name: num_classes for name, feature in batch.items() if feature is labels})
 
@@ -147,7 +145,7 @@ def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None
 
 def describe_input(experiment: Experiment) -> str:
     """Returns a line about an input in bytes that is read as it is; empty where there is nothing to say."""
-    leaf, name = experiment.data.train.spec.get(experiment.input_name), experiment.input_name
+    leaf, name = experiment.data.train.spec.get(experiment.task.input_name), experiment.task.input_name
     if not isinstance(experiment.preprocess, OfInput) or leaf is None or is_image(name, leaf):
         return ""
     if leaf.dtype not in (np.uint8, np.uint16):
@@ -156,12 +154,3 @@ def describe_input(experiment: Experiment) -> str:
         f"the input {name}, {leaf.dtype} of shape {leaf.shape}, is read as whole numbers, not as pixels in "
         f"[0, 1]; for pixels state preprocess=unit_range({name!r}), and preprocess=None for numbers"
     )
-
-
-def _check_input(experiment: Experiment) -> None:
-    spec, is_stored = experiment.data.train.spec, isinstance(experiment.preprocess, OfInput | None)
-    if experiment.init_fn is None and is_stored and experiment.input_name not in spec:
-        raise UserError(
-            f"the data have no feature {experiment.input_name} for the model to read; they have "
-            f"{', '.join(spec)}: state one as the Experiment's input_name="
-        )

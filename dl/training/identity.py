@@ -23,7 +23,7 @@ from dl.training.step import StepConfig, update_state
 from dl.types import Batch
 
 _SETTINGS = (
-    *("num_steps", "batch_size", "seed", "input_name", "frozen", "keep_best", "stop_at", "ema_decay"),
+    *("num_steps", "batch_size", "seed", "frozen", "keep_best", "stop_at", "ema_decay"),
     *("eval_every", "eval_at_start"),
 )
 _LIBRARIES = ("jax", "flax", "optax")
@@ -40,6 +40,7 @@ def describe(experiment: Experiment, population: Population | Single = SINGLE) -
       training, an evaluation) with the numbers in it.
     """
     settings = {name: _plain(getattr(experiment, name)) for name in _SETTINGS}
+    settings["input_name"] = experiment.task.input_name
     settings["is_warm_started"] = experiment.warm_start is not None
     settings |= _plain(population.settings())
     batch, config = stored_batch(experiment), StepConfig.of(experiment)

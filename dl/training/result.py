@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from dl import freezing
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
-from dl.kinds import kind_facts
 from dl.runs.digest import tree_digest
 from dl.runs.log import means
 from dl.runs.predictions import Kept, collect_predictions
 from dl.runs.provenance import describe_devices, peak_memory
 from dl.sharding import format_mesh
 from dl.stopping import FINAL_SPLIT, Best, KeepBest, MetricsOfSplits
+from dl.task import kind_facts
 from dl.training.evaluate import Evaluation
 from dl.training.population import IntervalsOfSplits, Population, Single
 from dl.training.program import Program
@@ -61,7 +61,7 @@ def make_result(
     warnings = find_warnings(experiment.keep_best, progress.best)
     return {
         "experiment": name,
-        **kind_facts(experiment.loss_fn),
+        **kind_facts(experiment.task.kind),
         **summarize(experiment, progress, metrics, intervals, variables, program.population),
         **({"metrics_from_step": progress.log_start} if progress.log_start else {}),
         "better": dict(program.metrics),
@@ -199,7 +199,7 @@ def keep_predictions(
             keep(predictions)
         return predictions
     except Exception as error:
-        warn(f"no predictions of {split} were written ({_brief(error)}); see Experiment.predict_fn")
+        warn(f"no predictions of {split} were written ({_brief(error)}); look at predict of its Task")
         return None
 
 

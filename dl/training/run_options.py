@@ -8,10 +8,8 @@ import optax
 
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.losses import apply_model
-from dl.precision import PRECISIONS, LossScale, computing_in, predicting_in
+from dl.precision import PRECISIONS, LossScale, computing_in
 from dl.ranges import POSITIVE, check
-from dl.types import Batch, Variables
 
 DEFAULTS: Mapping[str, Any] = {"precision": "float32", "clip_norm": None}
 
@@ -36,17 +34,9 @@ def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Expe
     policy = PRECISIONS.get(asked["precision"]) if isinstance(asked["precision"], str) else None
     if policy is None:
         raise UserError(f"precision={asked['precision']!r} is none of {', '.join(PRECISIONS)}")
-    predict, model, input_name = experiment.predict_fn, experiment.model, experiment.input_name
-    if predict is None and model is not None:
-
-        def predict(variables: Variables, batch: Batch) -> Any:
-            state = {name: collection for name, collection in variables.items() if name != "params"}
-            return apply_model(model, variables.get("params", {}), state, batch[input_name], None)[0]
-
     return dataclasses.replace(
         experiment,
-        loss_fn=computing_in(policy, experiment.loss_fn),
-        predict_fn=None if predict is None else predicting_in(policy, predict),
+        task=computing_in(policy, experiment.task),
         loss_scale=experiment.loss_scale or (LossScale.create() if policy.needs_loss_scale else None),
     )
 

@@ -14,7 +14,6 @@ from dl import freezing
 from dl.experiment import Experiment
 from dl.flops import input_scope
 from dl.gradients import mean_gradient
-from dl.kinds import like
 from dl.metrics import Mean, MetricTable
 from dl.precision import LossScale, all_finite
 from dl.training.state import TrainState, init_state
@@ -65,7 +64,7 @@ class StepConfig:
         """Returns what a step of the experiment is made of."""
         return cls(
             init_fn=experiment.init,
-            loss_fn=with_inputs(experiment.loss_fn, experiment.preprocess, experiment.augment),
+            loss_fn=with_inputs(experiment.task.loss, experiment.preprocess, experiment.augment),
             tx=experiment.tx,
             grad_fn=experiment.grad_fn,
             frozen=experiment.frozen,
@@ -102,7 +101,7 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
 
     def loss_on_stored(
         params: Params, model_state: ModelState, batch: Batch, key: Key | None
-    ) -> tuple[jax.Array, Aux]:
+    ) -> tuple[Mean, Aux]:
         if preprocess is not None:
             with input_scope():
                 batch = preprocess(batch)
@@ -113,7 +112,7 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
                 batch = jax.vmap(augment)(keys_B, batch)
         return loss_fn(params, model_state, batch, key)
 
-    return like(loss_on_stored, loss_fn)
+    return loss_on_stored
 
 
 def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -130,7 +129,7 @@ def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[T
     def scaled_loss(trained: Params, *args):  # type: ignore[no-untyped-def]
         with freezing.frozen_norms(state.params, frozen):
             loss, aux = config.loss_fn(freezing.merge(trained, fixed), *args)
-        return (loss if scale is None else loss * scale), aux
+        return (loss if scale is None else loss.times(scale)), aux
 
     key = jax.random.fold_in(state.rng, state.step)
     (loss, aux), gradient = config.grad_fn(scaled_loss)(trained, state.model_state, batch, key)

@@ -151,7 +151,7 @@ class Result:
 
     def _features(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         """Returns the features by name; raises UserError where their form is not that of the data."""
-        name = self.experiment.input_name
+        name = self.experiment.task.input_name
         given = inputs if isinstance(inputs, Mapping) else {name: inputs}
         features = {name: np.asarray(values) for name, values in given.items()}
         spec = self.experiment.data.train.spec

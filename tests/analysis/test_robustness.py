@@ -32,7 +32,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from dl import Experiment, Seed, losses, main, optimizers
+from dl import Experiment, Seed, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -53,7 +53,11 @@ def source_of(seed, size, kind):
 
 
 def experiment(kind: str = "bytes", num_steps: int = 40, data_seed: int = 0, seed: Seed = 0):
-    model = MLP(hidden=(), num_classes=2)
+    learned = task.classification(MLP(hidden=(), num_classes=2))
+    if kind == "silent":
+        learned = learned._replace(predict=None)
+    elif kind == "picture":
+        learned = learned._replace(predict=lambda variables, batch: batch["image"])
     return Experiment(
         data=ArraySplits(
             "shades",
@@ -61,10 +65,7 @@ def experiment(kind: str = "bytes", num_steps: int = 40, data_seed: int = 0, see
             evaluations={"test": source_of(1, 44, kind)},
             notice="made up\\nand not comparable",
         ),
-        model=None if kind == "silent" else model,
-        init_fn=(lambda key, batch: model.init(key, batch["image"])) if kind == "silent" else None,
-        predict_fn=(lambda variables, batch: batch["image"]) if kind == "picture" else None,
-        loss_fn=losses.classification(model),
+        task=learned,
         tx=optimizers.adam(0.05),
         num_steps=num_steps,
         batch_size=16,
@@ -293,7 +294,7 @@ def test_the_preview_has_a_row_a_corruption_and_a_block_an_image(subject):
         ({"kind": "int"}, "the images are stored as int32"),
         ({"kind": "wide"}, "the stored images have values from 0 to 199"),
         ({"kind": "target"}, "the test split does not have class labels"),
-        ({"kind": "silent"}, "states no outputs to classify by; give its Experiment a predict_fn="),
+        ({"kind": "silent"}, "states no outputs to classify by; give its Task a predict="),
         ({"num_seeds": 2}, "trained 2 seeds together"),
     ],
 )

@@ -25,7 +25,7 @@ EXPERIMENT = '''
 """A tiny experiment."""
 import numpy as np
 
-from dl import Experiment, PositiveFloat, PositiveInt, losses, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.data.images.augment import random_horizontal_flip
 from dl.models.mlp import MLP
@@ -46,8 +46,7 @@ def experiment(hidden: PositiveInt = 32, learning_rate: PositiveFloat = 3e-2, fl
             train=ArraySource({"image": images, "label": random.integers(0, 3, 12).astype(np.int32)}),
             notice="made up",
         ),
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adam(learning_rate),
         augment=random_horizontal_flip() if flip else None,
         num_steps=10,

@@ -1,14 +1,12 @@
 """What the data of a run may be: types and shapes of labels, inputs and other features, in whole runs."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import Experiment, losses, metrics, optimizers
+from dl import Experiment, losses, metrics, optimizers, task
 from dl.data import ArraySource, ArraySplits, checks, splits
 from dl.data.images.decoding import resized, unit_range
 from dl.data.pipeline import Batches
@@ -62,13 +60,11 @@ def source_of(make=ArraySource, **features):
     return ArraySource(arrays) if make is ArraySource else make(**arrays)
 
 
-def train_on(tmp_path, mesh, source, loss_fn=None, folder="run", validation=None, **options):
-    model = options.pop("model", MODEL)
-    name = options.get("input_name", "image")
+def train_on(tmp_path, mesh, source, own=None, folder="run", validation=None, **options):
+    model, name = options.pop("model", MODEL), options.pop("input_name", "image")
     experiment = Experiment(
         data=ArraySplits("mine", train=source, evaluations={"test": validation or source}),
-        model=model,
-        loss_fn=loss_fn or losses.classification(model, input_name=name),
+        task=own or task.classification(model, input_name=name),
         **{"tx": optimizers.adam(0.1), "num_steps": 6, "batch_size": 8, **options},
     )
     return train_in(tmp_path / folder, mesh, experiment)
@@ -165,15 +161,16 @@ def test_labels_of_an_own_loss_are_looked_at_and_never_converted(tmp_path, mesh1
         logits = MODEL.apply({"params": params}, batch["image"])
         loss = Mean.of(losses.cross_entropy(logits, batch["label"]), batch["mask"])
         accuracy = metrics.accuracy(logits, batch["label"].astype(int), batch["mask"])
-        return loss.compute(), Aux(state, {"loss": loss, "accuracy": accuracy})
+        return loss, Aux(state, {"loss": loss, "accuracy": accuracy})
 
+    own = task.classification(MODEL)._replace(loss=loss_fn, kind=None)
     extra = {
         "label": LABEL.astype(np.uint8),
         "tokens": IMAGE.reshape(SIZE, -1),
         "region": IMAGE > 99,
         "other": IMAGE,
     }
-    result = train_on(tmp_path, mesh1, source_of(**extra), loss_fn)
+    result = train_on(tmp_path, mesh1, source_of(**extra), own)
     assert seen["image"] == np.float32
     assert all(seen[name] == values.dtype for name, values in extra.items())
     found = read_predictions(tmp_path / "run/predictions.npz")
@@ -181,7 +178,7 @@ def test_labels_of_an_own_loss_are_looked_at_and_never_converted(tmp_path, mesh1
     assert result["metrics"]["test"]["accuracy"] == pytest.approx(is_right.mean())
     label = changed(4, 9, np.uint8)
     with pytest.raises(UserError, match="label of row 4 of the train split is 9"):
-        train_on(tmp_path, mesh1, source_of(label=label), loss_fn, folder="other")
+        train_on(tmp_path, mesh1, source_of(label=label), own, folder="other")
 
 
 def test_the_labels_of_a_source_that_is_too_large_to_be_read_first_are_checked_as_they_are_read(
@@ -203,14 +200,12 @@ def input_of(image, name="image", preprocess=None):
     """What the model of an experiment reads of the stored input `name`."""
     experiment = Experiment(
         data=ArraySplits("mine", train=source_of()),
-        model=MODEL,
-        loss_fn=losses.classification(MODEL),
+        task=task.classification(MODEL, input_name=name),
         tx=optimizers.sgd(0.1),
         num_steps=1,
         batch_size=1,
         **({"preprocess": preprocess} if preprocess else {}),
     )
-    experiment = dataclasses.replace(experiment, input_name=name)
     return experiment.preprocess({"label": jnp.asarray(IMAGE), name: jnp.asarray(image)})
 
 
@@ -262,9 +257,7 @@ def test_a_row_of_bytes_is_read_as_numbers_and_that_is_said(tmp_path, mesh1, cap
     source = ArraySource({"tokens": IMAGE.reshape(SIZE, -1), "label": LABEL})
     experiment = Experiment(
         data=ArraySplits("bytes", train=source),
-        model=model,
-        input_name="tokens",
-        loss_fn=losses.classification(model, input_name="tokens"),
+        task=task.classification(model, input_name="tokens"),
         tx=optimizers.sgd(0.1),
         num_steps=1,
         batch_size=8,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from dl import Experiment, PositiveInt, losses, main, optimizers
+from dl import Experiment, PositiveInt, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.data.folds import Folds, join, plain_folds, stratified_folds, take
 from dl.data.images.decoding import to_unit_range
@@ -192,9 +192,7 @@ def experiment(num_steps: PositiveInt = 4, seed: PositiveInt = 3) -> Experiment:
     model = MLP(hidden=(4,), num_classes=2)
     return Experiment(
         data=data_of(),
-        model=model,
-        input_name="features",
-        loss_fn=losses.classification(model, input_name="features"),
+        task=task.classification(model, input_name="features"),
         tx=optimizers.adam(1e-2),
         num_steps=num_steps,
         batch_size=8,
@@ -290,12 +288,11 @@ def regression(num_steps: PositiveInt = 2) -> Experiment:
 
     def loss_fn(params, model_state, batch, key):
         loss = Mean.of((params["bias"] - batch["target"]) ** 2, batch["mask"])
-        return loss.compute(), Aux(model_state, {"mse": loss, "loss": loss})
+        return loss, Aux(model_state, {"mse": loss, "loss": loss})
 
     return Experiment(
         data=ArraySplits("line", whole),
-        init_fn=lambda key, batch: {"params": {"bias": jnp.zeros(())}},
-        loss_fn=loss_fn,
+        task=task.Task(lambda key, batch: {"params": {"bias": jnp.zeros(())}}, loss_fn),
         tx=optimizers.sgd(0.1),
         num_steps=num_steps,
         batch_size=4,

@@ -15,6 +15,7 @@ from dl.diagnostics.learning_rate_finder import RateTest, find_learning_rate, pl
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.metrics import Mean
+from dl.task import Task
 from dl.types import Aux
 
 random = np.random.default_rng(0)
@@ -25,14 +26,13 @@ BATCH_SIZE = 8
 
 def squared_error(params, model_state, batch, key):
     loss_B = (batch["x"] @ params["w"][:, 0] - batch["y"]) ** 2
-    return Mean.of(loss_B, batch["mask"]).compute(), Aux(model_state, {})
+    return Mean.of(loss_B, batch["mask"]), Aux(model_state, {})
 
 
 def experiment(tx):
     return Experiment(
         data=ArraySplits("line", train=ArraySource({"x": X_ND, "y": Y_N})),
-        loss_fn=squared_error,
-        init_fn=lambda key, batch: {"params": {"w": jnp.ones((3, 1))}},
+        task=Task(lambda key, batch: {"params": {"w": jnp.ones((3, 1))}}, squared_error),
         tx=tx,
         num_steps=20,
         batch_size=BATCH_SIZE,
@@ -117,12 +117,11 @@ def test_the_average_is_corrected_for_its_start_and_an_explosion_ends_the_test()
 def test_a_loss_that_never_falls_gets_no_suggestion():
     def rising(params, model_state, batch, key):
         # The value rises with the step; its gradient has nothing to do with it.
-        return params["w"].sum(), Aux(model_state, {"loss": Mean.of(-params["w"].sum()[None])})
+        return Mean.of(params["w"].sum()), Aux(model_state, {"loss": Mean.of(-params["w"].sum()[None])})
 
     climbing = Experiment(
         data=experiment(optimizers.sgd(1.0)).data,
-        loss_fn=rising,
-        init_fn=lambda key, batch: {"params": {"w": jnp.zeros((3, 1))}},
+        task=Task(lambda key, batch: {"params": {"w": jnp.zeros((3, 1))}}, rising),
         tx=optimizers.sgd(1.0),
         num_steps=20,
         batch_size=BATCH_SIZE,
@@ -155,12 +154,11 @@ def of_value(value):
 
     def loss_fn(params, model_state, batch, key):
         total = params["w"].sum()
-        return total, Aux(model_state, {"loss": Mean.of((0 * total + value(total))[None])})
+        return Mean.of(total), Aux(model_state, {"loss": Mean.of((0 * total + value(total))[None])})
 
     return dataclasses.replace(
         experiment(optimizers.sgd(1.0)),
-        loss_fn=loss_fn,
-        init_fn=lambda key, batch: {"params": {"w": jnp.zeros((3, 1))}},
+        task=Task(lambda key, batch: {"params": {"w": jnp.zeros((3, 1))}}, loss_fn),
     )
 
 

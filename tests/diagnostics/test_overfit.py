@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl import losses, optimizers
+from dl import losses, optimizers, task
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.diagnostics.attainable import attainable
@@ -33,9 +33,7 @@ def experiment(model=None, **changes):
     model = model or MLP(hidden=(64,), num_classes=2, dropout=0.3)
     fields = {
         "data": splits(FEATURES, LABELS),
-        "model": model,
-        "input_name": "features",
-        "loss_fn": losses.classification(model, input_name="features"),
+        "task": task.classification(model, input_name="features"),
         "tx": optimizers.adamw(3e-2, weight_decay=0.01),
         "num_steps": 10,
         "batch_size": 16,
@@ -61,12 +59,11 @@ def test_random_labels_are_learnt_by_heart_in_spite_of_dropout_and_augmentation(
 
 def squared_error(params, model_state, batch, key):
     loss_B = (batch["features"] @ params["w"] - batch["label"]) ** 2
-    return Mean.of(loss_B, batch["mask"]).compute(), Aux(model_state, {})
+    return Mean.of(loss_B, batch["mask"]), Aux(model_state, {})
 
 
 LEAST_SQUARES = experiment(
-    loss_fn=squared_error,
-    init_fn=lambda key, batch: {"params": {"w": jnp.zeros(3)}},
+    task=task.Task(lambda key, batch: {"params": {"w": jnp.zeros(3)}}, squared_error),
     tx=optimizers.sgd(0.1),
     data=splits(FEATURES[:16], LABELS[:16]),  # one batch holds all, in whatever order
 )
@@ -194,7 +191,7 @@ def test_a_regression_far_from_zero_is_judged_by_what_a_constant_leaves(model, t
         experiment(
             model,
             data=ArraySplits("points", train=ArraySource({"features": FEATURES, "target": targets})),
-            loss_fn=losses.regression(model, input_name="features"),
+            task=task.regression(model, input_name="features"),
             tx=tx,
         ),
         300,
@@ -206,8 +203,8 @@ def test_a_regression_far_from_zero_is_judged_by_what_a_constant_leaves(model, t
 
 def test_label_smoothing_and_mixup_pass_though_their_losses_stay_up():
     model = MLP((64,), 2)
-    loss_fn = losses.classification(model, label_smoothing=0.2, input_name="features")
-    result = overfit(experiment(model, loss_fn=with_mixing(loss_fn, mixup(1.0, 2, "features"))), 600)
+    smoothed = task.classification(model, label_smoothing=0.2, input_name="features")
+    result = overfit(experiment(model, task=with_mixing(smoothed, mixup(1.0, 2, "features"))), 600)
     assert result.has_passed
     assert result.threshold > 0.05
 
@@ -215,9 +212,9 @@ def test_label_smoothing_and_mixup_pass_though_their_losses_stay_up():
 def test_a_loss_below_zero_without_a_known_end_needs_a_threshold():
     def negative(params, model_state, batch, key):
         loss, aux = squared_error(params, model_state, batch, key)
-        return loss - 10, aux
+        return loss.plus(-10), aux
 
-    below = dataclasses.replace(LEAST_SQUARES, loss_fn=negative)
+    below = dataclasses.replace(LEAST_SQUARES, task=LEAST_SQUARES.task._replace(loss=negative))
     with pytest.raises(UserError, match="starts at -.* --threshold"):
         overfit(below, 5)
     assert overfit(below, 5, threshold=-9.0).has_passed

@@ -15,6 +15,7 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.metrics import Mean
 from dl.runs.console import Console
+from dl.task import Task
 from dl.types import Aux
 from tests.helpers import train_in
 
@@ -28,7 +29,7 @@ def reporting_loss(params, model_state, batch, key):
     for index in range(NUM_EXAMPLES):
         pixels = jnp.where((batch["index"] == index) & batch["mask"], batch["image"][:, 0, 0, 0], 0.0)
         metrics[f"pixel_{index}"] = Mean.of(pixels.sum()[None])
-    return loss, Aux(model_state, metrics)
+    return Mean.of(loss), Aux(model_state, metrics)
 
 
 images = np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 2, 3, 1), np.uint8)
@@ -36,8 +37,7 @@ EXPERIMENT = Experiment(
     data=ArraySplits(
         "noise", train=ArraySource({"image": images, "label": np.arange(NUM_EXAMPLES, dtype=np.int32)})
     ),
-    init_fn=lambda key, batch: {"params": {"w": jnp.zeros(())}},
-    loss_fn=reporting_loss,
+    task=Task(lambda key, batch: {"params": {"w": jnp.zeros(())}}, reporting_loss),
     tx=optimizers.sgd(0.1),
     augment=of_image(lambda key, image: image + jax.random.uniform(key)),
     num_steps=3 * NUM_EPOCHS,
@@ -65,7 +65,7 @@ def test_what_cannot_be_shown_is_said():
     with pytest.raises(UserError, match="no augmentation"):
         augmented_examples(dataclasses.replace(EXPERIMENT, augment=None))
     with pytest.raises(UserError, match=r"input label has the shape \(\)"):
-        augmented_examples(dataclasses.replace(EXPERIMENT, input_name="label"))
+        augmented_examples(dataclasses.replace(EXPERIMENT, task=EXPERIMENT.task._replace(input_name="label")))
 
 
 def test_the_sheet_has_a_row_an_example_and_a_column_a_draw():

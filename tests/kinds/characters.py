@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from dl import Experiment, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, PositiveInt, Seed, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 
 ALPHABET = "\0 abcdefghijklmnopqrstuvwxyz."
@@ -47,9 +47,7 @@ def experiment(num_steps: PositiveInt = 60, seed: Seed = 0) -> Experiment:
     model = Causal()
     return Experiment(
         data=Sentences("sentences", train=sentences(200, 0), evaluations=splits),
-        model=model,
-        input_name="tokens",
-        loss_fn=losses.language_model(model, padding_id=0),
+        task=task.language_model(model, padding_id=0),
         tx=optimizers.adam(1e-2),
         num_steps=num_steps,
         batch_size=40,

@@ -5,7 +5,7 @@ import numpy as np
 from flax import linen as nn
 from sklearn.datasets import load_diabetes
 
-from dl import Experiment, PositiveFloat, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, PositiveFloat, PositiveInt, Seed, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 
 
@@ -41,9 +41,7 @@ def experiment(
     model = Net(width)
     return Experiment(
         data=data,
-        model=model,
-        input_name="features",
-        loss_fn=losses.regression(model, input_name="features"),
+        task=task.regression(model, input_name="features"),
         tx=optimizers.adam(learning_rate),
         num_steps=num_steps,
         batch_size=48,

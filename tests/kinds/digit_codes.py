@@ -5,7 +5,7 @@ import numpy as np
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
-from dl import Experiment, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, PositiveInt, Seed, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 
 
@@ -41,8 +41,7 @@ def experiment(
     model = Autoencoder(num_codes)
     return Experiment(
         data=data,
-        model=model,
-        loss_fn=losses.autoencoder(model, is_binary=is_binary),
+        task=task.autoencoder(model, is_binary=is_binary),
         tx=optimizers.adam(3e-3),
         num_steps=num_steps,
         batch_size=80,

@@ -5,7 +5,7 @@ import numpy as np
 from flax import linen as nn
 from sklearn.datasets import load_digits
 
-from dl import Experiment, PositiveInt, Seed, losses, main, optimizers
+from dl import Experiment, PositiveInt, Seed, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 
 
@@ -42,8 +42,7 @@ def experiment(num_steps: PositiveInt = 60, seed: Seed = 0) -> Experiment:
     model = Net()
     return Experiment(
         data=data,
-        model=model,
-        loss_fn=losses.multi_label(model),
+        task=task.multi_label(model),
         tx=optimizers.adam(1e-2),
         num_steps=num_steps,
         batch_size=80,

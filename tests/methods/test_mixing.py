@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.errors import UserError
@@ -21,6 +21,7 @@ from dl.models.vit import ViT
 from dl.penalties import l1, l2, with_penalty
 from dl.precision import LossScale
 from dl.sharding import batch_sharding
+from dl.task import Task
 from dl.types import Aux
 
 PARAMS = {
@@ -59,34 +60,34 @@ def problem():
         "index": jnp.arange(6),
     }
     params = jax.jit(model.init)(jax.random.key(1), batch["image"])["params"]
-    return losses.classification(model), params, batch
+    return task.classification(model), params, batch
 
 
 def test_a_penalty_is_added_to_the_loss_and_not_to_its_metric(problem):
-    loss_fn, params, batch = problem
-    plain, _ = loss_fn(params, {}, batch, None)
-    penalized, aux = with_penalty(loss_fn, l1(0.1), l2(0.2))(params, {}, batch, None)
+    learned, params, batch = problem
+    plain, _ = learned.loss(params, {}, batch, None)
+    penalized, aux = with_penalty(learned, l1(0.1), l2(0.2)).loss(params, {}, batch, None)
     penalty = l1(0.1)(params) + l2(0.2)(params)
-    np.testing.assert_allclose(penalized, plain + penalty, rtol=1e-6)
-    np.testing.assert_allclose(aux.metrics["loss"].compute(), plain, rtol=1e-6)
+    np.testing.assert_allclose(penalized.compute(), plain.compute() + penalty, rtol=1e-6)
+    np.testing.assert_allclose(aux.metrics["loss"].compute(), plain.compute(), rtol=1e-6)
     np.testing.assert_allclose(aux.metrics["penalty"].compute(), penalty, rtol=1e-6)
 
 
 def test_l2_under_sgd_is_a_weight_decay_of_twice_lambda(problem):
-    loss_fn, params, batch = problem
+    learned, params, batch = problem
     ends = []
-    for loss, tx in [
-        (with_penalty(loss_fn, l2(0.1)), optimizers.sgd(0.5)),
-        (loss_fn, optimizers.sgd(0.5, weight_decay=0.2)),
+    for one, tx in [
+        (with_penalty(learned, l2(0.1)), optimizers.sgd(0.5)),
+        (learned, optimizers.sgd(0.5, weight_decay=0.2)),
     ]:
-        _, gradient = jax.jit(mean_gradient(loss), static_argnums=3)(params, {}, batch, None)
+        _, gradient = jax.jit(mean_gradient(one.loss), static_argnums=3)(params, {}, batch, None)
         ends.append(tx.update(gradient, tx.init(params), params)[0])
     chex.assert_trees_all_close(*ends, atol=1e-6)
 
 
 def test_a_penalty_counts_once_under_accumulation(problem):
-    loss_fn, params, batch = problem
-    penalized = with_penalty(loss_fn, l2(0.1))
+    learned, params, batch = problem
+    penalized = with_penalty(learned, l2(0.1)).loss
     (loss, aux), gradient = jax.jit(mean_gradient(penalized), static_argnums=3)(params, {}, batch, None)
     in_parts = jax.jit(accumulated_gradient(3)(penalized), static_argnums=3)
     (loss_3, aux_3), gradient_3 = in_parts(params, {}, batch, None)
@@ -104,15 +105,15 @@ def test_a_large_l1_penalty_makes_most_weights_vanish():
 
     def loss_fn(params, model_state, batch, key):
         errors_B = (batch["x"] @ params)[:, 0] - batch["y"]
-        return (errors_B**2).mean(), Aux({}, {"loss": Mean.of(errors_B**2)})
+        return Mean.of(errors_B**2), Aux({}, {})
 
     def small_weights(weight):
-        loss = with_penalty(loss_fn, l1(weight))
+        loss = with_penalty(Task(None, loss_fn), l1(weight)).loss
         tx = optimizers.sgd(optimizers.linear(0.02, 400))
 
         def body(carry, _):
             params, state = carry
-            gradient = jax.grad(lambda p: loss(p, {}, {"x": x_BD, "y": y_B}, None)[0])(params)
+            gradient = jax.grad(lambda p: loss(p, {}, {"x": x_BD, "y": y_B}, None)[0].compute())(params)
             updates, state = tx.update(gradient, state, params)
             return (optax.apply_updates(params, updates), state), None
 
@@ -246,13 +247,13 @@ def test_a_mixture_is_the_same_on_eight_devices_and_of_its_key(mesh8):
 
 
 def test_mixing_is_for_training_only(problem):
-    loss_fn, params, batch = problem
-    mixed = with_mixing(loss_fn, mixup(1.0, 3))
-    plain = loss_fn(params, {}, batch, None)
+    learned, params, batch = problem
+    mixed = with_mixing(learned, mixup(1.0, 3)).loss
+    plain = learned.loss(params, {}, batch, None)
     chex.assert_trees_all_equal(mixed(params, {}, batch, None), plain)
     _, aux = jax.jit(mixed)(params, {}, batch, jax.random.key(0))
     assert aux.metrics["loss"].count == 5
-    assert aux.metrics["loss"].compute() != plain[0]
+    assert aux.metrics["loss"].compute() != plain[0].compute()
 
 
 @pytest.mark.parametrize("mix", [mixup, cutmix])
@@ -265,7 +266,7 @@ def test_an_alpha_of_zero_mixes_nothing(mix, problem):
 
 
 def classifier(**options):
-    return losses.classification(MLP((2,), 3), **options)
+    return task.classification(MLP((2,), 3), **options)
 
 
 def with_ema(decay):
@@ -273,8 +274,7 @@ def with_ema(decay):
     model = MLP((), 3)
     return Experiment(
         data=ArraySplits("points", train=points),
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(0.1),
         num_steps=1,
         batch_size=2,

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit, softmax
 from scipy.stats import norm
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.models.cnn import CNN, ConvNet, max_pool
 from dl.models.mlp import MLP, ResidualMLP
 from dl.training.state import num_params
@@ -226,12 +226,12 @@ def test_units_that_start_equal_stay_equal(model, shape, value):
     def spread(model):
         x = jax.random.normal(jax.random.key(0), (6, *shape))
         params = model.init(jax.random.key(1), x)["params"]
-        loss_fn, tx = losses.classification(model), optimizers.sgd(1.0)
+        loss_fn, tx = task.classification(model).loss, optimizers.sgd(1.0)
         batch = {"image": x, "label": jnp.int32(jnp.arange(6) < 2), "mask": jnp.ones(6, bool)}
 
         def body(carry, _):
             params, state = carry
-            gradient = jax.grad(lambda p: loss_fn(p, {}, batch, None)[0])(params)
+            gradient = jax.grad(lambda p: loss_fn(p, {}, batch, None)[0].compute())(params)
             updates, state = tx.update(gradient, state, params)
             return (optax.apply_updates(params, updates), state), None
 

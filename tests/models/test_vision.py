@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl.losses import classification
+from dl.gradients import mean_gradient
 from dl.models import airbench, inception, scaling
 from dl.models.alexnet import AlexNet, alexnet
 from dl.models.inception import Block, Inception, Layer, inception_v3
@@ -17,6 +17,7 @@ from dl.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101
 from dl.models.transfer import WithHead
 from dl.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
 from dl.models.vit import ViT, vit_b16, vit_s16, vit_ti16
+from dl.task import classification
 from dl.training.state import num_params
 
 # One block with a fork and a pooling, one that halves.
@@ -141,13 +142,13 @@ def test_a_step_has_finite_gradients_everywhere_and_moves_only_statistics(model,
 
     variables = random_variables(model, batch["image"])
     params = variables.pop("params")
-    loss_fn = classification(model)
+    loss_fn = classification(model).loss
 
     @quick_jit
     def step(params, before, key):
-        (loss, aux), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, before, batch, key)
+        (loss, aux), gradient = mean_gradient(loss_fn)(params, before, batch, key)
         evaluated, unmoved = loss_fn(params, before, batch, None)
-        return (loss, evaluated), aux.model_state, unmoved.model_state, gradient
+        return (loss, evaluated.compute()), aux.model_state, unmoved.model_state, gradient
 
     before = variables
     losses, trained, unmoved, gradient = step(params, before, jax.random.key(1))

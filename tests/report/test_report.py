@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.cli.commands import main
 from dl.cli.main import main as run_experiment
 from dl.data import ArraySource, ArraySplits
@@ -66,8 +66,7 @@ def experiment_of(name, class_names):
     model = MLP(hidden=(5,), num_classes=NUM_CLASSES)
     return Experiment(
         data=Named(name, train=source, evaluations={"test": source}),
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(0.1),
         num_steps=1,
         batch_size=8,
@@ -420,7 +419,7 @@ SOURCE = '''
 """Tiny."""
 import numpy as np
 
-from dl import Experiment, losses, optimizers
+from dl import Experiment, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -431,8 +430,8 @@ def experiment(rate: float = 0.1):
     images = np.zeros((16, 2, 2, 1), np.uint8) + 9 * label[:, None, None, None].astype(np.uint8)
     source = ArraySource({"image": images, "label": label})
     model = MLP(hidden=(), num_classes=2)
-    return Experiment(data=ArraySplits("tiny", train=source, evaluations={"test": source}), model=model,
-                      loss_fn=losses.classification(model), tx=optimizers.sgd(rate), num_steps=2,
+    return Experiment(data=ArraySplits("tiny", train=source, evaluations={"test": source}),
+                      task=task.classification(model), tx=optimizers.sgd(rate), num_steps=2,
                       batch_size=16)
 '''
 

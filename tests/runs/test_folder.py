@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.errors import UserError
 from dl.runs.folder import RunFolder
 from dl.runs.log import read_metrics
@@ -228,7 +228,7 @@ def copy(stopped, tmp_path):
         ({"tx": optimizers.adam(optimizers.linear(2e-2, 12))}, "the training step computes something else"),
         ({"tx": optimizers.sgd(1e-2)}, "computes something else"),
         (
-            {"loss_fn": losses.classification(MODEL, input_name="features", label_smoothing=0.1)},
+            {"task": task.classification(MODEL, input_name="features", label_smoothing=0.1)},
             "computes something else",
         ),
         ({"augment": lambda key, example: example | {"features": example["features"] + 1.5}}, "computes"),
@@ -251,8 +251,7 @@ def test_the_same_experiment_made_again_is_the_same_on_any_devices(finished, mes
     model = dataclasses.replace(MODEL)
     again = dataclasses.replace(
         EXPERIMENT,
-        model=model,
-        loss_fn=losses.classification(model, input_name="features"),
+        task=task.classification(model, input_name="features"),
         tx=optimizers.adam(optimizers.linear(1e-2, 12)),
     )
     assert train_in(finished[0], mesh8, again) == finished[1]

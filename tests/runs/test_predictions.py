@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from scipy.special import log_softmax
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.cli.commands import main
 from dl.data import ArraySource, ArraySplits
 from dl.data.pipeline import Batches
@@ -56,8 +56,7 @@ def source_of(size, seed):
 
 EXPERIMENT = Experiment(
     data=ArraySplits("noise", train=source_of(12, 0), evaluations={"test": source_of(21, 1)}),
-    model=MODEL,
-    loss_fn=losses.classification(MODEL),
+    task=task.classification(MODEL),
     tx=optimizers.sgd(0.1),
     num_steps=2,
     batch_size=8,
@@ -109,28 +108,27 @@ def test_a_signal_cuts_it_short(mesh1):
         ({}, {"label": np.zeros((21, 2), np.int32)}, "no integer label"),
         ({}, {"label": np.full(21, 3, np.int32)}, r"label of row 0, 3, is not in \[0, 3\)"),
         ({}, {"label": np.full(21, -1)}, r"label of row 0, -1, is not in \[0, 3\)"),
-        ({"predict_fn": lambda variables, batch: batch["image"]}, {}, "shape .* not logits"),
-        ({"predict_fn": lambda variables, batch: batch["label"]}, {}, "shape .* not logits"),
+        ({"predict": lambda variables, batch: batch["image"]}, {}, "shape .* not logits"),
+        ({"predict": lambda variables, batch: batch["label"]}, {}, "shape .* not logits"),
     ],
     ids=["float", "vector", "no class", "negative", "four dimensions", "one dimension"],
 )
 def test_what_is_no_classification_is_refused_where_one_was_stated(change, arrays, message, mesh1):
     source = ArraySource({**source_of(21, 1).arrays, **arrays})
-    experiment = dataclasses.replace(EXPERIMENT, **change)
+    experiment = dataclasses.replace(EXPERIMENT, task=EXPERIMENT.task._replace(**change))
     with pytest.raises(UserError, match=message):
         collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
 
 
-def test_without_the_input_there_are_no_predictions(mesh1):
-    experiment = dataclasses.replace(EXPERIMENT, input_name="text")
+def test_without_outputs_there_are_no_predictions(mesh1):
+    experiment = dataclasses.replace(EXPERIMENT, task=EXPERIMENT.task._replace(predict=None))
     source = EXPERIMENT.data.evaluations["test"]
     assert collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test") is None
 
 
 def test_an_experiment_may_say_what_its_outputs_are(mesh1):
-    experiment = dataclasses.replace(
-        EXPERIMENT, predict_fn=lambda variables, batch: batch["image"].reshape(-1, 4)[:, :3]
-    )
+    own = EXPERIMENT.task._replace(predict=lambda variables, batch: batch["image"].reshape(-1, 4)[:, :3])
+    experiment = dataclasses.replace(EXPERIMENT, task=own)
     source = EXPERIMENT.data.evaluations["test"]
     found = collect_predictions(experiment, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
     logits = source.arrays["image"].reshape(-1, 4)[:, :3] / 255
@@ -158,7 +156,7 @@ def test_a_failure_to_collect_them_does_not_fail_the_run(tmp_path, mesh1, capsys
     def broken(variables, batch):
         raise TypeError("needs another argument\nand more")
 
-    experiment = dataclasses.replace(EXPERIMENT, predict_fn=broken)
+    experiment = dataclasses.replace(EXPERIMENT, task=EXPERIMENT.task._replace(predict=broken))
     result = train_in(tmp_path, mesh1, experiment)
     assert result["steps"] == 2
     assert (
@@ -354,7 +352,7 @@ SOURCE = '''
 """Bright or dark."""
 import numpy as np
 
-from dl import Experiment, losses, main, optimizers
+from dl import Experiment, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -369,8 +367,8 @@ def experiment(rate: float = 1.0):
     images = (random.integers(0, 100, (64, 4, 4, 1)) + 150 * label[:, None, None, None]).astype(np.uint8)
     source = ArraySource({"image": images, "label": label})
     model = MLP(hidden=(), num_classes=2)
-    return Experiment(data=Splits("shades", train=source, evaluations={"validation": source}), model=model,
-                      loss_fn=losses.classification(model), tx=optimizers.adam(0.1), num_steps=40,
+    return Experiment(data=Splits("shades", train=source, evaluations={"validation": source}),
+                      task=task.classification(model), tx=optimizers.adam(0.1), num_steps=40,
                       batch_size=64)
 
 
@@ -497,7 +495,7 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(shades, tmp_path):
 
 PHOTOS = '''
 """Of a folder of images."""
-from dl import Experiment, losses, main, optimizers
+from dl import Experiment, main, optimizers, task
 from dl.data import image_classification, steps_per_epoch
 from dl.models.mlp import MLP
 
@@ -505,7 +503,7 @@ from dl.models.mlp import MLP
 def experiment(dataset: str = "./photos", num_epochs: int = 8):
     data = image_classification(dataset, validation_fraction=0.2)
     model = MLP(hidden=(), num_classes=data.num_classes)
-    return Experiment(data=data, model=model, loss_fn=losses.classification(model), tx=optimizers.adam(0.1),
+    return Experiment(data=data, task=task.classification(model), tx=optimizers.adam(0.1),
                       num_steps=num_epochs * steps_per_epoch(len(data.train), 16), batch_size=16)
 '''
 

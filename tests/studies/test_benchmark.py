@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, benchmark_main, losses, optimizers
+from dl import Experiment, NonNegativeFloat, PositiveFloat, Seed, benchmark_main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
@@ -60,8 +60,7 @@ def experiment(
     model = MLP(hidden=(16,), num_classes=10)
     return Experiment(
         data=DATA,
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.sgd(FACTORS[optimizer] * learning_rate),
         num_steps=6,
         batch_size=64,
@@ -266,11 +265,10 @@ def regularized(regularizer: str = "none", strength: NonNegativeFloat = 0.0, see
       seed: the first one.
     """
     model = MLP(hidden=(), num_classes=10)
-    loss_fn = losses.classification(model)
+    plain = task.classification(model)
     return Experiment(
         data=DATA,
-        model=model,
-        loss_fn=with_penalty(loss_fn, l2(strength)) if regularizer == "l2" else loss_fn,
+        task=with_penalty(plain, l2(strength)) if regularizer == "l2" else plain,
         tx=optimizers.sgd(0.1, weight_decay=strength if regularizer == "decay" else 0.0),
         num_steps=4,
         batch_size=64,

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from dl import Experiment, PositiveInt, Seed, losses, optimizers
+from dl import Experiment, PositiveInt, Seed, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.models.mlp import MLP
 
@@ -40,9 +40,7 @@ def experiment(
     model = MLP(hidden=(hidden,), num_classes=10)
     return Experiment(
         data=ArraySplits("digits", train=source(0, 96), evaluations={"test": source(96, 196)}),
-        model=model,
-        input_name="features",
-        loss_fn=losses.classification(model, input_name="features"),
+        task=task.classification(model, input_name="features"),
         frozen=("Dense_1/bias",),
         tx=optimizers.sgd(0.5),
         num_steps=6,
@@ -322,6 +320,7 @@ import numpy as np
 from dl import Experiment, PositiveInt, Seed, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.metrics import Mean
+from dl.task import Task
 from dl.types import Aux
 
 POINTS = np.random.default_rng(0).normal(size=96).astype(np.float32)
@@ -336,15 +335,14 @@ def loss_fn(params, model_state, batch, key):
     mse_B = (params["slope"] * batch["image"] - batch["target"]) ** 2
     loss = Mean.of(mse_B, batch["mask"])
     fit = Mean.of(1 - mse_B, batch["mask"])
-    return loss.compute(), Aux(model_state, {"loss": loss, "mse": loss, "fit": fit})
+    return loss, Aux(model_state, {"loss": loss, "mse": loss, "fit": fit})
 
 
 def experiment(num_steps: PositiveInt = 3, seed: Seed = 0) -> Experiment:
     """Trains."""
     return Experiment(
         data=ArraySplits("points", source(0, 64), {"validation": source(64, 96)}),
-        init_fn=lambda key, batch: {"params": {"slope": jnp.zeros(())}},
-        loss_fn=loss_fn,
+        task=Task(lambda key, batch: {"params": {"slope": jnp.zeros(())}}, loss_fn),
         preprocess=None,
         tx=optimizers.sgd(0.1),
         num_steps=num_steps,

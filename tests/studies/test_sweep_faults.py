@@ -27,6 +27,8 @@ import numpy as np
 from dl import Experiment, PositiveInt, UserError, optimizers
 from dl.data import ArraySource, ArraySplits
 from dl.metrics import Mean
+from dl.task import Task
+from dl.types import Aux
 
 POINTS = np.arange(8, dtype=np.float32)
 SOURCE = ArraySource({"image": POINTS, "label": 2 * POINTS})
@@ -36,7 +38,7 @@ def loss_fn(params, model_state, batch, key):
     errors_B = (params["slope"] * batch["image"] - batch["label"]) ** 2
     loss = Mean.of(errors_B, batch["mask"])
     gain = Mean.of(100 - errors_B, batch["mask"])
-    return loss.compute(), Aux(model_state, {"loss": loss, "gain": gain})
+    return loss, Aux(model_state, {"loss": loss, "gain": gain})
 
 
 def experiment(
@@ -63,14 +65,19 @@ def experiment(
         {}[fault]
     return Experiment(
         data=ArraySplits("points", SOURCE, {"validation": SOURCE}),
-        init_fn=lambda key, batch: {"params": {"slope": jnp.zeros(sizes[0] if fault == "shape" else ())}},
-        loss_fn=loss_fn,
+        task=Task(
+            init=lambda key, batch: {"params": {"slope": jnp.zeros(sizes[0] if fault == "shape" else ())}},
+            loss=loss_fn,
+        ),
         preprocess=None,
         tx=optimizers.sgd(rate),
         num_steps=num_steps,
         batch_size=batch_size,
     )
-'''.replace("from dl.metrics import Mean\n", "from dl.metrics import Mean\nfrom dl.types import Aux\n")
+'''.replace(
+    "from dl.metrics import Mean\n",
+    "from dl.metrics import Mean\nfrom dl.task import Task\nfrom dl.types import Aux\n",
+)
 
 
 @pytest.fixture(scope="module")

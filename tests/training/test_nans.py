@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.data.permutation import random_order
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
@@ -55,9 +55,7 @@ def experiment():
     model = Normalizing()
     return Experiment(
         data=ArraySplits("points", train=points),
-        model=model,
-        input_name="features",
-        loss_fn=losses.classification(model, input_name="features"),
+        task=task.classification(model, input_name="features"),
         tx=optimizers.sgd(1e-3),
         num_steps=6,
         batch_size=BATCH_SIZE,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dl import losses, optimizers
+from dl import optimizers, task
 from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.errors import UserError
@@ -19,8 +19,7 @@ def experiment(hidden=2, **changes):
     fields = {"num_steps": 1, "batch_size": 8, **changes}
     return Experiment(
         data=ArraySplits("points", train=points),
-        model=model,
-        loss_fn=losses.classification(model),
+        task=task.classification(model),
         tx=optimizers.adam(0.1),
         **fields,
     )

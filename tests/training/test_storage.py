@@ -37,10 +37,9 @@ from dl.training.loop import train_run
 from dl.sharding import make_mesh
 import dataclasses, pathlib
 from dl.models.mlp import MLP
-from dl import losses
+from dl import task
 model = MLP(hidden=(2000,), num_classes=2)
-loss_fn = losses.classification(model, input_name="features")
-experiment = dataclasses.replace(EXPERIMENT, model=model, loss_fn=loss_fn)
+experiment = dataclasses.replace(EXPERIMENT, task=task.classification(model, input_name="features"))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 run_as_command(lambda: train_run(run_in(pathlib.Path("run"), experiment=experiment), make_mesh({"data": 1}),

@@ -38,7 +38,7 @@ def load_pretrained(
 ) -> Variables:
     """Returns `variables` with the values of `source`, as NumPy arrays in the dtypes of `variables`.
 
-    An experiment starts from them by its `init_fn`, which may give the network a new head:
+    An experiment starts from them by `init` of its task, which may give the network a new head:
 
         variables = model.init(key, batch["image"])
         load_pretrained("microsoft/resnet-50", variables, torch_names.resnet, skip=["head"])

@@ -19,7 +19,6 @@ from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.kinds import Kind, kind_of
 from dl.losses import next_token
 from dl.runs.predictions.collect import class_names, collect_outputs, prepared_outputs_fn
 from dl.runs.predictions.kept import (
@@ -32,6 +31,7 @@ from dl.runs.predictions.kept import (
     Reconstruction,
     Regression,
 )
+from dl.task import Kind
 from dl.types import Batch, Variables
 
 MAX_SHOWN = 256  # examples that are kept in full: an eighth for their error, the others at random
@@ -52,7 +52,7 @@ def collect_predictions(
 ) -> Kept | None:
     """Returns what is kept of the predictions for a split; None if nothing is, or if it was cut short.
 
-    What that is follows from the kind of task that the loss function states. Without one it is a
+    What that is follows from the kind of task that the task states. Without one it is a
     classification where the data have an integer `label` an example and the outputs are floats of shape
     B × C, C > 1 (logits, or log-probabilities); else the outputs, where they are floats.
 
@@ -65,7 +65,7 @@ def collect_predictions(
     outputs = prepared_outputs_fn(experiment)
     if outputs is None:
         return None
-    kind = kind_of(experiment.loss_fn)
+    kind = experiment.task.kind
     name = _guess(outputs, variables, batches) if kind is None else kind.name
     if name is None:
         return None
@@ -87,7 +87,7 @@ class _Collection:
 
     @property
     def kind(self) -> Kind:
-        kind = kind_of(self.experiment.loss_fn)
+        kind = self.experiment.task.kind
         assert kind is not None
         return kind
 
@@ -138,7 +138,7 @@ class _Collection:
 def _guess(
     outputs: Callable[[Variables, Batch], tuple[jax.Array, Batch]], variables: Variables, batches: Batches
 ) -> str | None:
-    """Returns what is kept of a model whose loss states no kind of task."""
+    """Returns what is kept of a model whose task states no kind."""
     output, batch = jax.eval_shape(outputs, variables, jax.eval_shape(lambda: batches[0]))
     if not jnp.issubdtype(output.dtype, jnp.floating) or output.shape[:1] != batch["mask"].shape:
         return None
@@ -218,12 +218,12 @@ def _regression(collection: _Collection) -> Kept | None:
 
 
 def _reconstruction(collection: _Collection) -> Kept | None:
-    kind = collection.kind
+    kind, input_name = collection.kind, collection.experiment.task.input_name
 
     def pair(output: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         output = jnp.asarray(output, jnp.float32)
         return {
-            "input": jnp.asarray(batch[kind.input_name], jnp.float32),
+            "input": jnp.asarray(batch[input_name], jnp.float32),
             "output": jax.nn.sigmoid(output) if kind.is_binary else output,
         }
 
@@ -240,10 +240,10 @@ def _reconstruction(collection: _Collection) -> Kept | None:
 
 
 def _language_model(collection: _Collection) -> Kept | None:
-    kind = collection.kind
+    kind, input_name = collection.kind, collection.experiment.task.input_name
 
     def tokens(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        tokens_BT = batch[kind.input_name]
+        tokens_BT = batch[input_name]
         loss_BS, _, counts_BS = next_token(jnp.asarray(logits_BTV, jnp.float32), tokens_BT, kind.padding_id)
         return {
             "token": jnp.asarray(tokens_BT, jnp.int32),
@@ -252,7 +252,7 @@ def _language_model(collection: _Collection) -> Kept | None:
 
     def sums(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         loss_BS, is_right_BS, counts_BS = next_token(
-            jnp.asarray(logits_BTV, jnp.float32), batch[kind.input_name], kind.padding_id
+            jnp.asarray(logits_BTV, jnp.float32), batch[input_name], kind.padding_id
         )
         return {
             "loss": jnp.where(counts_BS, loss_BS, 0.0).sum(-1),

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
-from dl.losses import apply_model
 from dl.sharding import replicated
 from dl.types import Batch, Splits, Variables
 
@@ -24,21 +23,16 @@ OutputsFn = Callable[[Variables, Batch], jax.Array]
 def outputs_fn(experiment: Experiment) -> OutputsFn | None:
     """Returns the function from variables and a stored batch to the model's outputs; None if none is stated.
 
-    That is `experiment.predict_fn`, else `model(batch[input_name])`, on the preprocessed batch.
+    That is `predict` of the task, on the preprocessed batch.
     """
-    model, predict = experiment.model, experiment.predict_fn
-    if predict is None and (model is None or experiment.input_name not in experiment.data.train.spec):
+    predict = experiment.task.predict
+    if predict is None:
         return None
 
     def outputs(variables: Variables, batch: Batch) -> jax.Array:
         if experiment.preprocess is not None:
             batch = experiment.preprocess(batch)
-        if predict is not None:
-            return predict(variables, batch)
-        assert model is not None
-        state = {name: collection for name, collection in variables.items() if name != "params"}
-        params = variables.get("params", {})
-        return apply_model(model, params, state, batch[experiment.input_name], None)[0]
+        return predict(variables, batch)
 
     return outputs
 

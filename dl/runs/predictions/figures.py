@@ -15,7 +15,6 @@ from dl.evaluation.language import language_figures
 from dl.evaluation.multi_label import multi_label_figures
 from dl.evaluation.regression_figures import regression_figures
 from dl.experiment import Experiment
-from dl.kinds import kind_of
 from dl.runs.predictions.kept import Kept, LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
 
 # The model is compiled apart for metrics and for predictions, and may compute in 16 bits: logits this close
@@ -132,7 +131,7 @@ class _Recomputed(NamedTuple):
 def check_agreement(experiment: Experiment, metrics: Mapping[str, float], predictions: Kept) -> None:
     """Compares what a run measured with the same metrics of its kept predictions.
 
-    Of a loss function that states no kind of task it is `accuracy` alone, where it is a share. What is not
+    Of a task that states no kind it is `accuracy` alone, where it is a share. What is not
     finite is not compared, nor are labels that are distributions.
 
     Args:
@@ -143,7 +142,7 @@ def check_agreement(experiment: Experiment, metrics: Mapping[str, float], predic
     Raises:
       Disagreement: they differ by more than rounding and sampling explain.
     """
-    kind = kind_of(experiment.loss_fn)
+    kind = experiment.task.kind
     recomputed = _recompute(predictions)
     if (
         isinstance(predictions, Predictions)
@@ -170,7 +169,7 @@ def check_agreement(experiment: Experiment, metrics: Mapping[str, float], predic
             raise Disagreement(
                 f"the run measured {name} {measured:.4g} on {predictions.split}, but its kept predictions "
                 f"have {kept:.4g}: do not trust either; look at what the loss and Experiment.preprocess make "
-                "of labels and inputs, and at Experiment.predict_fn"
+                "of labels and inputs, and at predict of the Task"
             )
 
 

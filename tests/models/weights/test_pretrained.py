@@ -159,14 +159,14 @@ def test_the_head_can_be_left_as_it_is(tmp_path, num_classes):
 
 
 def test_an_experiment_can_start_from_pretrained_weights_with_a_new_head(tmp_path):
-    """`Experiment.init_fn` is traced: what is read becomes constants, what is skipped is drawn."""
+    """`Task.init` is traced: what is read becomes constants, what is skipped is drawn."""
     model = ResNet(7, (1,), bottleneck=True, width=4)
     file = resnet_file(tmp_path)
 
-    def init_fn(key, image_BHWC):
+    def init(key, image_BHWC):
         return load_pretrained(file, model.init(key, image_BHWC), torch_names.resnet, skip=["head"])
 
-    variables = jax.jit(init_fn)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.jit(init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     stem = resnet_tensors()["resnet.embedder.embedder.convolution.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(variables["params"]["stem"]["conv"]["kernel"], stem)
     assert variables["params"]["head"]["kernel"].shape == (16, 7)
