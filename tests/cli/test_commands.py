@@ -301,7 +301,7 @@ def test_a_reader_that_goes_away_is_no_traceback():
 
 SET = """
 \"\"\"A classifier of a prepared set.\"\"\"
-from dl import Experiment, Seed, losses, main, optimizers
+from dl import Experiment, Seed, main, optimizers, task
 from dl.data import image_classification
 from dl.models.mlp import MLP
 
@@ -310,8 +310,8 @@ def experiment(dataset: str = "digits", learning_rate: float = 0.1, seed: Seed =
     data = image_classification(dataset)
     model = MLP(hidden=(4,), num_classes=10)
     tx = optimizers.sgd(learning_rate)
-    loss_fn = losses.classification(model)
-    return Experiment(data=data, model=model, loss_fn=loss_fn, tx=tx, num_steps=2, batch_size=64, seed=seed)
+    learned = task.classification(model)
+    return Experiment(data=data, task=learned, tx=tx, num_steps=2, batch_size=64, seed=seed)
 """
 
 

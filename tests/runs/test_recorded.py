@@ -70,8 +70,7 @@ def test_another_experiment_does_not_get_its_folder(runs, dl):
     data = image_classification("digits")
     experiment = library.Experiment(
         data=data,
-        model=model,
-        loss_fn=library.losses.classification(model),
+        task=library.task.classification(model),
         tx=library.optimizers.adam(0.02),
         num_steps=55,
         batch_size=128,
