@@ -78,8 +78,8 @@ def _collections(state: nnx.State) -> Variables:
     for path, variable in nnx.to_flat_state(state):
         if not isinstance(variable, nnx.Variable):
             raise TypeError(
-                f"the array {'/'.join(map(str, path))} of an NNX module is not an nnx.Variable; hold it in an "
-                "nnx.Param where it is trained, and in an nnx.Variable where it is not"
+                f"the array {'/'.join(map(str, path))} of an NNX module is not an nnx.Variable; hold it in "
+                "an nnx.Param where it is trained, and in an nnx.Variable where it is not"
             )
         if not isinstance(variable, nnx.RngState):
             name = nnx.variable_name_from_type(type(variable), allow_register=True)
