@@ -36,6 +36,7 @@ class Console:
             quiet=is_quiet or jax.process_index() > 0,
             highlight=False,
             soft_wrap=True,
+            force_jupyter=False,  # plain lines in a notebook too: a display for each would be a page of HTML
         )
         self.is_live = self._screen.is_terminal and not is_quiet
         self._bar: Progress | None = None
