@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,9 @@ class Console:
             quiet=is_quiet or jax.process_index() > 0,
             highlight=False,
             soft_wrap=True,
-            force_jupyter=False,  # plain lines in a notebook too: a display for each would be a page of HTML
+            # Plain lines in a notebook, whose output knows neither a bar of a terminal nor its colours.
+            force_jupyter=False,
+            force_terminal=False if "ipykernel" in sys.modules else None,
         )
         self.is_live = self._screen.is_terminal and not is_quiet
         self._bar: Progress | None = None
