@@ -473,9 +473,9 @@ def test_the_command_writes_it_again(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ((), "report needs RUN first"),
+        ((), "report needs RUN (the folder of a run)"),
         (("nowhere",), "nowhere holds no run"),
-        (("RUN", "more"), "more is one word too many"),
+        (("RUN", "more"), "report does not take the word 'more'"),
         (("RUN", "--out", "/nowhere/report.html"), "/nowhere/report.html cannot be written"),
     ],
 )

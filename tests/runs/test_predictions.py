@@ -613,8 +613,8 @@ def test_options_that_are_gone_are_one_line(shades, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "predict needs RUN first"),
-        (["RUN"], "predict needs IMAGE first"),
+        ([], "predict needs RUN (the folder of a run)"),
+        (["RUN"], "predict needs IMAGE (an image file, or a folder of images)"),
         (["nowhere", "IMAGE"], "nowhere holds no run"),
         (["RUN", "absent.png"], "absent.png does not exist; give an image, or a folder of images"),
         (["RUN", "RUN/checkpoints"], "holds no images"),
