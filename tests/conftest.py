@@ -1,6 +1,7 @@
 """Every test runs on eight virtual CPU devices, with implicit broadcasting of ranks forbidden."""
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -9,8 +10,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one test compiles, the others load, in this process and in those that tests start. The folder is new in
 # each session, so that nothing of another version is ever loaded.
-CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
@@ -22,6 +22,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
