@@ -198,3 +198,9 @@ def test_importing_dl_loads_nothing_heavy_that_it_does_not_need():
     program = f"import sys, dl, dl.training.loop; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_over_300_lines_says_why_in_its_docstring(module):
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300 or "long" in (ast.get_docstring(ast.parse(text)) or "").split()
