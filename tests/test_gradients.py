@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -16,8 +17,8 @@ from dl.models.mlp import MLP
 from dl.penalties import l2, with_penalty
 from dl.precision import FLOAT16, FULL, LossScale, computing_in
 from dl.sharding import batch_sharding
-from dl.training.state import init_state, root_key
-from dl.training.step import update_state
+from dl.training.state import root_key
+from dl.training.step import StepConfig, update_state
 from dl.types import Aux
 from tests.backpropagation import backpropagate, sigmoid_squared_error, softmax_cross_entropy_error
 
@@ -268,8 +269,10 @@ def test_steps_under_a_loss_scale_are_those_of_the_full_batch(policy):
     @jax.jit
     def ends(batch):
         def end(grad_fn, scale):
-            state = init_state(learned.init, tx, batch, 0, loss_scale=scale)
-            return update_state(state, batch, learned.loss, tx, grad_fn)[0].params
+            config = StepConfig(
+                init_fn=learned.init, loss_fn=learned.loss, tx=tx, grad_fn=grad_fn, loss_scale=scale
+            )
+            return update_state(config, config.init(batch, 0), batch)[0].params
 
         scale = LossScale.create(2.0**7 if policy is FLOAT16 else 2.0**15)
         return (
@@ -290,10 +293,12 @@ def test_members_and_devices_accumulate_as_one_does_alone(mesh8):
     learned, tx = WRAPPED["penalty"](COUNTED["tokens"]), optimizers.sgd(0.5)
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:4]]), UNEQUAL)  # 16 rows, two a device
 
-    def step(state, batch, grad_fn):
-        return update_state(state, batch, learned.loss, tx, grad_fn)[0].params
+    config = StepConfig(init_fn=learned.init, loss_fn=learned.loss, tx=tx)
 
-    states = jax.vmap(lambda seed: init_state(learned.init, tx, batch, seed))(jnp.arange(2))
+    def step(state, batch, grad_fn):
+        return update_state(dataclasses.replace(config, grad_fn=grad_fn), state, batch)[0].params
+
+    states = jax.vmap(lambda seed: config.init(batch, seed))(jnp.arange(2))
     full = [step(jax.tree.map(lambda x, k=k: x[k], states), batch, mean_gradient) for k in range(2)]
     parts = functools.partial(step, grad_fn=accumulated_gradient(2))
     spread = jax.device_put(batch, batch_sharding(mesh8))

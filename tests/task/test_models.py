@@ -14,9 +14,8 @@ from dl.errors import UserError
 from dl.metrics import Mean
 from dl.precision import BFLOAT16, computing_in
 from dl.runs.predictions import read_predictions
-from dl.training.loop import restore_variables
-from dl.training.state import init_state
-from dl.training.step import update_state
+from dl.training.restore import restore_variables
+from dl.training.step import StepConfig, update_state
 from dl.types import Aux
 from tests.helpers import EXPERIMENT, losses_of, run_in, train_in
 
@@ -125,8 +124,9 @@ def test_a_frozen_batch_norm_of_nnx_keeps_its_statistics():
     tx = optimizers.sgd(0.1)
 
     def after(frozen):
-        before = init_state(learned.init, tx, batch, 0, frozen=frozen)
-        return before, jax.jit(lambda s: update_state(s, batch, learned.loss, tx, frozen=frozen)[0])(before)
+        config = StepConfig(init_fn=learned.init, loss_fn=learned.loss, tx=tx, frozen=frozen)
+        before = config.init(batch, 0)
+        return before, jax.jit(lambda s: update_state(config, s, batch)[0])(before)
 
     before, frozen = after(["^norm/"])
     chex.assert_trees_all_equal(frozen.model_state, before.model_state)
