@@ -37,22 +37,23 @@ PositiveFloat = Annotated[float, Range(0, above_low=True)]
 NonNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 
-BatchSize = Annotated[PositiveInt, Help("Examples in each update.")]
+BatchSize = Annotated[PositiveInt, Help("Number of examples in each update.")]
 DatasetName = Annotated[
     str,
     Help(
-        "Data set: NAME or NAME/CONFIG of a prepared set, or the path of a folder with images by class, such "
-        "as ./photos; auto is MNIST, else scikit-learn's digits."
+        "Data set: NAME or NAME/CONFIG of a prepared set, or the path (such as ./photos) of a folder that "
+        "has one folder of images for each class. auto: MNIST, or the digits of scikit-learn if MNIST is not "
+        "available."
     ),
 ]
-ImageSize = Annotated[PositiveInt, Help("Side of the square that images are resized to, in pixels.")]
+ImageSize = Annotated[PositiveInt, Help("Height and width of the resized images, in pixels.")]
 LabelSmoothing = Annotated[Fraction, Help("Share of each target that is spread evenly over all classes.")]
 LearningRate = Annotated[PositiveFloat, Help("Peak learning rate.")]
-NumEpochs = Annotated[PositiveInt, Help("Passes over the training split.")]
+NumEpochs = Annotated[PositiveInt, Help("Number of passes over the training split.")]
 Seed = Annotated[
     int,
     Range(0, 2**32 - 1),
-    Help("Random seed: initialisation, batch order, dropout and augmentation."),
+    Help("Random seed of initialisation, batch order, dropout and augmentation."),
 ]
 WeightDecay = Annotated[NonNegativeFloat, Help("Weight decay, on kernels only.")]
 

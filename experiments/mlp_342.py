@@ -37,12 +37,12 @@ def experiment(
 
     Args:
       num_steps: Number of updates. Each uses all examples.
-      steps_log: Steps between two printed lines.
+      steps_log: Number of steps between two printed lines.
       num_examples: Number of points, normally distributed in space.
       learning_rate: Learning rate of gradient descent, which stays constant.
       head: Output: softmax (one distribution over both classes) or sigmoid (a probability for each class).
-      loss_below: Loss at which training stops; only printed losses count. None: no early stop.
-      seed: Random seed: initialisation.
+      loss_below: Loss at which training stops; only printed losses count. Default: no early stop.
+      seed: Random seed of initialisation.
     """
     features = np.random.default_rng(0).normal(size=(num_examples, 3)).astype(np.float32)
     labels = (features.sum(axis=1) > 0).astype(np.int32)

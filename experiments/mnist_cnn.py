@@ -40,10 +40,12 @@ def experiment(
     Args:
       network: Architecture: pyramid (298,186 parameters) or classic (2,770,634 parameters, one convolution
         and two dense layers).
-      num_epochs: Passes over the training split. None: 8 (classic: 10), or more to make at least 1,000 steps.
-      learning_rate: Learning rate: the peak for pyramid (None: 0.003), constant for classic (None: 0.001).
-      weight_decay: Weight decay, on kernels only; classic does not use it.
-      target_accuracy: Validation accuracy at which training stops. None: no early stop.
+      num_epochs: Number of passes over the training split. Default: 8 (classic: 10), or more if this makes
+        fewer than 1,000 steps.
+      learning_rate: Peak learning rate of pyramid, or constant learning rate of classic. Default: 0.003 for
+        pyramid, 0.001 for classic.
+      weight_decay: Weight decay of pyramid, on kernels only. classic has none.
+      target_accuracy: Validation accuracy at which training stops. Default: no early stop.
     """
     data = image_classification(dataset, image_size=image_size)
     default_epochs = 8 if network == "pyramid" else 10

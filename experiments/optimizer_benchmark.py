@@ -1,4 +1,4 @@
-"""A benchmark of all optimizers on the same task, each with its learning rate tuned by the same budget.
+"""A benchmark of all optimizers on the same task. The learning rate of each is tuned with the same budget.
 
     python -m experiments.optimizer_benchmark                # the embedded digits
     python -m experiments.optimizer_benchmark --dataset mnist
@@ -50,7 +50,7 @@ def experiment(
     Args:
       optimizer: Optimizer, such as sgd, adamw or muon. The benchmark measures all fourteen.
       learning_rate: Peak learning rate. The benchmark tunes it for each optimizer.
-      seed: First random seed: initialisation and batch order.
+      seed: First random seed of initialisation and batch order.
     """
     if optimizer not in RECIPES:
         raise UserError(f"--optimizer {optimizer} is none of {', '.join(RECIPES)}")

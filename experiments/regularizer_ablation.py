@@ -75,8 +75,8 @@ def experiment(
       num_examples: Examples of the training split that are used. The other splits stay whole.
       regularizer: Regularizer, such as mixup, dropout or ema, or none. The ablation measures all of them.
       strength: Strength of the regularizer. The ablation tunes it.
-      num_epochs: Passes over those examples.
-      seed: First random seed: initialisation, batch order, dropout and augmentation.
+      num_epochs: Number of passes over those examples.
+      seed: First random seed of initialisation, batch order, dropout and augmentation.
     """
     if regularizer not in GRID:
         raise UserError(f"--regularizer {regularizer} is none of {', '.join(GRID)}")

@@ -49,11 +49,11 @@ def experiment(
     Args:
       stage: Stage: head (the backbone is frozen), finetune (starts from the end of head) or scratch (starts
         from random parameters).
-      backbone: Backbone: a data set to train it on, random, or published weights (a safetensors file or a
-        name on the Hugging Face hub).
-      num_epochs: Passes over the training split. A stage ends earlier after ten passes without a lower
-        validation loss.
-      smoke: Train a narrow network on 32×32 pixels, as a test.
+      backbone: Where the weights of the backbone come from: training on a data set (its name), random, or
+        published weights (a safetensors file or a name on the Hugging Face hub).
+      num_epochs: Largest number of passes over the training split. A stage ends earlier if the validation
+        loss has not fallen for ten passes.
+      smoke: Train a narrow network on 32×32 pixels, to test quickly that all works.
     """
     width = 0.35 if smoke else 1.0
     data = image_classification(dataset, image_size=32 if smoke else image_size)

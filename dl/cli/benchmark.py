@@ -20,7 +20,7 @@ class BenchmarkOptions(StudyOptions):
 
     Attributes:
       tuning_seeds: Number of seeds for each value of the tuned hyperparameter.
-      final_seeds: Number of fresh seeds that measure each method with its best value.
+      final_seeds: Number of new seeds on which each method is measured with its best value.
     """
 
     tuning_seeds: PositiveInt = 3

@@ -39,7 +39,7 @@ COMMANDS = {
             (EXPERIMENT,),
             experiment_commands.check_overfit,
             experiment_commands.OverfitOptions,
-            "test whether it can learn one batch",
+            "test whether the model can learn one batch",
         ),
         Command(
             "lr-find",
@@ -67,7 +67,7 @@ COMMANDS = {
             (EXPERIMENT,),
             study_commands.run_curve,
             study_commands.CurveOptions,
-            "error by number of examples or parameters",
+            "error over the number of examples or parameters",
         ),
         Command(
             "report",

@@ -18,7 +18,7 @@ from dl.runs.console import print_table, save
 def summary(call: Call) -> int:
     """Prints every layer with its shapes, parameters and forward FLOPs, for one example.
 
-    The FLOPs of convolutions include the products with padding, as published tables do. A second column
+    The FLOPs of convolutions include the products with padding, as in published tables. A second column
     leaves these products out.
     """
     layers = experiment_layers(call.build())
@@ -36,9 +36,9 @@ class OverfitOptions(CommandOptions):
 
     Attributes:
       steps: Largest number of updates.
-      threshold: Loss that the training must reach, in the unit of the loss. Default: the loss at which 95 %
-        of what one batch offers is learned (50 % for an autoencoder, 80 % for a language model), where 0 % is
-        the best constant output and 100 % is the best possible output.
+      threshold: Loss that the training must reach, in the unit of the loss. Default: the loss that lies
+        95 % of the way from the loss of the best constant output to the lowest possible loss (50 % for an
+        autoencoder, 80 % for a language model).
     """
 
     steps: PositiveInt = 300
@@ -48,8 +48,8 @@ class OverfitOptions(CommandOptions):
 def check_overfit(call: Call) -> int:
     """Trains on one batch, which a correct experiment fits almost perfectly.
 
-    Augmentation is off, and dropout draws the same mask in each step. The optimizer is the experiment's own.
-    The exit status is 1 if the loss stays above the threshold.
+    Augmentation is off, and dropout draws the same mask in each step. The optimizer is that of the
+    experiment. The exit status is 1 if the loss stays above the threshold.
     """
     options: OverfitOptions = call.own
     shown = {factor * 10**power for factor in (1, 2, 5) for power in range(7)} | {0}
@@ -128,7 +128,7 @@ class PreviewOptions(CommandOptions):
 
     Attributes:
       num_examples: Number of rows, each an example of the first training batch.
-      num_draws: Number of augmented copies in a row, as in the first epochs.
+      num_draws: Number of augmented copies of each example, one for each epoch from the first.
       out: PNG file to write.
     """
 
@@ -138,7 +138,7 @@ class PreviewOptions(CommandOptions):
 
 
 def preview_augmentation(call: Call) -> int:
-    """Draws examples as they are stored, and as the first epochs of the training see them."""
+    """Writes a picture of examples, as they are stored and as they look in the first epochs of training."""
     from dl.diagnostics.preview import augmented_examples, contact_sheet  # Pillow
 
     options: PreviewOptions = call.own

@@ -32,23 +32,24 @@ class RunOptions(CommandOptions):
     """Where and how a run happens. Only the precision and the clipping change its results.
 
     Attributes:
-      workdir: Folder of the run. The same folder again resumes the run. Default: a new folder,
+      workdir: Folder of the run. If the folder holds a run, that run is resumed. Default: a new folder,
         runs/NAME-TIME.
-      mesh: Device axes and their sizes, such as data=8 or data=4,fsdp=2. Default: all devices on the axis
-        data.
-      num_seeds: Number of seeds, which are trained at the same time in one program. The first is that of
-        --seed. The result is their mean.
+      mesh: Device axes and their sizes, such as data=8 or data=4,fsdp=2. Default: data=N with
+        all N devices.
+      num_seeds: Number of seeds, counted from --seed. They are trained at the same time in one program, and
+        the result is the mean over the seeds.
       folds: Number of folds of a cross-validation over the training and validation splits. Each fold is
         trained in WORKDIR/fold-1, WORKDIR/fold-2, …; the result is the mean over the held-out folds. The
         test split is not read. Default: no cross-validation.
       log_every: Number of steps between two lines of metrics.jsonl.
-      save_every: Seconds between two checkpoints. A checkpoint is also written at the end, and when the run
-        is stopped.
+      save_every: Number of seconds between two checkpoints. A checkpoint is also written at the end, and when
+        the run is stopped.
       report: Write report.html into the folder of the run at the end.
-      debug_nans: Stop at the first NaN and name the operation and the line that made it. Slower.
+      debug_nans: Stop at the first NaN and name the operation and the line that made it. Training is
+        slower.
       precision: Number format of the model's computation. Parameters, statistics and losses stay in float32;
         float16 scales the loss.
-      clip_norm: Global norm that larger gradients are scaled down to. Default: no clipping.
+      clip_norm: Largest global norm of the gradients; larger gradients are scaled down. Default: no clipping.
       profile: Write a trace of a few steps into WORKDIR/profile, for Perfetto or XProf.
     """
 

@@ -49,10 +49,10 @@ class StudyOptions(CommandOptions):
     """Options of whatever trains.
 
     Attributes:
-      workdir: Folder of the study and its runs. The same folder again resumes the study. Default: a new
-        folder, runs/NAME-TIME.
-      mesh: Device axes and their sizes, such as data=8 or data=4,fsdp=2. Default: all devices on the axis
-        data.
+      workdir: Folder of the study and its runs. If the folder holds a study, that study is resumed. Default:
+        a new folder, runs/NAME-TIME.
+      mesh: Device axes and their sizes, such as data=8 or data=4,fsdp=2. Default: data=N with
+        all N devices.
     """
 
     workdir: Path | None = None
@@ -225,7 +225,7 @@ def _unknown(unknown: Sequence[str], names: Sequence[str]) -> str:
     word = given.strip("-").replace("-", "_").lower()
     initials = {"".join(part[0] for part in name.split("_")): name for name in names}
     near = [initials[word]] if word in initials else difflib.get_close_matches(word, names, 1, 0.6)
-    hint = f"did you mean {flag(near[0])}?" if near else "--help lists them all"
+    hint = f"did you mean {flag(near[0])}?" if near else "--help lists all options"
     return f"there is no option {given}; {hint}"
 
 

@@ -67,7 +67,7 @@ class PredictOptions(CommandOptions):
 
     Attributes:
       top: Number of classes to name for each image, the most probable first.
-      csv: CSV file of the predictions. Default: they are printed.
+      csv: CSV file of the predictions. Default: the predictions are printed.
       experiment: Name or path of the experiment, if its file has moved since the run.
     """
 
@@ -136,12 +136,12 @@ class CompareOptions(NoOptions):
 
 
 def compare(call: Call) -> int:
-    """Shows how finished runs were made differently, and tests whether their metrics differ.
+    """Shows how the setup of finished runs differs, and tests whether their metrics differ.
 
-    The first run is compared with each of the others. RUN1,RUN2,RUN3 in place of one run are runs that differ
-    in their seed. A run is called better only if the 95 % interval of the paired difference excludes zero.
-    With several comparisons the intervals are wider, so that all of them hold together with 95 %
-    (Bonferroni).
+    The first run is compared with each of the others. To compare several seeds, write
+    RUN1,RUN2,RUN3 in place of one run. A run is called better only if the 95 % interval of the paired
+    difference excludes zero. The intervals of several comparisons are wider, so that together they
+    keep a confidence of 95 % (Bonferroni).
     """
     options: CompareOptions = call.own
     sides = [[named_path(name) for name in word.split(",") if name] for word in call.words]
@@ -157,7 +157,7 @@ class RobustnessOptions(CommandOptions):
 
     Attributes:
       split: Split whose images are corrupted.
-      baseline: Folder of a run on the same data. Its errors divide those of the run, which gives mCE.
+      baseline: Folder of a run on the same data. The errors are divided by its errors, which gives mCE.
       seed: Random seed of the corruptions.
       preview: PNG file of a few images in every corruption and severity. Default: no file.
       markdown: Markdown file of the table. Default: no file.
@@ -179,8 +179,8 @@ class RobustnessOptions(CommandOptions):
 def robustness(call: Call) -> int:
     """Measures a finished classifier on images that are corrupted in ten ways and five severities.
 
-    With a baseline, the errors are divided by those of the baseline: mCE and relative mCE (Hendrycks &
-    Dietterich 2019). The results are stored in robustness.json in the folder of the run.
+    If a baseline is given, the errors are divided by the errors of the baseline. This gives mCE and relative
+    mCE (Hendrycks & Dietterich 2019). The results are stored in robustness.json in the folder of the run.
     """
     options: RobustnessOptions = call.own
 

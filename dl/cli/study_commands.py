@@ -30,12 +30,12 @@ class SweepOptions(StudyOptions):
     Attributes:
       method: Search method. grid: all combinations. random: independent draws. halving: many random trials,
         of which the best third is trained again with three times the epochs. tpe: each trial is drawn near
-        the good ones before it (needs Optuna).
-      num_trials: Number of trials, for halving in the first round. Default: 20, or all points of a grid.
-      metric: Metric that ranks the trials, SPLIT.NAME. The test split is refused.
-      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: as the
-        metric states.
-      together: Largest number of trials that are trained in one program. 1 trains them one by one.
+        earlier good trials (needs Optuna).
+      num_trials: Number of trials (halving: of its first round). Default: 20 (grid: all combinations).
+      metric: Metric that ranks the trials, written SPLIT.NAME. The test split is refused.
+      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: the
+        direction that the metric states.
+      together: Largest number of trials that are trained in one program. 1: trials are trained one by one.
       search_seed: Random seed of the search.
     """
 
@@ -51,8 +51,8 @@ def run_sweep(call: Call) -> int:
     """Searches the options of an experiment for the best value of a validation metric.
 
     The options to search come first: NAME=A,B,C lists values, NAME=LOW:HIGH is a range, NAME=log:LOW:HIGH is
-    a range on a logarithmic scale. In a grid a range ends with the number of its values, as in
-    NAME=log:LOW:HIGH:5. An option that is written --NAME VALUE has this value in every trial.
+    a range on a logarithmic scale. For a grid, write the number of values at the end of a range, as in
+    NAME=log:LOW:HIGH:5. To give an option the same value in every trial, write --NAME VALUE.
     """
     own: SweepOptions = call.own
     space = parse_space(call.words, functools.partial(parse_value, call.experiment_fn))
@@ -96,15 +96,15 @@ class CurveOptions(StudyOptions):
     """Options of `learning-curve`.
 
     Attributes:
-      fractions: Fractions of the training split, with commas between them. At least three.
+      fractions: At least three fractions of the training split, with commas between them.
       over: Option that changes the size of the model, with at least three values, such as hidden=16,32,64 or
         hidden=log:16:256:5. The curve is then over the number of trained parameters. Default: the curve is
         over the number of training examples.
-      metric: Metric of the test split (without one, of the validation split). If large values are good, as of
-        accuracy, the curve shows 1 - metric. Default: accuracy, else loss.
-      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: as the
-        metric states.
-      num_seeds: Number of runs of each size, in one program. At least two.
+      metric: Metric of the test split, or of the validation split if there is no test split. If large values
+        of the metric are good, the curve shows 1 - metric. Default: accuracy if it is measured, else loss.
+      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: the
+        direction that the metric states.
+      num_seeds: Number of runs of each size (at least two), trained in one program.
     """
 
     fractions: str = ",".join(f"{fraction:g}" for fraction in FRACTIONS)
@@ -117,8 +117,8 @@ class CurveOptions(StudyOptions):
 def run_curve(call: Call) -> int:
     """Trains with more and more of the data, or larger and larger models, and fits a power law to the error.
 
-    There is no forecast where the law does not fit. The interval describes the scatter of the runs, not
-    whether the law holds beyond them.
+    If the law does not fit, no forecast is made. The interval describes the scatter of the runs. It does not
+    say whether the law holds for larger sizes.
     """
     own: CurveOptions = call.own
     options = call.options

@@ -103,13 +103,11 @@ class Run(RunFolder):
                 if self.folder.exists() and any(
                     not path.name.startswith(".") for path in self.folder.iterdir()
                 ):
-                    raise UserError(
-                        f"workdir={self.folder} is not empty and holds no run; choose another folder"
-                    )
+                    raise UserError(f"{self.folder} is not empty and holds no run; choose another folder")
             elif found := differences(record, self._describe(facts), self.definition.legacy_code):
                 raise UserError(
-                    f"workdir={self.folder} holds another run ({'; '.join(found)}); use its "
-                    "options to resume it, or another --workdir"
+                    f"{self.folder} holds another run ({'; '.join(found)}); to resume that run, give its "
+                    "options; to start a new run, choose another folder"
                 )
 
     def open(self, facts: Mapping[str, Any], mesh: Mesh) -> None:

@@ -132,9 +132,9 @@ def test_an_option_that_the_docstring_does_not_document_has_the_help_of_its_type
         """An experiment without documented options."""
 
     text = help_of(capsys, shared)
-    assert "--batch-size INT Examples in each update. (default: 8)" in text
-    assert "Passes over the training split. (default: None)" in text
-    assert "Random seed: initialisation, batch order, dropout and augmentation. (default: 0)" in text
+    assert "--batch-size INT Number of examples in each update. (default: 8)" in text
+    assert "Number of passes over the training split. (default: None)" in text
+    assert "Random seed of initialisation, batch order, dropout and augmentation. (default: 0)" in text
     assert "--x INT (default: 1)" in text
 
 
@@ -149,17 +149,17 @@ def test_the_docstring_of_an_experiment_wins_over_the_help_of_a_type(capsys):
     text = help_of(capsys, own)
     assert "Learning rate of its own kind. (default: None)" in text
     assert "Peak learning rate" not in text
-    assert "Examples in each update." in text
+    assert "Number of examples in each update." in text
 
 
 @pytest.mark.parametrize("name", sorted(known_experiments()))
 def test_the_help_of_every_option_of_an_experiment_is_a_sentence(name, capsys):
     experiment_fn = find_experiment(name)
     shown = help_of(capsys, experiment_fn).partition("show this help message and exit")[2]
-    own = shown.partition("--workdir")[0]
+    own = shown.partition("--data-dir")[0]
     parameters = inspect.signature(experiment_fn).parameters
     assert all(f"--{option.replace('_', '-')} " in own.replace(",", " ") for option in parameters)
-    assert len(re.findall(r"[.] \(default: ", own)) == len(parameters)
+    assert len(re.findall(r"[.] \(default: |[.] Default: [^-]*?[.](?= -|$)", own.strip())) == len(parameters)
 
 
 class Shade(enum.Enum):

@@ -95,7 +95,7 @@ def _not_found(request: Request, root: Path) -> UserError:
         return UserError(f"{missing}: only {request.name}:{can} can be prepared here; ask for that")
     known = sorted({*folders.prepared_names(root), *PREPARABLE})
     near = difflib.get_close_matches(request.name.lower(), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    hint = f"did you mean {near[0]}?" if near else f"the known data sets are {', '.join(known)}"
     if _is_in_tfds(request.name):
         hint = (
             f"preparing it needs TensorFlow: run `tfds build {request.name} "
