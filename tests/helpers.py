@@ -2,6 +2,7 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -54,6 +55,15 @@ def train_in(folder, mesh, experiment=EXPERIMENT, options=None, name="experiment
     """Trains in a folder, and returns what result.json says."""
     kwargs = {"log_every": 1, "console": Console(is_quiet=True), **kwargs}
     return train_run(run_in(folder, options, name, experiment), mesh, **kwargs).record
+
+
+def replace_training(monkeypatch, train):
+    """Replaces the training of the runs of a study by a function that returns the content of result.json."""
+
+    def train_run(run, mesh, *, population, console):
+        return SimpleNamespace(record=train(run.definition.build(), run, mesh, population, console))
+
+    monkeypatch.setattr("dl.studies.runs.train_run", train_run)
 
 
 def losses_of(folder):

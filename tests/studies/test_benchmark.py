@@ -23,7 +23,7 @@ from dl.studies import runs as dl_runs
 from dl.studies.benchmark import benchmark
 from dl.system.json_files import write_json
 from dl.training.signals import Stopped
-from tests.helpers import train_in
+from tests.helpers import replace_training, train_in
 
 DIGITS = load_digits()
 
@@ -223,7 +223,7 @@ def test_a_rate_with_one_diverged_seed_loses_and_one_final_seed_has_no_interval(
         rows = [member(k, rate, loss) for k, (rate, loss) in enumerate(tuning)]
         return {"members": rows if len(population) > 1 else [member(7, 1e-6, 2.0)], "seconds": 1.0}
 
-    monkeypatch.setattr(dl_runs, "train", train)
+    replace_training(monkeypatch, train)
     hold(tmp_path, "--final-seeds", "1")
     row = rows_of(tmp_path)["plain"]
     assert (row["learning_rate"], row["test"], row["interval"]) == (1e-6, 0.5, None)
@@ -233,7 +233,7 @@ def test_a_rate_with_one_diverged_seed_loses_and_one_final_seed_has_no_interval(
 
 def test_a_method_that_diverges_at_every_rate_ends_the_benchmark_in_one_line(tmp_path, monkeypatch, capsys):
     rows = [member(k, rate, None) for k, rate in enumerate(np.repeat(RATES, 2))]
-    monkeypatch.setattr(dl_runs, "train", lambda *args, **kwargs: {"members": rows, "seconds": 1.0})
+    replace_training(monkeypatch, lambda *args, **kwargs: {"members": rows, "seconds": 1.0})
     with pytest.raises(SystemExit) as caught:
         hold(tmp_path)
     assert caught.value.code == 2
@@ -244,7 +244,7 @@ def test_what_resumes_a_stopped_benchmark_is_its_command(tmp_path, monkeypatch, 
     def train(experiment, run, *args, **kwargs):
         raise Stopped(signal.SIGTERM, run.resume_command)
 
-    monkeypatch.setattr(dl_runs, "train", train)
+    replace_training(monkeypatch, train)
     with pytest.raises(SystemExit) as caught:
         hold(tmp_path)
     assert caught.value.code == 143
@@ -322,9 +322,11 @@ def stub(monkeypatch, scores, validation=None):
     def train(experiment, run, mesh, population, console):
         calls.append((run.folder.name, experiment, population))
         run.folder.mkdir()
-        own = scores[run.options["regularizer"]]
+        own = scores[run.definition.recorded["regularizer"]]
         chosen_by = (
-            {"loss": 0.1, "accuracy": 0.5} if validation is None else validation[run.options["strength"]]
+            {"loss": 0.1, "accuracy": 0.5}
+            if validation is None
+            else validation[run.definition.recorded["strength"]]
         )
         rows = [
             {
@@ -335,7 +337,7 @@ def stub(monkeypatch, scores, validation=None):
         ]
         return with_intervals({"members": rows, "seconds": 1.0, "dataset": {"sizes": {"test": 64}}})
 
-    monkeypatch.setattr(dl_runs, "train", train)
+    replace_training(monkeypatch, train)
     return calls
 
 
@@ -400,16 +402,16 @@ def test_a_reference_that_does_not_take_part_is_refused():
 
 def test_a_benchmark_of_another_metric_chooses_and_ranks_by_its_direction(tmp_path, monkeypatch, capsys):
     calls = stub(monkeypatch, {"none": (0.5,), "l2": (0.5,)})
-    stubbed = dl_runs.train
+    stubbed = dl_runs.train_run
     losses_of = {"none": 0.25, "l2": 0.125}
 
     def train_with_losses(experiment, run, mesh, population, console):
-        result = stubbed(experiment, run, mesh, population, console)
+        result = stubbed(run, mesh, population=population, console=console).record
         for k, row in enumerate(result["members"]):
-            row["metrics"]["test"]["loss"] = (1 + k) * losses_of[run.options["regularizer"]]
+            row["metrics"]["test"]["loss"] = (1 + k) * losses_of[run.definition.recorded["regularizer"]]
         return with_intervals({**result, "better": {"loss": "min", "accuracy": "max"}})
 
-    monkeypatch.setattr(dl_runs, "train", train_with_losses)
+    replace_training(monkeypatch, train_with_losses)
     hold_regularized(tmp_path, values={"none": (0.0,), "l2": (0.1,)}, test_metric="loss")
     assert calls
     record = benchmark_of(tmp_path)

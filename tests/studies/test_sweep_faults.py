@@ -13,8 +13,8 @@ import pytest
 from dl.cli.options import parse
 from dl.cli.study_commands import SweepOptions
 from dl.runs.find import find_experiment
-from dl.studies import runs as dl_runs
-from dl.training.loop import train
+from dl.training.loop import train_run
+from tests.helpers import replace_training
 
 EXPERIMENT = '''
 """A line through points; the options make every kind of mistake."""
@@ -152,19 +152,20 @@ def test_data_that_vanish_in_the_middle_end_the_sweep(sweep, monkeypatch, tmp_pa
     mounted.mkdir()
     monkeypatch.setenv("POINTS", str(mounted))
 
-    def train_and_unmount(experiment, run, *args, **how):
-        result = train(experiment, run, *args, **how)
+    def train_and_unmount(experiment, run, mesh, population, console):
+        result = train_run(run, mesh, population=population, console=console).record
         mounted.rmdir()
         return result
 
-    monkeypatch.setattr(dl_runs, "train", train_and_unmount)
+    replace_training(monkeypatch, train_and_unmount)
     words = ["batch_size=2,4,8"]
     status, _, err, rows = sweep(*words)
     assert status == 2
     assert err.startswith("error: trial 1 cannot run at this time (the points are not prepared; fetch them);")
     assert err.count("\n") == 1
     assert [row["trial"] for row in rows] == [0]
-    monkeypatch.setattr(dl_runs, "train", train)
+    monkeypatch.undo()
+    monkeypatch.setenv("POINTS", str(mounted))
     mounted.mkdir()
     status, out, _, rows = sweep(*words)
     assert status == 0
@@ -184,7 +185,7 @@ def test_a_full_disk_a_broken_network_or_too_little_memory_ends_the_sweep(sweep,
     def fail(*args, **how):
         raise error
 
-    monkeypatch.setattr(dl_runs, "train", fail)
+    replace_training(monkeypatch, fail)
     status, _, err, rows = sweep("rate=0.001,0.002")
     assert (status, rows, err.count("\n")) == (2, [], 1)
     monkeypatch.undo()
@@ -277,7 +278,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
 def test_a_damaged_record_is_one_line(sweep, dl, path, folder, monkeypatch, damage):
-    monkeypatch.setattr(dl_runs, "train", stub)
+    replace_training(monkeypatch, stub)
     words = ["rate=0.001,0.002", "--together", "1"]
     assert sweep(*words)[0] == 0
     record = folder / "sweep.json"
@@ -290,7 +291,7 @@ def test_a_damaged_record_is_one_line(sweep, dl, path, folder, monkeypatch, dama
 
 
 def test_every_flipped_bit_is_seen_or_changes_nothing(sweep, dl, path, folder, monkeypatch):
-    monkeypatch.setattr(dl_runs, "train", stub)
+    replace_training(monkeypatch, stub)
     words = ["rate=0.001,0.002", "--together", "1"]
     rows = sweep(*words)[3]
     record = folder / "sweep.json"

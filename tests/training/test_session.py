@@ -50,21 +50,21 @@ class MemoryRun:
     name = "experiments.test"
     resume_command = "call it again"
 
-    def __init__(self, folder):
-        self.predictions_path = folder / "predictions.npz"
+    def keep_predictions(self, predictions):
+        self.predictions = predictions
 
     def in_place(self):
         return contextlib.nullcontext()
 
 
-def end_of(mesh, folder, checkpoints, log, console):
+def end_of(mesh, checkpoints, log, console):
     batches = make_batches(EXPERIMENT, mesh)
     program = Program(EXPERIMENT, mesh, batches)
     start = find_start(program, checkpoints, None, console)
     with StopSignals() as stop:
         session = Session(
             EXPERIMENT,
-            MemoryRun(folder),
+            MemoryRun(),
             program,
             program.compile(),
             batches,
@@ -81,10 +81,10 @@ def end_of(mesh, folder, checkpoints, log, console):
 def test_a_session_in_memory_ends_as_a_run_in_a_folder(tmp_path, mesh1):
     expected = train_in(tmp_path / "run", mesh1)
     checkpoints, log = MemoryCheckpoints(), MemoryLog()
-    with pytest.raises(Stopped, match="saved at step . of 12; to go on: call it again"):
-        end_of(mesh1, tmp_path, checkpoints, log, SignallingConsole(5))
+    with pytest.raises(Stopped, match="at step . of 12; to go on: call it again"):
+        end_of(mesh1, checkpoints, log, SignallingConsole(5))
     assert checkpoints.steps[0] < 12
-    result = end_of(mesh1, tmp_path, checkpoints, log, Console(is_quiet=True))
+    result = end_of(mesh1, checkpoints, log, Console(is_quiet=True))
     assert result["params_digest"] == expected["params_digest"]
     assert result["metrics"] == expected["metrics"]
     assert result["intervals"] == expected["intervals"]
