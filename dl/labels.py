@@ -38,19 +38,24 @@ def class_labels(labels: jax.Array, logits_BC: jax.Array) -> jax.Array:
             f"labels of shape {labels.shape} do not fit logits of shape {logits_BC.shape}; expected a class "
             f"for each row of logits, or one distribution over {logits_BC.shape[-1]} classes"
         )
-    seen = _watched.get()
-    if seen is not None:
-        seen.append((labels, logits_BC.shape[-1]))
-    elif not is_whole:
+    if not watch(labels, logits_BC.shape[-1]) and not is_whole:
         raise UserError(
             f"the labels are stored as {labels.dtype}; classes are whole numbers, label.astype(np.int32)"
         )
     return (labels[..., 0] if is_column else labels).astype(jnp.int32)
 
 
+def watch(labels: jax.Array, num_classes: int) -> bool:
+    """Notes numbers that must be classes, or tokens of a vocabulary; returns whether anybody watches."""
+    seen = _watched.get()
+    if seen is not None:
+        seen.append((labels, num_classes))
+    return seen is not None
+
+
 @contextlib.contextmanager
 def watched() -> Iterator[list[tuple[jax.Array, int]]]:
-    """Notes the labels that `class_labels` is called with meanwhile, and for how many classes."""
+    """Collects the labels that `watch` notes meanwhile, and for how many classes."""
     seen: list[tuple[jax.Array, int]] = []
     token = _watched.set(seen)
     try:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dl.labels import class_labels
+from dl.errors import UserError
+from dl.labels import class_labels, watch
 
 
 def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -50,7 +51,7 @@ def mean_binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Arra
       targets: in [0, 1], of the same shape.
 
     Raises:
-      ValueError: the shapes differ.
+      UserError: the shapes differ.
     """
     _check_same_shape(logits, targets)
     return _mean_of_example(optax.sigmoid_binary_cross_entropy(logits, targets))
@@ -60,7 +61,7 @@ def half_squared_error(output_BD: jax.Array, target_BD: jax.Array) -> jax.Array:
     """Returns ½ Σ (output - target)² over D per example, shape B; its gradient is output - target.
 
     Raises:
-      ValueError: the shapes differ.
+      UserError: the shapes differ.
     """
     _check_same_shape(output_BD, target_BD)
     return jnp.square(output_BD - target_BD).sum(-1) / 2
@@ -72,7 +73,7 @@ def mean_squared_error(output: jax.Array, target: jax.Array) -> jax.Array:
     Both are of shape B × ….
 
     Raises:
-      ValueError: the shapes differ.
+      UserError: the shapes differ.
     """
     _check_same_shape(output, target)
     return _mean_of_example(jnp.square(output - target))
@@ -84,7 +85,7 @@ def mean_absolute_error(output: jax.Array, target: jax.Array) -> jax.Array:
     Both are of shape B × ….
 
     Raises:
-      ValueError: the shapes differ.
+      UserError: the shapes differ.
     """
     _check_same_shape(output, target)
     return _mean_of_example(jnp.abs(output - target))
@@ -101,12 +102,17 @@ def next_token(
       logits_BTV: the model's output for the whole sequences.
       tokens_BT: integers in [0, V).
       padding_id: the token that does not count.
+
+    Raises:
+      UserError: the shapes do not fit.
     """
     if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != tokens_BT.shape or tokens_BT.shape[1] < 2:
-        raise ValueError(
+        raise UserError(
             f"a language model's logits have shape (batch, tokens, vocabulary), got {logits_BTV.shape} for "
             f"tokens of shape {tokens_BT.shape}; there must be at least two tokens"
         )
+    if padding_id is None or padding_id < logits_BTV.shape[-1]:
+        watch(tokens_BT, logits_BTV.shape[-1])
     next_BS = jnp.asarray(tokens_BT[:, 1:], jnp.int32)
     logits_BSV = logits_BTV[:, :-1]
     counts_BS = jnp.ones(next_BS.shape, bool) if padding_id is None else next_BS != padding_id
@@ -115,7 +121,10 @@ def next_token(
 
 def _check_same_shape(output: jax.Array, target: jax.Array) -> None:
     if output.shape != target.shape:  # (B, 1) and (B,) would broadcast to all pairs of examples
-        raise ValueError(f"outputs of shape {output.shape} and targets of shape {target.shape} differ")
+        raise UserError(
+            f"the model's outputs of shape {output.shape} and targets of shape {target.shape} differ; the "
+            "first axis counts the examples, and the others must be the same"
+        )
 
 
 def _mean_of_example(values: jax.Array) -> jax.Array:

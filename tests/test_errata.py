@@ -21,6 +21,7 @@ from dl.data import steps_per_epoch
 from dl.data.carve import split_rows
 from dl.data.images.decoding import to_unit_range
 from dl.data.images.image_data_generator import image_data_generator
+from dl.errors import UserError
 from dl.gradients import mean_gradient
 from dl.metrics import Mean, accuracy
 from dl.models.cnn import CNN
@@ -438,7 +439,7 @@ def test_without_a_flatten_every_pixel_is_classified():
     assert shape == (2, 26, 26, 10)
     assert num_params(params) == 5_834
     batch = {"image": jnp.zeros((2, 28, 28, 1)), "label": jnp.zeros(2, int), "mask": jnp.ones(2, bool)}
-    with pytest.raises(ValueError, match=r"got \(2, 26, 26, 10\); is a flatten"):
+    with pytest.raises(UserError, match=r"got \(2, 26, 26, 10\); is a flatten"):
         jax.eval_shape(lambda p: task.classification(PrintedConvolution()).loss(p, {}, batch, None), params)
     shape, params = shapes_of(CNN((32,), (128,), 10), MNIST_IMAGES)
     assert shape == (2, 10)
@@ -470,7 +471,7 @@ def test_a_view_of_unknown_rows_changes_the_batch(model, side, channels, feature
     assert shape == (rows, 10)
     loss_fn = task.classification(Views(width)).loss
     rest = {"label": jnp.zeros(batch, int), "mask": jnp.ones(batch, bool)}
-    with pytest.raises(ValueError, match=f"{rows} rows of logits from {batch} examples"):
+    with pytest.raises(UserError, match=f"{rows} rows of logits from {batch} examples"):
         jax.eval_shape(lambda p, x: loss_fn(p, {}, {"image": x, **rest}, None), params, features)
 
     images = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.float32)

@@ -373,6 +373,11 @@ def test_a_sample_may_differ_by_what_sampling_explains():
             {"tokens": lambda x: x.astype(np.int32) - 1},
             "is -1; tokens are whole numbers",
         ),
+        (
+            "characters",
+            {"tokens": lambda x: x + 9},
+            "(uint8), and the model's 29 outputs stand for the classes 0 to 28; correct the tokens",
+        ),
         ("characters", {"tokens": lambda tokens: tokens.astype(np.float32)}, "stored as float32; tokens are"),
         ("diabetes", {"target": None}, "has no feature target to compare outputs with; it has features"),
     ],

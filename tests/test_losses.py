@@ -6,6 +6,7 @@ import pytest
 from scipy.special import log_softmax
 
 from dl import losses
+from dl.errors import UserError
 
 
 def test_cross_entropy_equals_scipy():
@@ -63,5 +64,5 @@ def test_the_gradient_of_half_the_squared_error_is_the_error():
 
 @pytest.mark.parametrize("error", [losses.half_squared_error, losses.mean_squared_error])
 def test_outputs_are_never_broadcast_against_targets(error):
-    with pytest.raises(ValueError, match=r"shape \(8, 1\) and targets of shape \(8,\) differ"):
+    with pytest.raises(UserError, match=r"shape \(8, 1\) and targets of shape \(8,\) differ"):
         error(jnp.zeros((8, 1)), jnp.zeros(8))

@@ -92,7 +92,7 @@ def check_are_classes(what: str, rows: np.ndarray, values: np.ndarray, num_class
     if not is_class.all():
         raise UserError(
             f"{problem}, and the model's {num_classes} outputs stand for the classes 0 to {num_classes - 1}; "
-            "correct the labels, or the number of outputs"
+            f"correct the {'tokens' if what.startswith('tokens') else 'labels'}, or the number of outputs"
         )
     raise UserError(f"{problem}; classes are stored as whole numbers: {what.split()[0]}.astype(np.int32)")
 

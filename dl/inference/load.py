@@ -80,8 +80,10 @@ def rebuild(folder: Path, experiment: str | Callable[..., Experiment] | None = N
     num_seeds = _recorded_value("num_seeds", run.options.get("num_seeds", 1), PositiveInt)
     others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS}
     if others:
+        asked = run.name if experiment is None else f"the experiment that was given for {run.name}"
+        own = "" if experiment is None else "give the run's own experiment, or "
         raise UserError(
-            f"{run.name} has no option {min(others)} any more, which the run was started with; check out "
+            f"{asked} has no option {min(others)} any more, which the run was started with; {own}check out "
             "the commit that run.json names"
         )
     kinds = typing.get_type_hints(experiment_fn, include_extras=True)

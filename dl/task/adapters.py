@@ -1,12 +1,13 @@
 """From a model of any library to two pure functions; those of NNX have a file of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dl.errors import UserError
 from dl.outermost import outermost_call
 from dl.task.model import AnyModel, Model, takes_argument_train
 from dl.types import Key, ModelState, Params
@@ -27,12 +28,12 @@ def as_model(model: AnyModel) -> Model:
         A `train` among the arguments of a module's `__call__` says whether it is trained.
 
     Raises:
-      TypeError: it is none of these.
+      UserError: it is none of these, or what it returns is not the array that a task measures.
     """
     if isinstance(model, nn.Module):
         return _of_linen(model)
     if isinstance(model, Model):
-        return Model(model.init, _seen(model.apply))
+        return Model(_with_params(model.init), _seen(_pair(model.apply)))
     from dl.task.nnx_model import of_nnx  # flax.nnx takes a while to import
 
     of_functions = of_nnx(model)
@@ -48,11 +49,11 @@ def _of_linen(module: nn.Module) -> Model:
         variables = {"params": params, **model_state}
         mode: dict[str, Any] = {"train": key is not None} if takes_train else {}
         if key is None:
-            return jnp.asarray(module.apply(variables, inputs, **mode)), model_state
+            return _array(module.apply(variables, inputs, **mode)), model_state
         outputs, model_state = module.apply(
             variables, inputs, **mode, rngs={"dropout": key}, mutable=list(model_state)
         )
-        return jnp.asarray(outputs), model_state
+        return _array(outputs), model_state
 
     return Model(module.init, apply)
 
@@ -70,6 +71,49 @@ def _seen(apply: Callable[..., tuple[jax.Array, ModelState]]) -> Callable[..., A
             outputs, updated = apply(params, model_state, inputs, key)
             return outputs
 
-        return jnp.asarray(outermost_call(call, inputs)), updated
+        return _array(outermost_call(call, inputs)), updated
 
     return seen_apply
+
+
+def _with_params(init: Callable[..., Any]) -> Callable[..., Any]:
+    def checked_init(key: Key, inputs: jax.Array) -> Any:
+        variables = init(key, inputs)
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            names = f"a dict of {', '.join(map(str, variables))}" if isinstance(variables, Mapping) else ""
+            raise UserError(
+                f"init of a dl.task.Model returned {names or _kind(variables)}; it must return a dict of "
+                'collections, {"params": {...}}, of which params are trained'
+            )
+        return variables
+
+    return checked_init
+
+
+def _pair(apply: Callable[..., Any]) -> Callable[..., Any]:
+    def checked_apply(params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None) -> Any:
+        returned = apply(params, model_state, inputs, key)
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
+            raise UserError(
+                f"apply of a dl.task.Model returned {_kind(returned)}; it must return a pair, the outputs "
+                "and the other collections: (outputs, model_state)"
+            )
+        return returned
+
+    return checked_apply
+
+
+def _array(outputs: Any) -> jax.Array:
+    """Returns what a model put out, which must be one array."""
+    if not hasattr(outputs, "shape"):
+        raise UserError(
+            f"the model returned {_kind(outputs)} in place of one array; return the outputs alone, or write "
+            "a dl.task.Task with a loss of its own"
+        )
+    return jnp.asarray(outputs)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return "one array"
+    return "None" if value is None else f"a value of type {type(value).__name__}"

@@ -83,7 +83,7 @@ def _supervised(
     def measure(output: jax.Array, batch: Batch) -> tuple[Mean, Metrics]:
         loss_B = example_loss(output, batch)
         if jnp.shape(loss_B) != batch["mask"].shape:
-            raise ValueError(
+            raise UserError(
                 f"example_loss returned the shape {jnp.shape(loss_B)} for {len(batch['mask'])} examples "
                 f"(model output {output.shape}); it must be one loss an example, {batch['mask'].shape}"
             )
@@ -93,7 +93,7 @@ def _supervised(
             metrics |= example_metrics(output, batch)
         for name, metric in metrics.items():
             if not isinstance(metric, Mean):
-                raise TypeError(
+                raise UserError(
                     f"the metric {name} is not a dl.metrics.Mean; make it by Mean.of(values, mask)"
                 )
         return loss, metrics
@@ -120,12 +120,12 @@ def classification(model: AnyModel, *, label_smoothing: float = 0.0, input_name:
 
     def example_loss(logits_BC: jax.Array, batch: Batch) -> jax.Array:
         if logits_BC.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 f"a classifier's logits have shape (batch, classes), got {logits_BC.shape}; "
                 "is a flatten or a pooling missing before the last layer?"
             )
         if len(logits_BC) != len(batch["mask"]):
-            raise ValueError(
+            raise UserError(
                 f"the model made {len(logits_BC)} rows of logits from {len(batch['mask'])} examples; does it "
                 "reshape by (-1, ...)? state the batch size: x.reshape(x.shape[0], -1)"
             )
@@ -159,7 +159,7 @@ def multi_label(model: AnyModel, *, input_name: str = "image", target_name: str 
     def labels(logits_BC: jax.Array, batch: Batch) -> jax.Array:
         labels_BC = batch[target_name]
         if logits_BC.ndim != 2 or logits_BC.shape != labels_BC.shape:
-            raise ValueError(
+            raise UserError(
                 f"logits of shape {logits_BC.shape} and {target_name} of shape {labels_BC.shape} differ; "
                 "both must be (batch, labels)"
             )
@@ -277,4 +277,9 @@ def language_model(model: AnyModel, *, padding_id: int | None = None, input_name
 
 
 def _labels(batch: Batch) -> jax.Array:
-    return batch["target"] if "target" in batch else batch["label"]
+    if "target" in batch:
+        return batch["target"]
+    if "label" not in batch:
+        known = ", ".join(name for name in batch if name not in ("index", "mask"))
+        raise UserError(f"the data have no feature label, the class of each example; they have {known}")
+    return batch["label"]

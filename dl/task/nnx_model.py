@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dl.errors import UserError
 from dl.freezing import norm_is_frozen
 from dl.task.model import Model, takes_argument_train
 from dl.types import Key, ModelState, Params, Variables
@@ -23,15 +24,15 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     of the call. In evaluation a stream draws the same numbers every time.
 
     Raises:
-      TypeError: `make` is a module, makes something else, or the module holds an array as it is.
+      UserError: `make` is a module, makes something else, or the module holds an array as it is.
     """
     if isinstance(make, nnx.Module):
-        raise TypeError(
+        raise UserError(
             f"{type(make).__name__} is an NNX module that has its parameters already, whatever the seed of a "
             "run; give the function that makes it: lambda rngs: Net(rngs=rngs)"
         )
     if not callable(make):
-        raise TypeError(
+        raise UserError(
             f"{make!r} is not a model; give a Linen module, a function from nnx.Rngs to an "
             "NNX module, or a dl.task.Model of two functions"
         )
@@ -68,8 +69,17 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 def _made(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
     module = make(rngs)
     if not isinstance(module, nnx.Module):
-        raise TypeError(f"the function of a model returned {module!r}, which is not an NNX module")
+        raise UserError(
+            f"the function of a model returned {_called(module)}, which is not an NNX module; give a Linen "
+            "module, a function from nnx.Rngs to an NNX module, or a dl.task.Model of two functions"
+        )
     return module
+
+
+def _called(made: Any) -> str:
+    """Returns what was made in a few words: of an object with many lines its class."""
+    shown = repr(made)
+    return shown if len(shown) < 80 and "\n" not in shown else f"an object of {type(made).__name__}"
 
 
 def _collections(state: nnx.State) -> Variables:
@@ -77,7 +87,7 @@ def _collections(state: nnx.State) -> Variables:
     leaves = {}
     for path, variable in nnx.to_flat_state(state):
         if not isinstance(variable, nnx.Variable):
-            raise TypeError(
+            raise UserError(
                 f"the array {'/'.join(map(str, path))} of an NNX module is not an nnx.Variable; hold it in "
                 "an nnx.Param where it is trained, and in an nnx.Variable where it is not"
             )

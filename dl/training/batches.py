@@ -93,10 +93,10 @@ def check_targets(experiment: Experiment, split: str, source: Source) -> None:
 
     one = {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
     jax.eval_shape(prepare, {**example, **one})
-    if kind.target not in features:
+    if kind.target not in features and kind.target != experiment.task.input_name:
         raise UserError(
             f"the {split} split has no feature {kind.target} to compare outputs with; it has "
-            f"{', '.join(source.spec)}: name one to the task"
+            f"{', '.join(source.spec)}: name one to the task, target_name="
         )
     if not is_stored or kind.name not in ("multi_label", "language_model"):
         return

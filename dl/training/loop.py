@@ -220,8 +220,13 @@ def _start(experiment: Experiment, program: Program, run: Run | MemoryRun, mesh:
         start = warm_start.convert(_train_first(warm_start, run, mesh))
     elif isinstance(warm_start, Mapping):
         start = warm_start
-    else:
+    elif callable(warm_start):
         start = warm_start(shapes)
+    else:
+        raise UserError(
+            f"warm_start= is a {type(warm_start).__name__}; give variables, such as run.variables of a run, "
+            "a function that returns them, or dl.FromExperiment"
+        )
     start = jax.device_get(start)
     check_fits(start, shapes)
     return start

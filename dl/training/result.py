@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from dl import freezing
 from dl.data.pipeline import Batches
+from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.digest import tree_digest
 from dl.runs.log import means
@@ -199,7 +200,9 @@ def keep_predictions(
             keep(predictions)
         return predictions
     except Exception as error:
-        warn(f"no predictions of {split} were written ({_brief(error)}); look at predict of its Task")
+        is_named = isinstance(error, UserError)
+        why = f": {error}" if is_named else f" ({_brief(error)}); look at predict of its Task"
+        warn(f"no predictions of {split} were written{why}")
         return None
 
 

@@ -213,7 +213,7 @@ class Session:
         steps = self._checkpoints.steps
         stands = f"the checkpoint of step {steps[-1]:,} stands" if steps else "nothing was saved before"
         return Diverged(
-            f"{what}; lower the learning rate, clip the gradient, look for labels and inputs out of range, "
+            f"{what}; lower the learning rate, clip the gradient, look for inputs and targets out of range, "
             f"or add --debug-nans; {stands}"
         )
 

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
+from dl.data.checks import check_are_classes
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.folder import RunFolder
@@ -72,6 +74,11 @@ class Result:
         self._mesh = mesh
         self._log = log
         self._variables = variables
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of {self.folder or 'a run in memory'}: {self.metrics or 'not finished'}>"
+        )
 
     @property
     def metrics(self) -> dict[str, dict[str, Estimate]]:
@@ -136,9 +143,22 @@ class Result:
             rows = np.minimum(np.arange(start, start + step), max(size - 1, 0))
             batch: Batch = {name: jnp.asarray(values[rows]) for name, values in features.items()}
             batch |= {"index": jnp.asarray(rows, jnp.int32), "mask": jnp.arange(start, start + step) < size}
-            outputs = self._outputs(self.variables, batch)
+            try:
+                outputs = self._outputs(self.variables, batch)
+            except (TypeError, ValueError, FlaxError) as error:
+                refused = self._refused(features)
+                if refused is None:
+                    raise
+                raise refused from error
             parts.append(jax.tree.map(lambda rows, n=size - start: np.asarray(rows)[: max(n, 0)], outputs))
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        made = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        kind, name = self.experiment.task.kind, self.experiment.task.input_name
+        if kind is not None and kind.reads_tokens:
+            tokens, num_tokens = features[name], made.shape[-1]
+            if kind.padding_id is not None:
+                tokens = np.where(tokens == kind.padding_id, 0, tokens)
+            check_are_classes(f"{name} of row {{row}}", np.arange(size), tokens, num_tokens)
+        return made
 
     @functools.cached_property
     def _outputs(self) -> Any:
@@ -148,6 +168,20 @@ class Result:
         if outputs is None:
             raise UserError("the experiment states no outputs; give its task a function predict")
         return jax.jit(outputs)
+
+    def _refused(self, features: Mapping[str, np.ndarray]) -> UserError | None:
+        """Returns what to say of features that the model cannot take; None: they are as the data's."""
+        spec = self.experiment.data.train.spec
+        for name, values in features.items():
+            expected = tuple(spec[name].shape) if name in spec else values.shape[1:]
+            if values.shape[1:] != expected:
+                return UserError(
+                    f"{name} has the shape {values.shape}, which the model does not take; it was trained on "
+                    f"(examples, {', '.join(map(str, expected))})"
+                )
+            if name in spec and spec[name].dtype.kind in "iu" and values.dtype.kind not in "iu":
+                return UserError(f"{name} are given as {values.dtype}; the model reads {spec[name].dtype}")
+        return None
 
     def _features(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         """Returns the features by name; raises UserError where their form is not that of the data."""

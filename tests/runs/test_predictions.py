@@ -147,7 +147,7 @@ def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
 
 
 def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
-    train_in(tmp_path, mesh1, EXPERIMENT, population=consecutive(0, 2))
+    train_in(tmp_path, mesh1, EXPERIMENT, population=consecutive(0, 2), console=Console())
     assert not (tmp_path / "predictions.npz").exists()
     assert "no predictions" not in capsys.readouterr().out  # they were not tried
 
@@ -157,11 +157,25 @@ def test_a_failure_to_collect_them_does_not_fail_the_run(tmp_path, mesh1, capsys
         raise TypeError("needs another argument\nand more")
 
     experiment = dataclasses.replace(EXPERIMENT, task=EXPERIMENT.task._replace(predict=broken))
-    result = train_in(tmp_path, mesh1, experiment)
+    result = train_in(tmp_path, mesh1, experiment, console=Console())
     assert result["steps"] == 2
     assert (
         "no predictions of test were written (TypeError: needs another argument)" in capsys.readouterr().out
     )
+
+
+def test_data_without_classes_leave_none_and_the_line_says_why(tmp_path, mesh1, capsys):
+    def soft(source):
+        arrays = dict(source.arrays)
+        return ArraySource({**arrays, "label": np.eye(3, dtype=np.float32)[arrays["label"]]})
+
+    data = EXPERIMENT.data
+    evaluations = {name: soft(source) for name, source in data.evaluations.items()}
+    data = dataclasses.replace(data, train=soft(data.train), evaluations=evaluations)
+    train_in(tmp_path, mesh1, dataclasses.replace(EXPERIMENT, data=data), console=Console())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no predictions of test were written: the data have no integer label an example" in said
+    assert "look at predict" not in said
 
 
 SIZE = 6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dl import losses, task
+from dl.errors import UserError
 from dl.gradients import mean_gradient
 from dl.models.mlp import MLP
 
@@ -42,7 +43,7 @@ def test_a_missing_flatten_is_named():
         "mask": jnp.ones(2, bool),
     }
     params = model.init(jax.random.key(0), batch["image"])["params"]
-    with pytest.raises(ValueError, match=r"got \(2, 8, 8, 10\); is a flatten"):
+    with pytest.raises(UserError, match=r"got \(2, 8, 8, 10\); is a flatten"):
         task.classification(model).loss(params, {}, batch, None)
 
 
@@ -53,7 +54,7 @@ def test_rows_that_are_no_examples_are_refused():
             return x.reshape(-1, 6)
 
     batch = {"image": jnp.zeros((4, 3, 3, 1)), "label": jnp.zeros(4, int), "mask": jnp.ones(4, bool)}
-    with pytest.raises(ValueError, match=r"6 rows of logits from 4 examples; does it reshape by \(-1"):
+    with pytest.raises(UserError, match=r"6 rows of logits from 4 examples; does it reshape by \(-1"):
         task.classification(ViewsTheBatchAway()).loss({}, {}, batch, None)
 
 
@@ -124,7 +125,7 @@ def test_batch_statistics_change_in_training_only():
 def test_a_loss_that_is_not_one_number_an_example_is_refused(example_loss, shape):
     model, batch = MLP(hidden=(), num_classes=2), batch_of(8)
     params = model.init(jax.random.key(0), batch["image"])["params"]
-    with pytest.raises(ValueError, match=f"the shape {shape} for 8 examples"):
+    with pytest.raises(UserError, match=f"the shape {shape} for 8 examples"):
         task.supervised(model, example_loss).loss(params, {}, batch, None)
 
 
@@ -132,7 +133,7 @@ def test_a_metric_that_is_no_mean_is_refused():
     model, batch = MLP(hidden=(), num_classes=2), batch_of(8)
     params = model.init(jax.random.key(0), batch["image"])["params"]
     loss_fn = task.supervised(model, lambda y, b: y[:, 0], lambda y, b: {"top": y.max()}).loss
-    with pytest.raises(TypeError, match="the metric top is not a dl.metrics.Mean"):
+    with pytest.raises(UserError, match="the metric top is not a dl.metrics.Mean"):
         loss_fn(params, {}, batch, None)
 
 
@@ -198,7 +199,7 @@ def test_multi_label_is_the_mean_over_the_labels_of_valid_examples():
     figures = {"loss": expected, "label_accuracy": is_right.mean(), "exact_match": is_right.all(1).mean()}
     assert metrics == pytest.approx(figures, rel=1e-5)
     assert [means[name].better for name in figures] == ["min", "max", "max"]
-    with pytest.raises(ValueError, match="differ; both must be"):
+    with pytest.raises(UserError, match="differ; both must be"):
         measured(task.multi_label(Given()), image=logits, label=label[:, 0])
 
 
@@ -228,7 +229,7 @@ def test_an_output_of_another_shape_than_the_input_is_refused():
             return x.reshape(len(x), -1) + self.param("bias", nn.initializers.zeros, ())
 
     for is_binary in (False, True):
-        with pytest.raises(ValueError, match="differ"):
+        with pytest.raises(UserError, match="differ"):
             measured(task.autoencoder(Flat(), is_binary=is_binary), image=np.zeros((3, 2, 2, 1)))
 
 
@@ -258,9 +259,9 @@ def test_a_language_model_predicts_the_next_token_and_weighs_by_tokens(dtype):
 
 def test_outputs_that_are_no_logits_of_tokens_are_refused():
     for tokens in (np.zeros((3, 1), np.int32), np.zeros(3, np.int32)):
-        with pytest.raises(ValueError, match="a language model's logits have shape"):
+        with pytest.raises(UserError, match="a language model's logits have shape"):
             measured(task.language_model(Uniform()), tokens=tokens)
-    with pytest.raises(ValueError, match="a language model's logits have shape"):
+    with pytest.raises(UserError, match="a language model's logits have shape"):
         measured(task.language_model(Given()), tokens=np.zeros((3, 4), np.float32))
 
 

@@ -184,8 +184,42 @@ def test_what_is_attainable_is_known_of_other_libraries_than_linen():
     ],
 )
 def test_what_is_not_a_model_is_refused(model, message):
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(UserError, match=message):
         task.as_model(model).init(jax.random.key(0), None)
+
+
+def test_a_module_of_many_lines_is_named_by_its_class():
+    with pytest.raises(UserError, match="an object of Rngs, which is not an NNX module; give a") as caught:
+        task.as_model(lambda rngs: rngs).init(jax.random.key(0), None)
+    assert "\n" not in str(caught.value)
+
+
+class Two(nn.Module):
+    def __call__(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("init", "apply", "message"),
+    [
+        (lambda key, x: {"params": {}}, lambda p, s, x, key: x, "returned one array; it must return a pair"),
+        (lambda key, x: {"w": x}, lambda p, s, x, key: (x, s), "init .* a dict of w; it must return"),
+        (lambda key, x: {"params": {}}, lambda p, s, x, key: (None, s), "the model returned None in place"),
+        (None, None, "the model returned a value of type tuple in place of one array"),
+    ],
+)
+def test_what_is_not_one_array_is_refused(init, apply, message):
+    learned = task.classification(Two() if init is None else task.Model(init, apply))
+    batch = {"image": jnp.ones((4, 3)), "label": jnp.zeros(4, int), "mask": jnp.ones(4, bool)}
+    with pytest.raises(UserError, match=message):
+        learned.loss(learned.init(jax.random.key(0), batch).get("params", {}), {}, batch, None)
+
+
+def test_a_batch_without_labels_is_refused():
+    batch = {"image": jnp.ones((4, 3)), "y": jnp.zeros(4, int), "mask": jnp.ones(4, bool)}
+    params = FUNCTIONS.init(jax.random.key(0), batch["image"])["params"]
+    with pytest.raises(UserError, match="the data have no feature label, .*; they have image, y"):
+        task.classification(FUNCTIONS).loss(params, {}, batch, None)
 
 
 def test_a_task_may_be_written_by_hand(tmp_path, mesh1):

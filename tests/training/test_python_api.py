@@ -72,6 +72,22 @@ def test_inputs_of_another_form_are_one_line(result, inputs):
     assert "\n" not in str(caught.value)
 
 
+def test_inputs_that_the_model_does_not_take_are_one_line(result):
+    with pytest.raises(
+        dl.UserError, match=r"features has the shape \(13, \d+\), which the model does not take"
+    ):
+        result.predict(FEATURES[:, 1:])
+
+
+def test_a_result_is_shown_with_its_metrics(result):
+    assert repr(result).startswith("<Result of a run in memory: {'test': {'loss': ")
+
+
+def test_a_warm_start_from_a_result_is_one_line(result, mesh1):
+    with pytest.raises(dl.UserError, match="warm_start= is a Result; give variables, such as run.variables"):
+        dl.train(dataclasses.replace(EXPERIMENT, warm_start=result), mesh=mesh1, console=QUIET)
+
+
 def test_the_same_folder_resumes_and_returns_what_has_finished(result, tmp_path, mesh1):
     folder = tmp_path / "run"
     with pytest.raises(Exception, match="to go on: dl.train"):
