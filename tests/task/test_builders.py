@@ -53,7 +53,7 @@ def test_rows_that_are_no_examples_are_refused():
             return x.reshape(-1, 6)
 
     batch = {"image": jnp.zeros((4, 3, 3, 1)), "label": jnp.zeros(4, int), "mask": jnp.ones(4, bool)}
-    with pytest.raises(ValueError, match=r"6 rows of logits from 4 examples; does it reshape by \(-1"):
+    with pytest.raises(ValueError, match=r"6 rows of logits from 4 examples; if it reshapes by \(-1"):
         task.classification(ViewsTheBatchAway()).loss({}, {}, batch, None)
 
 
