@@ -65,7 +65,7 @@ def orthogonal_momentum(momentum: float, eps: float, bias_correction: bool) -> o
 
 
 def hidden_kernels(params: Params) -> Params:
-    """Returns a tree of bools, True for the parameters that Muon is designed for: all kernels except the head's.
+    """Returns a tree of bools, True for the parameters that Muon suits: all kernels except the head's.
 
     A kernel is a parameter of that name with at least two dimensions. The head is a module `head`, `lm_head`,
     `classifier`, `logits` or `output`. If there is none, it is the last of the outermost modules `Dense_0`,

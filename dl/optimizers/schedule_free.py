@@ -31,7 +31,8 @@ def schedule_free_adamw(
     """
     if isinstance(learning_rate, Plateau):
         raise UserError(
-            "learning_rate=plateau(...) cannot be used with schedule_free_adamw; give a number or another schedule"
+            "learning_rate=plateau(...) cannot be used with schedule_free_adamw; give a number or another "
+            "schedule"
         )
     check("b1", b1, Range(0, 1, above_low=True, below_high=True))
     check_moments(b1, b2, eps)

@@ -26,7 +26,7 @@ def decay_weights(weight_decay: float) -> optax.GradientTransformation:
 def recipe(
     clip_norm: float | None, *parts: optax.GradientTransformation, learning_rate: Rate
 ) -> optax.GradientTransformation:
-    """Returns the chain of clipping, the parts and the factor −α. The state holds α, so that it can be logged.
+    """Returns the chain of clipping, the parts and the factor −α. The state holds α, for the log.
 
     Raises:
       UserError: the norm or the rate is out of range.

@@ -82,7 +82,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes the temporary files of killed calls of `replace_file` from a folder, for one file or for all."""
+    """Removes the temporary files of killed calls of `replace_file` from a folder, for one or all files."""
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             if is_leftover(path, name):

@@ -14,7 +14,7 @@ _MAX_DEPTH = 64
 
 
 def write_json(path: Path, value: Any) -> Any:
-    """Writes JSON so that a reader sees either the old or the new file. Returns the value `read_json` returns.
+    """Writes JSON so that a reader sees either the old or the new file. Returns what `read_json` returns.
 
     A mapping is written with an extra key `sha256`, the digest of the other keys. `read_json` checks and
     removes it.

@@ -1,7 +1,6 @@
 """Builders of tasks: each one makes a task from a model and a loss.
 
-Each builder states the kind of its task, except `supervised`, which accepts any loss per example. The names
-`loss`, `accuracy` and so on are names of metrics.
+Each builder states the kind of its task, except `supervised`, which accepts any loss per example.
 
 Shapes: B examples, C classes or labels, D outputs, T tokens of a sequence, S = T - 1 tokens that are
 predicted, V tokens of the vocabulary.
