@@ -1,4 +1,4 @@
-"""The exceptions that mean "the user can mend this"."""
+"""The exceptions for mistakes that the user can correct."""
 
 
 class UserError(Exception):
@@ -8,20 +8,20 @@ class UserError(Exception):
     Every other exception is a defect and keeps its traceback.
 
     Attributes:
-      status: of the process that ends with it.
+      status: the exit status of a process that ends with this error.
     """
 
     status = 2
 
 
 class Diverged(UserError):
-    """The loss or the parameters of a run, of each of its seeds, hold a value that is not finite."""
+    """Training diverged: for every seed of a run, the loss or a parameter is not finite."""
 
 
 class StorageError(UserError):
     """A file could not be written: the disk is full or read-only, or the folder is gone.
 
-    What was saved before is intact; the status is 74, EX_IOERR of sysexits.h.
+    Everything that was saved before is intact. The exit status is 74, `EX_IOERR` of sysexits.h.
     """
 
     status = 74

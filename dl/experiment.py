@@ -17,38 +17,41 @@ from dl.warm_start import WarmStart
 
 
 def as_the_data_state(batch: Batch) -> Batch:
-    """Stands for the preprocessing that the data of an experiment state; never called."""
+    """Marks the default of `Experiment.preprocess`: the preprocessing that the data state. Never called."""
     raise AssertionError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Everything that defines a training run: real objects, nothing to look up.
+    """Everything that defines a training run, as Python objects.
 
     Attributes:
       data: the training split and the splits to evaluate on.
-      task: what is learnt, for example `task.classification(model)`.
+      task: the task that is learnt, for example `task.classification(model)`.
       tx: the optimizer, for example `optimizers.adamw(...)`.
-      num_steps: updates in the whole run.
-      batch_size: examples of an update, over all devices.
-      warm_start: variables to start from, such as a pretrained backbone; what they lack is initialised.
-      frozen: patterns; the parameters in whose paths one is found stay as they are, and so do the
-        statistics of their batch norms.
-      preprocess: from a stored batch to the model's input, on the device, in training and evaluation;
-        by default as the data state, where an image's pixels become floats in [0, 1] and no other feature
-        changes. The tokens of a language model stay as they are.
-      augment: from a key and one preprocessed example to an example; training only.
-      grad_fn: how the loss becomes a gradient.
-      keep_best: end with the variables of the best evaluation, and stop early where it says so.
-      stop_at: stop as soon as a metric is good enough.
-      ema_decay: keep a moving average of the parameters and evaluate that; in [0, 1). Batch statistics are
-        not averaged: the average is evaluated with those that the raw parameters gathered.
-      loss_scale: the initial loss scale, for float16.
-      sharding_rules: pairs of a regular expression on a parameter's path and its partition.
-      seed: of parameters, order, dropout and augmentation.
-      eval_batch_size: rounded up to a multiple of the devices; a split's last batch is padded.
-      eval_every: steps between evaluations; by default once an epoch.
-      eval_at_start: evaluate before the first step too.
+      num_steps: number of updates in the whole run.
+      batch_size: number of examples in each update, over all devices.
+      warm_start: variables to start from, such as a pretrained backbone. Variables that are not given are
+        initialised.
+      frozen: regular expressions. Parameters whose path matches one are not updated, and neither are the
+        running statistics of their batch norms.
+      preprocess: function from a stored batch to the model's input. It runs on the device, in training and
+        in evaluation. By default it is the preprocessing that the data state: the pixels of an image become
+        floats in [0, 1], and no other feature changes. The tokens of a language model are not changed.
+      augment: function from a random key and one preprocessed example to an example. Used in training only.
+      grad_fn: function that turns the loss into a gradient.
+      keep_best: rule by which the run ends with the variables of its best evaluation. It can also stop the
+        run early.
+      stop_at: rule that stops the run as soon as a metric reaches a value.
+      ema_decay: decay of an exponential moving average of the parameters, in [0, 1). The averaged parameters
+        are evaluated. Batch statistics are not averaged: those of the raw parameters are used.
+      loss_scale: initial loss scale, for float16.
+      sharding_rules: pairs of a regular expression for a parameter's path and its partition.
+      seed: random seed of the initialisation, the batch order, dropout and augmentation.
+      eval_batch_size: number of examples in each batch of an evaluation. It is rounded up to a multiple of
+        the number of devices. The last batch of a split is padded.
+      eval_every: number of steps between evaluations. Default: one epoch.
+      eval_at_start: whether to evaluate before the first step too.
     """
 
     data: Splits
@@ -80,7 +83,7 @@ class Experiment:
             check("ema_decay", self.ema_decay, BELOW_ONE)
         kind = self.task.kind
         if self.preprocess is as_the_data_state:
-            is_tokens = kind is not None and kind.reads_tokens  # numbers of tokens are not pixels
+            is_tokens = kind is not None and kind.reads_tokens  # token ids are not pixels
             object.__setattr__(self, "preprocess", None if is_tokens else self.data.preprocess)
         if isinstance(self.preprocess, OfInput):
             object.__setattr__(self, "preprocess", self.preprocess.of(self.task.input_name))

@@ -1,12 +1,12 @@
-"""Floating-point operations of a function, counted from its shapes: no device, no compilation.
+"""Floating-point operations (FLOPs) of a function, counted from its shapes without a device or a compilation.
 
-Counted are products with sums behind them, which is where the work of a network is: a matrix product of
-(M, K) and (K, N) is 2 M K N, a convolution is 2 × outputs × kernel elements. A scan's body counts as often as
-it runs, a `while` loop's once.
+Only matrix products and convolutions are counted, because they are nearly all the work of a network. A matrix
+product of (M, K) and (K, N) is 2 M K N FLOPs. A convolution is 2 × outputs × kernel elements. The body of a
+scan counts once for each iteration. The body of a `while` loop counts once.
 
-There are two conventions for convolutions. *As published* every kernel element counts for every output, also
-where it meets padding; tables in papers, torchvision and timm have it, mostly in multiply-adds (MACs), which
-are two FLOPs each. *Without padding* only products with an input element count, as compilers do.
+There are two conventions for convolutions. *As published*, every kernel element counts for every output, even
+where it meets padding. Papers, torchvision and timm use this convention, mostly in multiply-adds (MACs),
+which are two FLOPs each. *Without padding*, only products with an input element count, as in compilers.
 """
 
 import math
@@ -27,8 +27,8 @@ def count_flops(fn: Callable[..., Any], *args: Any, padding: bool = True) -> int
     """Returns the FLOPs of `fn(*args)`; the arguments may be arrays or `jax.ShapeDtypeStruct`s.
 
     Args:
-      fn: traced once.
-      args: of it.
+      fn: the function, which is traced once.
+      args: the arguments of the function.
       padding: whether products with padding count, as in published tables.
     """
     return count_jaxpr_flops(jax.make_jaxpr(fn)(*args).jaxpr, padding=padding)
@@ -37,7 +37,7 @@ def count_flops(fn: Callable[..., Any], *args: Any, padding: bool = True) -> int
 def count_jaxpr_flops(jaxpr: Any, *, padding: bool = True) -> int:
     """Returns the FLOPs of a traced function, such as `jitted.trace(...).jaxpr`.
 
-    What `input_scope` marks does not count: it is no part of the model.
+    Operations within `input_scope` do not count, because they are not a part of the model.
     """
     counts = count_flops_by_scope(jaxpr, padding=padding)
     return sum(count for scope, count in counts.items() if not any(INPUTS in name for name in scope))
@@ -47,8 +47,8 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = (), *, padding: bool = True)
     """Returns the FLOPs of a traced function by `jax.named_scope`; every Linen module is such a scope.
 
     Args:
-      jaxpr: traced, such as `jax.make_jaxpr(fn)(*args)`.
-      outer: the scopes that the whole lies in.
+      jaxpr: the traced function, such as `jax.make_jaxpr(fn)(*args)`.
+      outer: the scopes that contain the whole function.
       padding: whether products with padding count.
     """
     counts: Counter[Scope] = Counter()
@@ -75,7 +75,7 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = (), *, padding: bool = True)
 
 
 def input_scope() -> Any:
-    """Returns a scope for what is done to a batch before the model sees it, such as resizing."""
+    """Returns a scope for the operations on a batch before the model reads it, such as resizing."""
     return jax.named_scope(INPUTS)
 
 
@@ -83,14 +83,14 @@ def products_scope(num_valid: int, num_products: int) -> Any:
     """Returns a scope whose elementwise products count as those of a convolution written as shifted sums.
 
     Args:
-      num_valid: how many of the products meet an input element.
-      num_products: all, those with padding too.
+      num_valid: number of products with an input element.
+      num_products: number of all products, including those with padding.
     """
     return jax.named_scope(f"products_{num_valid}_of_{num_products}")
 
 
 def has_convolution(jaxpr: Any) -> bool:
-    """Says whether a traced function convolves, anywhere in it."""
+    """Returns whether a traced function contains a convolution."""
     return any(
         equation.primitive.name == "conv_general_dilated"
         or any(has_convolution(inner) for inner in _inner_jaxprs(equation.params))
@@ -105,7 +105,7 @@ def _count_product(equation: Any) -> int:
 
 
 def _count_marked(equation: Any, scope: Scope, padding: bool) -> int:
-    """Counts the products within a `products_scope`, in the gradient too; there are none elsewhere."""
+    """Returns the FLOPs of a product within a `products_scope`, also in the gradient; 0 elsewhere."""
     marks = [mark for name in scope if (mark := PRODUCTS.search(name))]
     if not marks:
         return 0
@@ -115,7 +115,7 @@ def _count_marked(equation: Any, scope: Scope, padding: bool) -> int:
 
 
 def _count_convolution(equation: Any, padding: bool) -> int:
-    """Counts the products of inputs and kernel elements; the zeros of dilation never do work."""
+    """Counts the products of inputs and kernel elements. The zeros of a dilated input never count."""
     params = equation.params
     numbers = params["dimension_numbers"]
     inputs, kernel, outputs = (v.aval.shape for v in (*equation.invars[:2], equation.outvars[0]))
@@ -141,14 +141,15 @@ def _num_taps(
 ) -> int:
     """Counts pairs of an output and a kernel element on one axis.
 
-    Those that fall between dilated inputs do not count, those that fall outside of them only with `padding`.
+    Pairs that meet a zero between dilated inputs do not count. Pairs outside the input count only if
+    `padding` is set.
     """
     if padding and dilation == 1:
         return outputs * window
     last = math.inf if padding else (size - 1) * dilation
     first = -math.inf if padding else 0
     return sum(
-        first <= (place := out * stride + tap * spread - pad) <= last and place % dilation == 0
+        first <= (position := out * stride + tap * spread - pad) <= last and position % dilation == 0
         for out in range(outputs)
         for tap in range(window)
     )

@@ -1,8 +1,9 @@
-"""Frozen parameters: patterns on their paths say what is neither differentiated nor updated.
+"""Frozen parameters: parameters whose path matches a pattern are neither differentiated nor updated.
 
-A path reads like `backbone/block0/expand/conv/kernel`; a pattern is a regular expression that is searched for
-in it. What is frozen stays as it is, bit for bit, takes no memory in the optimizer and no time in the
-backward pass; its batch norms use their running statistics and leave them alone.
+A path is written like `backbone/block0/expand/conv/kernel`. A pattern is a regular expression that is
+searched for in the path. Frozen parameters do not change by a single bit. They take no memory in the
+optimizer and no time in the backward pass. Their batch norms use their running statistics and do not update
+them.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ def split(params: Params, patterns: Patterns) -> tuple[Params, Params]:
     """Returns the trained and the frozen part of nested dicts of parameters; `merge` joins them again.
 
     Raises:
-      UserError: a pattern is found in no path, or nothing is left to train.
+      UserError: a pattern matches no path, or every parameter would be frozen.
     """
     if not patterns:
         return params, {}
@@ -42,20 +43,20 @@ def split(params: Params, patterns: Patterns) -> tuple[Params, Params]:
 
 
 def merge(one: Params, other: Params) -> Params:
-    """Returns the parameters of two trees in one; where both have a leaf, that of `other`."""
+    """Returns the parameters of two trees as one tree. Where both have a leaf, it is that of `other`."""
     if not other:
         return one
     return unflatten_dict({**flatten_dict(one), **flatten_dict(other)})
 
 
 def part_like(params: Params, part: Params) -> Params:
-    """Returns those of the parameters that `part` has too."""
+    """Returns only those parameters whose path also occurs in `part`."""
     wanted = flatten_dict(part)
     return unflatten_dict({path: leaf for path, leaf in flatten_dict(params).items() if path in wanted})
 
 
 def frozen_part(variables: Variables, patterns: Patterns) -> dict[str, Any]:
-    """Returns the leaves of all collections in whose path, without the collection, a pattern is found."""
+    """Returns the leaves of all collections whose path, without the collection's name, matches a pattern."""
     leaves = {
         f"{collection}/{name}": leaf
         for collection, tree in variables.items()
@@ -81,11 +82,12 @@ def norm_is_frozen(path: str) -> bool:
 
 @contextlib.contextmanager
 def frozen_norms(params: Params, patterns: Patterns) -> Iterator[None]:
-    """Within it, a batch norm whose parameters are all frozen runs in inference mode, whatever it is told.
+    """Returns a context in which a batch norm whose parameters are all frozen runs in inference mode.
 
-    Otherwise a frozen layer would be trained on the statistics of a batch and evaluated on those that it
-    brought along (Keras' guide to transfer learning says why that ruins what it knows). Norms of Linen ask
-    here, those of NNX in `task.nnx_model`; a model of plain functions may ask `norm_is_frozen`.
+    The mode that the model asks for is ignored. Otherwise a frozen layer would be trained with the statistics
+    of a batch and evaluated with its pretrained statistics. The Keras guide to transfer learning explains why
+    this destroys what the layer has learnt. This context changes the norms of Linen; `task.nnx_model` changes
+    those of NNX. A model of plain functions can call `norm_is_frozen`.
     """
     if not patterns:
         yield
@@ -93,8 +95,8 @@ def frozen_norms(params: Params, patterns: Patterns) -> Iterator[None]:
     leaves = flatten_dict(params, sep="/")
 
     def all_frozen(path: str) -> bool:
-        own = [name for name in leaves if name.startswith(f"{path}/")] or [f"{path}/"]
-        return all(is_frozen(name, patterns) for name in own)
+        names = [name for name in leaves if name.startswith(f"{path}/")] or [f"{path}/"]
+        return all(is_frozen(name, patterns) for name in names)
 
     def intercept(
         call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
@@ -104,13 +106,13 @@ def frozen_norms(params: Params, patterns: Patterns) -> Iterator[None]:
             return call(*args, **kwargs)
         if not norm_is_frozen("/".join(module.path)):
             return call(*args, **kwargs)
-        told = module.use_running_average
-        # The module is a frozen dataclass, and an argument beside its attribute would be refused.
+        configured = module.use_running_average
+        # The module is a frozen dataclass. It raises an error if both attribute and argument are given.
         object.__setattr__(module, "use_running_average", True)
         try:
             return call(*args, **{**kwargs, "use_running_average": None})
         finally:
-            object.__setattr__(module, "use_running_average", told)
+            object.__setattr__(module, "use_running_average", configured)
 
     token = _norm_is_frozen.set(all_frozen)
     try:

@@ -1,6 +1,6 @@
-"""The `grad_fn` seam: how a loss function becomes a gradient.
+"""Gradient functions (`grad_fn`): each one turns a loss function into a gradient.
 
-Everything that changes what "the gradient" means plugs in here and nowhere else.
+A method that changes the meaning of "the gradient", such as SAM, is written as a `grad_fn`.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,18 @@ def mean_gradient(loss_fn: LossFn):  # type: ignore[no-untyped-def]
 
 
 def accumulated_gradient(num_micro_batches: int) -> GradFn:
-    """Returns a grad_fn that sees the batch in equal parts, one after the other.
+    """Returns a `grad_fn` that processes the batch in equal parts, one after the other.
 
-    The result equals the full batch's: each part is weighted by what its loss counts, such as valid examples
-    or tokens, so that neither padding nor sequences of unequal length skew it. Memory for activations falls
-    by `num_micro_batches`. Running statistics are updated part by part.
+    The result equals the gradient of the full batch. Each part is weighted by what its loss counts, such as
+    valid examples or tokens, so neither padding nor sequences of unequal length bias the result. The memory
+    for activations shrinks by the factor `num_micro_batches`. Running statistics are updated after each part.
 
     Args:
-      num_micro_batches: must divide the batch size.
+      num_micro_batches: number of parts. It must divide the batch size.
+
+    Raises:
+      UserError: `num_micro_batches` is not a positive whole number.
+      ValueError: it does not divide the batch size, when the gradient is computed.
     """
     num_micro_batches = check_count("num_micro_batches", num_micro_batches, STEPS)
 
@@ -53,8 +57,8 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
                 part_key = None if key is None else jax.random.fold_in(key, index)
                 (_, (part_loss, aux)), part_gradient = differentiate(params, model_state, part, part_key)
                 loss = before.merge(part_loss)
-                # The gradient of the mean over all parts so far. Sums would overflow where a loss scale
-                # makes gradients large.
+                # This is the gradient of the mean over all parts so far. A sum could overflow where a loss
+                # scale makes the gradients large.
                 gradient = jax.tree.map(
                     lambda old, new: (
                         old * (before.divisor / loss.divisor).astype(old.dtype)
@@ -65,8 +69,8 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
                 )
                 return (gradient, loss, aux.model_state), aux.metrics
 
-            # Every part takes each num_micro_batches-th example, so that a batch sharded over devices
-            # is split within each device and nothing moves between them.
+            # Each part takes every num_micro_batches-th example. A batch that is sharded over devices is
+            # then split within each device, and no data moves between devices.
             parts = jax.tree.map(
                 lambda x: x.reshape(-1, num_micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
             )
@@ -83,7 +87,7 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
 
 
 def _mean_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, Aux]]:
-    """Returns the function whose gradient is taken: the mean, and what comes with it."""
+    """Returns a function that returns the mean loss, whose gradient is taken, and the `Aux` of the loss."""
     mean_and_loss = _mean_and_loss(loss_fn)
 
     def mean_loss(*args: Any) -> tuple[jax.Array, Aux]:
@@ -94,16 +98,19 @@ def _mean_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, Aux]]:
 
 
 def _mean_and_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, tuple[Mean, Aux]]]:
-    """Returns the same with the loss as a `Mean` without direction or examples, which adds up over parts."""
+    """Returns a function that also returns the loss as a `Mean` without `better` and `each`.
+
+    Such a `Mean` can be added up over the parts of a batch.
+    """
 
     def mean_and_loss(*args: Any) -> tuple[jax.Array, tuple[Mean, Aux]]:
         loss, aux = loss_fn(*args)
         if not isinstance(loss, Mean):
             raise TypeError(
-                f"the loss is a {type(loss).__name__}; it must be a dl.metrics.Mean, which "
-                'Mean.of(loss_B, batch["mask"]) makes of one loss an example'
+                f"the loss is a {type(loss).__name__}; it must be a dl.metrics.Mean: return "
+                'Mean.of(loss_B, batch["mask"]) with one loss per example'
             )
-        # Through the count too, the gradients of parts would not add up to the batch's.
+        # If a gradient flowed through the count, the gradients of parts would not add up to the batch's.
         loss = Mean(loss.total, jax.lax.stop_gradient(loss.count))
         return loss.compute(), (loss, aux)
 
@@ -111,7 +118,7 @@ def _mean_and_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, tuple[Mean
 
 
 def _join(parts: Mean, batch_size: int) -> Mean:
-    """Returns a metric of the whole batch from those of its parts, along a leading axis."""
+    """Returns a metric of the whole batch from the metric of its parts, stacked along a leading axis."""
     each = None
     if parts.each is not None and parts.each[0].size == batch_size:
         totals_B, counts_B = (x.swapaxes(0, 1).reshape(-1) for x in parts.each)  # as the parts were cut
@@ -120,14 +127,19 @@ def _join(parts: Mean, batch_size: int) -> Mean:
 
 
 def sharpness_aware_gradient(rho: float = 0.05, grad_fn: GradFn = mean_gradient) -> GradFn:
-    """Returns a grad_fn that finds flat minima: the gradient at the worst point nearby (SAM).
+    """Returns a `grad_fn` for sharpness-aware minimisation (SAM), which prefers flat minima.
 
-    Foret et al. 2021, algorithm 1: g = ∇L(θ), then ∇L(θ + ρ g / ‖g‖), with the norm over all parameters.
-    Loss, metrics and running statistics are those at θ; both passes draw the same dropout. A step costs two.
+    It computes g = ∇L(θ) and returns ∇L(θ + ρ g / ‖g‖), with the norm over all parameters. Loss, metrics and
+    running statistics are those at θ. Both passes use the same dropout masks. A step costs two gradients.
+
+    Source: Foret et al. 2021, algorithm 1.
 
     Args:
-      rho: ρ, how far away the worst point is sought.
-      grad_fn: how each of the two gradients is taken, for example `accumulated_gradient(4)`.
+      rho: ρ, distance from θ to the point whose gradient is used, at least 0.
+      grad_fn: `grad_fn` that computes each of the two gradients, for example `accumulated_gradient(4)`.
+
+    Raises:
+      UserError: `rho` is out of range.
     """
     check("rho", rho, NON_NEGATIVE)
 

@@ -1,6 +1,6 @@
-"""Labels that are classes: which forms of them a classifier's loss and accuracy take.
+"""Class labels: the shapes and types of labels that the loss and the accuracy of a classifier accept.
 
-Shapes: B examples, C classes; further axes, such as the places of a sequence, may stand between.
+Shapes: B examples, C classes. There may be more axes between them, such as the positions of a sequence.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ _watched: ContextVar[list[tuple[jax.Array, int]] | None] = ContextVar("watched l
 
 
 def class_labels(labels: jax.Array, logits_BC: jax.Array) -> jax.Array:
-    """Returns labels as the classes that logits are for, or as distributions over them.
+    """Returns labels in a standard form: as classes, or as distributions over the classes.
 
     Args:
       labels: whole numbers of any type, shape B or B × 1; or distributions, shape B × C.
-      logits_BC: what they are compared with.
+      logits_BC: the logits that the labels are compared with.
 
     Returns:
-      int32 classes of shape B; distributions as they are. That classes lie in [0, C) is for who has the
-      numbers: `dl.training.batches.check_labels` looks at those of a run.
+      Classes as int32 of shape B. Distributions are returned unchanged. This function sees no values under
+      `jit`, so it cannot check that classes lie in [0, C): `dl.training.batches.check_labels` does.
 
     Raises:
-      UserError: labels of another shape, or of shape B that are not whole numbers.
+      UserError: the labels have another shape, or are of shape B but not whole numbers.
     """
     is_whole = jnp.issubdtype(labels.dtype, jnp.integer) or labels.dtype == jnp.bool_
     if labels.shape == logits_BC.shape:
@@ -35,12 +35,13 @@ def class_labels(labels: jax.Array, logits_BC: jax.Array) -> jax.Array:
     is_column = labels.shape == (*logits_BC.shape[:-1], 1)
     if not is_column and labels.ndim != logits_BC.ndim - 1:
         raise UserError(
-            f"labels of shape {labels.shape} do not fit logits of shape {logits_BC.shape}; expected a class "
+            f"labels of shape {labels.shape} do not fit logits of shape {logits_BC.shape}; give one class "
             f"for each row of logits, or one distribution over {logits_BC.shape[-1]} classes"
         )
     if not watch(labels, logits_BC.shape[-1]) and not is_whole:
         raise UserError(
-            f"the labels are stored as {labels.dtype}; classes are whole numbers, label.astype(np.int32)"
+            f"the labels are stored as {labels.dtype}; classes must be whole numbers: convert them by "
+            "label.astype(np.int32)"
         )
     return (labels[..., 0] if is_column else labels).astype(jnp.int32)
 
@@ -65,5 +66,5 @@ def watched() -> Iterator[list[tuple[jax.Array, int]]]:
 
 
 def is_class_label(leaf: jax.ShapeDtypeStruct | None) -> bool:
-    """Whether a feature, by shape and dtype of one example, can be a class: a whole number, () or (1,)."""
+    """Returns whether a feature of one example can be a class: a whole number of shape () or (1,)."""
     return leaf is not None and leaf.shape in ((), (1,)) and jnp.issubdtype(leaf.dtype, jnp.integer)

@@ -1,9 +1,9 @@
-"""Loss functions of single examples: pure functions from outputs and targets to one number an example.
+"""Loss functions: pure functions from outputs and targets to one number per example.
 
-`dl.task` makes tasks of them.
+`dl.task` makes tasks from them.
 
-Shapes: B examples, C classes or labels, D outputs, T tokens of a sequence, V tokens of the vocabulary;
-S = T - 1 tokens that are predicted; … any number of axes.
+Shapes: B examples, C classes or labels, D outputs, T tokens of a sequence, V tokens of the vocabulary,
+S = T - 1 tokens that are predicted. … stands for any number of axes.
 """
 
 import jax
@@ -17,13 +17,17 @@ from dl.labels import class_labels, watch
 def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """Returns -log softmax(logits)[label] per example, in nats, shape B.
 
-    From logits, by log-sum-exp: exact at any magnitude.
+    It is computed by log-sum-exp, so it does not overflow for logits of any magnitude.
 
     Args:
       logits_BC: unnormalised log-probabilities.
-      labels: the classes, shape B or B × 1, or distributions over them, shape B × C:
-        -Σ target log softmax(logits).
-      label_smoothing: e; the target is (1 - e) on the label plus e / C everywhere (Szegedy et al. 2016, 7).
+      labels: classes, shape B or B × 1, or distributions over the classes, shape B × C. For a distribution
+        the loss is -Σ target log softmax(logits).
+      label_smoothing: e, in [0, 1]. The target is (1 - e) on the label plus e / C on every class.
+        Source: Szegedy et al. 2016, section 7.
+
+    Raises:
+      UserError: the labels do not fit the logits.
     """
     labels = class_labels(labels, logits_BC)
     is_soft = labels.ndim == logits_BC.ndim
@@ -38,17 +42,17 @@ def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: floa
 def binary_cross_entropy(logits_BC: jax.Array, targets_BC: jax.Array) -> jax.Array:
     """Returns the cross-entropy of independent sigmoids, summed over C, in nats, shape B.
 
-    Both halves: -y log p - (1 - y) log(1 - p).
+    The cross-entropy of one output is -y log p - (1 - y) log(1 - p), where p is its sigmoid.
     """
     return optax.sigmoid_binary_cross_entropy(logits_BC, targets_BC).sum(-1)
 
 
 def mean_binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns the cross-entropy of sigmoids, the mean over the values of an example, in nats, shape B.
+    """Returns the cross-entropy of independent sigmoids, averaged over each example, in nats, shape B.
 
     Args:
-      logits: shape B × ….
-      targets: in [0, 1], of the same shape.
+      logits: logits, shape B × ….
+      targets: targets in [0, 1], of the same shape.
 
     Raises:
       UserError: the shapes differ.
@@ -94,9 +98,10 @@ def mean_absolute_error(output: jax.Array, target: jax.Array) -> jax.Array:
 def next_token(
     logits_BTV: jax.Array, tokens_BT: jax.Array, padding_id: int | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns of each token but the first its cross-entropy in nats, whether it is predicted, if it counts.
+    """Returns three arrays about the prediction of every token but the first, each of shape B × (T - 1).
 
-    Each of shape B × (T - 1). Logits at t predict the token at t + 1; they must not depend on later tokens.
+    They are the cross-entropy in nats, whether the prediction is right, and whether the token counts. The
+    logits at t predict the token at t + 1. They must not depend on later tokens.
 
     Args:
       logits_BTV: the model's output for the whole sequences.

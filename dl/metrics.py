@@ -1,9 +1,9 @@
 """Metrics as masked sums and weights, so that they add up exactly over batches and devices.
 
-A metric states where it is made whether small or large values are good. What each example adds to it goes
-with it in evaluation: an interval follows from that, not from the metric's name.
+The code that makes a metric states whether small or large values are good. In evaluation a metric also holds
+the contribution of each example, from which a confidence interval is computed.
 
-Shapes: B examples, C classes, K metrics, M runs; … stands for M where several runs train at the same time.
+Shapes: B examples, C classes, K metrics, M runs. … stands for M where several runs train at the same time.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,13 +21,14 @@ Direction = Literal["min", "max"]
 
 @flax.struct.dataclass
 class Mean:
-    """A mean that can be continued: the sum of the values and how many there were.
+    """A mean that can be merged with other means: the sum of the values and their number.
 
     Attributes:
-      total: of the values.
-      count: how many there were, such as examples, or tokens of sequences of unequal length.
-      each: what each example adds to `total` and to `count`, both of shape B; None where it is not known.
-      better: whether small or large values are good; None where that was not stated.
+      total: sum of the values.
+      count: number of the values, such as examples, or tokens of sequences of unequal length.
+      each: contribution of each example to `total` and to `count`, both of shape B. `None` means that it is
+        not known.
+      better: whether small ("min") or large ("max") values are good. `None` means that it is not stated.
     """
 
     total: jax.Array
@@ -42,13 +43,14 @@ class Mean:
         """Returns the mean over the values whose mask is True (all of them without a mask).
 
         Args:
-          values: one for each example, shape B, or several, such as one for each token, B × T.
-          mask: of the same shape, or of shape B. Numbers instead of truth values are weights: the mean is
+          values: one value for each example, shape B, or several, such as one for each token, shape B × T.
+          mask: a mask of the same shape or of shape B. Numbers instead of booleans are weights: the mean is
             then Σ weight value / Σ weight.
-          better: whether small or large values are good, for whatever chooses by this metric.
+          better: whether small ("min") or large ("max") values are good. Model selection and early stopping
+            use it.
 
         Raises:
-          ValueError: the mask has another shape, or `better` is another word.
+          ValueError: the mask has another shape, or `better` has another value.
         """
         if better not in (None, "min", "max"):
             raise ValueError(f"better={better!r} is not understood; it must be 'min', 'max' or None")
@@ -60,10 +62,10 @@ class Mean:
             if mask.shape not in (values.shape, values.shape[:1]):
                 raise ValueError(
                     f"a mask of shape {mask.shape} does not fit values of shape {values.shape}; it must have "
-                    "the same shape, or that of the leading axis"
+                    f"the same shape or the shape {values.shape[:1]}"
                 )
             mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
-            # `where`, not a product: a NaN on padding must not reach the sum.
+            # A product would not do: a NaN on padding must not reach the sum.
             values = jnp.where(mask, values, 0.0)
             if mask.dtype != jnp.bool_:
                 values = values * mask
@@ -81,23 +83,26 @@ class Mean:
         return Mean(self.total * factor, self.count, None, self.better)
 
     def plus(self, constant: float | jax.Array) -> "Mean":
-        """Returns the mean of the values plus a constant; where nothing was counted, it stays 0."""
+        """Returns the mean of the values plus a constant. Where the count is 0, the mean stays 0."""
         return Mean(self.total + self.count * constant, self.count, None, self.better)
 
     @property
     def divisor(self) -> jax.Array:
-        """What the total is divided by: the count, 1 where nothing was counted."""
+        """The divisor of the total: the count, or 1 where the count is 0."""
         return jnp.where(self.count > 0, self.count, 1.0)
 
     def compute(self) -> jax.Array:
-        """Returns the mean, 0 where nothing was counted."""
+        """Returns the mean, or 0 where the count is 0."""
         return self.total / self.divisor
 
 
 def accuracy(logits_BC: jax.Array, labels: jax.Array, mask_B: jax.Array | None = None) -> Mean:
     """Returns the fraction of examples whose largest logit is at the label.
 
-    Of labels that are distributions, shape B × C: the mean probability at the largest logit.
+    For labels that are distributions, shape B × C, it is the mean probability at the largest logit.
+
+    Raises:
+      UserError: the labels do not fit the logits.
     """
     predicted_B = logits_BC.argmax(-1)
     labels = class_labels(labels, logits_BC)
@@ -109,14 +114,14 @@ def accuracy(logits_BC: jax.Array, labels: jax.Array, mask_B: jax.Array | None =
 
 @flax.struct.dataclass
 class MetricTable(Mapping[str, Mean]):
-    """Named means in ONE array: a step hands its metrics to the host in a single transfer.
+    """Named means in ONE array, so that a step sends its metrics to the host in a single transfer.
 
     Attributes:
-      names: of the metrics, in order.
-      better: the direction of each, None where it was not stated.
-      sums: total and count of each, float32, shape … × K × 2.
-      examples: of an evaluation, total and count of each example, float32, shape … × K × B × 2; NaN for a
-        metric that does not tell them. None in training.
+      names: names of the metrics, in order.
+      better: direction of each metric. `None` means that it is not stated.
+      sums: total and count of each metric, float32, shape … × K × 2.
+      examples: in an evaluation, total and count of each example, float32, shape … × K × B × 2. They are NaN
+        for a metric without contributions per example. `None` in training.
     """
 
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)
@@ -126,7 +131,7 @@ class MetricTable(Mapping[str, Mean]):
 
     @classmethod
     def of(cls, metrics: Mapping[str, Mean], num_examples: int | None = None) -> "MetricTable":
-        """Returns the table of metrics; with `num_examples` also what each example adds to them."""
+        """Returns the table of metrics. With `num_examples` it also holds each example's contribution."""
         names = tuple(metrics)
         better = tuple(metrics[name].better for name in names)
         rows = [jnp.stack([metrics[name].total, metrics[name].count]) for name in names]
@@ -146,9 +151,9 @@ class MetricTable(Mapping[str, Mean]):
         return dict(zip(self.names, self.better, strict=True))
 
     def __getitem__(self, name: str) -> Mean:
-        place = self.names.index(name)
-        row = self.sums[..., place, :]
-        return Mean(row[..., 0], row[..., 1], None, self.better[place])
+        index = self.names.index(name)
+        row = self.sums[..., index, :]
+        return Mean(row[..., 0], row[..., 1], None, self.better[index])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

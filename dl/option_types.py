@@ -1,7 +1,7 @@
-"""The types of options: an annotation states which values an option takes, and its help text.
+"""Types of options: an annotation states which values an option accepts, and its help text.
 
-An experiment documents only the options that are its own. Of an option that many experiments share, such as
-the seed, the help text belongs to the type; what the docstring of an experiment says of it comes first.
+An option that many experiments share, such as the seed, has its help text in its type. The docstring of an
+experiment documents only the other options. If it documents a shared option too, that text is shown.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from dl.system.files import named_path, why_no_output
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Marks an option as a file to write, as metadata of an annotation; refused at once if it cannot be."""
+    """Marks an option as an output file, as metadata of an annotation. Its path must be writable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,10 @@ Options = dict[str, Any]
 
 
 def type_name(kind: Any) -> str:
-    """Returns an annotation in words: `a whole number`."""
-    words = {int: "a whole number", float: "a number", bool: "True or False"}
+    """Returns a description of an annotation, such as `a whole number`."""
+    names = {int: "a whole number", float: "a number", bool: "True or False"}
     kinds = [kind, *typing.get_args(kind), *(a for k in typing.get_args(kind) for a in typing.get_args(k))]
-    return next((words[k] for k in kinds if k in words), "of another form")
+    return next((names[k] for k in kinds if k in names), "of another form")
 
 
 def check_value(name: str, kind: Any, value: Any) -> None:
@@ -79,16 +79,16 @@ def check_value(name: str, kind: Any, value: Any) -> None:
 
 
 def help_of(kind: Any) -> str:
-    """Returns the help text that an annotation carries, also inside `Seed | None`; empty if it has none."""
+    """Returns the help text of an annotation, also inside `Seed | None`; empty if there is none."""
     texts = (metadata.text for metadata in _all_metadata(kind) if isinstance(metadata, Help))
     return next(texts, "")
 
 
 def _all_metadata(kind: Any) -> list[Any]:
     """Returns the metadata of an annotation, also inside `PositiveInt | None`."""
-    own = list(getattr(kind, "__metadata__", ()))
+    outer = list(getattr(kind, "__metadata__", ()))
     inner = [typing.get_origin(kind) and arg for arg in typing.get_args(kind)]
-    return own + [m for arg in inner if arg is not kind for m in _all_metadata(arg)]
+    return outer + [m for arg in inner if arg is not kind for m in _all_metadata(arg)]
 
 
 def flag(name: str) -> str:

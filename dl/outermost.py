@@ -1,4 +1,4 @@
-"""A hook at the door of a model: around each call of a model that no other model makes."""
+"""A hook around the outermost calls of models: calls that are not made within the call of another model."""
 
 import contextlib
 import contextvars
@@ -16,12 +16,13 @@ _intercept: contextvars.ContextVar[Wrap] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def around_outermost(wrap: Wrap) -> Iterator[None]:
-    """Returns a context in which `wrap(call, args, kwargs)` gives the output of every outermost call.
+    """Returns a context in which every outermost call returns `wrap(call, args, kwargs)`.
 
-    That is the call of a Linen module, or of a function by `outermost_call`.
+    An outermost call is the call of a Linen module, or of a function through `outermost_call`.
 
     Args:
-      wrap: `call(*args, **kwargs)` is what the model does; the calls within it are not wrapped.
+      wrap: function that returns the output. `call(*args, **kwargs)` runs the model. Calls within it are not
+        wrapped.
     """
     is_inside = False
     around = _intercept.get()
@@ -40,7 +41,7 @@ def around_outermost(wrap: Wrap) -> Iterator[None]:
         return call(*args, **kwargs) if context.method_name == "setup" else intercept(call, args, kwargs)
 
     def intercept_function(call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        # As with Linen's interceptors, the context that was entered first is the outer one.
+        # As for Linen's interceptors, the context that was entered first is the outer one.
         return around(lambda *args, **kwargs: intercept(call, args, kwargs), args, kwargs)
 
     token = _intercept.set(intercept_function)
@@ -52,5 +53,5 @@ def around_outermost(wrap: Wrap) -> Iterator[None]:
 
 
 def outermost_call(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Returns `call(*args, **kwargs)`, as what is `around_outermost` makes it."""
+    """Returns `call(*args, **kwargs)`, wrapped by the contexts of `around_outermost`."""
     return _intercept.get()(call, args, kwargs)

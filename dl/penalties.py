@@ -23,11 +23,12 @@ Penalty = Callable[[Params], jax.Array]
 
 
 def kernels(params: Params) -> Params:
-    """Returns a tree of bools, True on what weight decay applies to: leaves with two dimensions or more.
+    """Returns a tree of bools, True for the parameters that weight decay applies to.
 
-    Biases and the scales of norms are vectors; to shrink them buys no regularisation. They are left out by
-    name too, for under `nn.scan` or with several heads they have more dimensions. So are class tokens and
-    positions, as in the code of DeiT and timm.
+    These are the leaves with at least two dimensions. Biases and the scales of norms are vectors, and
+    decaying them does not regularise a model. They are also excluded by name, because they have more
+    dimensions under `nn.scan` or with several heads. Class tokens and position embeddings are excluded by
+    name too, as in the code of DeiT and timm.
     """
 
     def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
@@ -40,15 +41,22 @@ def l1(weight: float, mask: Callable[[Params], Params] = kernels) -> Penalty:
     """Returns the penalty λ Σ|θ| over the parameters that the mask selects; its gradient is λ sign(θ).
 
     λ is `weight`, at least 0.
+
+    Raises:
+      UserError: `weight` is out of range.
     """
     check("weight", weight, NON_NEGATIVE)
     return lambda params: weight * _sum(jnp.abs, params, mask)
 
 
 def l2(weight: float, mask: Callable[[Params], Params] = kernels) -> Penalty:
-    """Returns the penalty λ Σθ², without ½: its gradient is 2 λ θ.
+    """Returns the penalty λ Σθ², without the factor ½: its gradient is 2 λ θ.
 
-    Under SGD it equals `weight_decay` = 2 λ; under Adam it does not (Loshchilov & Hutter 2019).
+    λ is `weight`, at least 0. With SGD the penalty is equivalent to `weight_decay` = 2 λ. With Adam it is not
+    (Loshchilov & Hutter 2019).
+
+    Raises:
+      UserError: `weight` is out of range.
     """
     check("weight", weight, NON_NEGATIVE)
     return lambda params: weight * _sum(jnp.square, params, mask)
@@ -57,9 +65,9 @@ def l2(weight: float, mask: Callable[[Params], Params] = kernels) -> Penalty:
 def with_penalty(task: Task, *penalties: Penalty) -> Task:
     """Returns the task whose loss is the mean plus penalties of the parameters.
 
-    They do not depend on the batch, nor on how it is split. A batch in which nothing is counted has no
-    gradient, and no penalty either. The metric `loss` stays the data's, so that curves can be compared;
-    `penalty` is the sum of the others.
+    Penalties depend neither on the batch nor on its parts. A batch in which nothing is counted has neither a
+    gradient nor a penalty. The metric `loss` does not include the penalties, so that curves can be compared.
+    The metric `penalty` is their sum.
     """
 
     def penalized(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
@@ -75,7 +83,7 @@ def _sum(
     function: Callable[[jax.Array], jax.Array], params: Params, mask: Callable[[Params], Params]
 ) -> jax.Array:
     sums = jax.tree.map(
-        # In float32 at least, whatever the precision of the run.
+        # The sum is taken in float32 at least, whatever the precision of the run is.
         lambda leaf, use: (
             function(leaf).sum(dtype=jnp.promote_types(leaf.dtype, jnp.float32)) if use else 0.0
         ),

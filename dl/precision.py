@@ -1,4 +1,4 @@
-"""Mixed precision: which dtype is stored, computed and returned, and the loss scale that float16 needs.
+"""Mixed precision: the dtypes of parameters, computation and outputs, and the loss scale for float16.
 
 Source: Micikevicius et al. 2018, "Mixed Precision Training".
 """
@@ -24,9 +24,9 @@ class Policy:
     """The dtypes of a model. Pass `compute` as the `dtype` of Linen modules, `param` as `param_dtype`.
 
     Attributes:
-      param: of the stored parameters; keep float32 where they are trained.
-      compute: of matrix products and activations.
-      output: of logits and losses, which need the range and precision.
+      param: dtype of the stored parameters. It should be float32 if they are trained.
+      compute: dtype of matrix products and activations.
+      output: dtype of logits and losses, which need a large range and a high precision.
     """
 
     param: Any = jnp.float32
@@ -35,7 +35,7 @@ class Policy:
 
     @property
     def needs_loss_scale(self) -> bool:
-        """float16 has 5 exponent bits: small gradients vanish unless the loss is scaled up."""
+        """Whether a loss scale is needed: float16 has 5 exponent bits, so small gradients underflow."""
         return jnp.dtype(self.compute) == jnp.float16
 
 
@@ -48,18 +48,19 @@ PRECISIONS = {"float32": FULL, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 
 def computing_in(policy: Policy, task: Task) -> Task:
-    """Returns a task whose models compute in another precision; the parameters given stay as they are.
+    """Returns a task whose models compute in another precision. The given parameters are not changed.
 
-    The models get rounded parameters and inputs, and their outputs are converted to `policy.output`: targets,
-    loss and metrics keep their precision, and gradients come in that of the parameters. Statistics such as
-    those of batch norms are kept in float32. A module with a `dtype` of its own computes in that.
+    The models get parameters and inputs rounded to `policy.compute`. Their outputs are converted to
+    `policy.output`. Targets, loss and metrics keep their precision. Gradients have the dtype of the
+    parameters. Statistics, such as those of batch norms, are kept in float32. A module with an explicit
+    `dtype` computes in that dtype.
     """
 
     def loss(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
         with around_outermost(_converting(policy)):
             mean, aux = task.loss(_cast(params, policy.compute), model_state, batch, key)
         kept = jax.tree.map(lambda new, old: new.astype(old.dtype), aux.model_state, dict(model_state))
-        # Sums in float32 at least: in float16 they would soon overflow.
+        # The sums are kept in float32 at least, because in float16 they would soon overflow.
         total, count = (jnp.promote_types(x.dtype, jnp.float32) for x in (mean.total, mean.count))
         mean = mean.replace(total=mean.total.astype(total), count=mean.count.astype(count))  # type: ignore[attr-defined]
         return mean, Aux(kept, aux.metrics)
@@ -93,12 +94,14 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 @flax.struct.dataclass
 class LossScale:
-    """A loss scale that doubles after `growth_interval` finite steps and halves on overflow (3.2).
+    """A loss scale that doubles after `growth_interval` finite steps and halves on overflow.
+
+    Source: Micikevicius et al. 2018, section 3.2.
 
     Attributes:
-      scale: float32, the factor on the loss.
-      num_finite: int32, finite steps since the last change.
-      growth_interval: finite steps before the scale is doubled.
+      scale: factor on the loss, float32.
+      num_finite: number of finite steps since the last change, int32.
+      growth_interval: number of finite steps after which the scale doubles.
     """
 
     scale: jax.Array
@@ -121,10 +124,10 @@ class LossScale:
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Returns a bool scalar: no leaf holds an infinity or a NaN."""
+    """Returns a bool scalar: whether no leaf holds an infinity or a NaN."""
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def has_nan(tree: Any) -> jax.Array:
-    """Returns a bool scalar: a leaf holds a NaN."""
+    """Returns a bool scalar: whether a leaf holds a NaN."""
     return jnp.array([jnp.isnan(leaf).any() for leaf in jax.tree.leaves(tree)]).any()

@@ -1,6 +1,6 @@
-"""Which values a number may take, and one line for a value that is out of range.
+"""Ranges of allowed values, and an error of one line for a value that is out of range.
 
-Builders of schedules, optimizers, penalties and the like judge their arguments by it before any work.
+Builders, such as those of schedules, optimizers and penalties, check their arguments with it first.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.above_low else self.low <= value
         below = value < self.high if self.below_high else value <= self.high
-        # An integer is finite, also where it is too large for a float.
+        # An integer is finite, even if it is too large for a float.
         return above and below and (isinstance(value, int) or math.isfinite(value))
 
     def __str__(self) -> str:
@@ -53,7 +53,8 @@ STEPS = Range(1, 2**31 - 1)  # the state counts them in int32
 def check(name: str, value: Any, allowed: Range) -> None:
     """Raises UserError unless `value` is a finite number in the range.
 
-    A traced value, such as a rate that differs between runs of one program, is not known and passes.
+    A traced value, such as a learning rate that differs between the runs of one program, is not checked,
+    because its value is not known.
     """
     if isinstance(value, jax.core.Tracer):
         return
@@ -68,7 +69,7 @@ def check(name: str, value: Any, allowed: Range) -> None:
 
 
 def check_count(name: str, value: Any, allowed: Range) -> int:
-    """Returns `value` as an int; raises UserError unless it is a whole number in the range."""
+    """Returns `value` as an int. Raises UserError unless it is a whole number in the range."""
     try:
         count = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
     except TypeError:

@@ -1,10 +1,10 @@
 """Learning-rate schedules.
 
-A schedule is a function from the step (0 at the first update) to the rate. `plateau` is the exception: it
-follows the loss, so its state stands in the optimizer's.
+A schedule is a function from the step (0 at the first update) to the learning rate. `plateau` is the
+exception: it depends on the loss, so its state is a part of the optimizer's state.
 
-Every schedule raises UserError for a rate or a number of steps that is out of range, and for a warm-up that
-is longer than the run, whose rate would never reach the one asked for.
+Every schedule raises UserError for a rate or a number of steps that is out of range. It also raises UserError
+for a warm-up that is longer than the run, because the rate would never reach its peak.
 """
 
 import dataclasses
@@ -23,26 +23,26 @@ Schedule = Callable[[jax.Array | int], jax.Array | float]
 
 
 def constant(learning_rate: float, *, warmup_steps: int = 0, num_steps: int | None = None) -> Schedule:
-    """Returns the rate, after a linear rise from 0 over `warmup_steps`.
+    """Returns a constant rate, after a linear warm-up from 0 over `warmup_steps`.
 
     Args:
-      learning_rate: after the rise.
-      warmup_steps: of the rise.
-      num_steps: of the run, where it is to be made sure that the rise ends within it.
+      learning_rate: rate after the warm-up.
+      warmup_steps: number of steps of the warm-up.
+      num_steps: number of steps of the run. If it is given, the warm-up must end within the run.
     """
     warmup_steps, _ = _judge(learning_rate, warmup_steps, num_steps)
     return _warm(learning_rate, warmup_steps, optax.constant_schedule(learning_rate))
 
 
 def linear(learning_rate: float, num_steps: int, *, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
-    """Returns a linear rise over `warmup_steps`, then a linear fall to `end` at `num_steps`."""
+    """Returns a linear warm-up over `warmup_steps`, then a linear decay to `end` at `num_steps`."""
     warmup_steps, fall_steps = _judge(learning_rate, warmup_steps, num_steps, end)
     fall = optax.linear_schedule(learning_rate, end, max(fall_steps, 1))
     return _warm(learning_rate, warmup_steps, fall)
 
 
 def cosine(learning_rate: float, num_steps: int, *, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
-    """Returns a linear rise over `warmup_steps`, then half a cosine down to `end` at `num_steps`.
+    """Returns a linear warm-up over `warmup_steps`, then a cosine decay to `end` at `num_steps`.
 
     Source: Loshchilov & Hutter 2017, eq. 5, without restarts.
     """
@@ -60,16 +60,16 @@ def step(
     warmup_steps: int = 0,
     num_steps: int | None = None,
 ) -> Schedule:
-    """Returns the rate, multiplied by `factor` at each boundary (counted from the first step).
+    """Returns a rate that is multiplied by `factor` at each boundary (counted from the first step).
 
-    A boundary within the warm-up counts there: the rate rises from then on towards the lower one.
+    A boundary within the warm-up takes effect there: from then on the rate rises to the lower value.
 
     Args:
-      learning_rate: before the first boundary.
-      boundaries: steps in increasing order, from 1 on.
-      factor: of each boundary.
-      warmup_steps: of a linear rise from 0.
-      num_steps: of the run, where it is to be made sure that warm-up and boundaries lie within it.
+      learning_rate: rate before the first boundary.
+      boundaries: steps in increasing order, at least 1.
+      factor: factor on the rate at each boundary.
+      warmup_steps: number of steps of a linear warm-up from 0.
+      num_steps: number of steps of the run. If it is given, warm-up and boundaries must lie within the run.
     """
     warmup_steps, _ = _judge(learning_rate, warmup_steps, num_steps)
     check("factor", factor, POSITIVE)
@@ -86,10 +86,12 @@ def step(
 def wsd(
     learning_rate: float, num_steps: int, *, decay_steps: int, warmup_steps: int = 0, end: float = 0.0
 ) -> Schedule:
-    """Returns warm-up, stable, decay: the rate, and over the last `decay_steps` a linear fall to `end`.
+    """Returns a warmup-stable-decay schedule: a constant rate, then a linear decay to `end`.
 
-    A run can be prolonged from any step of its stable part, which a cosine does not allow (Hu et al. 2024,
-    "MiniCPM", 4).
+    The decay takes the last `decay_steps`. Unlike a cosine, it allows to continue a run from any step of its
+    stable part.
+
+    Source: Hu et al. 2024, "MiniCPM", section 4.
 
     Raises:
       UserError: warm-up and decay do not fit into `num_steps`.
@@ -114,18 +116,18 @@ def plateau(
     min_improvement: float = 1e-4,
     end: float = 0.0,
 ) -> "Plateau":
-    """Returns the rate, multiplied by `factor` whenever the training loss stops falling.
+    """Returns a rate that is multiplied by `factor` whenever the training loss stops falling.
 
-    Every recipe takes it as its `learning_rate`; the train step hands the loss to the optimizer.
+    Every optimizer accepts it as its `learning_rate`. The train step gives the loss to the optimizer.
 
     Args:
-      learning_rate: at the start.
-      factor: in (0, 1).
-      patience: windows in a row without improvement after which the rate falls.
-      window: steps whose mean loss counts as one observation, for example an epoch's: the loss of single
-        batches is too noisy to compare.
-      min_improvement: the fraction of the best loss by which a better one must be lower.
-      end: the rate never falls below.
+      learning_rate: initial rate.
+      factor: factor on the rate, in (0, 1).
+      patience: number of consecutive windows without improvement after which the rate is reduced.
+      window: number of steps whose mean loss is one observation, for example the steps of an epoch. The loss
+        of single batches is too noisy to compare.
+      min_improvement: smallest improvement that counts, as a fraction of the best loss, in [0, 1).
+      end: smallest rate.
     """
     check("learning_rate", learning_rate, NON_NEGATIVE)
     check("factor", factor, Range(0, 1, above_low=True, below_high=True))
@@ -146,7 +148,7 @@ def plateau(
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """A schedule that keeps state (optax's protocol `StatefulSchedule`); `plateau` makes one."""
+    """A schedule with a state (optax's protocol `StatefulSchedule`); `plateau` makes one."""
 
     learning_rate: float
     watch: optax.GradientTransformationExtraArgs
@@ -165,7 +167,7 @@ class Plateau:
 def _judge(
     learning_rate: float, warmup_steps: int, num_steps: int | None, end: float = 0.0
 ) -> tuple[int, int]:
-    """Returns the steps of the warm-up and of what follows; raises UserError for what cannot be."""
+    """Returns the number of steps of the warm-up and after it. Raises UserError for invalid arguments."""
     check("learning_rate", learning_rate, NON_NEGATIVE)
     _check_end(learning_rate, end)
     warmup_steps = check_count("warmup_steps", warmup_steps, Range(0, STEPS.high))
@@ -174,8 +176,8 @@ def _judge(
     num_steps = check_count("num_steps", num_steps, STEPS)
     if warmup_steps > num_steps:
         raise UserError(
-            f"warmup_steps={warmup_steps} is longer than the run, num_steps={num_steps}; the rate would "
-            f"never reach {learning_rate}: shorten the warm-up"
+            f"warmup_steps={warmup_steps} is longer than the run, num_steps={num_steps}; shorten the "
+            f"warm-up, so that the learning rate reaches {learning_rate}"
         )
     return warmup_steps, num_steps - warmup_steps
 
@@ -188,6 +190,6 @@ def _check_end(learning_rate: float, end: float) -> None:
 def _warm(peak: float, warmup_steps: int, after: Schedule) -> Schedule:
     if not warmup_steps:
         return after
-    # Starts above 0, so that the first step already moves: peak / warmup_steps, 2 peak / warmup_steps, …
+    # The rate starts above 0, so that the first step has an effect: peak / warmup_steps, 2 peak / …
     rise = optax.linear_schedule(peak / warmup_steps, peak, max(warmup_steps - 1, 1))
     return optax.join_schedules([rise, after], [warmup_steps])

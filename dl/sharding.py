@@ -1,7 +1,7 @@
-"""Where arrays live: a mesh with named axes, and rules from a parameter's path to its partition.
+"""Sharding of arrays over devices: a mesh with named axes, and rules from a path to a partition.
 
-Models never mention any of this. Axes: `data` splits the batch and replicates the parameters, `fsdp`
-splits both, `tensor` splits parameters by the rules given beside a model.
+Models do not depend on the sharding. The axis `data` splits the batch and replicates the parameters. The axis
+`fsdp` splits both. The axis `tensor` splits parameters by the rules of an experiment.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, PartitionSpec]]
 
-# A leaf below this many elements costs more to gather than it saves.
+# Splitting a leaf with fewer elements would cost more time than the memory it saves is worth.
 MIN_FSDP_SIZE = 2**14
 
 
@@ -32,54 +32,58 @@ def parse_mesh(text: str) -> dict[str, int]:
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)
         if not match or match[1] not in AXES or match[1] in sizes or int(match[2]) < 1:
             raise UserError(
-                f"mesh={text!r} is not understood; write axis=size with axes {', '.join(AXES)}, "
-                "each once, for example data=8 or data=4,fsdp=2"
+                f"mesh={text!r} is not understood; write axis=size with the axes {', '.join(AXES)}, "
+                "each at most once, for example data=8 or data=4,fsdp=2"
             )
         sizes[match[1]] = int(match[2])
     return sizes
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
-    """Returns a mesh over the first devices, by default all of them on the axis `data`."""
+    """Returns a mesh over the first devices, by default over all devices on the axis `data`.
+
+    Raises:
+      UserError: there are not enough devices, or several processes would not use all devices.
+    """
     devices = jax.devices()
     sizes = dict(sizes or {"data": len(devices)})
     wanted = math.prod(sizes.values())
     if wanted > len(devices):
         raise UserError(
-            f"mesh {format_mesh(sizes)} needs {wanted} devices, this machine has {len(devices)} "
+            f"mesh {format_mesh(sizes)} needs {wanted} devices, and this machine has {len(devices)} "
             f"({devices[0].platform}); choose sizes whose product is at most {len(devices)}"
         )
     if jax.process_count() > 1 and wanted != len(devices):
         raise UserError(
-            f"mesh {format_mesh(sizes)} uses {wanted} of {len(devices)} devices; with several "
-            "processes it must use all"
+            f"mesh {format_mesh(sizes)} uses {wanted} of {len(devices)} devices; with several processes "
+            f"it must use all: choose sizes whose product is {len(devices)}"
         )
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
 
 
 def platform_trouble() -> str:
-    """Says why JAX finds no devices, as where JAX_PLATFORMS names what is not there; empty if it does."""
+    """Returns why JAX finds no devices, such as a wrong JAX_PLATFORMS; empty if it finds devices."""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # a bare AssertionError for a GPU that is not there
+    except (RuntimeError, AssertionError) as error:  # JAX raises AssertionError if a GPU is missing.
         brief = " ".join(str(error).split())[:200]
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
         return (
             f"JAX finds no device of JAX_PLATFORMS={platforms}{f' ({brief})' if brief else ''}; unset it, or "
-            "name a platform of this machine, such as cpu"
+            "set it to a platform of this machine, such as cpu"
         )
     return ""
 
 
 def format_mesh(sizes: Mapping[str, int]) -> str:
-    """Returns the sizes as `parse_mesh` reads them, without axes of size 1 except the only one."""
+    """Returns the sizes in the format of `parse_mesh`, without axes of size 1 if there are others."""
     wide = {axis: size for axis, size in sizes.items() if size > 1} or {"data": 1}
     return ",".join(f"{axis}={size}" for axis, size in wide.items())
 
 
 def num_batch_shards(mesh: Mesh) -> int:
-    """Returns into how many parts a batch is split."""
+    """Returns the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -89,7 +93,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def num_parts(mesh: Mesh, spec: PartitionSpec, axis: int) -> int:
-    """Returns into how many parts a partition splits an axis."""
+    """Returns the number of parts that a partition splits an axis into."""
     names = spec[axis] if axis < len(spec) else None
     names = names if isinstance(names, tuple) else (names,) if names else ()
     return math.prod(mesh.shape[name] for name in names)
@@ -100,7 +104,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Returns host arrays placed on the devices; every process holds the whole of `tree`."""
+    """Returns host arrays placed on the devices. Every process must hold all of `tree`."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(
@@ -112,13 +116,13 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 def state_shardings(abstract_state: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     """Returns a `NamedSharding` for each leaf of a state, in its structure.
 
-    A rule `(regex, PartitionSpec)` decides the leaves whose path it is found in and whose rank it fits,
-    the first one wins; a parameter's moments in the optimizer's state have the parameter's path in
-    theirs, and follow it. The rest follow the default: split the largest dimension that `fsdp` divides,
-    replicate small leaves.
+    A rule `(regex, PartitionSpec)` applies to the leaves whose path matches the expression and whose rank
+    fits the partition. The first such rule is used. The optimizer's moments of a parameter are sharded like
+    the parameter, because their path contains its path. By default the largest dimension that `fsdp` divides
+    is split, and small leaves are replicated.
 
     Raises:
-      UserError: a rule matches nothing, or its partition does not divide the leaf's shape.
+      UserError: a rule matches no leaf, or its partition does not divide the leaf's shape.
     """
     used: set[str] = set()
 
@@ -161,8 +165,8 @@ def _check_divides(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh:
         parts = num_parts(mesh, spec, axis)
         if size % parts:
             raise UserError(
-                f"the sharding rule {spec} splits {name} of shape {shape} into {parts} parts, which "
-                f"do not divide {size}; change the rule or the mesh"
+                f"the sharding rule {spec} splits {name} of shape {shape} into {parts} parts, and {parts} "
+                f"does not divide {size}; change the rule or the mesh"
             )
 
 
@@ -170,13 +174,13 @@ MAX_VIRTUAL_DEVICES = 64
 
 
 def make_mesh_of(text: str | None) -> Mesh:
-    """Returns the mesh; where there is only a CPU, `--mesh data=8` makes eight devices of it."""
+    """Returns the mesh of the option `--mesh`. On a CPU, `data=8` creates eight virtual devices."""
     sizes = parse_mesh(text) if text else None
     wanted = math.prod((sizes or {}).values())
     if 1 < wanted <= MAX_VIRTUAL_DEVICES and "xla_force_host_platform_device_count" not in os.environ.get(
         "XLA_FLAGS", ""
     ):
-        # Ignored where there is an accelerator, and refused once a backend runs.
+        # JAX ignores this if there is an accelerator, and raises an error once a backend runs.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", wanted)
     return make_mesh(sizes)

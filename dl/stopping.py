@@ -1,7 +1,8 @@
-"""Which of a run's evaluations counts, and when a run has seen enough.
+"""Model selection and early stopping: which evaluation of a run is the best one, and when a run stops.
 
-Decided on the host from the metrics of the evaluations; the test split is never among them. Whether small or
-large values are good is stated where a metric is made, or here by `mode`; it is never read from a name.
+Both are decided on the host from the metrics of the evaluations, and never from the test split. The code that
+makes a metric states whether small or large values are good; `mode` overrides it. The name of a metric is
+never used for this.
 """
 
 import dataclasses
@@ -16,19 +17,20 @@ from dl.errors import UserError
 FINAL_SPLIT = "test"
 MODES = ("min", "max")
 MetricsOfSplits = Mapping[str, Mapping[str, np.ndarray]]
-"""By split and metric: a scalar, or one value for each seed that is trained at the same time."""
+"""Metrics by split and name: a scalar, or one value for each seed that is trained at the same time."""
 Directions = Mapping[str, Literal["min", "max"] | None]
-"""By metric: whether the smallest or the largest value is best; None where the metric does not state it."""
+"""Directions by metric: whether small or large values are good. `None` means that it is not stated."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A metric of a split that something is decided by.
+    """A rule that decides by a metric of a split.
 
     Attributes:
-      metric: such as loss or accuracy.
-      split: of which split; never test.
-      mode: whether the smallest or the largest value is best; None: as the metric states where it is made.
+      metric: name of the metric, such as loss or accuracy.
+      split: name of the split; never test.
+      mode: whether small ("min") or large ("max") values are good. `None` means the direction that the metric
+        states.
     """
 
     metric: str = "loss"
@@ -38,21 +40,21 @@ class Rule:
     def __post_init__(self) -> None:
         if self.split == FINAL_SPLIT:
             raise UserError(
-                f"split={self.split!r} must not choose anything: it is read once, at the end; choose "
-                "validation"
+                f"split={self.split!r} cannot be used for model selection or early stopping, because it is "
+                "evaluated once, at the end; choose validation"
             )
         if self.mode not in (None, *MODES):
             raise UserError(
-                f"mode={self.mode!r} is not understood; it must be 'min' or 'max', or None for what the "
-                "metric states"
+                f"mode={self.mode!r} is not understood; it must be 'min' or 'max', or None for the direction "
+                "that the metric states"
             )
 
     @property
     def sign(self) -> float:
-        """1 where large values are good, -1 where small ones are.
+        """1 if large values are good, -1 if small values are good.
 
         Raises:
-          UserError: `mode` is not stated; `resolved` states it.
+          UserError: `mode` is not stated. `resolved` returns a rule that states it.
         """
         return sign_of(self.metric, {}, self.mode)
 
@@ -67,21 +69,21 @@ class Rule:
 
 
 def sign_of(metric: str, directions: Directions, mode: str | None = None) -> float:
-    """Returns 1 where large values of a metric are good, -1 where small ones are.
+    """Returns 1 if large values of a metric are good, -1 if small values are good.
 
     Args:
-      metric: its name.
-      directions: as the metrics state them.
-      mode: in place of that, where it is given.
+      metric: name of the metric.
+      directions: directions that the metrics state.
+      mode: direction that overrides them. `None` means the direction that the metric states.
 
     Raises:
-      UserError: nobody states it.
+      UserError: the direction is not stated.
     """
-    # `loss` is what training makes small, whoever wrote it.
+    # Training minimises `loss`, so its direction need not be stated.
     stated = mode or directions.get(metric) or ("min" if metric == "loss" else None)
     if stated is None:
         raise UserError(
-            f"metric={metric!r} does not state whether small or large values are good; give mode='min' or "
+            f"metric={metric!r} does not state whether small or large values are good; set mode='min' or "
             "mode='max', or make the metric by Mean.of(values, mask, better='min')"
         )
     return 1.0 if stated == "max" else -1.0
@@ -89,17 +91,19 @@ def sign_of(metric: str, directions: Directions, mode: str | None = None) -> flo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KeepBest(Rule):
-    """Keep the variables of the best evaluation; the run ends with those, however it ends.
+    """Keep the variables of the best evaluation. The run always ends with these variables.
 
-    An evaluation whose metric is not a finite number is never the best one; where none is finite, the run
-    ends with its last variables and says so.
+    An evaluation whose metric is not finite is never the best one. If no evaluation has a finite metric, the
+    run ends with its last variables and reports this.
 
     Attributes:
-      metric: what is best, such as loss or accuracy.
-      split: on which split; never test.
-      mode: whether the smallest or the largest value is best; None: as the metric states where it is made.
-      patience: evaluations without improvement after which the run stops; None: it goes on to its end.
-      min_delta: how much better counts as an improvement, at least 0.
+      metric: name of the metric that is compared, such as loss or accuracy.
+      split: name of the split; never test.
+      mode: whether small ("min") or large ("max") values are good. `None` means the direction that the metric
+        states.
+      patience: number of evaluations without improvement after which the run stops. `None` means that it does
+        not stop early.
+      min_delta: smallest difference that counts as an improvement, at least 0.
     """
 
     patience: int | None = None
@@ -119,13 +123,14 @@ class KeepBest(Rule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StopAt(Rule):
-    """Stop as soon as a metric is good enough.
+    """Stop as soon as a metric reaches a value.
 
     Attributes:
-      value: at most this where small values are good, at least this where large ones are.
-      metric: such as loss or accuracy.
-      split: `train` for the mean over the steps since the last evaluation; never test.
-      mode: whether small or large values are good; None: as the metric states where it is made.
+      value: value to reach: an upper bound if small values are good, a lower bound if large values are good.
+      metric: name of the metric, such as loss or accuracy.
+      split: name of the split; never test. `train` means the mean over the steps since the last evaluation.
+      mode: whether small ("min") or large ("max") values are good. `None` means the direction that the metric
+        states.
     """
 
     value: float
@@ -133,7 +138,7 @@ class StopAt(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if math.isnan(self.value):
-            raise UserError(f"value={self.value} is reached by nothing; it must be a number")
+            raise UserError(f"value={self.value} can never be reached; it must be a number")
 
     def is_met(self, metrics: MetricsOfSplits) -> bool:
         """Whether every seed has reached the value."""
@@ -145,9 +150,9 @@ class Best:
     """The best evaluation so far, for each seed that is trained at the same time (usually one).
 
     Attributes:
-      value: of the metric; None before the first finite one.
-      step: when it was seen; before the first finite one the newest.
-      waited: evaluations since.
+      value: best value of the metric. `None` means that no value was finite yet.
+      step: step of that evaluation, or of the newest evaluation if no value was finite yet.
+      waited: number of evaluations since then.
     """
 
     value: list[float | None]
@@ -159,10 +164,10 @@ class Best:
         return cls([None] * num_seeds, [0] * num_seeds, [0] * num_seeds)
 
     def after(self, rule: KeepBest, metrics: MetricsOfSplits, step: int) -> tuple["Best", np.ndarray]:
-        """Returns the best after one more evaluation, and which seeds that evaluation is now the best of.
+        """Returns the best evaluations after one more evaluation, and for which seeds that one is the best.
 
-        The latter has the shape of the metric. Until a seed has a finite value, its newest evaluation stands
-        in for the best. A seed that has stopped takes no evaluation any more.
+        The second result has the shape of the metric. Until a seed has a finite value, its newest evaluation
+        is used as the best one. A seed that has stopped ignores later evaluations.
         """
         values = look_up(metrics, rule.split, rule.metric)
         best = Best(list(self.value), list(self.step), list(self.waited))
@@ -171,7 +176,7 @@ class Best:
             if self._has_stopped(rule, k):
                 continue
             before = self.value[k]
-            # Without a best, any number is one; a NaN never is.
+            # The first finite value is always the best one. A NaN never is.
             is_better = before is None or rule.sign * value > rule.sign * before + rule.min_delta
             if np.isfinite(value) and is_better:
                 best.value[k], best.step[k], best.waited[k] = value, step, 0
@@ -183,7 +188,7 @@ class Best:
         return best, is_taken.reshape(values.shape)
 
     def is_over(self, rule: KeepBest) -> bool:
-        """Whether every seed has lost its patience."""
+        """Whether every seed has exhausted its patience."""
         return all(self._has_stopped(rule, k) for k in range(len(self.waited)))
 
     def _has_stopped(self, rule: KeepBest, k: int) -> bool:
@@ -194,7 +199,7 @@ class Best:
 
 
 def look_up(metrics: MetricsOfSplits, split: str, metric: str) -> np.ndarray:
-    """Returns a metric; raises UserError, saying which there are, where there is none."""
+    """Returns a metric. Raises UserError with the known names if the split or the metric does not exist."""
     if split not in metrics:
         raise UserError(f"split={split!r} is not evaluated; choose one of {', '.join(metrics)}")
     if metric not in metrics[split]:

@@ -1,7 +1,8 @@
-"""The types that the modules of `dl` hand to each other.
+"""The types that the modules of `dl` pass to each other.
 
-A *batch* is a dict of arrays whose leading axis is the example: the features of the data set and two more,
-`index` (the global index of each example, which keys its randomness) and `mask` (False on padding).
+A *batch* is a dict of arrays whose leading axis is the example. It holds the features of the data set and two
+more: `index`, the global index of each example, from which its random key follows, and `mask`, which is False
+on padding.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ Metrics = dict[str, Mean]
 
 
 class Aux(NamedTuple):
-    """What a loss function returns beside the loss.
+    """The results of a loss function other than the loss.
 
     Attributes:
-      model_state: after the batch; in evaluation as it was given.
-      metrics: of the batch's valid examples.
+      model_state: model state after the batch. In evaluation it is unchanged.
+      metrics: metrics of the valid examples of the batch.
     """
 
     model_state: ModelState
@@ -36,11 +37,11 @@ class Aux(NamedTuple):
 class LossFn(Protocol):
     """A pure function from parameters and a batch to the loss of the batch's valid examples, and its metrics.
 
-    The loss is a `Mean`: the sum over what was counted (examples, or tokens of sequences of unequal length)
-    and how many there were. What is minimised is `Mean.compute()`. So the losses of the parts of a batch add
-    up to that of the batch, whatever each part counts. No gradient flows through what is counted.
+    The loss is a `Mean`: a sum over the counted items (examples, or tokens of sequences of unequal length)
+    and their number. Training minimises `Mean.compute()`. The losses of the parts of a batch therefore add up
+    to the loss of the batch, also where the parts have different counts. No gradient flows through the count.
 
-    `key` is None in evaluation: dropout is off and running statistics are used, not updated.
+    `key` is None in evaluation: dropout is off, and running statistics are used but not updated.
     """
 
     def __call__(
@@ -49,26 +50,26 @@ class LossFn(Protocol):
 
 
 GradFn = Callable[[LossFn], Callable[..., tuple[tuple[jax.Array, Aux], Params]]]
-"""Turns a loss into a function with the same arguments that returns `((loss, aux), gradient)`.
+"""A function from a loss function to a function of the same arguments that returns `((loss, aux), gradient)`.
 
-There `loss` is a number, `Mean.compute()` of the whole batch, and `gradient` a tree like the parameters. The
-training step multiplies the `Mean` by the loss scale before a `GradFn` sees it, divides loss and gradient by
-that scale, and hands the loss to the optimizer as `value`.
+Here `loss` is a number, `Mean.compute()` of the whole batch, and `gradient` is a tree like the parameters.
+The training step gives the `GradFn` a loss that is multiplied by the loss scale. It then divides the loss and
+the gradient by that scale, and gives the loss to the optimizer as `value`.
 """
 
 
 Preprocess = Callable[[Batch], Batch]
 Augment = Callable[[Key, Batch], Batch]
-"""From a key and ONE example to an example."""
+"""A function from a random key and ONE example to an example."""
 
 
 class Source(Protocol):
-    """A finite sequence of examples that any rows can be read from, in any order.
+    """A finite sequence of examples whose rows can be read in any order.
 
-    Building one does no I/O. `__getitem__` may be called from several threads.
+    Constructing a source does no I/O. `__getitem__` may be called from several threads.
 
     Attributes:
-      spec: shape and dtype of ONE example (no batch axis), by feature name.
+      spec: shape and dtype of ONE example (without a batch axis), by feature name.
     """
 
     @property
@@ -83,16 +84,16 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Which data a number was measured on.
+    """The identity of the data that a result was measured on.
 
     Attributes:
-      name: with its config, as in "colours/dark".
-      version: as TFDS writes it, "3.0.1"; "1.0.0" of data that have none.
-      checksum: SHA-256 (hex) over the decoded images and labels of all official splits, with names,
-        shapes and dtypes. Of a set too large for memory, over its description and the names and
-        sizes of its shards (of a folder of images: of its files).
-      sizes: number of examples in each split as used.
-      split_rule: how rows were taken from train, where they were; empty for a plain random draw.
+      name: name of the data set with its config, such as "colours/dark".
+      version: version as TFDS writes it, such as "3.0.1". Data without a version have "1.0.0".
+      checksum: SHA-256 (hexadecimal) over the decoded images and labels of all official splits, with names,
+        shapes and dtypes. For a set that is too large for memory, it is over the description of the set and
+        the names and sizes of its shards (or of the files of an image folder).
+      sizes: number of examples in each split as it is used.
+      split_rule: how validation or test rows were drawn from train; empty for a plain random draw.
     """
 
     name: str
@@ -103,17 +104,19 @@ class Identity:
 
 
 class Splits(Protocol):
-    """What an experiment trains and is judged on.
+    """The data that an experiment is trained and evaluated on.
 
     Attributes:
-      train: the examples that are trained on.
-      evaluations: by name; `test` is read once, at the end of the run, the others every epoch.
-      identity: which data it is.
-      provenance: how the data came, such as `read from the decoded cache in 0.2 s`.
-      notice: what a person must know before trusting a figure, such as a fallback to other data. Its first
-        line is short and stands beside every figure, all of it once where a reader begins.
-      preprocess: from a stored batch to the model's input, where an experiment states no other. None: as it
-        is stored.
+      train: the training examples.
+      evaluations: the evaluation splits by name. `test` is evaluated once, at the end of the run. The others
+        are evaluated regularly, by default once an epoch.
+      identity: identity of the data.
+      provenance: where the data were read from, such as `read from the decoded cache in 0.2 s`.
+      notice: a warning that a reader needs in order to interpret the results, such as a fallback to other
+        data. Its first line is short and is shown beside every result. All of it is shown once. `None` means
+        that there is no warning.
+      preprocess: function from a stored batch to the model's input, if the experiment does not give one.
+        `None` means that the batch is used as it is stored.
     """
 
     @property
@@ -148,11 +151,11 @@ class Splits(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class OfInput:
-    """A preprocessing of the one feature that the model reads: an `Experiment` puts in that of its task.
+    """A preprocessing of the one feature that the model reads. An `Experiment` sets the name from its task.
 
     Attributes:
-      convert: from the feature's name and its stored values to the model's input.
-      name: of the feature; a batch without it stays as it is.
+      convert: function from the name of the feature and its stored values to the model's input.
+      name: name of the feature. A batch without this feature is not changed.
     """
 
     convert: Callable[[str, jax.Array], jax.Array]

@@ -1,6 +1,6 @@
-"""Where a run's first variables come from, when not all from its seed: files, an array tree, or another run.
+"""Warm starts: initial variables of a run from files, from a tree of arrays, or from another experiment.
 
-A start is a part of the variables, or all of them; what it lacks is initialised.
+A warm start holds some or all of the variables. The others are initialised at random.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from dl.types import Variables
 
 @dataclasses.dataclass(frozen=True)
 class FromExperiment:
-    """The variables that another experiment ends with: a backbone, a teacher, an earlier stage.
+    """The final variables of another experiment, such as a backbone, a teacher or an earlier stage.
 
-    It is trained when a run first asks for it, and found again by later runs that ask for the same.
+    The other experiment is trained when a run needs it for the first time. Later runs reuse its result.
 
     Attributes:
       fn: the function of the other experiment.
-      options: of the function; one that is left out has its default.
-      convert: from its variables to those of the model that asks, such as a `nested`.
+      options: the options of the function. Options that are not given have their defaults.
+      convert: function from the variables of the other experiment to those of this one, such as `nested`.
     """
 
     fn: Callable[..., Any]
@@ -31,11 +31,17 @@ class FromExperiment:
 
 
 WarmStart = FromExperiment | Variables | Callable[[Variables], Variables]
-"""What an `Experiment` may start from: another experiment, variables, or a function of the model's shapes."""
+"""A warm start: another experiment, variables, or a function from the shapes of the model to variables."""
 
 
 def nested(variables: Variables, under: str, drop: Sequence[str] = ()) -> Variables:
-    """Returns the variables of a model as those of the submodule `under` of another, without `drop`."""
+    """Returns the variables of a model as variables of the submodule `under` of another model.
+
+    Args:
+      variables: variables of a model.
+      under: name of the submodule.
+      drop: names of modules whose variables are left out.
+    """
     return {
         name: {under: {module: leaves for module, leaves in tree.items() if module not in drop}}
         for name, tree in variables.items()
@@ -43,12 +49,16 @@ def nested(variables: Variables, under: str, drop: Sequence[str] = ()) -> Variab
 
 
 def check_fits(start: Variables, shapes: Variables) -> None:
-    """Raises UserError, naming the first, if the model has no such variable or it has another shape."""
+    """Raises UserError for the first variable that the model does not have, or has with another shape."""
     known = flax.traverse_util.flatten_dict(dict(shapes), sep="/")
     for name, leaf in flax.traverse_util.flatten_dict(dict(start), sep="/").items():
         if name not in known:
-            raise UserError(f"the model has no variable {name} to start from a given value")
+            raise UserError(
+                f"the warm start gives the variable {name}, which the model does not have; remove or rename "
+                "it"
+            )
         if leaf.shape != known[name].shape:
             raise UserError(
-                f"the value given for {name} has shape {leaf.shape}, the model's has {known[name].shape}"
+                f"the warm start gives {name} with shape {leaf.shape}, and the model has it with shape "
+                f"{known[name].shape}; remove it or change the model"
             )

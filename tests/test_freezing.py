@@ -160,10 +160,10 @@ def test_parts_have_rates_of_their_own():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"^head": optimizers.sgd(0.1)}, "is found in body"),
+        ({"^head": optimizers.sgd(0.1)}, "matches body"),
         (
             {"": optimizers.sgd(0.1), "^head": optimizers.sgd(0.2)},
-            "'\\^head' decides for no parameter",
+            "'\\^head' is the first match of no parameter",
         ),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_mesh_that_is_not_understood_is_one_line(text):
 
 
 def test_more_devices_than_there_are():
-    with pytest.raises(UserError, match="needs 16 devices, this machine has 8"):
+    with pytest.raises(UserError, match="needs 16 devices, and this machine has 8"):
         make_mesh({"data": 16})
 
 

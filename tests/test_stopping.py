@@ -286,8 +286,14 @@ def test_the_first_variables_may_be_given(tmp_path, mesh1):
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        ({"params": {"Dense_9": {"bias": np.zeros(2)}}}, "no variable params/Dense_9/bias"),
-        ({"params": {"Dense_1": {"bias": np.zeros(3)}}}, "has shape \\(3,\\), the model's has \\(2,\\)"),
+        (
+            {"params": {"Dense_9": {"bias": np.zeros(2)}}},
+            "params/Dense_9/bias, which the model does not have",
+        ),
+        (
+            {"params": {"Dense_1": {"bias": np.zeros(3)}}},
+            "shape \\(3,\\), and the model has it with shape",
+        ),
     ],
 )
 def test_first_variables_that_do_not_fit_are_refused(tmp_path, mesh1, start, message):

@@ -215,10 +215,10 @@ def test_nested_moves_the_modules_that_are_not_dropped():
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        ({"params": {"stem": {"scale": np.ones(3)}}}, "the model has no variable params/stem/scale"),
+        ({"params": {"stem": {"scale": np.ones(3)}}}, "params/stem/scale, which the model does not have"),
         (
             {"params": {"stem": {"bias": np.ones(4)}}},
-            r"params/stem/bias has shape \(4,\), the model's has",
+            r"params/stem/bias with shape \(4,\), and the model has it with shape",
         ),
     ],
 )
@@ -286,5 +286,5 @@ def test_a_backbone_starts_from_a_file_and_every_head_from_the_seed(file, mesh1,
 
 def test_a_submodule_that_the_model_lacks_is_refused_by_name(file, mesh1):
     initial = pretrained(file, torch_names.mobilenet_v2, "body", skip=("head",))
-    with pytest.raises(UserError, match="under='body' is no module of the model, .* backbone, head"):
+    with pytest.raises(UserError, match="under='body' is not a module of the model, .* backbone, head"):
         initial(shapes_of(None, mesh1))

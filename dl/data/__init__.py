@@ -1,7 +1,7 @@
-"""Data: examples by random access, their splits, and the batches that are made of them.
+"""Data: examples with random access, their splits, and batches of them.
 
-`images` and `tfds` hold what is particular to a kind of data or to a format on disk. It may import
-`dl.system` and the words at the top of `dl`. Read `source` first, then `pipeline`.
+`images` is for image data, and `tfds` is for the format of TensorFlow Datasets. The folder may import
+`dl.system` and the modules at the top of `dl`. Read `source` first, then `pipeline`.
 """
 
 from dl.data.images.classification import ImageClassification, image_classification

@@ -1,4 +1,4 @@
-"""Carving: what validation and test take from train, in sets without official ones."""
+"""Validation and test splits that are taken from train, for data sets without official ones."""
 
 from collections.abc import Mapping
 
@@ -7,31 +7,32 @@ import numpy as np
 from dl.data.permutation import random_order
 from dl.errors import UserError
 
-_TEST_FRACTION = 0.2  # of a set that has but a train split
-_SPLIT_KEY = (0, 2**63)  # apart from the keys of epochs, (seed, epoch)
-_MANY = 100  # examples that every class gives: then a plain random draw is near enough to the shares
+_TEST_FRACTION = 0.2  # of train, in a set that has only a train split
+_SPLIT_KEY = (0, 2**63)  # different from the keys of epochs, (seed, epoch)
+_MANY = 100  # If every class gives this many examples, a plain random draw is nearly stratified.
 
 
 def split_rows(
     name: str, sizes: Mapping[str, int], validation_fraction: float, labels: np.ndarray | None = None
 ) -> dict[str, tuple[str, np.ndarray | None]]:
-    """Which rows of which official split make up train, validation and test.
+    """Returns which rows of the official splits are used for train, validation and test.
 
-    What is taken from train is stratified by label: each class gives its share, and one example at least
-    where it has two. Where every class gives about 100 or more, the rows are drawn at random from all, whose
-    shares differ little.
+    Rows that are taken from train are stratified by label. Each class gives its share, and at least one
+    example if it has two. If every class gives about 100 examples or more, the rows are drawn at random from
+    all rows instead, because the shares then differ little.
 
     Args:
-      name: of the set, for errors.
-      sizes: of the official splits; "train" is among them.
-      validation_fraction: of train (of what is left of it), where there is no validation split.
-      labels: of the rows of train; None: the rows stand sorted by class.
+      name: name of the data set, for errors.
+      sizes: number of examples in each official split, including "train".
+      validation_fraction: fraction of the remaining train examples for validation, if there is no official
+        validation split.
+      labels: labels of the rows of train. `None` means that the rows are sorted by class.
 
     Returns:
-      By split as used: the official split, and its rows in increasing order (None means all).
+      For each split, its official split and the rows of it in increasing order. `None` means all rows.
 
     Raises:
-      UserError: if a split would be empty.
+      UserError: a split would be empty.
     """
     result: dict[str, tuple[str, np.ndarray | None]] = {
         used: (split, None) for used, split in _official(sizes).items()
@@ -44,13 +45,13 @@ def split_rows(
 
 
 def split_rule(sizes: Mapping[str, int], validation_fraction: float, labels: np.ndarray | None) -> str:
-    """Returns how `split_rows` takes rows from train: empty if it takes none, or draws them from all rows."""
+    """Returns a description of how `split_rows` takes rows from train; empty for none or a random draw."""
     counts = check_sizes("", sizes, validation_fraction)
     return "stratified by label" if counts and not _is_plain(sizes["train"], counts, labels) else ""
 
 
 def check_sizes(name: str, sizes: Mapping[str, int], validation_fraction: float) -> dict[str, int]:
-    """Returns how many rows each split takes from train; raises UserError if a split would be empty."""
+    """Returns the number of rows that each split takes from train. Raises UserError for an empty split."""
     left, counts = sizes["train"], {}
     if "test" not in sizes and "validation" not in sizes:
         counts["test"] = round(_TEST_FRACTION * left)
@@ -63,20 +64,21 @@ def check_sizes(name: str, sizes: Mapping[str, int], validation_fraction: float)
         if not size:
             raise UserError(
                 f"the {split} split of {name} would be empty (its official splits: {dict(sizes)}, "
-                f"validation_fraction={validation_fraction}): choose another set or fraction"
+                f"validation_fraction={validation_fraction}); choose another data set or fraction"
             )
     return counts
 
 
 def stratified(labels: np.ndarray, num_chosen: int, *key: int) -> np.ndarray:
-    """Marks examples chosen at random, a like share of each class; on every machine the same.
+    """Returns a mask of examples that are chosen at random, with the same fraction of each class.
 
-    A class of two examples or more is among the chosen and among the others, where `num_chosen` allows it.
+    It is the same on every machine. If `num_chosen` allows it, a class with at least two examples has both a
+    chosen example and one that is not chosen.
 
     Args:
-      labels: the class of each example, any whole numbers.
-      num_chosen: how many.
-      key: of the random order, as in `random_order`.
+      labels: class of each example, any whole numbers.
+      num_chosen: number of chosen examples.
+      key: key of the random order, as in `random_order`.
     """
     order = random_order(len(labels), *key)
     by_class = order[np.argsort(labels[order], kind="stable")]
@@ -87,7 +89,7 @@ def stratified(labels: np.ndarray, num_chosen: int, *key: int) -> np.ndarray:
     count_of = np.bincount(class_of[chosen], minlength=len(sizes))
 
     def exchange(gives: int, takes: int) -> None:
-        """One example of one class is chosen no more, and one of another is instead."""
+        """Replaces one chosen example of one class by an example of another class."""
         for c, is_taken in ((gives, False), (takes, True)):
             rows = rows_of[c]
             chosen[rows[chosen[rows] != is_taken][0]] = is_taken
@@ -104,7 +106,7 @@ def stratified(labels: np.ndarray, num_chosen: int, *key: int) -> np.ndarray:
 
 
 def _taken(size: int, counts: Mapping[str, int], labels: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Returns the rows that each split takes from `size` ones, in increasing order."""
+    """Returns which of `size` rows each split takes, in increasing order."""
     taken = {}
     if _is_plain(size, counts, labels):
         order = random_order(size, *_SPLIT_KEY)
@@ -122,7 +124,7 @@ def _taken(size: int, counts: Mapping[str, int], labels: np.ndarray | None) -> d
 
 
 def _is_plain(size: int, counts: Mapping[str, int], labels: np.ndarray | None) -> bool:
-    """Whether every class gives so many rows that a draw from all of them is near enough."""
+    """Returns whether every class gives enough rows for a random draw from all rows."""
     if labels is None:
         return False
     smallest = np.unique(labels, return_counts=True)[1].min(initial=size)
@@ -130,12 +132,12 @@ def _is_plain(size: int, counts: Mapping[str, int], labels: np.ndarray | None) -
 
 
 def _official(sizes: Mapping[str, int]) -> dict[str, str]:
-    """Returns which official split each one is; without a test split the validation split is that."""
+    """Returns the official split of each split. Without a test split, validation is used as test."""
     if "test" not in sizes and "validation" in sizes:
         return {"train": "train", "test": "validation"}
     return {split: split for split in ("train", "validation", "test") if split in sizes}
 
 
 def _evenly(size: int, num_chosen: int) -> np.ndarray:
-    """Marks `num_chosen` of `size` places at equal distances, or nearly so."""
+    """Returns a mask of `num_chosen` of `size` positions at nearly equal distances."""
     return np.diff(np.arange(size + 1) * num_chosen // size) > 0

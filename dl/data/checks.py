@@ -1,4 +1,4 @@
-"""What is looked at once, when the data of a run are opened: names, whole numbers that fit, labels."""
+"""Checks of the data when a run opens them: names of features, ranges of whole numbers, labels."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,69 +9,80 @@ from dl.data.source import ArraySource, bytes_each, chunks
 from dl.errors import UserError
 from dl.types import Source
 
-RESERVED = ("index", "mask")  # of a batch: the rows of its examples, and which of them are no padding
+RESERVED = ("index", "mask")  # features that every batch adds: row of each example, and False on padding
 MAX_READ_BYTES = 2**30  # a source that decodes more than this is checked as it is read, not when it is opened
 
 
 def check_names(source: Source) -> None:
-    """Raises UserError if a feature has a name that batches keep for themselves."""
+    """Raises UserError if a feature has a reserved name."""
     for name in RESERVED:
         if name in source.spec:
             raise UserError(
-                f"the data have a feature called {name}, a name that every batch keeps for itself; rename "
-                f"it, for example to {'example_mask' if name == 'mask' else 'row'}"
+                f"the data have a feature called {name}, which is a reserved name; rename it, for example to "
+                f"{'example_mask' if name == 'mask' else 'row'}"
             )
 
 
 def check_spec(source: Source, examples: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError if what a source hands out is not what its `spec` promises, as a device holds it."""
+    """Raises UserError if examples of a source differ from its `spec` in names, shapes or device dtypes."""
     canonical = jax.dtypes.canonicalize_dtype
     for name, leaf in source.spec.items():
         if name not in examples:
-            raise UserError(f"the source promises a feature {name} and hands out {', '.join(examples)}")
+            raise UserError(
+                f"the spec of the source has a feature {name}, but its examples have only "
+                f"{', '.join(examples)}; correct the spec or the examples"
+            )
         shape, dtype = examples[name].shape[1:], examples[name].dtype
         if shape != tuple(leaf.shape) or canonical(dtype) != canonical(leaf.dtype):
             raise UserError(
-                f"the source hands out {name} as {dtype} of shape {shape} and its spec promises "
-                f"{leaf.dtype} of shape {tuple(leaf.shape)}; correct the one or the other"
+                f"the source returns {name} as {dtype} of shape {shape}, but its spec states "
+                f"{leaf.dtype} of shape {tuple(leaf.shape)}; correct the spec or the examples"
             )
 
 
 def check_numbers(split: str, source: Source) -> None:
-    """Raises UserError for a whole number that the device would cut off, where JAX computes in 32 bits."""
+    """Raises UserError for a whole number that does not fit into 32 bits, if JAX computes in 32 bits."""
     for rows, values in _read(source, lambda leaf: _is_cut_off(leaf.dtype)):
         for name in values:
             check_fits(f"{name} of row {{row}} of the {split} split", rows, values[name])
 
 
 def check_fits(what: str, rows: np.ndarray, values: np.ndarray) -> None:
-    """Raises UserError for the first value that 32 bits do not hold; `what` names it by its `{row}`."""
+    """Raises UserError for the first value that does not fit into 32 bits.
+
+    Args:
+      what: description of a value, with `{row}` for its row.
+      rows: row of each example in its split.
+      values: values of the examples.
+    """
     if not _is_cut_off(values.dtype):
         return
     bounds = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
     is_out = (values < bounds.min) | (values > bounds.max)
     if is_out.any():
-        place = tuple(np.argwhere(is_out)[0])
+        first = tuple(np.argwhere(is_out)[0])
         raise UserError(
-            f"{what.format(row=rows[place[0]])} is {values[place]}, more than the {bounds.dtype} that it is "
-            "computed in holds; store smaller numbers, or set JAX_ENABLE_X64=1"
+            f"{what.format(row=rows[first[0]])} is {values[first]}, which does not fit into {bounds.dtype}; "
+            "store smaller numbers, or set JAX_ENABLE_X64=1"
         )
 
 
 def check_classes(split: str, source: Source, name: str, num_classes: int) -> None:
-    """Raises UserError for the first label of a split that is no class.
+    """Raises UserError for the first label of a split that is not a class.
 
     Args:
-      split: its name.
-      source: a large one that does not lie in memory is not read here: see `MAX_READ_BYTES`. Nor is one with
-        an attribute `num_classes`, which looks after its labels itself.
-      name: of the feature that holds labels.
-      num_classes: that the model has outputs for.
+      split: name of the split.
+      source: source of the split. A large source that is not in memory is not read here: see
+        `MAX_READ_BYTES`. A source with an attribute `num_classes` is not read either, because it checks its
+        labels itself.
+      name: name of the feature that holds the labels.
+      num_classes: number of outputs of the model.
     """
     stated = getattr(source, "num_classes", None)
     if stated is not None and stated > num_classes:
         raise UserError(
-            f"the {split} split has {stated} classes, and the model {num_classes} outputs; give it {stated}"
+            f"the {split} split has {stated} classes, and the model has {num_classes} outputs; give it "
+            f"{stated}"
         )
     if stated is not None:
         return
@@ -80,25 +91,25 @@ def check_classes(split: str, source: Source, name: str, num_classes: int) -> No
 
 
 def check_are_classes(what: str, rows: np.ndarray, values: np.ndarray, num_classes: int) -> None:
-    """Raises UserError for the first value that is none of 0, …, num_classes - 1; see `check_fits`."""
+    """Raises UserError for the first value that is not in 0, …, num_classes - 1; see `check_fits`."""
     is_whole = values.dtype.kind in "biu"
     is_class = (values >= 0) & (values < num_classes)  # a NaN is neither
     if not is_whole:
         is_class &= values == np.floor(values)
     if is_class.all() and is_whole:
         return
-    place = tuple(np.argwhere(~is_class)[0]) if not is_class.all() else (0,) * values.ndim
-    problem = f"{what.format(row=rows[place[0]])} is {values[place]} ({values.dtype})"
+    first = tuple(np.argwhere(~is_class)[0]) if not is_class.all() else (0,) * values.ndim
+    problem = f"{what.format(row=rows[first[0]])} is {values[first]} ({values.dtype})"
     if not is_class.all():
         raise UserError(
             f"{problem}, and the model's {num_classes} outputs stand for the classes 0 to {num_classes - 1}; "
             f"correct the {'tokens' if what.startswith('tokens') else 'labels'}, or the number of outputs"
         )
-    raise UserError(f"{problem}; classes are stored as whole numbers: {what.split()[0]}.astype(np.int32)")
+    raise UserError(f"{problem}; store classes as whole numbers: {what.split()[0]}.astype(np.int32)")
 
 
 def is_read_at_once(source: Source) -> bool:
-    """Whether checks read a source when it is opened."""
+    """Returns whether the checks read a source when it is opened."""
     if isinstance(source, ArraySource):
         return True
     return len(source) * bytes_each(source) <= MAX_READ_BYTES

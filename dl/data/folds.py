@@ -1,6 +1,7 @@
-"""Folds for cross-validation: train and validation in parts of equal size; never test.
+"""Folds for cross-validation: the examples of train and validation in parts of equal size.
 
-Where each example has a class, every fold has the same mix of classes.
+The test split is never used.
+If each example has a class, every fold has the same proportions of the classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +16,19 @@ from dl.errors import UserError
 from dl.labels import is_class_label
 from dl.types import Source, Splits
 
-_FOLD_KEY = (1, 2**63)  # apart from the keys of epochs, (seed, epoch), and of the catalogue's splits
+_FOLD_KEY = (1, 2**63)  # different from the keys of epochs, (seed, epoch), and from that of `carve`
 _CHUNK = 1024  # examples read at once
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int) -> list[np.ndarray]:
     """Returns the rows of each fold, in increasing order: disjoint, and together all rows.
 
-    The counts of a class differ by at most one between folds, and so do the sizes of the folds, as in
+    Between folds the number of examples of a class differs by at most one, and so does the size, as in
     scikit-learn's StratifiedKFold. The same labels always give the same folds.
 
     Args:
-      labels: the class of each row, any integers.
-      num_folds: at least 2, at most the size of the smallest class.
+      labels: class of each row, any integers.
+      num_folds: number of folds, at least 2 and at most the size of the smallest class.
 
     Raises:
       UserError: `num_folds` is out of range.
@@ -38,8 +39,8 @@ def stratified_folds(labels: np.ndarray, num_folds: int) -> list[np.ndarray]:
     if num_folds > counts.min(initial=len(labels)):
         smallest = int(counts.argmin())
         raise UserError(
-            f"folds={num_folds} is more than class {classes[smallest]} has examples, {counts[smallest]}; "
-            "choose at most that"
+            f"folds={num_folds} is more than the {counts[smallest]} examples of class {classes[smallest]}; "
+            f"choose at most {counts[smallest]}"
         )
     order = random_order(len(labels), *_FOLD_KEY)
     by_class = order[np.argsort(labels[order], kind="stable")]
@@ -49,7 +50,8 @@ def stratified_folds(labels: np.ndarray, num_folds: int) -> list[np.ndarray]:
 def plain_folds(num_examples: int, num_folds: int) -> list[np.ndarray]:
     """Returns the rows of each fold, in increasing order: disjoint, together all rows, drawn at random.
 
-    The sizes differ by at most one, as in scikit-learn's KFold; the same numbers always give the same folds.
+    The sizes differ by at most one, as in scikit-learn's KFold. The same arguments always give the same
+    folds.
 
     Raises:
       UserError: `num_folds` is out of range.
@@ -57,7 +59,7 @@ def plain_folds(num_examples: int, num_folds: int) -> list[np.ndarray]:
     _check_num_folds(num_folds)
     if num_folds > num_examples:
         raise UserError(
-            f"folds={num_folds} is more than there are examples, {num_examples}; choose at most that"
+            f"folds={num_folds} is more than the number of examples; choose at most {num_examples}"
         )
     order = random_order(num_examples, *_FOLD_KEY)
     return [np.sort(order[fold::num_folds]) for fold in range(num_folds)]
@@ -69,7 +71,7 @@ def _check_num_folds(num_folds: int) -> None:
 
 
 class Rows:
-    """Some rows of a source that need not fit into memory; nothing is copied."""
+    """A view of some rows of a source, which need not fit into memory."""
 
     def __init__(self, source: Source, rows: np.ndarray):
         self._source = source
@@ -112,12 +114,12 @@ class Joined:
 
 
 def take(source: Source, rows: np.ndarray) -> Source:
-    """Returns the rows `rows` of a source: a copy of arrays in memory, a view of anything else."""
+    """Returns the rows `rows` of a source: a copy if it is an `ArraySource`, otherwise a view."""
     return source.take(rows) if isinstance(source, ArraySource) else Rows(source, rows)
 
 
 def join(sources: Sequence[Source]) -> Source:
-    """Returns the rows of all sources: a copy of arrays in memory, a view of anything else."""
+    """Returns the rows of all sources: a copy if all are `ArraySource`s, otherwise a view."""
     arrays = [source.arrays for source in sources if isinstance(source, ArraySource)]
     if len(arrays) == len(sources):
         return ArraySource({name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]})
@@ -125,24 +127,25 @@ def join(sources: Sequence[Source]) -> Source:
 
 
 class Folds:
-    """Train and validation of a set, split anew into folds.
+    """The examples of train and validation of a data set, divided into folds.
 
-    Rows of train come first, then those of validation; other splits are not looked at.
+    The rows of train come first, then those of validation. Other splits are not used.
 
     Attributes:
-      unstratified: why the folds are drawn at random, in words; None where every fold has the same mix of
-        classes: where each example has a whole number `label`, and each label as many examples as folds.
+      unstratified: reason why the folds are drawn at random, as text. `None` means that they are stratified:
+        each example has a whole number `label`, and each label has at least as many examples as there are
+        folds.
     """
 
     def __init__(self, data: Splits, num_folds: int):
-        """Reads all labels: of a set that is too large for memory that decodes it once.
+        """Reads all labels. This decodes a set that does not fit into memory once.
 
         Raises:
           UserError: `num_folds` is out of range.
         """
-        own = [data.train, *(data.evaluations[name] for name in ("validation",) if name in data.evaluations)]
+        validation = [data.evaluations[name] for name in ("validation",) if name in data.evaluations]
         self._data = data
-        self._pool = join(own)
+        self._pool = join([data.train, *validation])
         _check_num_folds(num_folds)
         labels = None
         if is_class_label(self._pool.spec.get("label")):
@@ -157,9 +160,9 @@ class Folds:
         return len(self._folds)
 
     def __getitem__(self, fold: int) -> ChangedSplits:
-        """Returns the splits of a fold, numbered from 0; `validation` is that fold, `train` are all others.
+        """Returns the splits of a fold, numbered from 0: `validation` is that fold, `train` is all others.
 
-        There is no other split. The name says which fold of how many it is.
+        There is no other split. The name of the data contains the number of the fold and of all folds.
         """
         held_out = self._folds[fold]
         others = np.sort(np.concatenate([rows for k, rows in enumerate(self._folds) if k != fold]))
@@ -184,5 +187,6 @@ def _why_not_stratified(labels: np.ndarray | None, num_folds: int) -> str | None
 def _labels(source: Source) -> np.ndarray:
     if isinstance(source, ArraySource):
         return source.arrays["label"]
-    chunks = [np.arange(at, min(at + _CHUNK, len(source))) for at in range(0, len(source), _CHUNK)]
+    starts = range(0, len(source), _CHUNK)
+    chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in starts]
     return np.concatenate([source[chunk]["label"] for chunk in chunks])

@@ -1,6 +1,6 @@
-"""From a source to batches on the devices: which examples make up step s is a function of (seed, s).
+"""Batches on the devices from a source. The examples of step s are a function of the seed and s.
 
-Nothing about the order is ever saved: a run that resumes at step s asks for the batch of step s.
+The order is never saved: a run that resumes at step s reads the batch of step s.
 """
 
 import functools
@@ -25,22 +25,22 @@ PREFETCH_STEPS = 4
 
 
 class Batches:
-    """The batches of a source, by step; the last one of each pass is padded and masked.
+    """The batches of a source by step. The last batch of each epoch is padded and masked.
 
-    Every example appears exactly once a pass. Padding repeats examples of the same pass, so that it has
-    ordinary values, and `mask` is False there.
+    Every example occurs exactly once in an epoch. Padding repeats examples of the same epoch, so that it has
+    ordinary values. `mask` is False on padding.
 
     Attributes:
-      source: the examples.
-      batch_size: over all devices.
-      seed: of the order; None keeps the source's order.
-      steps_per_epoch: steps of one pass.
-      num_classes: by name of a feature that holds labels; those of a source too large to be looked at when it
-        is opened are checked as they are read.
+      source: the source of the examples.
+      batch_size: number of examples in each batch, over all devices.
+      seed: random seed of the order. `None` means the order of the source.
+      steps_per_epoch: number of steps in one epoch.
+      num_classes: number of classes by name of a feature that holds labels. It is used to check the labels of
+        a source that is too large to be checked when it is opened.
 
     Raises:
-      UserError: a source without examples or with a feature called `index` or `mask`, or a batch size that
-        the devices do not divide.
+      UserError: the source has no examples, or has a feature called `index` or `mask`, or the number of
+        devices does not divide the batch size.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Batches:
         sharding: NamedSharding | None = None,
         leading: tuple[int, ...] = (),
     ):
-        """Opens a source; nothing is read from one that is too large for the devices.
+        """Opens a source. A source that is too large for the devices is not read here.
 
         Args:
-          source: the examples.
-          batch_size: over all devices.
-          mesh: the devices.
-          seed: of the order.
-          max_resident_bytes: up to which the whole source is held on each device.
-          sharding: of a batch; by default its examples are split over the devices.
-          leading: sizes of the axes before the axis of the examples, where a subclass makes `rows` with some.
+          source: the source of the examples.
+          batch_size: number of examples in each batch, over all devices.
+          mesh: mesh of the devices.
+          seed: random seed of the order. `None` means the order of the source.
+          max_resident_bytes: largest source that is held completely on each device, in bytes.
+          sharding: sharding of a batch. By default its examples are split over the devices.
+          leading: sizes of axes before the axis of the examples, if a subclass returns such `rows`.
         """
         if not len(source):
             raise UserError("a data split without examples cannot be read; choose another split")
@@ -89,7 +89,7 @@ class Batches:
 
     @property
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch as it lies on the devices; nothing is read."""
+        """Shapes and dtypes of a batch on the devices. Nothing is read."""
         leaves = {
             **self.source.spec,
             "index": jax.ShapeDtypeStruct((), np.int32),
@@ -131,7 +131,7 @@ class Batches:
                     future.cancel()
 
     def _read(self, index_B: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads the rows that this process's devices hold; the others stay zero and are never sent."""
+        """Reads the rows that the devices of this process hold. The others stay zero and are never sent."""
         slices = self._sharding.addressable_devices_indices_map(index_B.shape).values()
         local = np.zeros(index_B.shape, bool)
         for rows in slices:
@@ -156,9 +156,9 @@ def rows_of_step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the example indices of a step, int32, and which of them are not padding, both of shape B."""
     epoch, within = divmod(step, steps_per_epoch(num_examples, batch_size))
-    places = np.arange(within * batch_size, (within + 1) * batch_size)
+    positions = np.arange(within * batch_size, (within + 1) * batch_size)
     order = _epoch_order(num_examples, seed, 0 if seed is None else epoch)
-    return order[places % num_examples], places < num_examples
+    return order[positions % num_examples], positions < num_examples
 
 
 @functools.lru_cache(maxsize=64)  # seeds that train at the same time
@@ -167,7 +167,7 @@ def _epoch_order(num_examples: int, seed: int | None, epoch: int) -> np.ndarray:
         order = np.arange(num_examples, dtype=np.int32)
     else:
         order = random_order(num_examples, seed, epoch)
-    order.flags.writeable = False  # it is shared by every caller
+    order.flags.writeable = False  # All callers share this array.
     return order
 
 

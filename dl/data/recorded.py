@@ -1,8 +1,8 @@
-"""What a run records of its data, so that its model can be made again and used where the data are not.
+"""A record of the data of a run, so that its model can be used where the data are not available.
 
-A run writes `record_of(experiment.data)` into run.json. While `remembering` that, `image_classification` with
-the arguments of then returns a set that knows its classes and shapes from the record and looks for no file,
-unless an example is asked for.
+A run writes `record_of(experiment.data)` into run.json. Within `remembering`, `image_classification` with the
+same arguments returns a data set whose classes and shapes come from that record. Files are only read if an
+example is needed.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.types import Identity, Source, Splits
 
-MAX_VALUES = 2**28  # in one example; more than that is no record of ours
+MAX_VALUES = 2**28  # in one example; a record with more is damaged
 
 _remembered: ContextVar[Mapping[str, Any] | None] = ContextVar("recorded data", default=None)
 
 
 class RecordedSource:
-    """A source of which spec and length are known; it is looked for when an example is asked for."""
+    """A source with a known spec and length. Its files are searched for when an example is read."""
 
     def __init__(self, spec: Mapping[str, jax.ShapeDtypeStruct], size: int, find: Callable[[], Source]):
         self._spec, self._size, self._find = spec, size, find
@@ -41,7 +41,7 @@ class RecordedSource:
 
 
 def record_of(data: Splits) -> dict[str, Any]:
-    """Returns what run.json says of the examples beside the identity: spec, classes, what was asked for."""
+    """Returns the record of the examples for run.json: spec, names of classes, and the request."""
     while isinstance(data, ChangedSplits):
         data = data.data
     return {
@@ -56,7 +56,7 @@ def record_of(data: Splits) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def remembering(run_record: Mapping[str, Any] | None) -> Iterator[None]:
-    """Lets `image_classification` know what run.json says; of an older run it says nothing of examples."""
+    """Returns a context in which `image_classification` uses the record of run.json; older runs have none."""
     token = _remembered.set(run_record)
     try:
         yield
@@ -65,7 +65,7 @@ def remembering(run_record: Mapping[str, Any] | None) -> Iterator[None]:
 
 
 def remembered(request: Mapping[str, Any]) -> "Recorded | None":
-    """Returns what is remembered of a set that is asked for by these arguments; None for any other.
+    """Returns the record of a data set with these arguments, or None if there is none.
 
     Raises:
       UserError: the record is damaged.
@@ -78,22 +78,23 @@ def remembered(request: Mapping[str, Any]) -> "Recorded | None":
         return Recorded(record, run_record["dataset"], run_record.get("notice"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"run.json does not describe the run's data any more ({error!r}); restore it, or train again"
+            f"run.json is damaged: the record of the data is not valid ({error!r}); restore it, or train "
+            "again"
         ) from None
 
 
 class Recorded:
-    """What a run's record says of its data.
+    """The data of a run as its record describes them.
 
     Attributes:
-      spec: of one example.
-      class_names: one a class.
-      identity: of the data.
-      notice: as of `Splits`.
+      spec: shape and dtype of one example, by feature name.
+      class_names: name of each class.
+      identity: identity of the data.
+      notice: warning for a reader; see `Splits`.
     """
 
     def __init__(self, record: Mapping[str, Any], dataset: Mapping[str, Any], notice: str | None):
-        """Raises KeyError, TypeError or ValueError where something is missing or absurd."""
+        """Raises KeyError, TypeError or ValueError if an entry is missing or not valid."""
         self.spec = {
             str(name): jax.ShapeDtypeStruct(_shape(leaf["shape"]), np.dtype(leaf["dtype"]))
             for name, leaf in record["spec"].items()
@@ -109,11 +110,11 @@ class Recorded:
 def _shape(dimensions: Any) -> tuple[int, ...]:
     shape = tuple(map(_positive, dimensions))
     if math.prod(shape) > MAX_VALUES:
-        raise ValueError(f"an example of shape {shape}")
+        raise ValueError(f"an example of shape {shape} is too large")
     return shape
 
 
 def _positive(number: Any) -> int:
     if type(number) is not int or number < 1:
-        raise ValueError(f"{number!r} is no size")
+        raise ValueError(f"{number!r} is not a size")
     return number

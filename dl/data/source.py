@@ -1,4 +1,4 @@
-"""Sources: examples by random access, as NumPy arrays."""
+"""Sources: examples with random access, as NumPy arrays."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ import numpy as np
 from dl.errors import UserError
 from dl.types import Source
 
-_KINDS = "biufc"  # of NumPy's own types: booleans, whole, real and complex numbers
+_KINDS = "biufc"  # kinds of NumPy's number types: booleans, whole, real and complex numbers
 _CHUNK = 1024  # examples read at once
 
 
@@ -21,11 +21,12 @@ class ArraySource:
     """Examples held in memory.
 
     Attributes:
-      arrays: by feature name; the leading axis counts examples and is as long in every array. Whatever NumPy
-        makes an array of numbers of will do: lists, JAX arrays, columns of pandas; any byte order.
+      arrays: arrays by feature name. The leading axis is the example and has the same length in every array.
+        Values that NumPy converts to an array of numbers are accepted too: lists, JAX arrays, columns of
+        pandas, and any byte order.
 
     Raises:
-      UserError: without arrays, if their lengths differ, or if one holds no numbers or has gaps.
+      UserError: there are no arrays, their lengths differ, or one has values that are missing or not numbers.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -34,7 +35,10 @@ class ArraySource:
         object.__setattr__(self, "arrays", {name: _as_numbers(name, a) for name, a in self.arrays.items()})
         lengths = {name: array.shape[0] if array.ndim else None for name, array in self.arrays.items()}
         if not lengths or None in lengths.values() or len(set(lengths.values())) > 1:
-            raise UserError(f"the arrays of a source need one common leading length; theirs are {lengths}")
+            raise UserError(
+                f"the arrays of a source have the lengths {lengths}; give one or more arrays, "
+                "all of the same length"
+            )
 
     @property
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -56,31 +60,31 @@ class ArraySource:
 
 
 def bytes_each(source: Source) -> int:
-    """Returns how many bytes one example of a source takes in memory."""
+    """Returns the size of one example of a source in memory, in bytes."""
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in source.spec.values())
 
 
 def chunks(size: int) -> Iterator[np.ndarray]:
-    """Yields the rows 0, …, size - 1 in order, as many at once as fit into memory with ease."""
+    """Yields the rows 0, …, size - 1 in order, in parts that easily fit into memory."""
     for start in range(0, size, _CHUNK):
         yield np.arange(start, min(start + _CHUNK, size))
 
 
 def _as_numbers(name: str, values: Any) -> np.ndarray:
-    """Returns values as an array of numbers in this machine's byte order, without a copy of what is one."""
+    """Returns values as an array of numbers in the byte order of this machine, without a needless copy."""
     if np.ma.is_masked(values):
         row = int(np.argwhere(np.ma.getmaskarray(values))[0, 0])
-        raise UserError(f"the array {name} has masked values, the first in row {row}; fill or leave them out")
+        raise UserError(f"the array {name} has masked values, the first in row {row}; fill or remove them")
     try:
         array = np.asarray(values)
-    except Exception as error:  # ragged lists, keys of JAX, and whatever a library's conversion raises
+    except Exception as error:  # ragged lists, JAX keys, and errors of other libraries' conversions
         text = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the array {name} is no array of numbers ({text}); give every example one shape"
+            f"the array {name} is not an array of numbers ({text}); give every example the same shape"
         ) from None
     if array.dtype.kind not in _KINDS and not jnp.issubdtype(array.dtype, np.number):
-        advice = "give every example one shape, and numbers without gaps"
+        advice = "give every example the same shape, without missing values"
         if array.dtype.kind in "US" or any(isinstance(value, str) for value in array.ravel()[:1]):
             advice = f"classes are whole numbers: names, {name} = np.unique({name}, return_inverse=True)"
-        raise UserError(f"the array {name} holds no numbers but {array.dtype}; {advice}")
+        raise UserError(f"the array {name} holds {array.dtype} instead of numbers; {advice}")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

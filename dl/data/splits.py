@@ -1,4 +1,4 @@
-"""The splits of a data set, as an experiment takes them."""
+"""The splits of a data set, in the form that an experiment uses."""
 
 import dataclasses
 import functools
@@ -12,31 +12,32 @@ from dl.data.source import ArraySource, bytes_each, chunks
 from dl.data.steps import CountsSteps
 from dl.types import Identity, Preprocess, Source, Splits
 
-MAX_CHECKSUM_BYTES = 2**30  # that one source may decode at the start for its checksum
+MAX_CHECKSUM_BYTES = 2**30  # A larger source is not decoded completely for its checksum.
 NUM_SAMPLED = 1024
 
 
 def short_notice(notice: str | None) -> str:
-    """Returns what of a notice stands beside every figure: its first line."""
+    """Returns the first line of a notice, which is shown beside every result; empty without a notice."""
     return next(iter((notice or "").splitlines()), "")
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySplits(CountsSteps):
-    """Splits that are sources of one's own: arrays in memory, or anything that reads rows.
+    """Splits from your own sources: arrays in memory, or other implementations of `Source`.
 
-    Its identity is a checksum of the content. A source that is not an `ArraySource` is read once for that, if
-    it decodes at most `MAX_CHECKSUM_BYTES`; of a larger one count spec, length and `NUM_SAMPLED` rows at
-    equal distances. A source with an attribute `checksum`, text that changes with its content, is not read.
+    The identity contains a checksum of the content. A source that is not an `ArraySource` is read once for
+    the checksum if it decodes to at most `MAX_CHECKSUM_BYTES`. For a larger source the checksum is over its
+    spec, its length and `NUM_SAMPLED` rows at equal distances. A source with an attribute `checksum`, a text
+    that changes with its content, is not read.
 
     Attributes:
-      name: what to call the data.
-      train: the examples that are trained on.
-      evaluations: by name.
-      provenance: where they come from.
-      notice: see `Splits`.
-      preprocess: see `Splits`; by default the input's pixels become floats in [0, 1], and no other feature
-        changes.
+      name: name of the data.
+      train: the training examples.
+      evaluations: the evaluation splits by name.
+      provenance: where the data come from.
+      notice: warning for a reader; see `Splits`.
+      preprocess: function from a stored batch to the model's input; see `Splits`. By default the pixels of
+        the input become floats in [0, 1], and no other feature changes.
     """
 
     name: str
@@ -62,7 +63,7 @@ class ArraySplits(CountsSteps):
 
 
 def _checksum(source: Source) -> str:
-    """Returns the checksum of a source that is no array, as `ArraySplits` says."""
+    """Returns the checksum of a source that is not an `ArraySource`, as `ArraySplits` documents it."""
     stated = getattr(source, "checksum", None)
     if isinstance(stated, str):
         return stated
@@ -81,14 +82,14 @@ def _checksum(source: Source) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ChangedSplits(CountsSteps):
-    """The splits of other data with changes; one that is left out is never asked for, so nobody can read it.
+    """Changed splits of other data. A split that is left out is never read.
 
     Attributes:
-      data: the other; the checksum stays that of all of it.
-      own: splits in place of those of the same name, or beside them.
-      without: names of evaluations that are left out.
-      name_suffix: what follows the name of the data.
-      provenance_suffix: likewise.
+      data: the other data. The checksum is that of all of them.
+      own: splits that replace those of the same name, or are added.
+      without: names of evaluation splits that are left out.
+      name_suffix: text after the name of the data.
+      provenance_suffix: text after the provenance of the data.
     """
 
     data: Splits

@@ -1,4 +1,4 @@
-"""How many steps a number of passes over the training split takes."""
+"""The number of steps of a number of epochs."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ from dl.types import Source
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Returns how many batches one pass over the examples takes, the padded last one included."""
+    """Returns the number of batches in one epoch, including the padded last one."""
     return -(-num_examples // batch_size)
 
 
@@ -18,7 +18,7 @@ class _HasTrain(Protocol):
 
 
 class CountsSteps:
-    """Gives splits the method `steps`, as `dl.types.Splits` describes it: inherit from this class."""
+    """A base class with the method `steps` of `dl.types.Splits`."""
 
     def steps(self: _HasTrain, num_epochs: int, batch_size: int, *, at_least: int = 1) -> int:
         num_epochs = check_count("num_epochs", num_epochs, STEPS)

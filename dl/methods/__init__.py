@@ -1,6 +1,6 @@
-"""Methods: families of techniques that fill a seam of the trainer.
+"""Methods: families of training techniques that plug into an experiment.
 
-A file holds one family: it returns a task, a `grad_fn`, an optax transformation or a Linen module, and never
-forks the loop. It may import `dl.data`, `dl.models`, `dl.evaluation` and the words at the top of `dl`. Read
-`mixing` first.
+Each file holds one family. It returns a task, a `grad_fn`, an optax transformation or a Linen module, and
+does not change the training loop. It may import `dl.data`, `dl.models`, `dl.evaluation` and the modules at
+the top of `dl`. Read `mixing` first.
 """

@@ -17,9 +17,9 @@ Mix = Callable[[Key, Batch], Batch]
 
 
 def with_mixing(task: Task, mix: Mix) -> Task:
-    """Returns the task on batches that are mixed in training, by `mixup` or `cutmix`; evaluation is not.
+    """Returns the task with batches that `mixup` or `cutmix` mixes in training, but not in evaluation.
 
-    Under `accumulated_gradient` examples mix within their micro-batch.
+    With `accumulated_gradient`, examples are mixed within their micro-batch.
     """
 
     def mixed(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
@@ -32,19 +32,22 @@ def with_mixing(task: Task, mix: Mix) -> Task:
 
 
 def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:
-    """Returns a mixing of pairs: λ x + (1 − λ) x', and the same of their labels (Zhang et al. 2018, eq. 1).
+    """Returns a function that mixes pairs of examples as λ x + (1 − λ) x', and their labels in the same way.
 
-    λ ~ Beta(α, α), one for the batch, as in the paper's code. Every valid example is paired with another one
-    in a random order over the whole batch, so that the number of devices changes nothing; padding stays as it
-    is. The soft labels stand in `target`, shape B × C, which `task.classification` reads.
+    There is one λ ~ Beta(α, α) for each batch, as in the paper's code. Every valid example is paired with
+    another one in a random order over the whole batch, so the result does not depend on the number of
+    devices. Padding is not changed. The soft labels are the feature `target`, shape B × C, which
+    `task.classification` reads.
+
+    Source: Zhang et al. 2018, eq. 1.
 
     Args:
-      alpha: α; 0.1 to 0.4 for images; 0 for no mixing: the targets are one-hot.
-      num_classes: C.
-      name: the feature that is mixed.
+      alpha: α. Values from 0.1 to 0.4 are usual for images. 0 means no mixing, with one-hot targets.
+      num_classes: number of classes, C.
+      name: name of the feature that is mixed.
 
     Raises:
-      UserError: α is negative or not finite, or there are no classes.
+      UserError: α is negative or not finite, or `num_classes` is not a positive whole number.
     """
     check("alpha", alpha, NON_NEGATIVE)
     num_classes = check_count("num_classes", num_classes, STEPS)
@@ -64,11 +67,21 @@ def mixup(alpha: float, num_classes: int, name: str = "image") -> Mix:
 
 
 def cutmix(alpha: float, num_classes: int, name: str = "image") -> Mix:
-    """Returns a mixing that pastes a box of one image into another (Yun et al. 2019, 3.1).
+    """Returns a function that pastes a box of one image into another image.
 
-    The box has the image's proportions and the fraction 1 − λ of its area, λ ~ Beta(α, α), one for the batch;
-    its centre is uniform, and what lies outside is cut off. The labels are mixed by the areas that are seen.
-    Pairs, padding, `target` and an α of 0 are as in `mixup`; the paper's α is 1.
+    The box has the proportions of the image and the fraction 1 − λ of its area. There is one λ ~ Beta(α, α)
+    for each batch. The centre of the box is uniform, and the part outside the image is cut off. The labels
+    are mixed in proportion to the visible areas. Pairs, padding and `target` are those of `mixup`.
+
+    Source: Yun et al. 2019, section 3.1.
+
+    Args:
+      alpha: α. The paper uses 1. 0 means no mixing, with one-hot targets.
+      num_classes: number of classes, C.
+      name: name of the feature that holds the images.
+
+    Raises:
+      UserError: α is negative or not finite, or `num_classes` is not a positive whole number.
     """
     check("alpha", alpha, NON_NEGATIVE)
     num_classes = check_count("num_classes", num_classes, STEPS)
@@ -97,18 +110,18 @@ def cutmix(alpha: float, num_classes: int, name: str = "image") -> Mix:
 
 
 def _draw_ratio(key: Key, alpha: float) -> jax.Array:
-    if alpha == 0:  # the limit of Beta(α, α) is 0 or 1 with equal chances: nothing is mixed
+    if alpha == 0:  # The limit of Beta(α, α) is 0 or 1 with equal probability, so nothing is mixed.
         return jnp.ones(())
-    # Beta(1, 1) is uniform; the general sampler is a loop, slow to compile.
+    # Beta(1, 1) is uniform. The general sampler is a loop, which is slow to compile.
     return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)
 
 
 def _partners(key: Key, mask_B: jax.Array) -> jax.Array:
-    """Returns for each valid example the next one in a random order, and for padding itself."""
+    """Returns the partner of each example: the next valid one in a random order. Padding has no partner."""
     order_B = jnp.argsort(jnp.where(mask_B, jax.random.uniform(key, mask_B.shape), 2.0))
-    places_B = jnp.arange(mask_B.size)
+    indices_B = jnp.arange(mask_B.size)
     num_valid = mask_B.sum()
-    next_B = jnp.where(places_B < num_valid, (places_B + 1) % jnp.maximum(num_valid, 1), places_B)
+    next_B = jnp.where(indices_B < num_valid, (indices_B + 1) % jnp.maximum(num_valid, 1), indices_B)
     return jnp.zeros_like(order_B).at[order_B].set(order_B[next_B])
 
 

@@ -1,6 +1,8 @@
-"""The network of airbench, made to reach 94 % on CIFAR-10 with little work (Jordan 2024, arXiv:2404.00498).
+"""The network of airbench, which reaches 94 % on CIFAR-10 in a short time (Jordan 2024, arXiv:2404.00498).
 
-Shapes: B batch, H height, W width, C channels, D numbers of a patch, N classes.
+The numbers in parentheses are sections of that paper.
+
+Shapes: B batch, H height, W width, C channels, D values of a patch, N classes.
 """
 
 from collections.abc import Sequence
@@ -21,15 +23,17 @@ PATCH = 2  # side of the patches that the first layer sees
 class Airbench(nn.Module):
     """Whitened patches, then stages of convolution, pool, convolution, each with batch norm and GELU (3.1).
 
-    The first layer decorrelates 2×2 patches with fixed filters (`whiten/kernel`, from `whitening_filters`; to
-    be frozen), both signs of each. Convolutions start as partial identities (3.2), normalisations have no
-    scale, and an evaluation averages an image and its mirror image (3.5).
+    The first layer decorrelates 2×2 patches with the fixed filters of `whitening_filters`, and uses both
+    signs of each output. Its parameter `whiten/kernel` must be frozen. Convolutions are initialised as
+    partial identities (3.2). Normalisations have no scale. In evaluation the logits of an image and of its
+    mirror image are averaged (3.5).
 
     Attributes:
-      num_classes: N.
+      num_classes: number of classes, N.
       widths: channels of each stage.
-      momentum: how much of the running statistics a training step keeps.
-      dtype: of the computation; parameters and statistics stay float32. None: of inputs and parameters.
+      momentum: decay of the running statistics in each training step.
+      dtype: dtype of the computation. Parameters and statistics stay float32. `None` means the dtype of
+        inputs and parameters.
     """
 
     num_classes: int
@@ -51,7 +55,7 @@ class Airbench(nn.Module):
             x_BHWC = self._conv(width, f"stage{number}_conv1", x_BHWC)
             x_BHWC = self._norm(f"stage{number}_norm1", x_BHWC, train)
         x_BC = x_BHWC.max((1, 2))
-        # A small last layer: the logits start near 0, where the loss is that of a guess.
+        # The division makes the initial logits small, so that the initial loss is that of a uniform guess.
         logits_BN = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")(x_BC) / 9
         return logits_BN if train else logits_BN.reshape(2, batch, -1).mean(0)
 
@@ -73,20 +77,21 @@ class Airbench(nn.Module):
 
 
 def patches(x_BHWC: jax.Array) -> jax.Array:
-    """Returns every 2×2 patch as one place with 4 C channels; the image is a pixel smaller on each axis."""
+    """Returns every 2×2 patch as one pixel with 4 C channels. The image is one pixel smaller on each axis."""
     height, width = (size - PATCH + 1 for size in x_BHWC.shape[1:3])
     shifted = [x_BHWC[:, i : i + height, j : j + width] for i in range(PATCH) for j in range(PATCH)]
     return jnp.concatenate(shifted, -1)
 
 
 def whitening_filters(images_BHWC: np.ndarray, epsilon: float = 5e-4) -> np.ndarray:
-    """Returns the kernel of `whiten`, shape D × D: patches times it are uncorrelated with variance one.
+    """Returns the kernel of `whiten`, shape D × D.
 
-    The columns are the eigenvectors of the patches' covariance over √(eigenvalue + ε) (3.1, ε as there).
+    Patches times this kernel are uncorrelated, with variance 1.
+    The columns are the eigenvectors of the covariance of the patches, divided by √(eigenvalue + ε) (3.1).
 
     Args:
-      images_BHWC: training images in [0, 1]; some thousands are enough.
-      epsilon: keeps noise from being blown up.
+      images_BHWC: training images in [0, 1]. A few thousand are enough.
+      epsilon: ε, which limits the amplification of noise. The default is that of the paper.
     """
     height, width = (size - PATCH + 1 for size in images_BHWC.shape[1:3])
     shifted = [images_BHWC[:, i : i + height, j : j + width] for i in range(PATCH) for j in range(PATCH)]
@@ -96,7 +101,7 @@ def whitening_filters(images_BHWC: np.ndarray, epsilon: float = 5e-4) -> np.ndar
 
 
 def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Returns the kernel of a convolution whose first outputs are its inputs, the others random (3.2)."""
+    """Returns an initial kernel whose first outputs copy the inputs. The other outputs are random (3.2)."""
     kernel = nn.initializers.lecun_uniform()(key, shape, dtype)
     height, width, inputs, outputs = shape
     count = min(inputs, outputs)
@@ -105,7 +110,7 @@ def partial_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.floa
 
 
 def whitened(source: Source, num_images: int = 5000) -> WarmStart:
-    """Returns the fixed filters of `Airbench`'s first layer, from the first images of a training split."""
+    """Returns a warm start with the first layer of `Airbench`, computed from the first training images."""
 
     def start(model_shapes: Variables) -> Variables:
         images = source[np.arange(min(len(source), num_images))]["image"]

@@ -1,4 +1,4 @@
-"""AlexNet, the network that began the deep-learning era of vision.
+"""AlexNet, the convolutional network that won the ImageNet challenge of 2012.
 
 Shapes: B batch, H height, W width, C channels, D features, N classes.
 """
@@ -17,17 +17,18 @@ from dl.models.scaling import Scaling, imagenet_statistics
 class AlexNet(nn.Module):
     """Five convolutions, three overlapping max-pools, three dense layers (Krizhevsky et al. 2012, 3.5).
 
-    In the form of one column (Krizhevsky 2014, "One weird trick", which torchvision follows): no split over
-    two GPUs, no local response normalisation. The head reads the feature map as it is, 6×6 for images of
-    224×224; the smallest image is 63×63.
+    This is the version with one column (Krizhevsky 2014, "One weird trick"), as in torchvision. It is not
+    split over two GPUs and has no local response normalisation. The head reads the flattened feature map, 6×6
+    for images of 224×224. The smallest image is 63×63.
 
     Attributes:
-      num_classes: N; None for a network without a head, which returns features of shape (B, C).
-      channels: of the five convolutions.
-      hidden: the widths of the dense layers before the last.
-      dropout: the probability that a unit of these is dropped in training (4.2).
-      scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_classes: number of classes, N. `None` means a network without a head, which returns features of
+        shape (B, C).
+      channels: number of channels of each of the five convolutions.
+      hidden: width of each dense layer before the last one.
+      dropout: probability that a unit of these is dropped in training (4.2).
+      scaling: function from pixels in [0, 1] to the input range of the network.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_classes: int | None

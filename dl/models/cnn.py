@@ -17,16 +17,16 @@ class CNN(nn.Module):
     """Convolutions with ReLU, optionally each pooled, then dense layers (LeCun et al. 1998).
 
     Attributes:
-      channels: of each convolution.
-      hidden: the width of each dense layer before the last.
-      num_classes: N.
+      channels: number of channels of each convolution.
+      hidden: width of each dense layer before the last one.
+      num_classes: number of classes, N.
       pool: whether a 2×2 max-pool follows each convolution.
-      padding: of the convolutions, VALID or SAME.
-      crop: the side of the square in the centre that is seen of a larger image; None: all of it.
+      padding: padding of the convolutions, VALID or SAME.
+      crop: side of the central square that the network reads, in pixels. `None` means the whole image.
       kernel_size: height and width of the convolutions' kernels.
-      dropout: the probability that a unit of the dense layers is dropped in training.
-      kernel_init: of every kernel; LeCun's is Linen's own default.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      dropout: probability that a unit of the dense layers is dropped in training.
+      kernel_init: initializer of every kernel. The default is that of Linen.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     channels: Sequence[int]
@@ -56,7 +56,7 @@ class CNN(nn.Module):
             x_BHWC = nn.relu(conv(channels)(x_BHWC))
             if self.pool:
                 x_BHWC = max_pool(x_BHWC)
-        # The batch size is stated, not inferred: a wrong shape must fail, not change the batch.
+        # The batch size is given, not inferred by -1: a wrong shape must fail instead of changing the batch.
         x_BD = x_BHWC.reshape(x_BHWC.shape[0], -1)
         for width in self.hidden:
             x_BD = nn.relu(dense(width)(x_BD))
@@ -65,17 +65,17 @@ class CNN(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """A convolutional pyramid without normalisation: each stage halves the image and widens it.
+    """A convolutional network without normalisation. Each stage halves the image and has more channels.
 
-    A strided convolution opens every stage (Springenberg et al. 2015); all stages but the first refine
-    their features with one residual convolution (He et al. 2016). No layer mixes examples or keeps
-    statistics, so the network computes the same on one device and on eight, for one example and for many.
+    Every stage starts with a strided convolution (Springenberg et al. 2015). All stages but the first
+    continue with one residual convolution (He et al. 2016). No layer mixes examples or keeps statistics, so
+    the result depends neither on the number of devices nor on the batch size.
 
     Attributes:
-      num_classes: N.
-      widths: channels of each stage.
-      dropout: the probability that a feature before the last layer is dropped in training.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_classes: number of classes, N.
+      widths: number of channels of each stage.
+      dropout: probability that a feature before the last layer is dropped in training.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_classes: int
@@ -97,16 +97,16 @@ class ConvNet(nn.Module):
 
 
 def centre(image_BHWC: jax.Array, side: int) -> jax.Array:
-    """Returns the square in the middle of each image; an odd rest is left at the bottom and on the right."""
+    """Returns the central square of each image. An odd remainder is cut at the bottom and on the right."""
     top, left = ((size - side) // 2 for size in image_BHWC.shape[1:3])
     return image_BHWC[:, top : top + side, left : left + side]
 
 
 def max_pool(x_BHWC: jax.Array, window: int = 2) -> jax.Array:
-    """Returns the maximum of each window, stride = window; an odd rest at the border is dropped.
+    """Returns the maximum of each window, with stride = window. A remainder at the border is dropped.
 
-    As a reshape and a maximum: its gradient is a comparison, where that of a windowed reduction is a
-    scatter, several times slower on a CPU.
+    It is computed as a reshape and a maximum, whose gradient is a comparison. The gradient of a windowed
+    reduction is a scatter, which is several times slower on a CPU.
     """
     batch, height, width, channels = x_BHWC.shape
     rows, columns = height // window, width // window

@@ -1,4 +1,4 @@
-"""Modules that drop parts of a network while it is trained: units, channels, whole blocks, connections.
+"""Modules that drop parts of a network in training: units, channels, blocks or connections.
 
 Shapes: B examples, C channels, D inputs, F features.
 """
@@ -13,7 +13,7 @@ from dl.ranges import BELOW_ONE, PROBABILITY, check
 
 
 class Dropout(nn.Dropout):
-    """Linen's dropout (Srivastava et al. 2014), which refuses a rate that is no probability."""
+    """Linen's dropout (Srivastava et al. 2014), which raises UserError if the rate is not in [0, 1]."""
 
     def __post_init__(self) -> None:
         check("dropout rate", self.rate, PROBABILITY)
@@ -21,47 +21,51 @@ class Dropout(nn.Dropout):
 
 
 class SpatialDropout(nn.Module):
-    """Dropout of whole channels: neighbouring pixels agree, so to drop single ones drops little.
+    """Dropout of whole channels. Dropping single pixels has little effect, because neighbours are similar.
 
-    Tompson et al. 2015, 3.2. Input B × … × C; every example draws its own channels, which are kept with
-    probability 1 − rate and then divided by it. The identity unless `train`.
+    The input has shape B × … × C. For each example every channel is kept with probability 1 − rate and then
+    divided by 1 − rate. Without `train` it is the identity.
+
+    Source: Tompson et al. 2015, section 3.2.
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        places = tuple(range(1, x.ndim - 1))
-        return Dropout(self.rate, broadcast_dims=places, deterministic=not train)(x)
+        spatial_axes = tuple(range(1, x.ndim - 1))
+        return Dropout(self.rate, broadcast_dims=spatial_axes, deterministic=not train)(x)
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch whole: `x + StochasticDepth(0.1)(branch(x), train=train)`.
+    """Dropout of a whole residual branch: `x + StochasticDepth(0.1)(branch(x), train=train)`.
 
-    Huang et al. 2016, eq. 2. Every example draws for itself; a branch that is kept is divided by 1 − rate, so
-    that evaluation needs no scaling. Keras and timm call this "drop connect" too.
+    For each example the branch is kept with probability 1 − rate and then divided by 1 − rate, so that
+    evaluation needs no scaling. Keras and timm also call this "drop connect".
+
+    Source: Huang et al. 2016, eq. 2.
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        rest = tuple(range(1, x.ndim))
-        return Dropout(self.rate, broadcast_dims=rest, deterministic=not train)(x)
+        other_axes = tuple(range(1, x.ndim))
+        return Dropout(self.rate, broadcast_dims=other_axes, deterministic=not train)(x)
 
 
 class DropConnectDense(nn.Module):
-    """A dense layer whose single weights, not units, are dropped in training (Wan et al. 2013, 3).
+    """A dense layer whose weights are dropped in training, instead of its units (Wan et al. 2013, section 3).
 
-    The output is x (M ∘ W) / (1 − rate) + b. The mask M is Bernoulli, of the kernel's shape, and one per
-    example, which the paper finds necessary (3.1); it takes B·D·F numbers. Evaluation uses the mean weights
-    W: no connection is dropped.
+    The output is x (M ∘ W) / (1 − rate) + b. The mask M is Bernoulli and has the shape of the kernel. There
+    is one mask per example, which the paper finds necessary (3.1). The masks take B·D·F numbers of memory. In
+    evaluation no weight is dropped.
 
     Attributes:
-      features: F.
-      rate: the probability that a weight is dropped.
-      use_bias: whether b is added; it is never dropped.
-      dtype: of the computation. None: of inputs and parameters.
+      features: number of outputs, F.
+      rate: probability that a weight is dropped.
+      use_bias: whether the bias b is added. It is never dropped.
+      dtype: dtype of the computation. `None` means that of inputs and parameters.
     """
 
     features: int
@@ -71,7 +75,7 @@ class DropConnectDense(nn.Module):
 
     @nn.compact
     def __call__(self, x_BD: jax.Array, *, train: bool) -> jax.Array:
-        """Returns an array of shape B × F; the mask comes from the stream `dropout`."""
+        """Returns an array of shape B × F. The mask is drawn from the random stream `dropout`."""
         check("rate", self.rate, BELOW_ONE)
         shape = (x_BD.shape[-1], self.features)
         kernel_DF = self.param("kernel", nn.initializers.lecun_normal(), shape)

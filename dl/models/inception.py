@@ -1,4 +1,4 @@
-"""Inception-v3: towers of factorised convolutions side by side.
+"""Inception-v3: blocks of parallel towers of factorised convolutions.
 
 Shapes: B batch, H height, W width, C channels, N classes.
 """
@@ -18,12 +18,12 @@ from dl.models.scaling import Scaling, minus_one_to_one
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer of a tower: convolutions with ReLU, several of them side by side where it forks.
+    """One layer of a tower: one convolution with ReLU, or several in parallel.
 
     Attributes:
-      channels: of each convolution.
-      kernels: height and width of each; their outputs are concatenated.
-      strides: of both axes; a layer of stride 2 is not padded.
+      channels: number of channels of each convolution.
+      kernels: height and width of each kernel. The outputs are concatenated.
+      strides: stride of both axes. A layer of stride 2 is not padded.
     """
 
     channels: int
@@ -33,12 +33,12 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Towers beside a pooling, all concatenated.
+    """Parallel towers and a pooling, whose outputs are concatenated.
 
     Attributes:
-      towers: each a sequence of layers.
-      pool_channels: of the 1×1 convolution after a mean-pool of stride 1; None in a block that halves the
-        image, where a max-pool of stride 2 stands alone.
+      towers: the towers. Each one is a sequence of layers.
+      pool_channels: number of channels of a 1×1 convolution after a mean-pool of stride 1. `None` means a
+        max-pool of stride 2 without a convolution, in a block that halves the image.
     """
 
     towers: Sequence[Sequence[Layer]]
@@ -50,7 +50,7 @@ ROW, COLUMN, FORK = ((1, 7),), ((7, 1),), ((1, 3), (3, 1))
 
 
 def inception_a(pool_channels: int) -> Block:
-    """Returns the block of fig. 5: a 5×5 convolution, and the same as two of 3×3."""
+    """Returns the block of fig. 5, with a 5×5 convolution and, in parallel, two 3×3 convolutions."""
     return Block(
         (
             (Layer(64),),
@@ -72,7 +72,7 @@ def reduction_a() -> Block:
 
 
 def inception_b(channels: int) -> Block:
-    """Returns the block of fig. 6, `channels` wide inside: 7×7 factorised into 1×7 and 7×1."""
+    """Returns the block of fig. 6 with `channels` inner channels: 7×7 factorised into 1×7 and 7×1."""
     return Block(
         (
             (Layer(192),),
@@ -123,17 +123,18 @@ V3_BLOCKS = (
 class Inception(nn.Module):
     """A stem of six convolutions and a sequence of Inception blocks (Szegedy et al. 2016, table 1).
 
-    Batch normalisation has no scale, as in the authors' code: a ReLU and a linear layer follow. There is no
-    auxiliary classifier. The smallest image is 75×75.
+    As in the authors' code, batch normalisation has no scale, because a ReLU and a linear layer follow it.
+    There is no auxiliary classifier. The smallest image is 75×75.
 
     Attributes:
-      num_classes: N; None for a network without a head, which returns features of shape (B, C).
-      blocks: after the stem.
-      width: a factor on all channels.
-      dropout: the probability that a feature before the head is dropped in training.
-      momentum: how much of the running statistics a training step keeps.
-      scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_classes: number of classes, N. `None` means a network without a head, which returns features of
+        shape (B, C).
+      blocks: the blocks after the stem.
+      width: factor on the number of channels of all layers.
+      dropout: probability that a feature before the head is dropped in training.
+      momentum: decay of the running statistics in each training step.
+      scaling: function from pixels in [0, 1] to the input range of the network.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_classes: int | None
@@ -210,6 +211,6 @@ def half(x_BHWC: jax.Array) -> jax.Array:
 def inception_v3(num_classes: int | None = 1000, **options: Any) -> Inception:
     """Returns Inception-v3, for images of 299×299.
 
-    For 1000 classes 23,817,352 parameters and 34,432 running statistics.
+    For 1000 classes it has 23,817,352 parameters and 34,432 running statistics.
     """
     return Inception(num_classes, **options)

@@ -14,17 +14,17 @@ from dl.flops import products_scope
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution of each channel with a filter of its own (Howard et al. 2017, eq. 3), without bias.
+    """A convolution without bias that applies one filter to each channel (Howard et al. 2017, eq. 3).
 
-    As a sum of shifted copies of the image, one for each place of the kernel: XLA compiles that to one loop
-    over memory, where its grouped convolution on a CPU is ten to sixty times slower. `dl.flops` counts it
-    as the convolution that it is.
+    It is computed as a sum of shifted copies of the image, one for each element of the kernel. XLA compiles
+    this to one loop over memory. On a CPU its grouped convolution is ten to sixty times slower. `dl.flops`
+    counts it as a convolution.
 
     Attributes:
-      kernel: height and width.
-      strides: of both axes.
-      padding: as `nn.Conv` takes it.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      kernel: height and width of the kernel.
+      strides: stride of both axes.
+      padding: padding in a form that `nn.Conv` accepts.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     kernel: tuple[int, int] = (3, 3)
@@ -60,27 +60,30 @@ class DepthwiseConv(nn.Module):
         return total
 
     def _num_valid(self, tap: int, outputs: int, pads: tuple[int, int], size: int) -> int:
-        """Returns for how many outputs a place of the kernel meets a pixel, on one axis."""
+        """Returns the number of outputs for which an element of the kernel meets a pixel, on one axis."""
         return sum(0 <= out * self.strides + tap - pads[0] < size for out in range(outputs))
 
 
 class ConvNorm(nn.Module):
     """A convolution without bias, batch normalisation, an activation (Ioffe & Szegedy 2015, 3.2).
 
-    Its parameters are `conv/kernel` and `norm/{scale,bias}`, its statistics `norm/{mean,var}`.
+    Its parameters are `conv/kernel` and `norm/{scale,bias}`. Its statistics are `norm/{mean,var}`.
 
     Attributes:
-      channels: of the output.
-      kernel: height and width.
-      strides: of both axes.
-      padding: as `nn.Conv` takes it.
-      groups: of channels that are convolved apart; as many as channels is a depthwise convolution.
-      activation: the last operation; None for none.
-      epsilon: added to the variance.
-      momentum: how much of the running statistics a training step keeps.
-      use_scale: whether the normalisation has a trained scale; useless before a ReLU and a linear layer.
-      scale_init: of that scale.
-      dtype: of the computation; parameters and statistics stay float32. None: of inputs and parameters.
+      channels: number of output channels.
+      kernel: height and width of the kernel.
+      strides: stride of both axes.
+      padding: padding in a form that `nn.Conv` accepts.
+      groups: number of groups of channels that are convolved separately. If it is the number of channels, the
+        convolution is depthwise.
+      activation: function that is applied last. `None` means that there is none.
+      epsilon: number that is added to the variance.
+      momentum: decay of the running statistics in each training step.
+      use_scale: whether the normalisation has a trained scale. It has no effect before a ReLU and a linear
+        layer.
+      scale_init: initializer of that scale.
+      dtype: dtype of the computation. Parameters and statistics stay float32. `None` means the dtype of
+        inputs and parameters.
     """
 
     channels: int
@@ -126,15 +129,16 @@ class ConvNorm(nn.Module):
 def global_mean_pool(x_BHWC: jax.Array) -> jax.Array:
     """Returns the mean over height and width, shape (B, C) (Lin et al. 2014, 3.2).
 
-    It raises ValueError where nothing is left of the image.
+    Raises:
+      ValueError: the image has no pixels left.
     """
     require_pixels(x_BHWC)
     return x_BHWC.mean((1, 2))
 
 
 def require_pixels(x_BHWC: jax.Array) -> None:
-    """Raises ValueError if the strides before have left no pixel."""
+    """Raises ValueError if the strides of the previous layers have left no pixel."""
     if 0 in x_BHWC.shape[1:3]:
         raise ValueError(
-            f"after the strides the image is {x_BHWC.shape[1]}x{x_BHWC.shape[2]}; use a larger image"
+            f"after the strides the image is {x_BHWC.shape[1]}x{x_BHWC.shape[2]} pixels; use larger images"
         )

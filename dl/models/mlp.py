@@ -16,12 +16,12 @@ class MLP(nn.Module):
     """Dense layers with an activation between them (Rumelhart, Hinton & Williams 1986).
 
     Attributes:
-      hidden: the width of each hidden layer.
-      num_classes: C.
-      activation: after each hidden layer.
-      dropout: the probability that a hidden unit is dropped in training.
-      kernel_init: of every kernel; He et al. 2015 suits ReLU.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      hidden: width of each hidden layer.
+      num_classes: number of classes, C.
+      activation: function that is applied after each hidden layer.
+      dropout: probability that a hidden unit is dropped in training.
+      kernel_init: initializer of every kernel. The default suits ReLU (He et al. 2015).
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     hidden: Sequence[int]
@@ -33,7 +33,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns logits of shape (B, C); `x` is (B, ...), flattened to (B, D)."""
+        """Returns logits of shape (B, C). `x` has shape (B, ...) and is flattened to (B, D)."""
         x_BD = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x_BD = nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(x_BD)
@@ -43,20 +43,20 @@ class MLP(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """Dense branches beside the identity: x ← x + W₂ relu(W₁ norm(x)), with a norm before the last layer.
+    """Residual blocks of dense layers, x ← x + W₂ relu(W₁ norm(x)), with a norm before the last layer.
 
-    The branches of a pre-activation network (He et al. 2016b, fig. 1b), with layer normalisation.
+    The blocks are those of a pre-activation network (He et al. 2016b, fig. 1b) with layer normalisation.
 
     Attributes:
-      width: D, of what runs from branch to branch.
-      hidden: H.
-      num_blocks: branches.
-      num_classes: C.
-      dropout: the probability that a hidden unit is dropped in training.
-      drop_connect: the probability that one of the weights W₁ is dropped in training.
-      stochastic_depth: the probability that the last branch is dropped in training; those before it are
-        dropped less often, in proportion to their number (Huang et al. 2016, eq. 4).
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      width: width of the residual stream, D.
+      hidden: width of the hidden layer of each branch, H.
+      num_blocks: number of residual blocks.
+      num_classes: number of classes, C.
+      dropout: probability that a hidden unit is dropped in training.
+      drop_connect: probability that one of the weights W₁ is dropped in training.
+      stochastic_depth: probability that the last branch is dropped in training. The probability of the other
+        branches grows linearly with their index (Huang et al. 2016, eq. 4).
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     width: int
@@ -70,7 +70,7 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Returns logits of shape (B, C); `x` is (B, ...), flattened."""
+        """Returns logits of shape (B, C). `x` has shape (B, ...) and is flattened."""
         x_BD = nn.Dense(self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1))
         for number in range(1, self.num_blocks + 1):
             branch_BD = nn.LayerNorm(dtype=self.dtype)(x_BD)

@@ -16,17 +16,17 @@ from dl.models.scaling import Scaling, minus_one_to_one
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 expansion, a depthwise 3×3 convolution and a linear 1×1 one (Sandler et al. 2018, table 1).
+    """A 1×1 expansion, a depthwise 3×3 and a linear 1×1 convolution (Sandler et al. 2018, table 1).
 
-    The input is added where the output has its shape.
+    The input is added to the output if they have the same shape.
 
     Attributes:
-      channels: of the output.
-      expansion: the factor from input channels to those of the depthwise convolution; at 1 there is no
-        expansion layer.
-      strides: of the depthwise convolution.
-      momentum: how much of the running statistics a training step keeps.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      channels: number of output channels.
+      expansion: factor from the number of input channels to that of the depthwise convolution. If it is 1,
+        there is no expansion layer.
+      strides: stride of the depthwise convolution.
+      momentum: decay of the running statistics in each training step.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     channels: int
@@ -49,7 +49,7 @@ class InvertedResidual(nn.Module):
         return x_BHWC + y_BHWC if x_BHWC.shape == y_BHWC.shape else y_BHWC
 
 
-# Sandler et al. 2018, table 2: expansion, channels, repeats, stride of the first.
+# Sandler et al. 2018, table 2: expansion, channels, repeats, stride of the first block.
 V2_STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -64,18 +64,20 @@ V2_STAGES = (
 class MobileNetV2(nn.Module):
     """A stem, stages of inverted residuals and a wide 1×1 convolution (Sandler et al. 2018, table 2).
 
-    Strided convolutions are padded as in TensorFlow, where the published weights come from.
+    Strided convolutions are padded as in TensorFlow, in which the published weights were trained.
 
     Attributes:
-      num_classes: N; None for a network without a head, which returns features of shape (B, C).
-      width: the factor on all channels, rounded to multiples of 8; the features are never fewer than 1280.
-      stages: (expansion, channels, repeats, stride of the first) of each.
-      features: channels of the last convolution, before `width`.
-      stem_strides: of the first convolution; 1 suits small images.
-      dropout: the probability that a feature before the head is dropped in training.
-      momentum: how much of the running statistics a training step keeps.
-      scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_classes: number of classes, N. `None` means a network without a head, which returns features of
+        shape (B, C).
+      width: factor on the number of channels of all layers, which is rounded to a multiple of 8. It does not
+        reduce the number of features.
+      stages: (expansion, channels, repeats, stride of the first block) of each stage.
+      features: number of channels of the last convolution, before the factor `width`.
+      stem_strides: stride of the first convolution. A stride of 1 suits small images.
+      dropout: probability that a feature before the head is dropped in training.
+      momentum: decay of the running statistics in each training step.
+      scaling: function from pixels in [0, 1] to the input range of the network.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_classes: int | None
@@ -127,6 +129,6 @@ def round_channels(channels: float, divisor: int = 8) -> int:
 def mobilenet_v2(num_classes: int | None = 1000, width: float = 1.0, **options: Any) -> MobileNetV2:
     """Returns MobileNetV2.
 
-    At width 1 without a head 2,223,872 parameters and 34,112 running statistics.
+    With width 1 and without a head it has 2,223,872 parameters and 34,112 running statistics.
     """
     return MobileNetV2(num_classes, width, **options)

@@ -17,17 +17,17 @@ from dl.models.scaling import Scaling, imagenet_statistics
 class ResidualBlock(nn.Module):
     """relu(F(x) + shortcut(x)) (He et al. 2016, eq. 1 and 2, fig. 5).
 
-    F is two 3×3 convolutions, or as a bottleneck 1×1, 3×3 and 1×1. The shortcut is the identity, or a 1×1
-    convolution where the shape changes (option B of 4.1).
+    F is two 3×3 convolutions, or in a bottleneck a 1×1, a 3×3 and a 1×1 convolution. The shortcut is the
+    identity. Where the shape changes it is a 1×1 convolution (section 4.1, option B).
 
     Attributes:
-      channels: of the output.
-      strides: of the first 3×3 convolution.
-      bottleneck: whether F is a bottleneck, a quarter as wide inside.
-      zero_init: whether the last normalisation starts with scale 0, so that the block starts as its shortcut
-        (Goyal et al. 2017, 5.1).
-      momentum: how much of the running statistics a training step keeps.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      channels: number of output channels.
+      strides: stride of the first 3×3 convolution.
+      bottleneck: whether F is a bottleneck, with a quarter of the channels inside.
+      zero_init: whether the initial scale of the last normalisation is 0, so that the block initially equals
+        its shortcut (Goyal et al. 2017, section 5.1).
+      momentum: decay of the running statistics in each training step.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     channels: int
@@ -68,19 +68,20 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Four stages of residual blocks, each stage half the size of the one before (He et al. 2016, table 1).
+    """Four stages of residual blocks. Each stage halves the image (He et al. 2016, table 1).
 
     Attributes:
-      num_classes: N; None for a network without a head, which returns features of shape (B, C).
-      num_blocks: of each stage.
-      bottleneck: whether the blocks are bottlenecks, four times as wide outside.
-      width: channels of the stem; each stage doubles them.
+      num_classes: number of classes, N. `None` means a network without a head, which returns features of
+        shape (B, C).
+      num_blocks: number of blocks of each stage.
+      bottleneck: whether the blocks are bottlenecks, with four times as many output channels.
+      width: number of channels of the stem. Each stage doubles it.
       small_images: whether the stem is one 3×3 convolution of stride 1 without pooling, for images of 32×32
-        (4.2), instead of 7×7 of stride 2 with a 3×3 max-pool.
-      zero_init: whether each block starts as its shortcut (Goyal et al. 2017, 5.1).
-      momentum: how much of the running statistics a training step keeps.
-      scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+        (section 4.2). Otherwise it is a 7×7 convolution of stride 2 and a 3×3 max-pool.
+      zero_init: whether each block initially equals its shortcut (Goyal et al. 2017, section 5.1).
+      momentum: decay of the running statistics in each training step.
+      scaling: function from pixels in [0, 1] to the input range of the network.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_classes: int | None

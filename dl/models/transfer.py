@@ -13,16 +13,17 @@ from dl.models.dropout import Dropout
 
 
 class WithHead(nn.Module):
-    """A backbone that returns features of shape (B, D), dense layers with ReLU, and a last one.
+    """A backbone that returns features of shape (B, D), dense layers with ReLU, and a last dense layer.
 
-    The parameters of the backbone stand under `backbone/`, those of the head under `hidden0/`, … and `head/`.
+    The paths of the backbone's parameters start with `backbone/`, those of the head with `hidden0/`, … and
+    `head/`.
 
     Attributes:
-      backbone: a model without a head, such as `mobilenet_v2(None)`.
-      num_classes: N.
-      hidden: the width of each dense layer before the last.
-      dropout: the probability that a unit before the last layer is dropped in training.
-      dtype: of the computation of the head; parameters stay float32.
+      backbone: model without a head, such as `mobilenet_v2(None)`.
+      num_classes: number of classes, N.
+      hidden: width of each dense layer before the last one.
+      dropout: probability that a unit before the last layer is dropped in training.
+      dtype: dtype of the computation of the head. Parameters stay float32.
     """
 
     backbone: nn.Module

@@ -1,4 +1,4 @@
-"""VGG: the deep stack of 3×3 convolutions.
+"""VGG: deep networks of 3×3 convolutions.
 
 Shapes: B batch, H height, W width, C channels, N classes.
 """
@@ -16,18 +16,19 @@ from dl.models.scaling import Scaling, imagenet_statistics
 
 
 class VGG(nn.Module):
-    """Stages of 3×3 convolutions, each ended by a 2×2 max-pool (Simonyan & Zisserman 2015, 2, table 1).
+    """Stages of 3×3 convolutions and a 2×2 max-pool (Simonyan & Zisserman 2015, section 2, table 1).
 
-    The head reads the feature map as it is, 7×7 for images of 224×224; the smallest image is 32×32.
+    The head reads the flattened feature map, 7×7 for images of 224×224. The smallest image is 32×32.
 
     Attributes:
-      num_classes: N; None for a network without a head, which returns features of shape (B, C).
-      num_convs: convolutions of each stage.
-      channels: of each stage.
-      hidden: the widths of the dense layers before the last.
-      dropout: the probability that a unit of these is dropped in training (3.1).
-      scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_classes: number of classes, N. `None` means a network without a head, which returns features of
+        shape (B, C).
+      num_convs: number of convolutions of each stage.
+      channels: number of channels of each stage.
+      hidden: width of each dense layer before the last one.
+      dropout: probability that a unit of these is dropped in training (3.1).
+      scaling: function from pixels in [0, 1] to the input range of the network.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_classes: int | None

@@ -1,6 +1,6 @@
-"""The Vision Transformer: an image is a sequence of patches.
+"""The Vision Transformer, which reads an image as a sequence of patches.
 
-Shapes: B batch, H height, W width, C channels, T tokens (one for the class, then the patches row by row),
+Shapes: B batch, H height, W width, C channels, T tokens (the class token, then the patches row by row),
 D model dim, A attention heads, K head dim, N classes.
 """
 
@@ -18,11 +18,11 @@ from dl.models.scaling import Scaling, minus_one_to_one
 
 
 class SelfAttention(nn.Module):
-    """Every token attends to every token, in several heads (Vaswani et al. 2017, eq. 1, 3.2.2).
+    """Multi-head self-attention over all tokens (Vaswani et al. 2017, eq. 1, section 3.2.2).
 
     Attributes:
-      num_heads: A; must divide D.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_heads: number of heads, A. It must divide D.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_heads: int
@@ -45,14 +45,16 @@ class SelfAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and a perceptron, each normalised before and added after (Dosovitskiy et al. 2021, eq. 2, 3).
+    """Attention and an MLP, each with a norm before it and a residual sum.
+
+    Source: Dosovitskiy et al. 2021, eq. 2 and 3.
 
     Attributes:
-      num_heads: A.
-      mlp_dim: the width of the hidden layer.
-      dropout: the probability that a value added to the stream is dropped in training.
-      epsilon: of the normalisations.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_heads: number of heads, A.
+      mlp_dim: width of the hidden layer of the MLP.
+      dropout: probability that a value of a branch or of the hidden layer is dropped in training.
+      epsilon: number that is added to the variance in each normalisation.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_heads: int
@@ -69,7 +71,7 @@ class EncoderBlock(nn.Module):
 
         y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD)
         hidden_BTM = dense(self.mlp_dim, self.dtype, "mlp0")(y_BTD)
-        # The exact GELU, not its tanh form: the published weights were trained with it.
+        # The published weights were trained with the exact GELU, not with its tanh approximation.
         hidden_BTM = nn.gelu(hidden_BTM, approximate=False)
         hidden_BTM = Dropout(self.dropout, deterministic=not train)(hidden_BTM)
         y_BTD = dense(x_BTD.shape[-1], self.dtype, "mlp1")(hidden_BTM)
@@ -77,21 +79,23 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A Transformer encoder over patches and a class token (Dosovitskiy et al. 2021, 3.1, eq. 1-4).
+    """A Transformer encoder over patches and a class token (Dosovitskiy et al. 2021, section 3.1, eq. 1-4).
 
-    The positions are learned, so that parameters fit one image size; `resize_positions` fits them to another.
+    The position embeddings are learned, so the parameters fit only one image size. `resize_positions`
+    resamples them for another one.
 
     Attributes:
-      num_classes: N; None for a network without a head, which returns the class token, of shape (B, D).
-      dim: D.
-      num_layers: encoder blocks.
-      num_heads: A; must divide D.
-      patch_size: the side of a patch in pixels; must divide height and width.
-      mlp_dim: the width of the perceptrons; None for 4·D.
-      dropout: the probability that a value is dropped in training.
-      epsilon: of the normalisations.
-      scaling: from pixels in [0, 1] to what the network expects.
-      dtype: of the computation; parameters stay float32. None: of inputs and parameters.
+      num_classes: number of classes, N. `None` means a network without a head, which returns the class token,
+        shape (B, D).
+      dim: width of the model, D.
+      num_layers: number of encoder blocks.
+      num_heads: number of heads, A. It must divide D.
+      patch_size: side of a patch in pixels. It must divide height and width.
+      mlp_dim: width of the hidden layers of the MLPs. `None` means 4·D.
+      dropout: probability that a value is dropped in training.
+      epsilon: number that is added to the variance in each normalisation.
+      scaling: function from pixels in [0, 1] to the input range of the network.
+      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
     num_classes: int | None
@@ -143,25 +147,27 @@ class ViT(nn.Module):
 def resize_positions(
     positions_1TD: np.ndarray, num_tokens: int, grid: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Returns learned positions for another number of patches, as for images of another size.
+    """Returns learned position embeddings for another number of patches, such as for images of another size.
 
-    Those of the patches are resampled as an image, bicubically with antialiasing, as timm does
-    (`resample_abs_pos_embed`); that of the class token stays. Grids are square unless stated.
+    The embeddings of the patches are resampled like an image, by bicubic interpolation with antialiasing, as
+    in timm (`resample_abs_pos_embed`). The embedding of the class token is not changed.
 
     Args:
-      positions_1TD: shape (1, T, D), the class token first.
-      num_tokens: T of the model to load them into.
-      grid: rows and columns of its patches; None: a square.
+      positions_1TD: position embeddings, shape (1, T, D), the class token first.
+      num_tokens: T of the model that the embeddings are for.
+      grid: number of rows and columns of the patches of that model. `None` means a square grid.
 
     Raises:
-      UserError: a number of patches is no square, or not that of the grid.
+      UserError: the number of patches is not a square number, or does not fit the grid.
     """
     if positions_1TD.shape[1] == num_tokens and grid is None:
         return positions_1TD
     old = _square(positions_1TD.shape[1] - 1)
     rows, columns = grid or (_square(num_tokens - 1),) * 2
     if rows * columns != num_tokens - 1:
-        raise UserError(f"grid={grid} has {rows * columns} patches, expected {num_tokens - 1}")
+        raise UserError(
+            f"grid={grid} has {rows * columns} patches; it must have {num_tokens - 1}, as the model has"
+        )
     dim = positions_1TD.shape[-1]
     image_HWD = jnp.asarray(positions_1TD[0, 1:], jnp.float32).reshape(old, old, dim)
     resized = jax.image.resize(image_HWD, (rows, columns, dim), "bicubic", antialias=True)
@@ -170,9 +176,10 @@ def resize_positions(
 
 
 def fit_positions(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns loaded values with the positions resampled to a model of another image size, else as they are.
+    """Returns loaded values. Position embeddings are resampled if the model has another image size.
 
-    For `pretrained.load_pretrained(..., fit=vit.fit_positions)`; patches must form squares.
+    It is used as `pretrained.load_pretrained(..., fit=vit.fit_positions)`. Both grids of patches must be
+    square.
     """
     is_other = path[-1] == "positions" and values.shape != shape
     if is_other and values.ndim == 3 and values.shape[::2] == shape[::2]:
@@ -183,12 +190,12 @@ def fit_positions(path: tuple[str, ...], values: np.ndarray, shape: tuple[int, .
 def _square(num_patches: int) -> int:
     side = math.isqrt(max(num_patches, 0))
     if side < 1 or side * side != num_patches:
-        raise UserError(f"{num_patches} patches do not form a square; state the grid, or use square images")
+        raise UserError(f"{num_patches} patches do not form a square; give the grid, or use square images")
     return side
 
 
 def dense(width: int, dtype: Any, name: str) -> nn.Dense:
-    """Returns a dense layer with Glorot & Bengio's (2010, eq. 16) initial weights, as the authors have."""
+    """Returns a dense layer with the initializer of Glorot & Bengio (2010, eq. 16), as the authors do."""
     return nn.Dense(width, kernel_init=nn.initializers.xavier_uniform(), dtype=dtype, name=name)
 
 

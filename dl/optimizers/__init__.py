@@ -1,12 +1,14 @@
-"""Optimizer recipes over optax.
+"""Optimizers, built from the transformations of optax.
 
-A recipe is a function that returns a `GradientTransformation`; its state tells the current learning rate
-under the name `learning_rate`. The rate is a number or a schedule (`dl.schedules`, whose names stand here
-too). θ are the parameters, g the gradient, α the rate. Options of most recipes: `clip_norm`, the global norm
-that a gradient is scaled down to before all else, and `weight_decay`, λ, which spares biases and the scales
-of norms and is decoupled (θ ← θ − α λ θ beside the step) unless the recipe says otherwise.
+Each function returns a `GradientTransformation` whose state holds the current learning rate under the name
+`learning_rate`. The learning rate is a number or a schedule of `dl.schedules`, whose names are available here
+too. In the docstrings θ are the parameters, g is the gradient and α is the learning rate.
 
-Sharpness-aware minimisation is no recipe but a `grad_fn`: `gradients.sharpness_aware_gradient`.
+Most optimizers have two options. `clip_norm` is the largest global norm of the gradient: a longer gradient is
+scaled down to it first. `weight_decay` is λ. It does not apply to biases and the scales of norms. It is
+decoupled (θ ← θ − α λ θ, in addition to the step) unless the docstring states otherwise.
+
+Sharpness-aware minimisation is a `grad_fn`, not an optimizer: `gradients.sharpness_aware_gradient`.
 """
 
 from dl.optimizers.adaptive import adafactor, adagrad, adam, adamw, lion, rmsprop

@@ -1,4 +1,4 @@
-"""Optimizers that scale each parameter by a memory of its gradients."""
+"""Adaptive optimizers: the step of each parameter is scaled by statistics of its past gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ def adamw(
 ) -> optax.GradientTransformation:
     """Returns Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
 
-    θ ← θ − α (m̂ / (√v̂ + ε) + λ θ), where λ = `weight_decay` on kernels and 0 on biases and the scales of
-    norms: a parameter that gets no gradient shrinks by exactly (1 − α λ) a step.
+    θ ← θ − α (m̂ / (√v̂ + ε) + λ θ), where λ = `weight_decay` for kernels and 0 for biases and the scales of
+    norms. A kernel without a gradient is multiplied by 1 − α λ in each step.
     """
     check_moments(b1, b2, eps)
     return recipe(
@@ -56,11 +56,11 @@ def adagrad(
 ) -> optax.GradientTransformation:
     """Returns AdaGrad (Duchi et al. 2011, fig. 1, diagonal): s ← s + g², θ ← θ − α g / √s.
 
-    Where s is 0 no gradient was ever seen and nothing moves, so no ε is needed. A parameter with rare
-    gradients keeps a large step: made for sparse features.
+    An ε is not needed: a parameter with s = 0 has never had a gradient and does not change. A parameter with
+    rare gradients keeps a large step, which suits sparse features.
 
     Args:
-      initial_accumulator: s before the first step; above 0 the first steps are damped.
+      initial_accumulator: initial value of s, at least 0. A positive value makes the first steps smaller.
     """
     check("initial_accumulator", initial_accumulator, NON_NEGATIVE)
     return recipe(
@@ -82,12 +82,13 @@ def rmsprop(
 ) -> optax.GradientTransformation:
     """Returns RMSprop (Tieleman & Hinton 2012, lecture 6e): v ← ρ v + (1 − ρ) g², θ ← θ − α g / (√v + ε).
 
-    ε outside the root, as in PyTorch; no bias correction, so that the first steps are 1/√(1 − ρ) long.
+    ε is outside the root, as in PyTorch. There is no bias correction, so the first step has the length
+    α / √(1 − ρ) in each parameter.
 
     Args:
-      decay: ρ.
-      eps: ε.
-      momentum: of a velocity over the scaled gradients; 0 keeps none.
+      decay: ρ, in [0, 1).
+      eps: ε, at least 0.
+      momentum: momentum of the scaled gradients, in [0, 1). 0 means no momentum.
     """
     check("decay", decay, BELOW_ONE)
     check("eps", eps, NON_NEGATIVE)
@@ -111,8 +112,8 @@ def lion(
 ) -> optax.GradientTransformation:
     """Returns Lion (Chen et al. 2023, algorithm 2): θ ← θ − α (sign(β₁ m + (1 − β₁) g) + λ θ).
 
-    Then m ← β₂ m + (1 − β₂) g. Every entry moves by α: the rate is 3 to 10 times lower than Adam's, the
-    decay as many times higher (5).
+    Then m ← β₂ m + (1 − β₂) g. Every entry changes by α. The learning rate should be 3 to 10 times lower than
+    that of Adam, and the weight decay higher by the same factor (section 5).
     """
     check_moments(b1, b2, 0.0)
     return recipe(
@@ -133,25 +134,27 @@ def adafactor(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """Returns Adafactor, whose second moments take a row and a column per matrix (Shazeer & Stern 2018).
+    """Returns Adafactor, which stores the second moments of a matrix as one row and one column.
 
-    Algorithm 4 with β₁ = 0: R ← β R + (1 − β) mean of (g² + 10⁻³⁰) over columns, C over rows, β = 1 − t^−0.8;
+    R ← β R + (1 − β) mean of (g² + 10⁻³⁰) over columns, C likewise over rows, β = 1 − t^−0.8;
     V = R Cᵀ / mean(R), u = g / √V, u ← u / max(1, RMS(u) / d), θ ← θ − α max(10⁻³, RMS(θ)) u.
 
+    Source: Shazeer & Stern 2018, algorithm 4 with β₁ = 0.
+
     Args:
-      learning_rate: α. None: the paper's min(10⁻², 1/√t), which caps the relative step (algorithm 6). A rate
-        that is given is taken as it is, without that cap.
-      decay_exponent: of t in β.
-      clip_threshold: d, of each parameter's step.
-      min_factored_dim: matrices with a smaller side keep all second moments.
-      relative_step: scale α by the root mean square of each parameter, 10⁻³ at least.
+      learning_rate: α. `None` means min(10⁻², 1/√t), as in algorithm 6 of the paper. A given rate is not
+        capped.
+      decay_exponent: exponent of t in β, in (0, 1].
+      clip_threshold: d, largest root mean square of u for each parameter.
+      min_factored_dim: matrices with a smaller side store all second moments.
+      relative_step: whether α is scaled by the root mean square of each parameter, by at least 10⁻³.
     """
     check("decay_exponent", decay_exponent, Range(0, 1, above_low=True))
     check("clip_threshold", clip_threshold, POSITIVE)
     min_factored_dim = check_count("min_factored_dim", min_factored_dim, STEPS)
 
     def decay_rate(count: jax.Array, exponent: float) -> jax.Array:
-        return 1.0 - (count + 1.0) ** (-exponent)  # optax's own is float32 at most
+        return 1.0 - (count + 1.0) ** (-exponent)  # The function of optax is limited to float32.
 
     def capped(count: jax.Array | int) -> jax.Array:
         return jnp.minimum(1e-2, (count + 1.0) ** -0.5)

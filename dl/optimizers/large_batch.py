@@ -1,4 +1,4 @@
-"""Optimizers for large batches: a step as long as its layer is large."""
+"""Optimizers for large batches: the step of a layer is in proportion to the norm of its parameters."""
 
 import optax
 
@@ -16,10 +16,10 @@ def lamb(
     weight_decay: float = 1e-2,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """Returns LAMB, Adam whose step is in proportion to each kernel's norm (You et al. 2020, algorithm 2).
+    """Returns LAMB: Adam with a step in proportion to the norm of each kernel (You et al. 2020, algorithm 2).
 
-    u = m̂ / (√v̂ + ε) + λ θ, θ ← θ − α u ‖θ‖ / ‖u‖, norms per parameter. Biases and norms, which the paper's
-    code exempts too, and parameters that are 0 take the step α u.
+    u = m̂ / (√v̂ + ε) + λ θ, θ ← θ − α u ‖θ‖ / ‖u‖, with one norm per kernel. Biases and the parameters of
+    norms take the step α u, as in the paper's code. So does a kernel that is 0.
     """
     check_moments(b1, b2, eps)
     return recipe(
@@ -39,16 +39,17 @@ def lars(
     weight_decay: float = 1e-4,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """Returns LARS, momentum with a rate per kernel (You et al. 2017, algorithm 1).
+    """Returns LARS: momentum with one learning rate per kernel (You et al. 2017, algorithm 1).
 
-    u = g + λ θ, v ← μ v + α η u ‖θ‖ / ‖u‖, θ ← θ − v. The paper divides by ‖g‖ + λ ‖θ‖, which bounds ‖u‖ from
-    above; its successors divide by ‖u‖ itself, as here. λ is coupled.
-    Biases and norms take plain momentum, undecayed.
+    u = g + λ θ, v ← μ v + α η u ‖θ‖ / ‖u‖, θ ← θ − v. The paper divides by ‖g‖ + λ ‖θ‖, an upper bound of
+    ‖u‖. Later versions divide by ‖u‖, as this one does. The weight decay λ is coupled. Biases and the
+    parameters of norms use momentum without decay.
 
     Args:
-      learning_rate: α; inside the velocity, so that a change of rate acts on new gradients alone.
-      momentum: μ.
-      trust_coefficient: η.
+      learning_rate: α. It is a factor inside the velocity, so a change of the rate affects only new
+        gradients.
+      momentum: μ, in [0, 1).
+      trust_coefficient: η, above 0.
     """
     check("momentum", momentum, BELOW_ONE)
     check("trust_coefficient", trust_coefficient, POSITIVE)

@@ -17,11 +17,11 @@ def sgd(
     """Returns stochastic gradient descent: v ← μ v + g, θ ← θ − α v (α (g + μ v) with Nesterov).
 
     Args:
-      learning_rate: α.
-      momentum: μ; 0 keeps no velocity.
-      nesterov: look ahead along the velocity (Sutskever et al. 2013, as PyTorch states it).
-      weight_decay: λ, added to the gradient of kernels as λ θ (L2, coupled).
-      clip_norm: the global norm that a gradient is scaled down to before all else.
+      learning_rate: learning rate α.
+      momentum: momentum μ, in [0, 1). 0 means no velocity.
+      nesterov: whether to use Nesterov momentum (Sutskever et al. 2013), in the form of PyTorch.
+      weight_decay: weight decay λ. It is coupled: λ θ is added to the gradient of kernels (L2).
+      clip_norm: largest global norm of the gradient. A longer gradient is scaled down to it first.
     """
     check("momentum", momentum, BELOW_ONE)
     return recipe(

@@ -1,4 +1,4 @@
-"""Muon, two recipes of `dl.optimizers`: momentum that looks ahead, made orthogonal.
+"""Muon, in two versions: Nesterov momentum whose update is replaced by an orthogonal matrix.
 
 Source: Keller Jordan, github.com/KellerJordan/Muon, `muon.py`; Jordan et al. 2024, "Muon: An optimizer for
 hidden layers in neural networks".
@@ -23,7 +23,7 @@ HEADS = r"(^|/)(head|lm_head|classifier|logits|output)/"
 
 
 class LookAheadState(NamedTuple):
-    """The average of the gradients."""
+    """The moving average of the gradients."""
 
     mean: Params
 
@@ -42,10 +42,10 @@ def look_ahead(momentum: float) -> optax.GradientTransformation:
 
 
 def orthogonal_momentum(momentum: float, eps: float, bias_correction: bool) -> optax.GradientTransformation:
-    """Returns about U Vᵀ of the looking-ahead average U S Vᵀ of each gradient.
+    """Returns the transformation to approximately U Vᵀ, where U S Vᵀ is the Nesterov average of a gradient.
 
-    Its shape (…, O) is read as (I, O). With `bias_correction` as optax has it: m is divided by 1 − μ^(t + 1)
-    and g by 1 − μ^t before they are added.
+    A gradient of shape (…, O) is read as a matrix of shape (I, O). With `bias_correction`, m is divided by
+    1 − μ^(t + 1) and g by 1 − μ^t before they are added, as in optax.
     """
 
     def dims(params: Params) -> Params:
@@ -56,20 +56,20 @@ def orthogonal_momentum(momentum: float, eps: float, bias_correction: bool) -> o
 
     if bias_correction:
         return optax.contrib.scale_by_muon(beta=momentum, eps=eps, weight_dimension_numbers=dims)
-    # Without a momentum of its own it has nothing to correct, and no state worth keeping.
-    at_once = optax.contrib.scale_by_muon(beta=0.0, eps=eps, nesterov=False, weight_dimension_numbers=dims)
+    # With momentum 0 optax's transformation corrects nothing, and its state need not be kept.
+    stateless = optax.contrib.scale_by_muon(beta=0.0, eps=eps, nesterov=False, weight_dimension_numbers=dims)
     return optax.chain(
         look_ahead(momentum),
-        optax.stateless(lambda updates, _: at_once.update(updates, at_once.init(updates))[0]),
+        optax.stateless(lambda updates, _: stateless.update(updates, stateless.init(updates))[0]),
     )
 
 
 def hidden_kernels(params: Params) -> Params:
-    """Returns a tree of bools, True on what Muon is made for: all kernels but the head's.
+    """Returns a tree of bools, True for the parameters that Muon suits: all kernels except the head's.
 
-    A kernel is a parameter of that name with two dimensions or more. The head is what lies in a module
-    `head`, `lm_head`, `classifier`, `logits` or `output`; where there is none, the last one of the outermost
-    modules `Dense_0`, `Dense_1`, …. Embeddings, positions, biases and scales are not kernels.
+    A kernel is a parameter of that name with at least two dimensions. The head is a module `head`, `lm_head`,
+    `classifier`, `logits` or `output`. If there is none, it is the last of the outermost modules `Dense_0`,
+    `Dense_1`, …. Embeddings, positions, biases and scales are not kernels.
     """
     shapes = {path_name(path): leaf.ndim for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     names = [name for name, ndim in shapes.items() if ndim >= 2 and name.rpartition("/")[2] == "kernel"]
@@ -102,31 +102,33 @@ def muon(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """Returns Muon for hidden matrices, AdamW for the rest, as its author's code has it (Jordan et al. 2024).
+    """Returns Muon for hidden matrices and AdamW for the other parameters (Jordan et al. 2024).
 
-    m ← μ m + (1 − μ) g, u = μ m + (1 − μ) g (Nesterov), and replace u by the nearest orthogonal matrix: five
-    steps of X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X from X = u / (‖u‖ + ε), (a, b, c) = (3.4445, −4.7750, 2.0315).
-    θ ← θ − α (√max(1, fan-out / fan-in) X + λ θ). The rest takes steps of AdamW at the rate 0.015 α, which is
-    the author's 3·10⁻⁴ at 0.02. Where the author's code iterates in bfloat16, the gradient's dtype is kept.
+    m ← μ m + (1 − μ) g, u = μ m + (1 − μ) g (Nesterov). Then u is replaced by the nearest orthogonal matrix,
+    by five steps of X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X from X = u / (‖u‖ + ε), (a, b, c) = (3.4445, −4.7750,
+    2.0315). θ ← θ − α (√max(1, fan-out / fan-in) X + λ θ). The other parameters use AdamW with the rate 0.015
+    α, which is 3·10⁻⁴ for α = 0.02 as in the author's code. That code iterates in bfloat16. This one keeps
+    the dtype of the gradient.
 
-    A kernel's last dimension is its output and the others, flattened, its input; so are those of convolutions
-    over one, two or three dimensions. (For them the author's code takes the factor √max(1, height / width) of
-    the kernel instead, which is 1.) Exclude a kernel with several output dimensions by `matrices`.
+    The last dimension of a kernel is its output. The others, flattened, are its input, also for convolutions.
+    (For convolutions the author's code uses the factor √max(1, height / width) of the kernel, which is 1.)
+    Exclude a kernel with several output dimensions by `matrices`.
 
     Args:
-      learning_rate: α, of the matrices.
-      momentum: μ.
-      matrices: from the parameters to a tree of bools, True on those that are orthogonalised.
-      adam_ratio: the rate of AdamW over α.
-      update_rms: root mean square of an entry of Muon's step, over α, whatever the matrix's shape (Liu et al.
-        2025, eq. 4, who have 0.2, as AdamW has). None: the author's factor as above.
-      bias_correction: divide m by 1 − μ^(t + 1) and g by 1 − μ^t before they are added, as optax does.
-      b1: of AdamW.
-      b2: of AdamW.
-      eps: ε.
-      adam_eps: of AdamW.
-      weight_decay: λ, of kernels, those of AdamW too.
-      clip_norm: the global norm that a gradient is scaled down to before all else.
+      learning_rate: learning rate α of the matrices.
+      momentum: momentum μ, in [0, 1).
+      matrices: function from the parameters to a tree of bools, True for those that are orthogonalised.
+      adam_ratio: learning rate of AdamW divided by α.
+      update_rms: root mean square of the entries of Muon's step, divided by α, for matrices of any shape. Liu
+        et al. 2025, eq. 4, use 0.2, as AdamW has. `None` means the factor √max(1, fan-out / fan-in).
+      bias_correction: whether m is divided by 1 − μ^(t + 1) and g by 1 − μ^t before they are added, as in
+        optax.
+      b1: β₁ of AdamW.
+      b2: β₂ of AdamW.
+      eps: ε of Muon.
+      adam_eps: ε of AdamW.
+      weight_decay: weight decay λ of all kernels, including those that use AdamW.
+      clip_norm: largest global norm of the gradient. A longer gradient is scaled down to it first.
     """
     check("momentum", momentum, BELOW_ONE)
     check("adam_ratio", adam_ratio, NON_NEGATIVE)
@@ -163,18 +165,19 @@ def muon_like_adamw(
     weight_decay: float = 0.1,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """Returns `muon` whose steps are as long as AdamW's, so that both share rate and decay (Liu et al. 2025).
+    """Returns `muon` with steps as long as those of AdamW, so that both use the same rate and weight decay.
 
-    It departs from the author's Muon: the root mean square of a step's entries is 0.2 α (eq. 4), momentum and
-    gradient are bias-corrected apart, and all kernels are orthogonalised, the head's too.
+    It differs from the author's Muon. The root mean square of the entries of a step is 0.2 α (Liu et al.
+    2025, eq. 4). Momentum and gradient have separate bias corrections. All kernels are orthogonalised,
+    including that of the head.
 
     Args:
-      learning_rate: α, of all parameters.
-      momentum: μ.
-      matrices: as of `muon`.
-      eps: of both.
-      weight_decay: λ, of kernels.
-      clip_norm: the global norm that a gradient is scaled down to before all else.
+      learning_rate: learning rate α of all parameters.
+      momentum: momentum μ, in [0, 1).
+      matrices: function from the parameters to a tree of bools, True for those that are orthogonalised.
+      eps: ε of Muon and of AdamW.
+      weight_decay: weight decay λ of kernels.
+      clip_norm: largest global norm of the gradient. A longer gradient is scaled down to it first.
     """
     return muon(
         learning_rate,

@@ -1,4 +1,4 @@
-"""An optimizer for each part of the parameters, chosen by their paths."""
+"""Different optimizers for different parts of the parameters, selected by their paths."""
 
 import re
 from collections.abc import Mapping
@@ -13,16 +13,19 @@ from dl.types import Params
 
 
 def by_path(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Returns an optimizer for each part of the model, such as a lower rate the nearer to the input.
+    """Returns an optimizer that uses a different optimizer for each part of the model.
+
+    For example, this uses lower learning rates for layers that are closer to the input::
 
         by_path({"^head/": adam(1e-3), "block1[0-6]/": adam(1e-4), "": adam(1e-5)})
 
     Args:
-      parts: by a pattern that is searched for in a parameter's path; the first one found decides, and the
-        empty one is found everywhere. Frozen parameters have no part in it: see `Experiment.frozen`.
+      parts: optimizers by regular expression. A parameter uses the optimizer of the first expression that
+        matches its path. The empty expression matches every path. Frozen parameters are not optimized: see
+        `Experiment.frozen`.
 
     Raises:
-      UserError: a parameter that no pattern finds, or a pattern that decides nothing.
+      UserError: a parameter matches no pattern, or a pattern is the first match of no parameter.
     """
 
     def label(params: Params) -> Params:
@@ -34,11 +37,13 @@ def by_path(parts: Mapping[str, optax.GradientTransformation]) -> optax.Gradient
                 if re.search(pattern, name):
                     used.add(pattern)
                     return pattern
-            raise UserError(f"no pattern of {list(parts)} is found in {name}; add one, or '' for the rest")
+            raise UserError(f"no pattern of {list(parts)} matches {name}; add one, or '' for the rest")
 
         labels = jax.tree_util.tree_map_with_path(first, params)
         if unused := [pattern for pattern in parts if pattern not in used]:
-            raise UserError(f"the pattern {unused[0]!r} decides for no parameter; change or remove it")
+            raise UserError(
+                f"the pattern {unused[0]!r} is the first match of no parameter; change or remove it"
+            )
         return labels
 
     return optax.partition(dict(parts), label)

@@ -1,4 +1,4 @@
-"""What every recipe of `dl.optimizers` is made of: clipping, weight decay, and a rate that can be seen.
+"""The parts that all optimizers share: clipping, weight decay, and a learning rate that the state holds.
 
 θ are the parameters, α the rate, λ the weight decay.
 """
@@ -18,7 +18,7 @@ Rate = float | Schedule | Plateau
 
 
 def decay_weights(weight_decay: float) -> optax.GradientTransformation:
-    """Returns what adds λ θ to the update of kernels; nothing at λ = 0."""
+    """Returns the transformation that adds λ θ to the update of kernels; the identity if λ = 0."""
     check("weight_decay", weight_decay, NON_NEGATIVE)
     return optax.add_decayed_weights(weight_decay, kernels) if weight_decay else optax.identity()
 
@@ -26,7 +26,7 @@ def decay_weights(weight_decay: float) -> optax.GradientTransformation:
 def recipe(
     clip_norm: float | None, *parts: optax.GradientTransformation, learning_rate: Rate
 ) -> optax.GradientTransformation:
-    """Chains clipping, the parts and the final −α; α stands in the state, where the log finds it.
+    """Returns the chain of clipping, the parts and the factor −α. The state holds α, for the log.
 
     Raises:
       UserError: the norm or the rate is out of range.
@@ -47,7 +47,7 @@ def check_moments(b1: float, b2: float, eps: float) -> None:
 
 
 def descend_by(learning_rate: Rate) -> optax.GradientTransformationExtraArgs:
-    """Returns −α times the update; α follows its schedule unless `update` is given a `learning_rate`."""
+    """Returns the factor −α. α follows its schedule unless `update` gets an argument `learning_rate`."""
     descend = optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate)
 
     def update(
@@ -70,10 +70,10 @@ def descend_by(learning_rate: Rate) -> optax.GradientTransformationExtraArgs:
 
 
 def with_rate(tx: optax.GradientTransformation, schedule: Schedule) -> optax.GradientTransformation:
-    """Returns a recipe of `optimizers` with another schedule in place of its own.
+    """Returns an optimizer of `dl.optimizers` with another schedule.
 
-    `schedule_free_adamw` goes on weighting its average by its own. What is no recipe of that module keeps its
-    rate: the metric `learning_rate` of a step tells.
+    The average of `schedule_free_adamw` is still weighted by the old schedule. An optimizer that is not from
+    `dl.optimizers` keeps its rate. The metric `learning_rate` of a step shows which rate is used.
     """
     tx = optax.with_extra_args_support(tx)
 

@@ -1,4 +1,4 @@
-"""System: files, locks and text, for whatever touches the operating system.
+"""System: files, locks and text, for all code that uses the operating system.
 
-Nothing here knows what is trained. It imports nothing of `dl` but `errors`. Read `files` first.
+Nothing here depends on what is trained. It imports only `errors` of `dl`. Read `files` first.
 """

@@ -1,7 +1,7 @@
-"""Files written whole and read with care: no half of one, no planted link followed, no pipe waited for.
+"""Safe reading and writing of files: no partial files, no malicious links, no waiting for a pipe.
 
-A file is written under a temporary name that nobody can guess, and takes its place in one move. What a killed
-process left of one is removed the next time.
+A file is written under a random temporary name and then renamed in one step. Temporary files of a killed
+process are removed by the next write.
 """
 
 import contextlib
@@ -19,48 +19,48 @@ from typing import Any, BinaryIO
 from dl.errors import StorageError, UserError
 from dl.system.locks import is_at, lock
 
-_MAX_NAME_BYTES = 255  # of a file, on nearly every file system
-# That nothing more can be written or opened, whatever it is.
+_MAX_NAME_BYTES = 255  # of a file name, on nearly every file system
+# With these errors no other file can be written or opened either.
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE),
     *(errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
 }
-# What a folder does to a good path, in contrast to a path that cannot be one.
+# With these errors the path is valid, but the folder or the disk cannot be used.
 _STORAGE_ERRORS = DISK_ERRORS | {errno.EACCES, errno.EPERM, errno.ENOENT}
 
 
 def expand(path: Path) -> Path:
-    """Returns a path with the home folder in place of `~` or `~name`, which no shell expands behind `=`.
+    """Returns a path in which the home folder replaces `~` or `~name`. Shells do not expand these after `=`.
 
     Raises:
-      UserError: there is no such home folder.
+      UserError: the home folder does not exist.
     """
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path} names no home folder ({error}); write the path out") from None
+        raise UserError(f"the home folder of {path} is not known ({error}); write the whole path") from None
 
 
 def storage_error(path: Path, error: OSError | ValueError, hint: str = "") -> UserError:
-    """Returns what to say of a path that cannot be used: a StorageError where the path itself is right."""
+    """Returns the error for a path that cannot be written: a StorageError if the path itself is valid."""
     reason = getattr(error, "strerror", None) or str(error)
     kind = StorageError if getattr(error, "errno", None) in _STORAGE_ERRORS else UserError
-    return kind(f"{path} cannot be written ({reason}); {hint or 'free some space, or choose another place'}")
+    return kind(f"{path} cannot be written ({reason}); {hint or 'free some space, or choose another folder'}")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file so that a reader sees the old one or the new one, also after a power cut.
+    """Writes a file so that a reader sees either the old or the new file, even after a power failure.
 
-    The content goes to a new file beside it, whose name cannot be guessed and which must not exist before
-    (O_EXCL): a link that somebody planted is not followed. Where `path` itself is a link, the link is
-    replaced, not what it points to. The mode is that of every new file (umask).
+    The content is written to a new file in the same folder. Its name is random and must not exist before
+    (O_EXCL), so a malicious link is not followed. If `path` is a link, the link is replaced, not its target.
+    The mode is that of every new file (umask).
 
     Args:
-      path: the file.
-      write: is called once with a new file, open for writing bytes.
+      path: path of the file.
+      write: function that is called once with the new file, open for writing bytes.
 
     Raises:
-      OSError: it cannot be written. What stood there before stands, and nothing is left beside it.
+      OSError: the file cannot be written. The old file is unchanged, and no temporary file is left.
     """
     remove_leftovers(path.parent, path.name)
     temporary, descriptor = _create(path)
@@ -77,35 +77,35 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes text as UTF-8, as `replace_file` does; half a surrogate pair becomes an escape."""
+    """Writes text as UTF-8 by `replace_file`. Surrogates that are not a pair are written as escapes."""
     replace_file(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes what killed calls of `replace_file` left in a folder, of one file or of all."""
+    """Removes the temporary files of killed calls of `replace_file` from a folder, for one or all files."""
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             if is_leftover(path, name):
                 with contextlib.suppress(OSError), path.open("r+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else its writer is alive
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if its writer is alive
                     path.unlink()
 
 
 def is_leftover(path: Path, name: str | None = None) -> bool:
-    """Whether a file has the name of what a killed `replace_file` leaves, of the file `name` or of any."""
+    """Returns whether a path is a temporary file of `replace_file`, for the file `name` or for any file."""
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.tmp", path.name, re.DOTALL)
     return found is not None and name in (None, found[1])
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
-    """Returns the bytes of a regular file. A pipe, a device or a socket is refused and never waited for.
+    """Returns the bytes of a regular file. A pipe, a device or a socket is an error and never blocks.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      UserError: it is something else than a regular file, larger than `max_bytes`, or cannot be read.
+      FileNotFoundError: the file does not exist.
+      UserError: it is not a regular file, it is larger than `max_bytes`, or it cannot be read.
     """
     try:
-        # Without O_NONBLOCK the opening of a pipe waits for somebody who writes to it.
+        # Without O_NONBLOCK, opening a pipe waits until another process writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
@@ -116,20 +116,21 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}); mend or remove it") from None
+        raise UserError(f"{path} cannot be read ({reason}); correct or remove it") from None
     if max(status.st_size, len(content)) > max_bytes:
         raise UserError(
-            f"{path} has {max(status.st_size, len(content)):,} bytes, more than the {max_bytes:,} that are "
-            "read; remove it"
+            f"{path} has {max(status.st_size, len(content)):,} bytes, more than the limit of {max_bytes:,}; "
+            "remove it"
         )
     return content
 
 
 def named_path(word: str | Path) -> Path:
-    """Returns a word of a command line as a path, whether or not something lies there.
+    """Returns an argument of a command line as a path, which need not exist.
 
     Raises:
-      UserError: the system refuses the very name: it is too long, or in a folder that may not be looked into.
+      UserError: the system does not accept the path, for example because it is too long or in a folder that
+        cannot be read.
     """
     try:
         os.lstat(word)
@@ -142,7 +143,7 @@ def named_path(word: str | Path) -> Path:
 
 
 def why_no_output(path: Path) -> str | None:
-    """Returns why nothing can be written to `path` as a new or replaced regular file; None if it can."""
+    """Returns why `path` cannot be written as a new or replaced regular file; None if it can be."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -164,7 +165,7 @@ def why_no_output(path: Path) -> str | None:
 
 
 def file_digest(path: Path, size: int | None = None) -> str:
-    """Returns the SHA-256 of a file's bytes, or of its first `size` bytes; of fewer, if it has no more."""
+    """Returns the SHA-256 of the bytes of a file, or of its first `size` bytes if it is longer."""
     content = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20 if size is None else min(size, 2**20)):
@@ -174,7 +175,7 @@ def file_digest(path: Path, size: int | None = None) -> str:
 
 
 def _create(path: Path) -> tuple[Path, int]:
-    """Returns a new temporary file for `path` and its descriptor, locked as long as that is open."""
+    """Returns a new temporary file for `path` and its descriptor. The file is locked until it is closed."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         temporary = _temporary(path)
@@ -185,11 +186,11 @@ def _create(path: Path) -> tuple[Path, int]:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # somebody took it for a leftover
+        os.close(descriptor)  # Another process has removed it as a leftover.
 
 
 def _temporary(path: Path) -> Path:
     ending = f".{secrets.token_hex(8)}.tmp"
     name = path.name.encode("utf-8", "surrogateescape")[: _MAX_NAME_BYTES - len(ending) - 1]
-    # A name cut inside a character is still a name.
+    # The cut may split a character, which does not matter in a file name.
     return path.with_name(f".{name.decode('utf-8', 'surrogateescape')}{ending}")

@@ -1,4 +1,4 @@
-"""JSON files that carry a digest of their content, so that what is damaged is noticed and never believed."""
+"""JSON files with a digest of their content, so that damaged files are detected."""
 
 import hashlib
 import json
@@ -14,12 +14,13 @@ _MAX_DEPTH = 64
 
 
 def write_json(path: Path, value: Any) -> Any:
-    """Writes JSON so that a reader sees the old file or the new one; returns what `read_json` will.
+    """Writes JSON so that a reader sees either the old or the new file. Returns what `read_json` returns.
 
-    A mapping gets the key `sha256`, the digest of the rest, which `read_json` checks and takes off.
+    A mapping is written with an extra key `sha256`, the digest of the other keys. `read_json` checks and
+    removes it.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     value = json.loads(json.dumps(value))
     stored = value
@@ -35,18 +36,20 @@ def write_json(path: Path, value: Any) -> Any:
 
 def read_json(
     path: Path,
-    hint: str = "restore it from a copy, or make it again",
+    hint: str = "restore it from a copy, or create it again",
     max_bytes: int = MAX_JSON_BYTES,
 ) -> Any:
-    """Returns what a JSON file says, None if there is none; one without a digest, as of old, is believed.
+    """Returns the value of a JSON file, or None if the file does not exist.
+
+    A file without a digest, as older versions wrote, is read without a check.
 
     Args:
-      path: of the file.
-      hint: what to do about a damaged one.
-      max_bytes: that it may have.
+      path: path of the file.
+      hint: advice for a damaged file, which ends the error message.
+      max_bytes: largest size of the file.
 
     Raises:
-      UserError: it is damaged, too large or nested too deeply, or is not a regular file.
+      UserError: the file is damaged, too large, nested too deeply, or not a regular file.
     """
     try:
         value = json.loads(read_regular(path, max_bytes).decode("utf-8"))
@@ -59,14 +62,14 @@ def read_json(
         return None
     except RecursionError:
         raise UserError(f"{path} is damaged (it is nested more than {_MAX_DEPTH} deep); {hint}") from None
-    except ValueError as error:  # no UTF-8, no JSON, a number of thousands of digits
+    except ValueError as error:  # not UTF-8, not JSON, or a number with thousands of digits
         brief = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({brief}); {hint}") from None
     return value
 
 
 def _is_too_deep(value: Any) -> bool:
-    # A level at a time: what walks through the value afterwards may be a recursion.
+    # This goes level by level, because later code may be recursive.
     level = [value]
     for _ in range(_MAX_DEPTH):
         branches = [branch for branch in level if isinstance(branch, dict | list)]
@@ -77,6 +80,6 @@ def _is_too_deep(value: Any) -> bool:
 
 
 def json_digest(value: Any) -> str:
-    """Returns the SHA-256 of a JSON value, which neither layout nor the order of keys changes."""
+    """Returns the SHA-256 of a JSON value. It depends neither on the layout nor on the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -10,7 +10,7 @@ from dl.errors import UserError
 
 
 def lock(descriptor: int) -> bool:
-    """Locks an open file; returns whether nobody else holds the lock, as where the disk knows no locks."""
+    """Locks an open file. Returns False if another process holds the lock, True without support for locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -22,7 +22,7 @@ def lock(descriptor: int) -> bool:
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Says whether a path still leads to an open file."""
+    """Returns whether a path still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
@@ -30,12 +30,12 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 class FolderLock:
-    """An exclusive lock on a folder until `release`, or the end of the process; also between threads.
+    """An exclusive lock on a folder until `release` or the end of the process. It also works between threads.
 
-    It is a file `.lock` in the folder, removed at the end; one that a killed process left is taken over.
+    It is a file `.lock` in the folder, which is removed at the end. The file of a killed process is reused.
 
     Raises:
-      UserError: another process or thread holds it.
+      UserError: another process or thread holds the lock.
       OSError: the folder cannot be written.
     """
 
@@ -55,10 +55,10 @@ class FolderLock:
             except BaseException:
                 os.close(self._descriptor)
                 raise
-            os.close(self._descriptor)  # of a process that has just removed it
+            os.close(self._descriptor)  # Another process has just removed this file.
 
     def is_in_place(self) -> bool:
-        """Says whether the folder is still where it was locked, not removed, moved or replaced."""
+        """Returns whether the locked folder still exists and was neither moved nor replaced."""
         return is_at(self._descriptor, self._path)
 
     def release(self) -> None:

@@ -1,8 +1,8 @@
-"""Tasks: what is learnt, as three pure functions, and the builders that make them of a model.
+"""Tasks: a task defines what is learnt as three pure functions. Builders make tasks from models.
 
-An experiment reads `from dl import task` and `task=task.classification(model)`. The model is a Linen module,
-a function that makes an NNX module, or a `Model` of plain functions. Read `contract` first, for `Task`; then
-`builders`, and `model` for what a model is; `adapters` makes one of a module.
+An experiment writes `from dl import task` and `task=task.classification(model)`. The model is a Linen module,
+a function that makes an NNX module, or a `Model` of plain functions. Read `contract` first, which defines
+`Task`, then `builders`. `model` defines `Model`, and `adapters` converts a module to a `Model`.
 """
 
 from dl.task.adapters import as_model

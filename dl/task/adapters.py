@@ -1,4 +1,4 @@
-"""From a model of any library to two pure functions; those of NNX have a file of their own."""
+"""Adapters from models of any library to two pure functions. The adapter of NNX is in `nnx_model`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,15 +17,15 @@ def as_model(model: AnyModel) -> Model:
     """Returns a model as two pure functions.
 
     Args:
-      model: one of three.
+      model: a model of one of three kinds.
 
-        - A Linen module. In training the stream `dropout` is the key, and every collection may change.
-        - A function from `nnx.Rngs` to an NNX module, such as `lambda rngs: Net(rngs=rngs)`, because initial
-          parameters follow from the seed of a run. A module that exists has parameters already and is
-          refused.
+        - A Linen module. In training the random stream `dropout` is the key, and every collection may change.
+        - A function from `nnx.Rngs` to an NNX module, such as `lambda rngs: Net(rngs=rngs)`. The function is
+          needed because the initial parameters follow from the seed of a run. An NNX module is not accepted,
+          because it already has parameters.
         - A `Model`.
 
-        A `train` among the arguments of a module's `__call__` says whether it is trained.
+        If the `__call__` of a module has an argument `train`, it is True in training and False in evaluation.
 
     Raises:
       UserError: it is none of these, or what it returns is not the array that a task measures.
@@ -59,7 +59,7 @@ def _of_linen(module: nn.Module) -> Model:
 
 
 def _seen(apply: Callable[..., tuple[jax.Array, ModelState]]) -> Callable[..., Any]:
-    """Returns the same function as a call that `outermost.around_outermost` sees, as it sees Linen's."""
+    """Returns the same function, wrapped so that `outermost.around_outermost` applies to its calls."""
 
     def seen_apply(
         params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None

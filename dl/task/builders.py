@@ -1,7 +1,6 @@
-"""The builders: a task of a model, for each way of judging its outputs.
+"""Builders of tasks: each one makes a task from a model and a loss.
 
-Each states the kind of its task, except `supervised`, which takes any loss of an example. The names `loss`,
-`accuracy` and so on are those of the metrics.
+Each builder states the kind of its task, except `supervised`, which accepts any loss per example.
 
 Shapes: B examples, C classes or labels, D outputs, T tokens of a sequence, S = T - 1 tokens that are
 predicted, V tokens of the vocabulary.
@@ -23,19 +22,19 @@ from dl.task.model import AnyModel
 from dl.types import Aux, Batch, Key, Metrics, ModelState, Params, Variables
 
 Measure = Callable[[jax.Array, Batch], tuple[Mean, Metrics]]
-"""From the outputs and the batch to the loss and its metrics."""
+"""A function from the outputs and the batch to the loss and the metrics."""
 
 
 def _task_of(model: AnyModel, measure: Measure, input_name: str, kind: Kind | None = None) -> Task:
-    """Returns the task of a model that reads one feature and whose outputs are measured."""
+    """Returns the task of a model that reads one feature; `measure` computes its loss and metrics."""
     functions = as_model(model)
 
     def inputs_of(batch: Batch) -> jax.Array:
         if input_name not in batch:
             known = ", ".join(name for name in batch if name not in ("index", "mask"))
             raise UserError(
-                f"the data have no feature {input_name} for the model to read; they have {known}: name one to"
-                " the task, input_name="
+                f"the data have no feature {input_name} for the model to read; they have {known}: set the "
+                "argument input_name of the task to one of them"
             )
         return batch[input_name]
 
@@ -64,11 +63,15 @@ def supervised(
     """Returns the task to minimise the mean of a per-example loss of the model's outputs.
 
     Args:
-      model: reads `batch[input_name]`; `as_model` says what a model is.
-      example_loss: from the outputs and the batch to one loss per example, shape B.
-      example_metrics: more metrics, as masked `Mean`s; a `loss` among them replaces the one that is
-        there by default, the mean of `example_loss`.
-      input_name: the feature that the model reads.
+      model: model that reads `batch[input_name]`, in one of the forms that `as_model` accepts.
+      example_loss: function from the outputs and the batch to one loss per example, shape B.
+      example_metrics: function from the outputs and the batch to more metrics, as masked `Mean`s. A metric
+        `loss` among them replaces the default metric `loss`, the mean of `example_loss`.
+      input_name: name of the feature that the model reads.
+
+    Raises:
+      ValueError: `example_loss` returns another shape than B.
+      TypeError: a metric is not a `Mean`.
     """
     return _supervised(model, example_loss, example_metrics, input_name, None)
 
@@ -85,7 +88,7 @@ def _supervised(
         if jnp.shape(loss_B) != batch["mask"].shape:
             raise UserError(
                 f"example_loss returned the shape {jnp.shape(loss_B)} for {len(batch['mask'])} examples "
-                f"(model output {output.shape}); it must be one loss an example, {batch['mask'].shape}"
+                f"(model output {output.shape}); return one loss per example, shape {batch['mask'].shape}"
             )
         loss = Mean.of(loss_B, batch["mask"], better="min")
         metrics = {"loss": loss}
@@ -102,19 +105,24 @@ def _supervised(
 
 
 def classification(model: AnyModel, *, label_smoothing: float = 0.0, input_name: str = "image") -> Task:
-    """Returns the task to minimise the mean cross-entropy of a classifier, in nats an example.
+    """Returns the task to minimise the mean cross-entropy of a classifier, in nats per example.
 
-    Metrics: `loss` and `accuracy`. With `label_smoothing` the gradient is of the smoothed loss; the metric
-    `loss` is always the plain cross-entropy, so that curves of training, evaluation and other experiments can
-    be compared.
+    Metrics: `loss` and `accuracy`. Training minimises the loss with `label_smoothing`. The metric `loss` is
+    always the cross-entropy without it, so that curves of training, evaluation and other experiments can be
+    compared.
 
-    A batch with soft labels, `target` of shape B × C (`mixing.mixup` makes them), is measured by those
-    instead of `label`: its accuracy is the share of the target that lies on the predicted class.
+    If a batch has soft labels, a feature `target` of shape B × C such as `mixing.mixup` makes, they are used
+    instead of `label`. The accuracy is then the probability of the predicted class in the target.
 
     Args:
-      model: reads `batch[input_name]`; its outputs are logits, shape B × C.
-      label_smoothing: in [0, 1]; see `losses.cross_entropy`.
-      input_name: the feature that the model reads.
+      model: model that reads `batch[input_name]` and returns logits, shape B × C.
+      label_smoothing: share of each target that is spread evenly over all classes, in [0, 1]; see
+        `losses.cross_entropy`.
+      input_name: name of the feature that the model reads.
+
+    Raises:
+      UserError: `label_smoothing` is out of range.
+      ValueError: the logits have another shape, when the loss is computed.
     """
     check("label_smoothing", label_smoothing, PROBABILITY)
 
@@ -143,17 +151,20 @@ def classification(model: AnyModel, *, label_smoothing: float = 0.0, input_name:
 
 
 def multi_label(model: AnyModel, *, input_name: str = "image", target_name: str = "label") -> Task:
-    """Returns the task to predict independent labels, of which an example may have any number.
+    """Returns the task to predict independent labels. An example may have any number of them.
 
-    The loss is the mean over the C labels of -y log p - (1 - y) log(1 - p), p the sigmoid of the output: nats
-    a label, as PyTorch's `BCEWithLogitsLoss` and Keras' `BinaryCrossentropy` average. A label is predicted
-    where p > ½. Metrics: `loss`; `label_accuracy`, the share of an example's labels that are right;
-    `exact_match`, whether all of them are.
+    The loss is the mean of -y log p - (1 - y) log(1 - p) over the C labels, in nats per label, where p is the
+    sigmoid of the output. PyTorch's `BCEWithLogitsLoss` and Keras' `BinaryCrossentropy` average in the same
+    way. A label is predicted if p > ½. Metrics: `loss`; `label_accuracy`, the fraction of the labels of an
+    example that are right; `exact_match`, the fraction of examples whose labels are all right.
 
     Args:
-      model: reads `batch[input_name]`; its outputs are logits, shape B × C.
-      input_name: the feature that the model reads.
-      target_name: the feature with the labels, 0 or 1, shape B × C.
+      model: model that reads `batch[input_name]` and returns logits, shape B × C.
+      input_name: name of the feature that the model reads.
+      target_name: name of the feature that holds the labels, 0 or 1, shape B × C.
+
+    Raises:
+      ValueError: logits and labels differ in shape, when the loss is computed.
     """
 
     def labels(logits_BC: jax.Array, batch: Batch) -> jax.Array:
@@ -187,16 +198,19 @@ def regression(
     input_name: str = "image",
     target_name: str = "target",
 ) -> Task:
-    """Returns the task to minimise the mean of a per-example loss of outputs against targets.
+    """Returns the task to minimise the mean of a per-example loss of outputs and targets.
 
-    Targets have the shape of the model's output, B × D; where D is 1, either may have the shape B. Metrics:
+    Targets have the shape of the model's output, B × D. If D is 1, either may have the shape B. Metrics:
     `loss` and `mean_absolute_error`, the mean of |output - target| over D.
 
     Args:
-      model: reads `batch[input_name]`.
-      example_loss: from outputs and targets to one loss per example, shape B.
-      input_name: the feature that the model reads.
-      target_name: the feature that the outputs are compared with.
+      model: model that reads `batch[input_name]`.
+      example_loss: function from outputs and targets to one loss per example, shape B.
+      input_name: name of the feature that the model reads.
+      target_name: name of the feature that the outputs are compared with.
+
+    Raises:
+      ValueError: outputs and targets differ in shape, when the loss is computed.
     """
 
     def pair(output_BD: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -221,16 +235,19 @@ def regression(
 
 
 def autoencoder(model: AnyModel, *, is_binary: bool = False, input_name: str = "image") -> Task:
-    """Returns the task to give the input back, as it was after preprocessing.
+    """Returns the task to reconstruct the input, as it is after preprocessing.
 
-    Metrics: `loss`, the mean of (output - input)² over the values of an example. With `is_binary` the outputs
-    are logits of values in [0, 1]: `loss` is the cross-entropy, nats a value, and `mean_squared_error` that
-    of the sigmoid.
+    Metrics: `loss`, the mean of (output - input)² over the values of an example. If `is_binary` is set, the
+    outputs are logits of values in [0, 1]. Then `loss` is the cross-entropy in nats per value, and there is a
+    metric `mean_squared_error` of the sigmoid of the outputs.
 
     Args:
-      model: reads `batch[input_name]`; its output has the shape of its input.
+      model: model that reads `batch[input_name]`. Its output has the shape of its input.
       is_binary: whether the outputs are logits.
-      input_name: the feature that the model reads and gives back.
+      input_name: name of the feature that the model reads and reconstructs.
+
+    Raises:
+      ValueError: outputs and inputs differ in shape, when the loss is computed.
     """
 
     def example_loss(output: jax.Array, batch: Batch) -> jax.Array:
@@ -253,16 +270,19 @@ def autoencoder(model: AnyModel, *, is_binary: bool = False, input_name: str = "
 
 
 def language_model(model: AnyModel, *, padding_id: int | None = None, input_name: str = "tokens") -> Task:
-    """Returns the task to predict each next token, given those before it: cross-entropy, nats a token.
+    """Returns the task to predict each token from the tokens before it, by cross-entropy in nats per token.
 
-    The mean is over all tokens of a batch that are predicted, so that long sequences weigh more than short
-    ones. Metrics: `loss` and `accuracy`, the share of tokens whose prediction is right.
+    The mean is over all predicted tokens of a batch, so long sequences have a larger weight than short ones.
+    Metrics: `loss` and `accuracy`, the fraction of tokens whose prediction is right.
 
     Args:
-      model: reads tokens, integers of shape B × T; its outputs are logits, shape B × T × V. Those at t
-        predict the token at t + 1, and must not depend on later tokens.
-      padding_id: the token that fills up short sequences and is never counted.
-      input_name: the feature with the tokens, which no preprocessing of pixels touches.
+      model: model that reads tokens, integers of shape B × T, and returns logits, shape B × T × V. The logits
+        at t predict the token at t + 1. They must not depend on later tokens.
+      padding_id: token that pads short sequences and is never counted. `None` means that every token counts.
+      input_name: name of the feature that holds the tokens. They are not preprocessed like pixels.
+
+    Raises:
+      ValueError: logits and tokens do not fit, or there are fewer than two tokens, when the loss is computed.
     """
 
     def measure(logits_BTV: jax.Array, batch: Batch) -> tuple[Mean, Metrics]:

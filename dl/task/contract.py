@@ -1,4 +1,4 @@
-"""What a task is: three pure functions, as an optimizer of optax is two."""
+"""The contract of a task: three pure functions, in the style of the optimizers of optax."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -10,23 +10,23 @@ from dl.types import Batch, Key, LossFn, Variables
 
 Name = Literal["classification", "multi_label", "regression", "reconstruction", "language_model"]
 
-FRACTION = "fraction"  # the unit of a share, which is shown in percent
+FRACTION = "fraction"  # the unit of a metric that is shown in percent
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A kind of task, as the builder of the task states it.
 
-    Nothing else decides what is kept of a run's predictions, in which units its metrics are and which words
-    its report uses: neither the name of a metric nor a dtype.
+    It alone decides which predictions of a run are kept, the units of its metrics, and the texts of its
+    report. Neither the name of a metric nor a dtype decides any of these.
 
     Attributes:
-      name: which kind it is.
-      target: the feature that the outputs are compared with; the input itself for a reconstruction.
-      units: of each metric, such as nats.
-      headline: the metric that a run stands for.
-      padding_id: of a language model, the token that is not counted; None: every token counts.
-      is_binary: of a reconstruction, whether the outputs are logits of values in [0, 1].
+      name: name of the kind.
+      target: name of the feature that the outputs are compared with. A reconstruction uses its input.
+      units: unit of each metric, such as nats.
+      headline: name of the most important metric of a run.
+      padding_id: for a language model, the token that is not counted. `None` means that every token counts.
+      is_binary: for a reconstruction, whether the outputs are logits of values in [0, 1].
     """
 
     name: Name
@@ -38,30 +38,31 @@ class Kind:
 
     @property
     def words(self) -> str:
-        """The name as a noun in a sentence."""
+        """The name of the kind as it is written in a sentence."""
         return "multi-label classification" if self.name == "multi_label" else self.name.replace("_", " ")
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the model's input are the numbers of tokens, which no decoding of pixels may touch."""
+        """Whether the model's input consists of token ids, which must not be decoded like pixels."""
         return self.name == "language_model"
 
 
 class Task(NamedTuple):
-    """What is learnt: where the variables start, what is minimised, and what the model puts out.
+    """A learning task: the initial variables, the loss that is minimised, and the outputs of the model.
 
-    The builders of `dl.task` make one of a model. A task written by hand is `Task(init=..., loss=...,
-    predict=...)`. A method that changes the loss of a task returns `task._replace(loss=...)`, which keeps the
-    rest. All three functions see a batch after the preprocessing of the experiment.
+    The builders of `dl.task` make a task from a model. A task can also be written by hand, as `Task(init=...,
+    loss=..., predict=...)`. A method that changes the loss of a task returns `task._replace(loss=...)`. All
+    three functions get a batch after the preprocessing of the experiment.
 
     Attributes:
-      init: from a key and a batch to the initial variables. Only the shapes and dtypes of the batch matter.
-      loss: from parameters, the other variables, a batch and a key to a `Mean` and its metrics; see
-        `types.LossFn`. The key is None in evaluation.
-      predict: from variables and a batch to the outputs, with the example as their leading axis. None: the
-        task has no outputs, and no predictions are kept.
-      kind: what kind of task it is. None: it is not stated, and units and words are neutral.
-      input_name: the feature that the model reads. An image is shown and decoded by that name.
+      init: function from a random key and a batch to the initial variables. Only the shapes and dtypes of the
+        batch matter.
+      loss: function from parameters, the other variables, a batch and a random key to a `Mean` and the
+        metrics; see `types.LossFn`. The key is None in evaluation.
+      predict: function from variables and a batch to the outputs, whose leading axis is the example. `None`
+        means that the task has no outputs. Then no predictions are kept.
+      kind: kind of the task. `None` means that it is not stated. Then the report uses neutral terms.
+      input_name: name of the feature that the model reads. If it is an image, it is decoded and shown.
     """
 
     init: Callable[[Key, Batch], Variables]
@@ -72,7 +73,7 @@ class Task(NamedTuple):
 
 
 def kind_facts(kind: Kind | None) -> dict[str, Any]:
-    """Returns what result.json says of a task: its `kind` (null: none is stated), `units` and `headline`."""
+    """Returns the entries `kind` (null if it is not stated), `units` and `headline` of result.json."""
     if kind is None:
         return {"kind": None, "units": {}, "headline": None}
     return {"kind": kind.name, "units": dict(kind.units), "headline": kind.headline}

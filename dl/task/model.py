@@ -1,4 +1,4 @@
-"""What a model is: two pure functions."""
+"""The contract of a model: two pure functions."""
 
 import inspect
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from dl.types import Key, ModelState, Params, Variables
 
 
 class Model(NamedTuple):
-    """A model as two pure functions; plain functions of parameters are one too.
+    """A model as two pure functions.
 
-    A linear map, for example::
+    For example, this is a linear map::
 
         Model(
             init=lambda key, inputs: {"params": {"w": jax.random.normal(key, (inputs.shape[-1], 10))}},
@@ -21,10 +21,10 @@ class Model(NamedTuple):
         )
 
     Attributes:
-      init: from a key and inputs to the variables: `params`, and a collection for each other kind, such as
-        `batch_stats`. They are nested dicts of arrays.
-      apply: from parameters, the other collections, inputs and a key to the outputs and the updated
-        collections. In evaluation the key is None: dropout is off, and no collection changes.
+      init: function from a random key and inputs to the variables: nested dicts of arrays. `params` holds the
+        parameters. Other collections, such as `batch_stats`, hold the rest.
+      apply: function from parameters, the other collections, inputs and a random key to the outputs and the
+        updated collections. In evaluation the key is None: dropout is off, and no collection changes.
     """
 
     init: Callable[[Key, jax.Array], Variables]
@@ -36,6 +36,6 @@ AnyModel = nn.Module | Model | Callable[..., Any]
 
 
 def takes_argument_train(module_type: type) -> bool:
-    """Returns whether the calls of a class of modules have an argument `train`."""
+    """Returns whether `__call__` of a class of modules has an argument `train`."""
     parameters = inspect.signature(module_type.__call__).parameters.values()
     return any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,4 +1,7 @@
-"""A model of Flax NNX as two pure functions: split into a graph and arrays, merged again for each call."""
+"""A model of Flax NNX as two pure functions.
+
+The module is split into a graph and arrays, which are merged again for each call.
+"""
 
 import functools
 import math
@@ -17,11 +20,11 @@ from dl.types import Key, ModelState, Params, Variables
 
 
 def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """Returns the model that `make(rngs)` makes, as two pure functions.
+    """Returns the module that `make(rngs)` returns, as a model of two pure functions.
 
-    Variables of the type `nnx.Param` are the parameters; others lie in collections that are named as Linen
-    names them, such as `batch_stats`. The state of random streams is not among them: each draws from the key
-    of the call. In evaluation a stream draws the same numbers every time.
+    Variables of the type `nnx.Param` are the parameters. The others are in collections with the names that
+    Linen uses, such as `batch_stats`. The state of random streams is not a variable: each stream draws from
+    the key of the call. In evaluation a stream draws the same numbers in every call.
 
     Raises:
       UserError: `make` is a module, makes something else, or the module holds an array as it is.
@@ -59,7 +62,7 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
         if key is None:
             return outputs, model_state
         updated = _collections(nnx.state(module))
-        known = flatten_dict(dict(model_state))  # what a call leaves behind beside is not carried on
+        known = flatten_dict(dict(model_state))  # Variables that a call creates are discarded.
         kept = {path: leaf for path, leaf in flatten_dict(updated).items() if path in known}
         return outputs, unflatten_dict(kept)
 
@@ -89,7 +92,7 @@ def _collections(state: nnx.State) -> Variables:
         if not isinstance(variable, nnx.Variable):
             raise UserError(
                 f"the array {'/'.join(map(str, path))} of an NNX module is not an nnx.Variable; hold it in "
-                "an nnx.Param where it is trained, and in an nnx.Variable where it is not"
+                "an nnx.Param if it is trained, else in an nnx.Variable"
             )
         if not isinstance(variable, nnx.RngState):
             name = nnx.variable_name_from_type(type(variable), allow_register=True)
@@ -105,8 +108,9 @@ def _state(shapes: nnx.State, variables: Variables, key: Key | None) -> nnx.Stat
     for number, (path, variable) in enumerate(nnx.to_flat_state(shapes)):
         leaf = variable.get_value()
         if isinstance(variable, nnx.RngKey):
-            own = jax.random.fold_in(root, number)
-            value = jax.random.split(own, math.prod(leaf.shape)).reshape(leaf.shape) if leaf.shape else own
+            stream = jax.random.fold_in(root, number)
+            shape = leaf.shape
+            value = jax.random.split(stream, math.prod(shape)).reshape(shape) if shape else stream
         elif isinstance(variable, nnx.RngState):
             value = jnp.zeros(leaf.shape, leaf.dtype)
         else:

@@ -211,5 +211,5 @@ def test_the_home_folder_is_expanded_in_every_path(monkeypatch, words):
 
 
 def test_a_home_folder_that_nobody_has_is_one_line():
-    with pytest.raises(UserError, match="~nobody-has-it/a names no home folder"):
+    with pytest.raises(UserError, match="the home folder of ~nobody-has-it/a is not known"):
         parse(of_all_kinds, RunOptions, ["--workdir=~nobody-has-it/a"], "prog")

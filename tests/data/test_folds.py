@@ -132,8 +132,12 @@ def test_views_give_any_rows_in_any_order():
     ("change", "num_folds", "message"),
     [
         ({}, 1, "folds=1 is out of range; it must be at least 2"),
-        ({}, 31, "folds=31 is more than there are examples, 30; choose at most that"),
-        ({"label": np.zeros((22, 2), np.int32)}, 45, "folds=45 is more than there are examples, 44"),
+        ({}, 31, "folds=31 is more than the number of examples; choose at most 30"),
+        (
+            {"label": np.zeros((22, 2), np.int32)},
+            45,
+            "folds=45 is more than the number",
+        ),
         ({"label": np.zeros(22, np.float32)}, 1, "folds=1 is out of range; it must be at least 2"),
     ],
 )
@@ -321,5 +325,5 @@ def test_a_folder_in_use_or_a_damaged_record_is_one_line(tmp_path, mesh1):
 
 
 def test_a_class_needs_as_many_examples_as_there_are_folds():
-    with pytest.raises(UserError, match="folds=16 is more than class 0 has examples, 15; choose at most"):
+    with pytest.raises(UserError, match="folds=16 is more than the 15 examples of class 0; choose"):
         stratified_folds(np.arange(30) % 2, 16)

@@ -42,7 +42,7 @@ def test_take_is_a_source_of_those_rows():
     [{}, {"a": np.zeros(3), "b": np.zeros(4)}, {"a": np.zeros(())}],
 )
 def test_arrays_without_a_common_length_are_refused(arrays):
-    with pytest.raises(UserError, match="one common leading length"):
+    with pytest.raises(UserError, match="all of the same length"):
         ArraySource(arrays)
 
 
@@ -82,7 +82,7 @@ class Column:
 
 def test_columns_of_tables_will_do_and_gaps_in_them_will_not():
     np.testing.assert_array_equal(ArraySource({"a": Column(1, 2)}).arrays["a"], [1, 2])
-    with pytest.raises(UserError, match="array gaps holds no numbers"):
+    with pytest.raises(UserError, match="array gaps holds .* instead of numbers"):
         ArraySource({"gaps": Column(1, None, dtype=object)})
 
 
@@ -91,17 +91,17 @@ def test_columns_of_tables_will_do_and_gaps_in_them_will_not():
     [
         (
             ["cat", "dog"],
-            r"a holds no numbers but <U3; classes are .*np.unique\(a, return_inverse=True\)",
+            r"a holds <U3 instead of numbers; classes are .*np.unique\(a, return_inverse=True\)",
         ),
         (np.array([b"cat", b"dog"]), "classes are whole numbers"),
         (np.array(["cat", "dog"], object), "classes are whole numbers"),
-        (np.array([None, 1], object), "array a holds no numbers but object; give every example one shape"),
-        ([[1], [2, 3]], "array a is no array of numbers .*give every example one shape"),
+        (np.array([None, 1], object), "array a holds object instead of numbers; give every example the same"),
+        ([[1], [2, 3]], "array a is not an array of numbers .*give every example the same shape"),
         (np.ma.MaskedArray([1, 2, 3], [False, True, False]), "array a has masked values, the first in row 1"),
-        (np.array(["2020-01-01"], "M8[D]"), "array a holds no numbers"),
-        (np.zeros(2, [("x", int), ("y", float)]), "array a holds no numbers"),
-        (3, "one common leading length"),
-        ("cat", "array a holds no numbers"),
+        (np.array(["2020-01-01"], "M8[D]"), "array a holds .* instead of numbers"),
+        (np.zeros(2, [("x", int), ("y", float)]), "array a holds .* instead of numbers"),
+        (3, "all of the same length"),
+        ("cat", "array a holds <U3 instead of numbers"),
         (jax.random.key(0), "array a "),
     ],
 )

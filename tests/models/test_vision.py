@@ -207,7 +207,7 @@ def test_scalings_equal_their_formulas():
 
 
 def test_a_grey_image_is_not_broadcast_to_the_channels_of_the_scaling():
-    with pytest.raises(ValueError, match="the scaling has 3 channels and the images 1"):
+    with pytest.raises(ValueError, match="the scaling has 3 channels and the images have 1"):
         scaling.imagenet_statistics(jnp.zeros((1, 4, 4, 1)))
 
 

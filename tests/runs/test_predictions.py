@@ -603,7 +603,7 @@ def test_a_record_of_the_data_that_is_damaged_is_one_line(photos_run, capsys, tm
     write_json(path, record)
     status, _, err = predict_dog(photos_run, capsys, tmp_path / "photos/cat/0.png")
     assert status == 2
-    assert "run.json does not describe the run's data any more" in err
+    assert "run.json is damaged: the record of the data is not valid" in err
     assert err.count("\n") == 1
 
 

@@ -279,7 +279,7 @@ def test_the_plot_has_a_line_for_each_trial_and_an_axis_for_each_option():
         (["EXP", "seed=1", "seed=2"], "seed is given twice"),
         (["EXP", "seed=1", "--seed", "2"], "seed is searched and given a value too"),
         (["EXP", "seed"], "'seed' does not list values"),
-        (["EXP", "seed=1", "--metric", "test.loss"], "split='test' must not choose anything"),
+        (["EXP", "seed=1", "--metric", "test.loss"], "split='test' cannot be used for model selection"),
         (["EXP", "seed=1", "--metric", "loss"], "metric='loss' is not understood; write SPLIT.NAME"),
         (["EXP", "seed=1", "--metric", "validation.f1"], "metric='f1' is not measured; choose one of"),
         (["EXP", "seed=1", "--metric", "train.loss"], "split='train' is not evaluated; choose one of val"),

@@ -177,10 +177,10 @@ def test_what_is_attainable_is_known_of_other_libraries_than_linen():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "Linear is an NNX module that has its parameters already"),
+        (nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "Linear is an NNX module that already has parameters"),
         (3, "3 is not a model; give a Linen module"),
         (lambda rngs: Bare(), "the array scale of an NNX module is not an nnx.Variable"),
-        (lambda rngs: 3, "the function of a model returned 3, which is not an NNX module"),
+        (lambda rngs: 3, "the function of a model returned 3; it must return an NNX module"),
     ],
 )
 def test_what_is_not_a_model_is_refused(model, message):
@@ -241,5 +241,5 @@ def test_a_task_may_be_written_by_hand(tmp_path, mesh1):
 
 
 def test_an_input_that_the_batch_lacks_is_named():
-    with pytest.raises(UserError, match="no feature image for the model to read; they have features: name"):
+    with pytest.raises(UserError, match="no feature image for the model to read; they have features: set"):
         task.classification(InLinen()).init(jax.random.key(0), {"features": jnp.ones((2, 3))})

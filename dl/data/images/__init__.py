@@ -1,6 +1,6 @@
-"""Images: data sets of images, and what happens to images inside the compiled step.
+"""Images: data sets of images, and functions of images that run inside the compiled step.
 
-`classification` finds a set by name or folder; `decoding`, `augment` and their like are functions of arrays.
-It may import the rest of `dl.data`, `dl.system` and the words at the top of `dl`. Read `classification`
-first.
+`classification` finds a data set by name or folder. `decoding`, `augment` and others are functions of arrays.
+The folder may import the rest of `dl.data`, `dl.system` and the modules at the top of `dl`. Read
+`classification` first.
 """

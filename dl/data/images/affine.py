@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
-# Accelerators multiply matrices in fewer bits by default: at 224 pixels that moves places visibly.
+# By default accelerators multiply matrices with a low precision, which shifts pixels visibly at 224 pixels.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 FillMode = Literal["constant", "nearest", "reflect", "wrap"]
-"""What lies outside an image, as SciPy names it: a constant, the pixel at the edge, the mirror image with the
-edge pixel repeated (d c b a | a b c d | d c b a), or the image again."""
+"""The values outside an image, named as in SciPy: a constant, the pixel at the edge, the mirror image with
+the edge pixel repeated (d c b a | a b c d | d c b a), or the image again."""
 
 
 def affine_matrix(angle: jax.Array, scale: jax.Array, shear: jax.Array) -> jax.Array:
-    """Returns the map from output (row, column) to input, both from the centre, shape (2, 2).
+    """Returns the matrix of the map from output to input (row, column), relative to the centre, shape (2, 2).
 
-    The picture turns counterclockwise by `angle` (radians) and shrinks where `scale` is above 1.
+    The image is rotated counterclockwise by `angle`, in radians. It shrinks if `scale` is above 1.
     """
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     turn = jnp.array([[cos, sin], [-sin, cos]])
@@ -34,13 +34,13 @@ def keras_affine(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the matrix and the shift of Keras' `apply_affine_transform`, for `warp`.
 
-    Rotation · shift · shear · zoom, in that order, as maps from output to input.
+    The map from output to input is the product rotation · shift · shear · zoom.
 
     Args:
-      angle: in DEGREES; above 0 the picture turns counterclockwise.
-      shift: rows and columns; above 0 the picture moves up and left, turned by `angle`.
-      shear: in DEGREES.
-      zoom: of rows and columns; above 1 the picture shrinks.
+      angle: angle in DEGREES. A positive angle rotates the image counterclockwise.
+      shift: number of rows and of columns. Positive values move the image up and left, rotated by `angle`.
+      shear: shear in DEGREES.
+      zoom: factors of rows and columns. Factors above 1 shrink the image.
     """
     angle, shear = jnp.deg2rad(angle), jnp.deg2rad(shear)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -56,22 +56,22 @@ def warp(
     fill_mode: FillMode = "constant",
     cval: float = 0.0,
 ) -> jax.Array:
-    """Returns the image resampled at `matrix @ place + shift`, places counted from the centre.
+    """Returns the image resampled at `matrix @ position + shift`, with positions relative to the centre.
 
-    Values between pixels are interpolated bilinearly, at the border with what lies outside: SciPy's
-    `grid-constant`, `nearest`, `reflect` and `grid-wrap`.
+    Values between pixels are interpolated bilinearly. At the border the values outside the image are used
+    too: SciPy's modes `grid-constant`, `nearest`, `reflect` and `grid-wrap`.
 
     Args:
-      image_HWC: floats.
-      matrix: shape (2, 2), from output (row, column) to input.
-      shift: rows and columns.
-      fill_mode: what lies outside.
-      cval: the constant of `constant`.
+      image_HWC: image of floats.
+      matrix: matrix from output (row, column) to input, shape (2, 2).
+      shift: number of rows and of columns, whole or not.
+      fill_mode: values outside the image.
+      cval: value outside the image for `fill_mode="constant"`.
     """
     height, width, _ = image_HWC.shape
     centre = (jnp.array([height, width]) - 1) / 2
-    places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
-    from_centre = places.reshape(2, -1) - centre[:, None]
+    positions = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"))
+    from_centre = positions.reshape(2, -1) - centre[:, None]
     sources = _matmul(matrix, from_centre) + (centre + shift)[:, None]
     rows, columns = sources.reshape(2, height, width)
     return jax.vmap(

@@ -1,8 +1,7 @@
-"""Random augmentation on the device: functions of a key and ONE example, mapped over the batch in the step.
+"""Random augmentation on the device: functions of a random key and ONE example, mapped over the batch.
 
-Images are floats in [0, 1]. Every function here changes the feature `image` and leaves the others alone;
-`compose` makes one of several. See also `rand_augment`, `image_data_generator`, and for mixtures of several
-examples `dl.methods.mixing`.
+Images are floats in [0, 1]. Every function here changes only the feature `image`. `compose` combines several
+functions. See also `rand_augment` and `image_data_generator`. `dl.methods.mixing` mixes several examples.
 
 Shapes: H height, W width, C channels.
 """
@@ -19,7 +18,7 @@ PAD_MODES = {"constant": "constant", "nearest": "edge", "reflect": "symmetric", 
 
 
 def compose(*augments: Augment) -> Augment:
-    """Returns the augmentations one after the other, each with a key of its own."""
+    """Returns an augmentation that applies several augmentations in order, each with a different key."""
 
     def augment(key: Key, example: Batch) -> Batch:
         for number, part in enumerate(augments):
@@ -30,7 +29,7 @@ def compose(*augments: Augment) -> Augment:
 
 
 def of_image(change: Callable[[Key, jax.Array], jax.Array]) -> Augment:
-    """Returns the augmentation that changes the feature `image` by a function of a key and the image."""
+    """Returns an augmentation that changes the feature `image` by a function of a key and the image."""
 
     def augment(key: Key, example: Batch) -> Batch:
         return {**example, "image": change(key, example["image"])}
@@ -49,16 +48,16 @@ def random_affine(
 ) -> Augment:
     """Returns an augmentation that warps `image` by a random affine map about its centre.
 
-    Each number is the bound of a uniform draw between minus and plus itself. Values between pixels are
-    interpolated bilinearly.
+    Each number x is the bound of a uniform distribution over [-x, x]. Values between pixels are interpolated
+    bilinearly.
 
     Args:
-      rotate: angle in radians.
-      zoom: natural logarithm of the scale.
-      shear: columns moved per row.
-      shift: pixels along each axis, whole or not.
-      fill_mode: what lies outside the image.
-      cval: the constant of `constant`.
+      rotate: largest angle, in radians.
+      zoom: largest natural logarithm of the scale.
+      shear: largest shift of the columns per row, in pixels.
+      shift: largest shift along each axis, in pixels, whole or not.
+      fill_mode: values outside the image.
+      cval: value outside the image for `fill_mode="constant"`.
     """
 
     def change(key: Key, image_HWC: jax.Array) -> jax.Array:
@@ -71,12 +70,12 @@ def random_affine(
 
 
 def random_horizontal_flip(probability: float = 0.5) -> Augment:
-    """Returns an augmentation that mirrors left and right with the given probability."""
+    """Returns an augmentation that swaps left and right with the given probability."""
     return _random_flip(1, probability)
 
 
 def random_vertical_flip(probability: float = 0.5) -> Augment:
-    """Returns an augmentation that turns the image upside down with the given probability."""
+    """Returns an augmentation that swaps top and bottom with the given probability."""
     return _random_flip(0, probability)
 
 
@@ -93,16 +92,16 @@ def random_crop(
     fill_mode: FillMode = "constant",
     cval: float = 0.0,
 ) -> Augment:
-    """Returns an augmentation that pads every side and cuts a window at a random place.
+    """Returns an augmentation that pads every side and crops a window at a random position.
 
     Args:
-      padding: pixels on every side; 4 is usual for 32 × 32 (He et al. 2016, 4.2).
-      size: height and width of the window; None: the image's before padding.
-      fill_mode: what the padding holds.
-      cval: the constant of `constant`.
+      padding: padding on every side, in pixels. 4 is usual for 32 × 32 (He et al. 2016, section 4.2).
+      size: height and width of the window. `None` means the size of the image before padding.
+      fill_mode: values of the padding.
+      cval: value of the padding for `fill_mode="constant"`.
 
     Raises:
-      ValueError: the window is larger than the padded image.
+      ValueError: the window is larger than the padded image, when an image is augmented.
     """
     options = {"constant_values": cval} if fill_mode == "constant" else {}
 
@@ -128,7 +127,7 @@ def random_brightness(strength: float) -> Augment:
 
 
 def random_contrast(strength: float) -> Augment:
-    """Returns an augmentation that scales the distance to the mean grey by a number in 1 ± `strength`."""
+    """Returns an augmentation that scales the distance to the mean luma by a number in 1 ± `strength`."""
     return of_image(lambda key, image: adjust_contrast(image, _factor(key, strength)))
 
 
@@ -137,18 +136,18 @@ def _factor(key: Key, strength: float) -> jax.Array:
 
 
 def adjust_brightness(image_HWC: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns the image times the factor, in [0, 1]: 0 is black, 1 the image (Pillow's `Brightness`)."""
+    """Returns the image times the factor, clipped to [0, 1], as Pillow's `Brightness`. 0 gives black."""
     return jnp.clip(image_HWC * factor, 0.0, 1.0)
 
 
 def adjust_contrast(image_HWC: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns a blend with the image's mean grey, in [0, 1]: 0 is grey, 1 the image (Pillow's `Contrast`)."""
+    """Returns a blend with the mean luma, clipped to [0, 1], as Pillow's `Contrast`. Factor 0 gives grey."""
     mean = to_grey(image_HWC).mean()
     return jnp.clip(mean + factor * (image_HWC - mean), 0.0, 1.0)
 
 
 def to_grey(image_HWC: jax.Array) -> jax.Array:
-    """Returns the luma of an RGB image (ITU-R BT.601), the mean of other channels; shape H × W × 1."""
+    """Returns the luma of an RGB image (ITU-R BT.601), or the mean of other channels, shape H × W × 1."""
     if image_HWC.shape[-1] == 3:
         weights_C = jnp.array([0.299, 0.587, 0.114], image_HWC.dtype)
         return (image_HWC * weights_C[None, None]).sum(-1, keepdims=True)
@@ -156,13 +155,13 @@ def to_grey(image_HWC: jax.Array) -> jax.Array:
 
 
 def cutout(size: int, cval: float = 0.0) -> Augment:
-    """Returns an augmentation that blots out a square (DeVries & Taylor 2017, 3.2).
+    """Returns an augmentation that erases a square (DeVries & Taylor 2017, section 3.2).
 
-    The centre is uniform over the image, so that the square may lie partly outside.
+    The centre is uniform over the image, so a part of the square may be outside the image.
 
     Args:
-      size: side of the square in pixels; 16 for CIFAR-10, 8 for CIFAR-100.
-      cval: the value inside; the paper's 0 follows a normalisation to mean 0.
+      size: side of the square in pixels. The paper uses 16 for CIFAR-10 and 8 for CIFAR-100.
+      cval: value inside the square. The paper uses 0 after normalising images to mean 0.
     """
 
     def change(key: Key, image_HWC: jax.Array) -> jax.Array:
@@ -181,25 +180,26 @@ def random_erasing(
 ) -> Augment:
     """Returns an augmentation that erases a rectangle (Zhong et al. 2020, algorithm 1).
 
-    The rectangle lies inside: a side longer than the image is cut to it, where the paper draws again.
+    The rectangle is inside the image. A side that is longer than the image is shortened; the paper draws
+    again.
 
     Args:
-      probability: that anything is erased.
-      area: bounds of the fraction of the image.
-      aspect: bounds of height over width.
-      cval: the value inside; None: uniform noise, which the paper finds best.
+      probability: probability that a rectangle is erased.
+      area: bounds of the area of the rectangle, as a fraction of the image.
+      aspect: bounds of height divided by width.
+      cval: value inside the rectangle. `None` means uniform noise, which works best in the paper.
     """
 
     def change(key: Key, image_HWC: jax.Array) -> jax.Array:
         height, width, _ = image_HWC.shape
-        whether_key, shape_key, place_key, noise_key = jax.random.split(key, 4)
+        whether_key, shape_key, position_key, noise_key = jax.random.split(key, 4)
         draws = jax.random.uniform(shape_key, (2,))
         target = (area[0] + draws[0] * (area[1] - area[0])) * height * width
         ratio = aspect[0] + draws[1] * (aspect[1] - aspect[0])
         size = jnp.stack([jnp.sqrt(target * ratio), jnp.sqrt(target / ratio)])
         bounds = jnp.array([height, width])
         size = jnp.clip(jnp.round(size).astype(jnp.int32), 1, bounds)
-        row, column = jax.random.randint(place_key, (2,), 0, bounds - size + 1)
+        row, column = jax.random.randint(position_key, (2,), 0, bounds - size + 1)
         inside = cval if cval is not None else jax.random.uniform(noise_key, image_HWC.shape)
         erased = _blot(image_HWC, row, row + size[0], column, column + size[1], inside)
         return jnp.where(jax.random.bernoulli(whether_key, probability), erased, image_HWC)
@@ -215,7 +215,7 @@ def _blot(
     right: jax.Array,
     value: jax.Array | float,
 ) -> jax.Array:
-    """Returns the image with `value` in rows top to bottom and columns left to right, ends excluded."""
+    """Returns the image with `value` in rows [top, bottom) and columns [left, right)."""
     rows_H, columns_W = jnp.arange(image_HWC.shape[0]), jnp.arange(image_HWC.shape[1])
     in_rows_H, in_columns_W = (rows_H >= top) & (rows_H < bottom), (columns_W >= left) & (columns_W < right)
     return jnp.where(in_rows_H[:, None, None] & in_columns_W[None, :, None], value, image_HWC)

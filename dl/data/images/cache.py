@@ -1,9 +1,8 @@
-"""The decoded cache: a set's arrays as they were after decoding, so that a second start is instant.
+"""The decoded cache: the decoded arrays of a data set, so that the next start is fast.
 
-One uncompressed `.npz` a set, beside the prepared sets or, if that folder is not to be written,
-under the user's cache folder. What it holds is believed only if its key and its digest are right, and if
-nobody but this user or root can have written it: in a data folder that several people share, each one
-decodes for himself.
+There is one uncompressed `.npz` file for each set. It is in the data folder or, if that folder is not
+writable, in the user's cache folder. It is used only if its key and its digest are right, and if only this
+user or root can have written it. In a data folder that several users share, each user decodes the images.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ import numpy as np
 from dl.data.images.disk_dataset import Stored
 from dl.data.tfds import folders
 
-_FORMAT = 1  # raise it when what is stored, or how images are decoded, changes
+_FORMAT = 1  # must be increased if the stored arrays or the decoding of images change
 _META = "meta"
 _STALE_SECONDS = 3600.0
 
@@ -30,7 +29,7 @@ Arrays = dict[str, np.ndarray]  # by "split/feature"
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, dtypes, shapes and contents, in the order of the names."""
+    """Returns the SHA-256 of names, dtypes, shapes and contents, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -41,17 +40,20 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def description_checksum(prepared: Stored) -> str:
-    """SHA-256 over the set's description and its shards' names and sizes; no shard is read."""
+    """Returns the SHA-256 of the description of a set and the names and sizes of its shards.
+
+    The shards are not read.
+    """
     parts = [prepared.name, prepared.version, prepared.digest, prepared.image_shape]
     parts += [(split, path.name, _stat(prepared, path).st_size) for split, path in _shards(prepared)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def cache_key(prepared: Stored) -> str:
-    """Changes with anything that the decoded arrays depend on.
+    """Returns a key that changes if anything changes that the decoded arrays depend on.
 
     Raises:
-      UserError: if a shard is missing.
+      UserError: a shard is missing.
     """
     parts: list[object] = [_FORMAT, prepared.name, prepared.version, prepared.digest]
     parts.append(prepared.image_shape if prepared.is_resized else "as stored")
@@ -62,16 +64,16 @@ def cache_key(prepared: Stored) -> str:
 
 
 def load(prepared: Stored, root: Path | None, key: str, what: str = "") -> tuple[Arrays, str] | None:
-    """Returns the arrays of `prepared` and their `checksum`; None if no cache holds them intact.
+    """Returns the arrays of `prepared` and their `checksum`, or None if there is no valid cache.
 
     Args:
-      prepared: the set.
-      root: the data folder that it lies in; None for a folder that is not to be written.
+      prepared: the data set.
+      root: data folder of the set. `None` means that its folder must not be written.
       key: `cache_key(prepared)`.
-      what: of the set; empty for all of it.
+      what: name of a part of the set. An empty name means the whole set.
     """
     for path in _paths(prepared, root, what):
-        with contextlib.suppress(Exception):  # a broken cache of whatever kind is no cache
+        with contextlib.suppress(Exception):  # A damaged cache is ignored.
             with _open_own(path) as file, np.load(file, allow_pickle=False) as stored:
                 meta = json.loads(stored[_META].tobytes())
                 if meta["key"] != key:
@@ -83,10 +85,10 @@ def load(prepared: Stored, root: Path | None, key: str, what: str = "") -> tuple
 
 
 def store(prepared: Stored, root: Path | None, key: str, arrays: Arrays, what: str = "") -> str:
-    """Writes `arrays` to the first place that takes them, if any does; returns their checksum.
+    """Writes `arrays` to the first folder that is writable, if there is one. Returns their checksum.
 
-    `key` is from before they were decoded, so that a set which changes meanwhile is decoded again.
-    A reader sees the old file or the new one, never a part of one.
+    `key` must be computed before decoding, so that a set that changes meanwhile is decoded again. A reader
+    sees either the old or the new file.
     """
     digest = checksum(arrays)
     meta = json.dumps({"key": key, "checksum": digest})
@@ -111,19 +113,19 @@ def store(prepared: Stored, root: Path | None, key: str, arrays: Arrays, what: s
 
 
 def _open_own(path: Path) -> IO[bytes]:
-    """Opens a file that only this user or root can have written; raises PermissionError for any other."""
-    # Without waiting for whoever writes, should it be a pipe.
+    """Opens a file that only this user or root can have written. Raises PermissionError for any other."""
+    # O_NONBLOCK prevents waiting for a writer if the file is a pipe.
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     status = os.fstat(file.fileno())
     is_own = status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not is_own or not stat.S_ISREG(status.st_mode):
         file.close()
-        raise PermissionError(f"others can write {path}")
+        raise PermissionError(f"{path} can be written by other users; remove it")
     return file
 
 
 def _for_others_to_read(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o644)  # whatever the umask lets others write
+    return os.open(name, flags, 0o644)  # Others must not write the file, whatever the umask is.
 
 
 def _shards(prepared: Stored) -> list[tuple[str, Path]]:
@@ -138,16 +140,16 @@ def _stat(prepared: Stored, path: Path) -> os.stat_result:
 
 
 def _paths(prepared: Stored, root: Path | None, what: str) -> list[Path]:
-    """Where the cache of `prepared` may lie; beside the set only if that folder may be written."""
-    place = f"{prepared.folder.resolve()} {prepared.image_shape if prepared.is_resized else ''}"
-    short = hashlib.sha256(place.encode()).hexdigest()[:8]
+    """Returns the possible paths of the cache of `prepared`, in the data folder only if it is writable."""
+    identity = f"{prepared.folder.resolve()} {prepared.image_shape if prepared.is_resized else ''}"
+    short = hashlib.sha256(identity.encode()).hexdigest()[:8]
     name = "-".join([prepared.name.replace("/", "-"), prepared.version, short, *[what] * bool(what)]) + ".npz"
     beside = [root / ".dl_decoded" / name] if root and folders.is_writable(root) else []
     return [*beside, folders.user_cache() / "decoded" / name]
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Unlinks what processes that were killed while writing have left behind."""
+    """Removes temporary files of processes that were killed while writing."""
     for path in folder.glob("*.npz.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:

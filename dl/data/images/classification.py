@@ -1,4 +1,4 @@
-"""The catalogue: image-classification sets by name or folder, with one rule for splits."""
+"""Data sets for image classification, by name or folder, with the same rule for all splits."""
 
 import time
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from dl.types import Identity, Preprocess, Source
 
 __all__ = ["ImageClassification", "image_classification", "split_rows"]
 
-# What must stand beside every figure on a set that is not what its name may suggest.
+# Notices for data sets whose name may be misleading. They are shown beside every result.
 _CAVEATS = {
-    "cifar10_jpeg": "CIFAR-10 with its images encoded anew as JPEG: not comparable with published figures.",
+    "cifar10_jpeg": "CIFAR-10 with its images encoded again as JPEG: not comparable with published results.",
 }
 
 
@@ -38,32 +38,33 @@ def image_classification(
     skip_unreadable: bool = False,
     data_dir: str | Path | None = None,
 ) -> "ImageClassification":
-    """Names an image-classification set, in TFDS's format or a folder of images; nothing is read yet.
+    """Returns a data set for image classification, in the format of TFDS or from a folder of images.
 
-    Splits: the official train, validation and test. Without an official validation split,
-    `validation_fraction` of train is taken; without a test split, the validation split becomes
-    the test split; with neither, 20 % of train is the test split. What is taken is stratified by
-    label (`carve.split_rows`) and does not depend on the experiment's seed.
+    Nothing is read yet. The splits are the official train, validation and test. Without an official
+    validation split, `validation_fraction` of train is used. Without a test split, the validation split is
+    used as test. With neither of them, 20 % of train is the test split. Rows that are taken from train are
+    stratified by label (`carve.split_rows`) and do not depend on the seed of an experiment.
 
     Args:
-      dataset: NAME, NAME/CONFIG or either with :VERSION, in the data folder; by default the newest version.
-        Or the path of a folder with images by class (see `dl.data.images.folder`): whatever starts with `.`
-        or `~` or cannot be a name, and a folder whose name is no set's. "auto" means `auto`, or
-        scikit-learn's embedded digits where that is neither prepared nor to be had.
-      auto: what "auto" wants; of several the first that is prepared.
-      image_size: side of the square that the model reads, in pixels. Images of varying size are stored
-        cropped and resized to it (to 96 if None). Images of one size are stored as they are, and
-        `preprocess` resizes them in each step (not at all if None).
-      validation_fraction: of train, in (0, 1).
-      max_resident_bytes: a set that is larger decoded is read from disk batch by batch.
-      skip_unreadable: of a folder of images, leave out files that cannot be read; `provenance` counts them.
-        Otherwise they are an error, which names them all. Of a large set all files are read for that first.
-      data_dir: the folder of prepared sets. None: that of `using_data_dir` at the time of this call, else
-        the one that `TFDS_DATA_DIR` names, else `~/tensorflow_datasets`.
+      dataset: NAME or NAME/CONFIG of a set in the data folder, optionally with :VERSION (default: the newest
+        version), or the path of a folder with images by class (see `dl.data.images.folder`). A path starts
+        with `.` or `~`, cannot be a name, or is a folder with a name that no set has. "auto" means the set
+        `auto`, or the digits of scikit-learn if that set is neither prepared nor can be downloaded.
+      auto: name of the set that "auto" means. If there are several, it is the first one that is prepared.
+      image_size: side of the square that the model reads, in pixels. Images of varying size are cropped and
+        resized to it when they are decoded (`None` means 96). Images of equal size are stored unchanged, and
+        `preprocess` resizes them in each step (`None` means that they are not resized).
+      validation_fraction: fraction of train that is used for validation, in (0, 1).
+      max_resident_bytes: largest size of the decoded set in memory. A larger set is read from disk in
+        batches.
+      skip_unreadable: whether to leave out files of an image folder that cannot be read. `provenance` counts
+        them. Otherwise one error names all of them. A large set is read completely for this.
+      data_dir: folder of prepared sets. `None` means that of `using_data_dir` at the time of this call, else
+        `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Raises:
-      UserError: for an argument that means nothing. Attributes of the result raise it too, where
-        the set is missing, damaged, or no image-classification set.
+      UserError: an argument is not valid. Attributes of the result also raise it, if the set is missing,
+        damaged, or not an image-classification set.
     """
     auto = (auto,) if isinstance(auto, str) else tuple(auto)
     for name in auto:
@@ -71,9 +72,12 @@ def image_classification(
     if dataset != "auto" and not folders.is_path(dataset):
         folders.parse_request(dataset)
     if not 0 < validation_fraction < 1:
-        raise UserError(f"validation_fraction={validation_fraction}: expected more than 0, under 1")
+        raise UserError(
+            f"validation_fraction={validation_fraction} is out of range; it must be more than 0 and less "
+            "than 1"
+        )
     if image_size is not None and image_size < 1:
-        raise UserError(f"image_size={image_size}: expected at least 1, or None")
+        raise UserError(f"image_size={image_size} is out of range; it must be at least 1, or None")
     data = ImageClassification(
         dataset,
         auto,
@@ -89,9 +93,10 @@ def image_classification(
 
 @dataclass(frozen=True)
 class ImageClassification(CountsSteps):
-    """An image-classification set; what an attribute needs is read once, when first asked for.
+    """A data set for image classification, made by `image_classification`.
 
-    Examples are {"image": uint8 (H, W, C), "label": int32 ()}. Made by `image_classification`.
+    Examples are {"image": uint8 (H, W, C), "label": int32 ()}. The data are read once, when an attribute
+    first needs them.
     """
 
     dataset: str
@@ -104,7 +109,7 @@ class ImageClassification(CountsSteps):
 
     @property
     def request(self) -> dict[str, Any]:
-        """What was asked for, as a run records it."""
+        """The arguments of `image_classification`, as a run records them."""
         names = ("dataset", "image_size", "validation_fraction", "skip_unreadable")
         return {"auto": list(self.auto), **{name: getattr(self, name) for name in names}}
 
@@ -130,32 +135,32 @@ class ImageClassification(CountsSteps):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One a class; "0", "1", … if the set names none."""
+        """Name of each class; "0", "1", … if the set has no names."""
         return self._found.stored.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Shape of an image, (H, W, C)."""
         return self._found.stored.image_shape
 
     @property
     def preprocess(self) -> Preprocess:
-        """Pixels become floats in [0, 1], at the image size that was asked for."""
+        """Preprocessing to floats in [0, 1] and to `image_size`."""
         return to_unit_range if self.image_size is None else resized(self.image_size, self.image_size)
 
     @property
     def notice(self) -> str | None:
-        """What the user must know about the data used, if it is not the data wanted."""
+        """Warning for a reader, for example if other data are used than requested."""
         return self._found.notice
 
     @property
     def provenance(self) -> str:
-        how = f"from {'the decoded cache' if self.from_cache else self._found.stored.origin}"
+        origin = "the decoded cache" if self.from_cache else self._found.stored.origin
         height, width, channels = self.image_shape
         made_equal = ", cropped and resized" if self._found.stored.is_resized else ""
         parts = [
             f"{height}x{width}x{channels} images{made_equal}, {self.num_classes} classes",
-            f"ready {how} in {self.load_seconds:.2f} s",
+            f"ready from {origin} in {self.load_seconds:.2f} s",
             self._found.stored.passed_over,
         ]
         if skipped := self._loaded.skipped:
@@ -164,12 +169,12 @@ class ImageClassification(CountsSteps):
 
     @property
     def load_seconds(self) -> float:
-        """How long it took to make the data ready: to prepare, decode or load it."""
+        """Time to prepare, decode or load the data, in seconds."""
         return self._found.seconds + self._loaded.seconds
 
     @property
     def from_cache(self) -> bool:
-        """Whether the decoded cache served it."""
+        """Whether the data came from the decoded cache."""
         return self._loaded.from_cache
 
     @cached_property
@@ -199,7 +204,7 @@ class ImageClassification(CountsSteps):
 
 @dataclass(frozen=True)
 class _Remembered(ImageClassification):
-    """A set of which a run has recorded what there is to know; examples are read from the set itself."""
+    """A data set described by the record of a run. Only examples are read from the set itself."""
 
     known: Recorded = field(kw_only=True)
 

@@ -1,9 +1,10 @@
-"""Corruptions of images in five severities, on the device: what a model may meet that it was not trained on.
+"""Corruptions of images with five severities, on the device, to test the robustness of a model.
 
-A corruption is a function of a key, ONE float32 image in [0, 1] and a severity from 1 to 5, which may be
-traced. Eight are those of Hendrycks & Dietterich 2019, with the constants of their code: of CIFAR-10-C where
-no side is longer than `MAX_SMALL_SIDE`, else of ImageNet-C, whose lengths are for 224 pixels and scale with
-the shorter side. `translation` and `rotation` are not among theirs; their constants are of here.
+A corruption is a function of a random key, ONE float32 image in [0, 1] and a severity from 1 to 5, which may
+be traced. Eight corruptions are those of Hendrycks & Dietterich 2019, with the constants of their code. If no
+side is longer than `MAX_SMALL_SIDE`, the constants are those of CIFAR-10-C, otherwise those of ImageNet-C.
+The lengths of ImageNet-C are for 224 pixels and are scaled by the shorter side. `translation` and `rotation`
+are additional, with constants chosen here.
 
 Shapes: B examples, H height, W width, C channels.
 """
@@ -32,13 +33,13 @@ def gaussian_noise(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.A
 
 
 def shot_noise(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Counts photons: each value is Poisson, with a mean of so many photons where it is 1."""
+    """Replaces each value by a Poisson number of photons, divided by the mean number of photons of white."""
     photons = _constant(severity, image_HWC, (500, 250, 100, 75, 50), (60, 25, 12, 5, 3))
     return jax.random.poisson(key, image_HWC * photons).astype(jnp.float32) / photons
 
 
 def impulse_noise(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Replaces a fraction of the values by 0 or 1, either half of the time."""
+    """Replaces a fraction of the values by 0 or 1, with equal probability."""
     fraction = _constant(severity, image_HWC, (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27))
     draws_HWC = jax.random.uniform(key, image_HWC.shape)
     salted_HWC = jnp.where(draws_HWC >= 1 - fraction / 2, 1.0, image_HWC)
@@ -46,7 +47,7 @@ def impulse_noise(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Ar
 
 
 def gaussian_blur(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Blurs by a Gaussian cut off at four deviations, the pixel at the edge repeated."""
+    """Blurs by a Gaussian that is cut off at four standard deviations. Pixels at the edge are repeated."""
     small, large = (0.4, 0.6, 0.7, 0.8, 1.0), (1.0, 2.0, 3.0, 4.0, 6.0)
     unit = _length_unit(image_HWC)
     deviation = unit * _constant(severity, image_HWC, small, large)
@@ -64,7 +65,7 @@ def gaussian_blur(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Ar
 
 
 def motion_blur(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Blurs along a line, at most 45° off the horizontal, by half of a Gaussian as ImageMagick does."""
+    """Blurs along a line at most 45° from the horizontal, by half of a Gaussian, as ImageMagick does."""
     small, large = (
         ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
         ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
@@ -89,7 +90,7 @@ def motion_blur(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Arra
 
 
 def brightness(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Adds to the value of each pixel, its largest channel; hue and saturation stay (HSV)."""
+    """Adds a constant to the V of HSV, the largest channel of a pixel. Hue and saturation do not change."""
     added = _constant(severity, image_HWC, (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5))
     value_HW1 = image_HWC.max(-1, keepdims=True)
     brighter_HW1 = jnp.minimum(value_HW1 + added, 1.0)
@@ -99,32 +100,32 @@ def brightness(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array
 
 
 def contrast(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Shrinks the distance of each channel to its mean over the image."""
+    """Reduces the distance of each channel to its mean over the image."""
     factor = _constant(severity, image_HWC, (0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05))
     mean_11C = image_HWC.mean((0, 1), keepdims=True)
     return mean_11C + factor * (image_HWC - mean_11C)
 
 
 def pixelate(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Makes the image smaller by means over boxes, and large again, as Pillow's `BOX` does both."""
+    """Reduces the size of the image and enlarges it again, both as Pillow's filter `BOX` does."""
     share = _constant(severity, image_HWC, (0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25))
 
     def matrix(size: int) -> jax.Array:
-        # In whole numbers, so that no edge of a box moves by a rounding.
+        # Whole numbers prevent rounding errors from moving the edge of a box.
         boxes = jnp.maximum(jnp.floor(size * share + 1e-4), 1).astype(jnp.int32)
         box_S = (2 * jnp.arange(size) + 1) * boxes // (2 * size)
         low_S, high_S = (
             ((2 * edge_S * size + boxes) // (2 * boxes))[:, None] for edge_S in (box_S, box_S + 1)
         )
-        places = jnp.arange(size)[None]
-        inside_SS = (low_S <= places) & (places < high_S)
+        positions = jnp.arange(size)[None]
+        inside_SS = (low_S <= positions) & (positions < high_S)
         return inside_SS / inside_SS.sum(1, keepdims=True)
 
     return _mix(image_HWC, matrix)
 
 
 def translation(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Moves the picture in a random direction, by a share of its shorter side; edge pixels fill the rest."""
+    """Moves the image in a random direction, by a share of its shorter side. Edge pixels fill the rest."""
     shares = (0.04, 0.08, 0.12, 0.16, 0.20)
     distance = _constant(severity, image_HWC, shares, shares) * min(image_HWC.shape[:2])
     angle = jax.random.uniform(key, maxval=2 * jnp.pi)
@@ -133,7 +134,7 @@ def translation(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Arra
 
 
 def rotation(key: Key, image_HWC: jax.Array, severity: jax.Array) -> jax.Array:
-    """Turns the picture about its centre, to a random side, by 6° to 30°; edge pixels fill the rest."""
+    """Rotates the image about its centre by 6° to 30°, in a random direction. Edge pixels fill the rest."""
     degrees = (6, 12, 18, 24, 30)
     angle = jnp.deg2rad(_constant(severity, image_HWC, degrees, degrees))
     angle = angle * jax.random.rademacher(key, (), jnp.float32)
@@ -150,13 +151,15 @@ NAMES = tuple(corruption.__name__ for corruption in CORRUPTIONS)
 
 
 def corrupt_image(key: Key, image_HWC: jax.Array, which: jax.Array, severity: jax.Array) -> jax.Array:
-    """Returns a corruption of a float32 image in [0, 1], clipped to that; one program holds them all.
+    """Returns a corruption of a float32 image in [0, 1], clipped to [0, 1].
+
+    One compiled program contains all corruptions.
 
     Args:
-      key: of what the corruption draws.
-      image_HWC: any size and number of channels.
+      key: random key of the corruption.
+      image_HWC: image of any size and number of channels.
       which: index into `CORRUPTIONS`.
-      severity: from 1 to 5; 0 returns the image.
+      severity: severity from 1 to 5. 0 returns the image unchanged.
     """
     branches: tuple[Corruption, ...] = (lambda key, image_HWC, severity: image_HWC, *CORRUPTIONS)
     chosen = jnp.where(severity > 0, which + 1, 0)
@@ -166,22 +169,22 @@ def corrupt_image(key: Key, image_HWC: jax.Array, which: jax.Array, severity: ja
 def corrupt_stored(
     batch: Batch, name: str, which: jax.Array, severity: jax.Array, seed: int | jax.Array
 ) -> Batch:
-    """Returns a stored batch with its images corrupted, in the type that they are stored in.
+    """Returns a stored batch with corrupted images, in the dtype in which they are stored.
 
-    What an image becomes depends on the seed, the corruption, the severity and its row in the split
-    (`index`): neither on the batch nor on the number of devices.
+    The result for an image depends only on the seed, the corruption, the severity and its row in the split
+    (`index`). It depends neither on the batch nor on the number of devices.
 
     Args:
-      batch: before any preprocessing.
-      name: of the feature that holds images, shape B × H × W × C: bytes, 16 bits, or floats in [0, 1].
+      batch: batch before any preprocessing.
+      name: name of the feature that holds images of 8 bits, 16 bits or floats in [0, 1], shape B × H × W × C.
       which: index into `CORRUPTIONS`.
-      severity: from 1 to 5; 0 returns the images as they are.
-      seed: of all draws.
+      severity: severity from 1 to 5. 0 returns the images unchanged.
+      seed: random seed.
     """
     stored_BHWC = batch[name]
     scale = pixel_scale(stored_BHWC.dtype, name)
     images_BHWC = jnp.asarray(stored_BHWC, jnp.float32) / scale
-    key = jax.random.key(seed, impl="threefry2x32")  # the one that Poisson numbers are drawn with
+    key = jax.random.key(seed, impl="threefry2x32")  # JAX draws Poisson numbers only with this generator.
     key = jax.random.fold_in(jax.random.fold_in(key, which), severity)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
     images_BHWC = jax.vmap(corrupt_image, (0, 0, None, None))(keys_B, images_BHWC, which, severity)
@@ -191,7 +194,7 @@ def corrupt_stored(
 
 
 def constants_of(shape: tuple[int, ...]) -> str:
-    """Returns whose constants images of a shape (H, W, C) get."""
+    """Returns the name of the data set whose constants are used for images of a shape (H, W, C)."""
     return "ImageNet-C" if max(shape[:2]) > MAX_SMALL_SIDE else "CIFAR-10-C"
 
 
@@ -210,7 +213,7 @@ def _constant(
 
 
 def _mix(image_HWC: jax.Array, matrix: Callable[[int], jax.Array]) -> jax.Array:
-    """Returns the image with its rows and its columns mixed by a matrix each; `matrix` is of a size."""
+    """Returns the image multiplied along each axis by the matrix `matrix(size)` of that axis."""
     rows_HH, columns_WW = (matrix(size) for size in image_HWC.shape[:2])
-    # Accelerators multiply matrices in fewer bits by default.
+    # By default accelerators multiply matrices with a low precision.
     return jnp.einsum("ih,jw,hwc->ijc", rows_HH, columns_WW, image_HWC, precision=jax.lax.Precision.HIGHEST)

@@ -1,7 +1,6 @@
 """Deterministic decoding of images inside the compiled step.
 
-What a pixel is follows from what a feature is for, not from its type: only the model's input is decoded.
-Labels, masks and tokens stay what they are, also where they are stored as bytes.
+Only the model's input is decoded. Labels, masks and tokens are not changed, even if they are stored as bytes.
 
 Shapes: B examples, H height, W width, C channels.
 """
@@ -17,26 +16,26 @@ from dl.types import Batch, OfInput
 
 
 def pixel_scale(dtype: np.dtype, name: str = "image") -> float:
-    """Returns what stands for 1.0 in images of a type: the largest number of 8 or 16 bits, 1 for floats.
+    """Returns the value of white in images of a dtype: the largest number of 8 or 16 bits, or 1 for floats.
 
     Raises:
-      UserError: another whole number, of which nobody knows what is white.
+      UserError: the dtype is another whole number, for which the value of white is not known.
     """
     if dtype in (np.uint8, np.uint16):
         return float(np.iinfo(dtype).max)
     if jnp.issubdtype(dtype, jnp.integer):
         raise UserError(
             f"the images are stored as {dtype} (feature {name}): store uint8 or uint16, whose largest number "
-            "is white, or floats in [0, 1]; numbers that are not pixels need preprocess=None"
+            "is white, or floats in [0, 1]; for numbers that are not pixels set preprocess=None"
         )
     return 1.0
 
 
 def is_image(name: str, leaf: jax.ShapeDtypeStruct | jax.Array) -> bool:
-    """Whether an input, by shape and dtype of ONE example, is an image rather than a row of numbers.
+    """Returns whether an input, given by shape and dtype of ONE example, is an image.
 
-    What is called `image` is one; otherwise bytes and 16 bits with a height and a width, and whatever has
-    channels too. A row of bytes may as well be tokens.
+    A feature with the name `image` is an image. So is an array of 8 or 16 bits with at least two axes, and
+    any array with at least three axes. A row of bytes is not an image, because it may be tokens.
     """
     is_small = leaf.dtype in (np.uint8, np.uint16, np.bool_)
     return name == "image" or len(leaf.shape) >= (2 if is_small else 3)
@@ -52,10 +51,10 @@ def _to_unit_range(name: str, stored: jax.Array) -> jax.Array:
 
 
 to_unit_range = OfInput(_to_unit_range)
-"""Returns the batch with the model's input, where it is an image, as float32 in [0, 1].
+"""Returns the batch with the model's input as float32 in [0, 1], if it is an image (see `is_image`).
 
-Bytes are divided by 255, 16 bits by 65,535; floats stay as they are, and so does what is no image: see
-`is_image`. Other types are refused.
+Numbers of 8 bits are divided by 255 and numbers of 16 bits by 65,535. Floats and other features are not
+changed. Images of other dtypes raise UserError.
 """
 
 
@@ -63,7 +62,7 @@ def unit_range(*names: str) -> Callable[[Batch], Batch]:
     """Returns a preprocessing that decodes several images, such as an autoencoder's input and target.
 
     Args:
-      names: of features whose values are pixels, whatever their shape.
+      names: names of features whose values are pixels, of any shape.
     """
 
     def preprocess(batch: Batch) -> Batch:
@@ -79,7 +78,7 @@ def unit_range(*names: str) -> Callable[[Batch], Batch]:
 
 
 def resized(height: int, width: int) -> OfInput:
-    """Returns a preprocessing: `to_unit_range`, then the input at this size by bilinear interpolation."""
+    """Returns a preprocessing that applies `to_unit_range` and resizes the input bilinearly."""
 
     def convert(name: str, stored_BHWC: jax.Array) -> jax.Array:
         images_BHWC = _to_unit_range(name, stored_BHWC)

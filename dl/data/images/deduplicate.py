@@ -1,4 +1,4 @@
-"""Less data by leaving out what is there twice."""
+"""Removal of duplicate examples."""
 
 import hashlib
 
@@ -11,14 +11,14 @@ _CHUNK = 1024  # examples read at once
 
 
 def deduplicate(source: Source, name: str = "image") -> tuple[ArraySource, int]:
-    """Returns a source in memory without later copies of an example, and how many were left out.
+    """Returns a source in memory without later copies of an example, and the number of removed copies.
 
-    Two examples are copies where the feature `name` agrees in every byte, whatever their labels: an image
-    that stands in a set under two labels keeps its first one. The others keep their order.
+    Two examples are copies if the feature `name` is equal in every byte, whatever their labels are. An image
+    that occurs with two labels keeps the first one. The order of the examples is kept.
 
     Args:
-      source: examples of one shape; compared by SHA-256, read in parts.
-      name: the feature that is compared.
+      source: source whose examples all have the same shape. It is read in parts and compared by SHA-256.
+      name: name of the feature that is compared.
     """
     seen: set[bytes] = set()
     kept: list[int] = []

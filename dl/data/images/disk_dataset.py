@@ -1,4 +1,4 @@
-"""Stored sets: what is known of images that lie on disk, and the source that decodes them at every access."""
+"""Data sets of images on disk: their description, and a source that decodes images at every access."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 DEFAULT_IMAGE_SIZE = 96
 
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
-_MANY_FILES = 10  # that one message names
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's mode by number of channels
+_MANY_FILES = 10  # most files that one message names
 
 
 class Unreadable(UserError):
@@ -29,38 +29,39 @@ class Unreadable(UserError):
     def __init__(self, path: Path | str, reason: object):
         self.path, self.reason = printable(path), printable(" ".join(str(reason).split()))[:300]
         super().__init__(
-            f"{self.path} cannot be read as an image ({self.reason}): replace it or take it out of the folder"
+            f"{self.path} cannot be read as an image ({self.reason}): replace it or remove it from the folder"
         )
 
 
 def several(errors: Sequence[UserError]) -> UserError:
-    """Returns one error for all files that cannot be read; the same line as its own for one."""
+    """Returns one error for all files that cannot be read."""
     unreadable = [error for error in errors if isinstance(error, Unreadable)]
     if len(unreadable) < max(2, len(errors)):
         return errors[0]
     named = ", ".join(f"{error.path} ({error.reason})" for error in unreadable[:_MANY_FILES])
     more = f" and {len(unreadable) - _MANY_FILES} more" if len(unreadable) > _MANY_FILES else ""
     return UserError(
-        f"{len(unreadable)} files cannot be read as images: {named}{more}: replace them, take them out of "
-        "the folder, or leave them out by image_classification(..., skip_unreadable=True)"
+        f"{len(unreadable)} files cannot be read as images: {named}{more}: replace them, remove them from "
+        "the folder, or skip them by image_classification(..., skip_unreadable=True)"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored(ABC):
-    """One image-classification set on disk.
+    """The description of an image-classification set on disk.
 
     Attributes:
-      origin: what the set is read from, in words.
-      many_examples: from so many on, decoding them all takes seconds.
-      folder: that it lies in.
-      name: with its config, as in "colours/dark".
-      image_shape: (H, W, C) of an example as it is handed out.
-      is_resized: whether the stored images vary in size and are cropped and resized to that.
-      class_names: one a class.
-      shards: of each official split (train, validation, test): path -> number of examples.
-      digest: SHA-256 of what describes the set.
-      passed_over: what lies there and is not read, in words.
+      origin: description of where the set is read from, for `provenance`.
+      many_examples: number of examples from which decoding takes seconds, so that a message is shown.
+      folder: folder of the set.
+      name: name of the set with its config, such as "colours/dark".
+      version: version of the set.
+      image_shape: shape (H, W, C) of the image of an example.
+      is_resized: whether the stored images vary in size and are cropped and resized to that shape.
+      class_names: name of each class.
+      shards: for each official split (train, validation, test), number of examples by path of a shard.
+      digest: SHA-256 of the description of the set.
+      passed_over: description of the files that are not read, for `provenance`.
     """
 
     origin: ClassVar[str]
@@ -82,19 +83,19 @@ class Stored(ABC):
 
     @abstractmethod
     def damaged(self, where: Path | str, reason: object) -> UserError:
-        """The error for a set that cannot be read; `where` names the culprit."""
+        """Returns the error for a set that cannot be read. `where` is the damaged file or record."""
 
 
 class StoredSource(ABC):
-    """A `Source` that reads and decodes at every access: for sets too large to hold in memory.
+    """A `Source` that reads and decodes images at every access, for sets that do not fit into memory.
 
     Attributes:
       spec: "image" uint8 (H, W, C) and "label" int32 ().
-      num_classes: labels are below it, or reading them is an error.
+      num_classes: number of classes. Reading a label that is not below it is an error.
     """
 
     def __init__(self, stored: Stored, split: str, rows: np.ndarray | None = None):
-        """`rows` of `split` (all if None) are the examples, in that order; nothing is read yet."""
+        """Selects the rows `rows` of `split` in that order, or all rows if None. Nothing is read yet."""
         self._image_shape = stored.image_shape
         self.num_classes = len(stored.class_names)
         self._rows = np.arange(stored.sizes[split]) if rows is None else rows
@@ -113,7 +114,7 @@ class StoredSource(ABC):
         """Reads the rows `indices`.
 
         Raises:
-          UserError: if a file is damaged, an image cannot be decoded, or a label is out of range.
+          UserError: a file is damaged, an image cannot be decoded, or a label is out of range.
         """
         examples, errors = self._read(indices)
         if errors:
@@ -124,7 +125,7 @@ class StoredSource(ABC):
         """Reads every row.
 
         Returns:
-          The examples, and what is wrong with each row that cannot be read, whose example is zeros.
+          The examples, and the errors by row. The example of a row with an error is zeros.
         """
         images = np.empty((len(self), *self._image_shape), np.uint8)
         labels = np.empty(len(self), np.int32)
@@ -136,7 +137,7 @@ class StoredSource(ABC):
         return {"image": images, "label": labels}, errors
 
     def look_through(self) -> dict[int, UserError]:
-        """Reads every row and keeps none; returns what is wrong with each that cannot be read."""
+        """Reads every row without keeping it. Returns the errors by row."""
         return {row: error for rows in chunks(len(self)) for row, error in self._read(rows)[1].items()}
 
     @abstractmethod
@@ -145,45 +146,46 @@ class StoredSource(ABC):
 
     @abstractmethod
     def _examples(self, rows: np.ndarray) -> Iterable[tuple[np.ndarray, int] | UserError]:
-        """The image and the label of each of the split's `rows`, in that order, or what is wrong with it."""
+        """Returns the image and the label of each of the split's `rows`, in that order, or the error."""
 
     def _read(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], dict[int, UserError]]:
         rows = self._rows[indices]
         images = np.zeros((len(rows), *self._image_shape), np.uint8)
         labels = np.zeros(len(rows), np.int32)
         errors = {}
-        for at, example in enumerate(self._examples(rows)):
+        for position, example in enumerate(self._examples(rows)):
             if isinstance(example, UserError):
-                errors[int(indices[at])] = example
+                errors[int(indices[position])] = example
             else:
-                images[at], labels[at] = example
+                images[position], labels[position] = example
         return {"image": images, "label": labels}, errors
 
 
 def to_pixels(image: "Image.Image", stored: Stored) -> np.ndarray:
-    """An image as it is handed out: (H, W, C) uint8, cropped and resized only if sizes vary."""
+    """Returns an image as uint8 (H, W, C). It is cropped and resized only if the stored sizes vary."""
     return fit_pixels(image, stored.image_shape, stored.is_resized)
 
 
 def fit_pixels(image: "Image.Image", image_shape: tuple[int, int, int], is_resized: bool) -> np.ndarray:
-    """An image with the channels of `image_shape` and, if `is_resized`, its middle in that height and width.
+    """Returns an image with the channels of `image_shape`, as uint8.
 
-    Transparency is dropped where C has no place for it; of 16 bits the upper 8 are kept.
+    If `is_resized`, its centre is cropped and resized to the height and width of `image_shape`. Transparency
+    is dropped if C does not include it. Of 16 bits the upper 8 are kept.
 
     Raises:
-      ValueError: numbers of 32 bits, of which nobody knows what is white.
+      ValueError: the pixels have 32 bits, for which the value of white is not known.
     """
     from PIL import Image
 
     height, width, channels = image_shape
-    if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+    if image.mode.startswith("I;16"):  # Pillow would clip these pixels at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits in a wider type
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels are numbers of 32 bits; store 8 or 16")
+        raise ValueError("its pixels have 32 bits; store 8 or 16 bits")
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # Pillow warns of any other way
+        image = image.convert("RGBA")  # Pillow warns about any other conversion.
     if image.mode != _MODES[channels]:
         image = image.convert(_MODES[channels])
     if is_resized:

@@ -1,4 +1,4 @@
-"""Image files: which files are images, and how one is read. Training and predicting share these rules."""
+"""Image files: which files are images, and how they are read. Training and prediction share these rules."""
 
 import os
 import stat
@@ -20,38 +20,39 @@ SUFFIXES = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
 )
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow has others; one runs programs
-_LEFTOVERS = {  # what systems and programs leave beside the files of people
+# Pillow has other formats too. One of them runs programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_LEFTOVERS = {  # files and folders that systems and programs create
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "$recycle.bin"),
     *("__macosx", "__pycache__", "system volume information", "lost+found"),
 }
-_ORIENTATION = 0x0112  # of EXIF
+_ORIENTATION = 0x0112  # tag of the orientation in EXIF
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name in a folder is not meant for people: it starts with a dot, or a system left it there."""
+    """Returns whether a name is ignored: it starts with a dot, or a system or program creates it."""
     return name.startswith(".") or name.casefold() in _LEFTOVERS
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file has the ending of an image, in large or small letters, and is not hidden."""
+    """Returns whether a file has the extension of an image, in upper or lower case, and is not hidden."""
     return not is_hidden(name) and name.lower().endswith(SUFFIXES)
 
 
 def list_folder(folder: Path) -> tuple[list[str], list[str]]:
     """Returns the names of the folders and of the files in `folder`, sorted, without hidden ones.
 
-    A link counts as what it leads to.
+    Links are followed.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
             seen = [(entry.name, _is_folder(entry)) for entry in entries if not is_hidden(entry.name)]
     except OSError as error:
         raise UserError(
-            f"{printable(folder)} cannot be read ({error.strerror}): give yourself read permission"
+            f"{printable(folder)} cannot be read ({error.strerror}): change its permissions"
         ) from None
     return (
         sorted(name for name, is_folder in seen if is_folder),
@@ -60,13 +61,13 @@ def list_folder(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Returns the image files in `folder` and in its folders at any depth, by path; links are followed."""
+    """Returns the image files in `folder` and its subfolders at any depth, sorted. Links are followed."""
     return sorted(_walk(folder, frozenset()))
 
 
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
-    if real in above:  # a link that leads back
+    if real in above:  # a link to a parent folder
         return
     folders, files = list_folder(folder)
     yield from (folder / name for name in files if is_image_name(name))
@@ -82,15 +83,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def open_image(path: Path) -> "Image.Image":
-    """Reads the header of an image, whose format its content decides, not its name."""
+    """Reads the header of an image. Its format follows from its content, not from its name."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
-            raise Unreadable(path, "it is no file")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait forever
+            raise Unreadable(path, "it is not a regular file")
         return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError:
-        raise Unreadable(path, f"its content is none of {', '.join(_FORMATS)}") from None
+        raise Unreadable(path, f"its content is not one of {', '.join(_FORMATS)}") from None
     except (ImportError, MemoryError, Unreadable):
         raise
     except Exception as error:  # Pillow's plugins each raise their own
@@ -98,25 +99,26 @@ def open_image(path: Path) -> "Image.Image":
 
 
 def upright_size(image: "Image.Image") -> tuple[int, int]:
-    """Returns the height and width that an opened image has once it is upright."""
+    """Returns the height and width of an opened image after it is turned upright."""
     width, height = image.size
-    # Of a PNG the orientation is known only when all of it is read, and a square has no need. Of a TIFF
-    # Pillow states the size as it is upright.
+    # The orientation of a PNG is known only after reading the whole file, and a square does not need it. For
+    # a TIFF Pillow returns the upright size.
     if width != height and image.format != "TIFF" and _orientation(image) >= 5:
         return width, height
     return height, width
 
 
 def read_pixels(path: Path, image_shape: tuple[int, int, int], is_resized: bool | None = None) -> np.ndarray:
-    """Returns one image file upright, with the channels of `image_shape`, (H, W, C), as uint8.
+    """Returns an image file, turned upright, as uint8 with the channels of `image_shape`, (H, W, C).
 
     Args:
-      path: of the file.
-      image_shape: of what is returned.
-      is_resized: whether its middle is cropped and resized to that shape; None: where it has another one.
+      path: path of the file.
+      image_shape: shape of the returned array.
+      is_resized: whether the centre is cropped and resized to that shape. `None` means only if the image has
+        another size.
 
     Raises:
-      Unreadable: it is no image.
+      Unreadable: the file is not an image.
     """
     try:
         with open_image(path) as opened:
@@ -133,7 +135,7 @@ def read_pixels(path: Path, image_shape: tuple[int, int, int], is_resized: bool 
 def _upright(image: "Image.Image") -> "Image.Image":
     from PIL.Image import Transpose
 
-    image.load()  # which turns a TIFF by itself
+    image.load()  # This also turns a TIFF upright.
     turns: dict[int, Any] = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -148,11 +150,11 @@ def _upright(image: "Image.Image") -> "Image.Image":
 
 
 def _orientation(image: "Image.Image") -> int:
-    """Returns the orientation of EXIF, 1 to 8; 1, as it is stored, where it states none or nonsense."""
+    """Returns the orientation in EXIF, 1 to 8; 1, which means upright, if it is missing or not valid."""
     try:
         stated = image.getexif().get(_ORIENTATION, 1)
     except (ImportError, MemoryError):
         raise
-    except Exception:  # EXIF that is cut off, or written wrongly; Pillow raises whatever it meets
+    except Exception:  # Pillow raises many kinds of errors for damaged EXIF.
         return 1
     return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1

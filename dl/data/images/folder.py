@@ -1,8 +1,8 @@
 """Image folders: photos/train/CLASS/IMAGE.jpg, or photos/CLASS/IMAGE.jpg, as an image-classification set.
 
-Beside train/ may lie validation/ (or val/) and test/; without any of the three, all is train. The classes are
-the folders of train by name, the rows are sorted by class and file name. Links are followed; what is hidden
-is not seen (`image_files.is_hidden`). Whatever else is not read is counted and said.
+There may also be folders validation/ (or val/) and test/. Without any of the three, all images are train. The
+classes are the names of the folders in train. The rows are sorted by class and file name. Links are followed,
+and hidden files are ignored (`files.is_hidden`). Other files that are not read are counted and reported.
 """
 
 import difflib
@@ -33,13 +33,13 @@ from dl.system.text import printable
 
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 _NUM_CHANNELS = 3
-_VERSION = "1.0.0"  # a folder has none
+_VERSION = "1.0.0"  # a folder has no version
 _MANY_NAMES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Stored):
-    """A folder of images by class; each file is a shard of one example."""
+    """A folder of images by class. Each file is a shard with one example."""
 
     origin: ClassVar[str] = "the image folder"
     many_examples: ClassVar[int] = 500
@@ -51,15 +51,16 @@ class ImageFolder(Stored):
 def describe(dataset: str, image_size: int | None = None) -> ImageFolder:
     """Lists the folder and reads the headers of its images, until two differ in size.
 
-    Images are RGB: grey ones too, so that one coloured image among them changes nothing.
+    All images are converted to RGB, including grey ones.
 
     Args:
-      dataset: path of the folder; `~` is the home folder.
-      image_size: side of the square that images of varying size are cropped and resized to; 96 if None.
+      dataset: path of the folder. `~` means the home folder.
+      image_size: side of the square that images of varying size are cropped and resized to, in pixels. `None`
+        means 96.
 
     Raises:
-      UserError: if the folder is missing or does not hold images by class, or if a class of validation or
-        test is none of train.
+      UserError: the folder does not exist or does not hold images by class, or a class of validation or test
+        is not in train.
     """
     folder = _existing(Path(os.path.abspath(os.path.expanduser(dataset))))
     split_folders = _split_folders(folder)
@@ -94,15 +95,15 @@ def describe(dataset: str, image_size: int | None = None) -> ImageFolder:
 
 
 class FileSource(StoredSource):
-    """The images of one split of an image folder, read and decoded at every access, by several threads."""
+    """The images of one split of an image folder. Several threads read and decode them at every access."""
 
     def __init__(self, folder: ImageFolder, split: str, rows: np.ndarray | None = None):
-        """`rows` of `split` (all if None) are the examples, in that order; nothing is read yet."""
+        """Selects the rows `rows` of `split` in that order, or all rows if None. Nothing is read yet."""
         super().__init__(folder, split, rows)
         self._folder = folder
         self._paths = list(folder.shards[split])
         self._label_of = {name: label for label, name in enumerate(folder.class_names)}
-        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")  # starts a thread when there is work
+        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")  # starts threads when they are needed
 
     def labels(self) -> np.ndarray:
         labels = [self._label_of[path.parent.name] for path in self._paths]
@@ -118,16 +119,16 @@ class FileSource(StoredSource):
         except Unreadable as error:
             return error
         if pixels.shape != folder.image_shape:
-            return Unreadable(path, f"its size has changed to {pixels.shape}, from {folder.image_shape}")
+            return Unreadable(path, f"its size has changed from {folder.image_shape} to {pixels.shape}")
         return pixels, self._label_of[path.parent.name]
 
 
 def _existing(folder: Path) -> Path:
-    if os.path.isdir(folder):  # which, unlike the path's own method, is never an error
+    if os.path.isdir(folder):  # Unlike `Path.is_dir`, this never raises an error.
         if os.path.exists(folder / "dataset_info.json") or folders.versions(folder):
             raise UserError(
                 f"{folder} holds a set that TFDS prepared, not images by class: give its NAME or "
-                "NAME/CONFIG, and with --data-dir (TFDS_DATA_DIR) the folder that NAME lies in"
+                "NAME/CONFIG, and set --data-dir (TFDS_DATA_DIR) to the folder that contains NAME"
             )
         return folder
     if os.path.exists(folder):
@@ -144,7 +145,7 @@ def _expected(folder: Path) -> str:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """Returns where each split lies that the folder has; train is the folder itself if it has none."""
+    """Returns the folder of each split. If there are no such folders, train is the folder itself."""
     held = list_folder(folder)[0]
     found = {split: [n for n in names if n in held] for split, names in _SPLIT_FOLDERS.items()}
     named = [name for names in found.values() for name in names]
@@ -165,7 +166,7 @@ def _list_classes(split_folder: Path, folder: Path) -> dict[str, list[Path]]:
     names = list_folder(split_folder)[0]
     if not names:
         wanted = _expected(folder) if split_folder == folder else f"expected {split_folder}/CLASS/IMAGE.jpg"
-        raise UserError(f"{split_folder} holds no folders of classes: {wanted}")
+        raise UserError(f"{split_folder} has no folders of classes: {wanted}")
     classes = {}
     for name in names:
         deeper, all_files = list_folder(split_folder / name)
@@ -173,7 +174,7 @@ def _list_classes(split_folder: Path, folder: Path) -> dict[str, list[Path]]:
         if not files:
             hint = "fill it or remove it"
             if deeper:
-                hint = f"nothing is read from its folders {_some(deeper)}; if it is the set, give its path"
+                hint = f"its subfolders {_some(deeper)} are not read; if it is the data set, give its path"
             raise UserError(
                 f"{split_folder / name} holds no images (no file ends in {', '.join(SUFFIXES)}): "
                 f"expected {split_folder}/CLASS/IMAGE.jpg; {hint}"
@@ -186,7 +187,7 @@ def _unknown_class(name: str, split: str, class_names: tuple[str, ...], folder: 
     near = difflib.get_close_matches(name, class_names, n=1)
     hint = f"rename it (to {near[0]}?)" if near else f"rename it (train has {_some(class_names)})"
     return UserError(
-        f"the class {name} of the {split} split is none of {folder / 'train'}: {hint} or remove it"
+        f"the class {name} of the {split} split is not in {folder / 'train'}: {hint} or remove it"
     )
 
 
@@ -195,9 +196,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _common_size(paths: Iterable[Path]) -> tuple[int, int] | None:
-    """Returns the height and width that all images have, upright; None as soon as two differ.
+    """Returns the height and width of all images after turning them upright, or None if two differ.
 
-    Those that cannot be opened are left to whoever reads all, who can name them together.
+    Images that cannot be opened are ignored here. They are reported together when all images are read.
     """
     common = None
     for path in paths:
@@ -213,7 +214,7 @@ def _common_size(paths: Iterable[Path]) -> tuple[int, int] | None:
 
 
 class _PassedOver:
-    """Counts what lies in an image folder and is not read."""
+    """A count of the files in an image folder that are not read."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -222,7 +223,7 @@ class _PassedOver:
         self._folders: list[str] = []
 
     def add_split(self, split_folder: Path, class_names: Iterable[str]) -> None:
-        """Looks at what lies in the folder of a split beside the images that are read."""
+        """Counts the files in the folder of a split that are not read."""
         beside = [split_folder / name for name in list_folder(split_folder)[1] if is_image_name(name)]
         self._misplaced["beside the class folders"] += beside
         for name in class_names:
@@ -232,11 +233,11 @@ class _PassedOver:
                 self._misplaced["in deeper folders"] += images_below(split_folder / name / below)
 
     def add_folders(self, names: Iterable[str]) -> None:
-        """Takes in folders beside those of the splits."""
+        """Adds folders that are not splits."""
         self._folders += names
 
     def __str__(self) -> str:
-        """In words; empty where everything is read."""
+        """Returns a description; empty if all files are read."""
         parts = []
         if self._endings:
             listed = _some([f"{ending} {count}" for ending, count in self._endings.most_common()])
@@ -246,5 +247,5 @@ class _PassedOver:
                 example = printable(paths[0].relative_to(self._folder))
                 parts.append(f"{len(paths)} images {where} (such as {example})")
         if self._folders:
-            parts.append(f"the folders {_some(self._folders)}, which are no split")
+            parts.append(f"the folders {_some(self._folders)}, which are not splits")
         return f"not read: {'; '.join(parts)}" if parts else ""

@@ -36,37 +36,40 @@ def image_data_generator(
     vertical_flip: bool = False,
     rescale: float | None = None,
 ) -> Augment:
-    """Returns the augmentation that Keras' `ImageDataGenerator` documents, by its names and defaults.
+    """Returns the augmentation that Keras documents for `ImageDataGenerator`, with its names and defaults.
 
-    One resampling by rotation · shift · shear · zoom, then flips with probability ½ each, then brightness.
+    It resamples the image once by rotation · shift · shear · zoom. Then it flips each axis with probability
+    ½, and then changes the brightness.
 
-    As documented, which Keras 3.15 departs from: `width_shift_range` moves columns (there it moves rows), the
-    centre of an image that is not square is its centre, and brightness multiplies without stretching the
-    image's range first. At the border `constant` and `wrap` interpolate (see `affine.warp`).
+    It follows the documentation of Keras where Keras 3.15 differs from it. `width_shift_range` moves columns
+    (Keras moves rows). The centre of rotation is also right for images that are not square. Brightness is a
+    factor, without a rescaling of the image's range before it. At the border `constant` and `wrap`
+    interpolate (see `affine.warp`).
 
     Args:
-      rotation_range: degrees; uniform in ± this.
-      width_shift_range: a float is uniform in ± this, a fraction of the width below 1 and pixels from 1 on;
-        an int n is a whole number of pixels below n, and a sequence lists the choices (fractions if all
-        are below 1), both with a random sign.
-      height_shift_range: the same of the height.
-      brightness_range: bounds of the factor.
-      shear_range: DEGREES; uniform in ± this. The 0.2 of many tutorials is a fifth of a degree.
-      zoom_range: z, for factors uniform in 1 ± z, or their bounds; one factor for each axis; above 1 the
-        picture shrinks.
-      fill_mode: what lies outside the image.
-      cval: the constant of `constant`, in the units of the image, [0, 1].
+      rotation_range: largest angle, in degrees. Angles are uniform in ± this.
+      width_shift_range: largest horizontal shift. A float means a uniform shift in ± this, as a fraction of
+        the width if it is below 1 and in pixels otherwise. An int n means a whole number of pixels below n. A
+        sequence lists the possible shifts (fractions if all are below 1). The last two get a random sign.
+      height_shift_range: largest vertical shift, in the same forms.
+      brightness_range: bounds of the brightness factor.
+      shear_range: largest shear, in DEGREES. Shears are uniform in ± this. Note that 0.2, which many
+        tutorials use, is a fifth of a degree.
+      zoom_range: bounds of the zoom factors, or z for the bounds 1 ± z. Each axis has one factor. Factors
+        above 1 shrink the image.
+      fill_mode: values outside the image.
+      cval: value outside the image for `fill_mode="constant"`, in [0, 1].
       horizontal_flip: whether left and right may be swapped.
       vertical_flip: whether top and bottom may be swapped.
-      rescale: None or 1/255: images arrive here in [0, 1] already.
+      rescale: None or 1/255. Both have no effect, because images are already in [0, 1].
 
     Raises:
-      ValueError: another `rescale`, which evaluation would miss.
+      ValueError: `rescale` has another value, which would not apply in evaluation.
     """
     if rescale is not None and not np.isclose(rescale, 1 / 255):
         raise ValueError(
-            f"rescale={rescale} would change training and not evaluation; images are in [0, 1] here, any "
-            "other scaling belongs in Experiment.preprocess"
+            f"rescale={rescale} would change training but not evaluation; images are in [0, 1] here: put any "
+            "other scaling into Experiment.preprocess"
         )
     low, high = (1 - zoom_range, 1 + zoom_range) if isinstance(zoom_range, float | int) else zoom_range
 
@@ -107,7 +110,7 @@ def image_data_generator(
 
 
 def _draw_shift(key: Key, shift_range: ShiftRange, size: int) -> jax.Array:
-    """Returns pixels along an axis of `size` pixels."""
+    """Returns a random shift along an axis of `size` pixels, in pixels."""
     unit = size if np.max(shift_range) < 1 else 1
     if isinstance(shift_range, float):
         return jax.random.uniform(key, minval=-1.0, maxval=1.0) * shift_range * unit

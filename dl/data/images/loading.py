@@ -1,4 +1,4 @@
-"""From a set that was found on disk to its splits: decoded into memory, or read batch by batch."""
+"""Loading of the splits of a data set on disk: decoded into memory, or read from disk in batches."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ _LABEL_BYTES = 4
 
 @dataclass(frozen=True)
 class Found:
-    """A set on disk.
+    """A data set that was found on disk.
 
     Attributes:
-      root: the data folder that it lies in; None for a folder that is not to be written.
-      stored: its description.
-      source: of a split and its rows (all if None).
-      notice: what the user must know about it.
-      seconds: that finding or preparing it took.
+      root: data folder of the set. `None` means that its folder must not be written.
+      stored: description of the set.
+      source: function from a split and its rows (all if None) to a source.
+      notice: warning for a reader; see `Splits`.
+      seconds: time to find or prepare the set, in seconds.
     """
 
     root: Path | None
@@ -47,12 +47,12 @@ class Loaded:
     """The splits of a set.
 
     Attributes:
-      splits: as used.
-      checksum: of the content, or of the description of a set that is read batch by batch.
-      split_rule: as `Identity` states it.
-      from_cache: whether the decoded cache served it.
-      skipped: files that cannot be read and were left out, relative to the set's folder.
-      seconds: that it took.
+      splits: the splits by name.
+      checksum: checksum of the content, or of the description of a set that is read from disk in batches.
+      split_rule: description of how rows were drawn from train; see `Identity`.
+      from_cache: whether the data came from the decoded cache.
+      skipped: files that cannot be read and were left out, relative to the folder of the set.
+      seconds: time to load the set, in seconds.
     """
 
     splits: Mapping[str, Source]
@@ -64,10 +64,10 @@ class Loaded:
 
 
 def load(found: Found, validation_fraction: float, max_resident_bytes: int, skip_unreadable: bool) -> Loaded:
-    """Makes the splits of a set ready; the arguments are those of `image_classification`.
+    """Returns the loaded splits of a set. The arguments are those of `image_classification`.
 
     Raises:
-      UserError: a split would be empty, or something cannot be read; all such image files are named at once.
+      UserError: a split would be empty, or files cannot be read. One error names all unreadable image files.
     """
     stored, start = found.stored, time.perf_counter()
     check_sizes(stored.name, stored.sizes, validation_fraction)  # before the work
@@ -80,14 +80,14 @@ def load(found: Found, validation_fraction: float, max_resident_bytes: int, skip
 def _decode(
     found: Found, validation_fraction: float, skip_unreadable: bool
 ) -> tuple[dict[str, Source], str, str, bool, Sequence[str]]:
-    """Splits in memory."""
+    """Returns splits in memory."""
     stored = found.stored
     key = cache.cache_key(stored) + ("-skipping" if skip_unreadable else "")
     cached = cache.load(stored, found.root, key)
     if cached:
         arrays, checksum = cached
     else:
-        if sum(stored.sizes.values()) > stored.many_examples:  # seconds of silence
+        if sum(stored.sizes.values()) > stored.many_examples:  # Decoding takes seconds.
             _say(f"decoding {stored.name} once; the next start reads a cache ...")
         arrays = {}
         errors: list[UserError] = []
@@ -102,7 +102,7 @@ def _decode(
         checksum = cache.store(stored, found.root, key, arrays)
     skipped = json.loads(arrays.pop("skipped").tobytes()) if "skipped" in arrays else []
     if skipped:
-        checksum = cache.checksum(arrays)  # that of the same set without those files
+        checksum = cache.checksum(arrays)  # The same set without those files has this checksum.
     sizes = {split: len(arrays[f"{split}/label"]) for split in stored.sizes}
     rows_of = split_rows(stored.name, sizes, validation_fraction, arrays["train/label"])
     splits: dict[str, Source] = {}
@@ -116,13 +116,13 @@ def _decode(
 def _stream(
     found: Found, validation_fraction: float, skip_unreadable: bool
 ) -> tuple[dict[str, Source], str, str, bool, Sequence[str]]:
-    """Splits that are read from disk batch by batch."""
+    """Returns splits that are read from disk in batches."""
     stored = found.stored
     kept = {split: np.arange(size) for split, size in stored.sizes.items()}
     checksum = cache.description_checksum(stored)
     errors: list[UserError] = []
     if skip_unreadable:
-        _say(f"looking at all images of {stored.name} for those that cannot be read ...")
+        _say(f"checking all images of {stored.name} for files that cannot be read ...")
         for split in kept:
             wrong = found.source(split, None).look_through()
             kept[split] = np.delete(kept[split], list(wrong))
@@ -143,7 +143,7 @@ def _stream(
 
 
 def _train_labels(found: Found) -> np.ndarray:
-    """Returns the labels of train, whose shares splits take; those of records are read once, then cached."""
+    """Returns the labels of train, for stratified splits. Those of records are read once and then cached."""
     stored, source = found.stored, found.source("train", None)
     if not isinstance(source, RecordSource):
         return source.labels()
@@ -157,7 +157,7 @@ def _train_labels(found: Found) -> np.ndarray:
 
 
 def _skipped(stored: Stored, errors: Sequence[UserError], skip_unreadable: bool) -> list[str]:
-    """Returns the files that are left out; raises one error for all unless that was asked for."""
+    """Returns the files that are left out. Raises one error for all of them unless `skip_unreadable`."""
     others = [error for error in errors if not isinstance(error, Unreadable)]
     if others or (errors and not skip_unreadable):
         raise several(others or errors)

@@ -1,4 +1,4 @@
-"""RandAugment: a few operations drawn at random, all of one strength (Cubuk et al. 2020).
+"""RandAugment: a few random operations of the same strength (Cubuk et al. 2020).
 
 Shapes: H height, W width, C channels.
 """
@@ -16,19 +16,21 @@ MAX_MAGNITUDE = 30
 def rand_augment(
     num_ops: int = 2, magnitude: float = 9.0, *, fill_mode: FillMode = "constant", cval: float = 0.5
 ) -> Augment:
-    """Returns an augmentation that applies `num_ops` of 13 operations one after the other.
+    """Returns an augmentation that applies `num_ops` of 13 operations in order.
 
-    Each is drawn uniformly: identity, rotation, shear and translation along either axis, auto-contrast,
-    brightness, colour, contrast, sharpness, posterisation, solarisation. They are the paper's without
-    equalisation: under `vmap` every image pays for every operation, and a histogram is a slow scatter on
-    accelerators. For the same reason the five geometric ones share one resampling.
+    Each operation is drawn uniformly from identity, rotation, shear and translation along either axis,
+    auto-contrast, brightness, colour, contrast, sharpness, posterisation and solarisation. These are the
+    operations of the paper without equalisation. Under `vmap` all operations are computed for every image,
+    and a histogram is slow on accelerators. For the same reason the five geometric operations share one
+    resampling.
 
     Args:
-      num_ops: N of the paper.
-      magnitude: M of the paper, of 30. At 30 rotation is by 30°, shear 0.3, translation 0.45 of the side,
-        and a factor of brightness, colour, contrast or sharpness 1 ± 0.9; the sign is random.
-      fill_mode: what lies outside a moved image.
-      cval: the constant of `constant`; grey by default.
+      num_ops: number of operations, N in the paper.
+      magnitude: strength from 0 to 30, M in the paper. At 30 the rotation is 30°, the shear 0.3, the
+        translation 0.45 of the side, and the factor of brightness, colour, contrast or sharpness 1 ± 0.9. The
+        sign is random.
+      fill_mode: values outside the image.
+      cval: value outside the image for `fill_mode="constant"`, grey by default.
     """
     level = magnitude / MAX_MAGNITUDE
 
@@ -50,9 +52,9 @@ NUM_GEOMETRIC = 5
 
 
 def geometric(which: jax.Array, level: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Returns matrix and shift, for `warp`, of the operation `which` at `level` in [-1, 1].
+    """Returns the matrix and the shift for `warp` of the operation `which` at `level` in [-1, 1].
 
-    0 rotates, 1 shears columns, 2 shears rows, 3 moves columns, 4 moves rows; others do nothing.
+    0 rotates, 1 shears columns, 2 shears rows, 3 moves columns and 4 moves rows. Others have no effect.
     """
 
     def only(number: int, value: jax.Array | float) -> jax.Array:
@@ -66,19 +68,19 @@ def geometric(which: jax.Array, level: jax.Array, shape: tuple[int, ...]) -> tup
 
 
 def auto_contrast(image_HWC: jax.Array, level: jax.Array) -> jax.Array:
-    """Returns the image with each channel stretched to [0, 1]; a channel of one value stays."""
+    """Returns the image with each channel stretched to [0, 1]. A constant channel is not changed."""
     low, high = image_HWC.min((0, 1), keepdims=True), image_HWC.max((0, 1), keepdims=True)
     spread = high - low
     return jnp.where(spread > 0, (image_HWC - low) / jnp.where(spread > 0, spread, 1.0), image_HWC)
 
 
 def colour(image_HWC: jax.Array, level: jax.Array) -> jax.Array:
-    """Returns a blend with the grey image, in [0, 1]; level -1/0.9 would be grey, 0 is the image."""
+    """Returns a blend with the grey image, clipped to [0, 1]. Level 0 is the image, level -1/0.9 is grey."""
     return _blend(jnp.broadcast_to(to_grey(image_HWC), image_HWC.shape), image_HWC, level)
 
 
 def sharpness(image_HWC: jax.Array, level: jax.Array) -> jax.Array:
-    """Returns a blend with the image smoothed by 3 × 3 weights of 1 around a 5, whose border stays."""
+    """Returns a blend with a smoothed image. The 3 × 3 kernel is 1 around a 5; the border is not smoothed."""
     height, width, _ = image_HWC.shape
     windows = [
         image_HWC[row : height - 2 + row, column : width - 2 + column]
@@ -90,13 +92,13 @@ def sharpness(image_HWC: jax.Array, level: jax.Array) -> jax.Array:
 
 
 def posterize(image_HWC: jax.Array, level: jax.Array) -> jax.Array:
-    """Returns the image with the low bits of its bytes cleared: 8 are kept at level 0, 4 at ±1."""
+    """Returns the image with the low bits of its bytes cleared. 8 bits are kept at level 0, 4 bits at ±1."""
     step = 2.0 ** jnp.round(4 * jnp.abs(level))
     return jnp.floor(jnp.round(image_HWC * 255) / step) * step / 255
 
 
 def solarize(image_HWC: jax.Array, level: jax.Array) -> jax.Array:
-    """Returns the image with values from a threshold on inverted: 1 at level 0, 0 at ±1."""
+    """Returns the image with values from a threshold on inverted. It is 1 at level 0 and 0 at ±1."""
     return jnp.where(image_HWC >= 1 - jnp.abs(level), 1 - image_HWC, image_HWC)
 
 

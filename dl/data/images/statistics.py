@@ -1,4 +1,4 @@
-"""What the pixels of a training split are like, to standardise by.
+"""Statistics of the pixels of a training split, for standardisation.
 
 Shapes: B examples, H height, W width, C channels.
 """
@@ -12,26 +12,26 @@ _CHUNK = 1024  # examples read at once
 
 
 def channel_statistics(source: Source, name: str = "image") -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation of each channel over all pixels of all images, in float64.
+    """Returns the mean and the standard deviation of each channel over all pixels of all images, in float64.
 
-    Bytes and 16 bits count in [0, 1], as a model sees them; `models.scaling.standardize` takes both. Give it
-    the training split: statistics of the others would tell the model about examples that it is judged on.
+    Images of 8 or 16 bits are scaled to [0, 1] first, as for a model. `models.scaling.standardize` accepts
+    the result. Use the training split: statistics of other splits would leak test data into the model.
 
     Args:
-      source: images of shape (H, W, C), read in parts.
-      name: the feature that holds them.
+      source: source of images of shape (H, W, C), which is read in parts.
+      name: name of the feature that holds the images.
 
     Raises:
-      ValueError: a source without examples.
+      ValueError: the source has no examples.
     """
     if not len(source):
-        raise ValueError("a source without examples has no statistics")
+        raise ValueError("the source has no examples, so it has no statistics; give a split with examples")
     count, mean_C, spread_C = 0, np.zeros(1), np.zeros(1)
     for start in range(0, len(source), _CHUNK):
         image_BHWC = source[np.arange(start, min(start + _CHUNK, len(source)))][name]
         pixels = image_BHWC.reshape(-1, image_BHWC.shape[-1]).astype(np.float64)
         pixels /= pixel_scale(image_BHWC.dtype, name)
-        # Chan, Golub & LeVeque 1983, eq. 2.1: a sum of squares minus a squared sum would cancel.
+        # Chan, Golub & LeVeque 1983, eq. 2.1: a sum of squares minus a squared sum would lose precision.
         new, total = pixels.mean(0), count + len(pixels)
         spread_C = spread_C + pixels.var(0) * len(pixels) + (new - mean_C) ** 2 * count * len(pixels) / total
         mean_C, count = mean_C + (new - mean_C) * len(pixels) / total, total

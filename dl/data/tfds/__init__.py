@@ -1,5 +1,5 @@
 """The format of TensorFlow Datasets on disk, read and written without TensorFlow.
 
-It may import the rest of `dl.data`, `dl.system` and the words at the top of `dl`. Read `find` first, then
-`records`.
+The folder may import the rest of `dl.data`, `dl.system` and the modules at the top of `dl`. Read `find`
+first, then `records`.
 """

@@ -1,8 +1,8 @@
-"""Builders: sets that TFDS can prepare only with TensorFlow, prepared without it.
+"""Builders of data sets that TFDS can prepare only with TensorFlow. They do not need TensorFlow.
 
-The MNIST family and CIFAR are TFDS's own (same name, version, URLs, checksums, features), so that
-`tfds.data_source(name, download=False)` reads the result too. `digits` lies inside scikit-learn,
-for machines without a network. Imported only when something must be prepared.
+The MNIST family and CIFAR are those of TFDS (same name, version, URLs, checksums and features), so that
+`tfds.data_source(name, download=False)` reads the result too. `digits` is a part of scikit-learn, for
+machines without a network. This module is imported only if a set must be prepared.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from dl.data.tfds import folders
 from dl.data.tfds.cifar import Cifar10, Cifar100
 from dl.errors import UserError
 
-RAW_FILES = {  # of the MNIST family: split -> images, labels
+RAW_FILES = {  # files of the MNIST family: split -> images, labels
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
@@ -60,7 +60,10 @@ class _IdxWithoutTensorFlow:
     def _generate_examples(self, images_path: Path, labels_path: Path) -> Iterator[tuple[int, Any]]:
         images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
         if len(images) != len(labels):
-            raise UserError(f"{images_path} has {len(images)} images, but {len(labels)} labels")
+            raise UserError(
+                f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels; delete "
+                "both and download them again"
+            )
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": Image.fromarray(image), "label": int(label)}
 
@@ -128,25 +131,25 @@ BUILDERS = {builder.name: builder for builder in (Mnist, FashionMnist, Kmnist, C
 
 
 def prepare(name: str, root: Path) -> tuple[Path, Path]:
-    """Prepares one of `BUILDERS` as array_record; ends within 10 s if there is no network.
+    """Prepares one of `BUILDERS` as array_record. It ends within 10 s if there is no network.
 
     Args:
-      name: of the set.
-      root: the data folder. Raw files are looked for in its `manual`, `manual/NAME` and
-        `downloads/manual`. If it may not be written, a folder under the user's cache is, or a
-        temporary one.
+      name: name of the set.
+      root: data folder. Raw files are searched for in its folders `manual`, `manual/NAME` and
+        `downloads/manual`. If it is not writable, a folder in the user's cache or a temporary one is used.
 
     Returns:
-      The data folder that the set lies in now, and the set's own folder in it.
+      The data folder that contains the set, and the folder of the set in it.
 
     Raises:
-      UnreachableError: if raw files are missing and cannot be fetched.
-      UserError: if a raw file is not the one that TFDS knows, or the disk does not take the set.
+      UnreachableError: raw files are missing and cannot be downloaded.
+      UserError: a raw file is not the one that TFDS knows, or the set cannot be written.
     """
     builder_class = BUILDERS[name]
     urls = builder_class.raw_urls()
     manual = raw_files.provide(name, urls, root)
-    if (size := raw_files.size(urls)) > _MANY_BYTES:  # most of a minute of silence, and the download
+    # Then the preparation takes nearly a minute, in addition to the download.
+    if (size := raw_files.size(urls)) > _MANY_BYTES:
         print(
             f"preparing {name} once, from {size / 1e6:.0f} MB of raw files ...", file=sys.stderr, flush=True
         )
@@ -186,14 +189,14 @@ def _build(builder_class: Any, staging: Path, target: Path, manual: Path | None)
         raise raw_files.unreachable(name, builder_class.raw_urls(), target, type(error).__name__) from error
     except download_manager.NonMatchingChecksumError as error:
         text = " ".join(str(error).partition("To debug")[0].split())
-        raise UserError(f"{name}: {text}: delete that file and fetch it again") from error
+        raise UserError(f"{name}: {text}: delete that file and download it again") from error
     except OSError as error:
         raise UserError(f"{name} could not be prepared in {target}: {error}") from error
     return _publish(Path(builder.data_dir), target / name / str(builder.version))
 
 
 def _publish(staged: Path, final: Path) -> Path:
-    """Renames a finished folder to its place; if another process was faster, its folder stays."""
+    """Moves a finished folder to its final path. If another process was faster, its folder is kept."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(10):
         try:
@@ -203,9 +206,9 @@ def _publish(staged: Path, final: Path) -> Path:
             if (final / "dataset_info.json").is_file():
                 return final
             failure = error
-            with contextlib.suppress(OSError):  # half-prepared by somebody: out of the way
+            with contextlib.suppress(OSError):  # Another process left it incomplete.
                 final.rename(final.with_name(f"{final.name}.incomplete-{uuid.uuid4().hex}"))
-    raise UserError(f"{final} could not be written: {failure}")
+    raise UserError(f"{final} cannot be written ({failure}); choose another --data-dir")
 
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:
@@ -214,17 +217,17 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
         content = gzip.decompress(path.read_bytes())
         magic, *shape = struct.unpack_from(f">{rank + 1}I", content)
         if magic != 0x800 + rank:
-            raise ValueError(f"magic number {magic}, expected {0x800 + rank}")
+            raise ValueError(f"its magic number is {magic}, not {0x800 + rank}")
         return np.frombuffer(content, np.uint8, offset=4 * (rank + 1)).reshape(shape)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
         raise UserError(
-            f"{path} is no IDX file of rank {rank} ({error}): delete it and fetch it again"
+            f"{path} is not an IDX file of rank {rank} ({error}): delete it and download it again"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS's bars, prints and log lines off the screen, and its retries short."""
+    """Returns a context that hides the progress bars, prints and logs of TFDS and reduces its retries."""
     loggers = {name: logging.getLogger(name) for name in ("absl", "urllib3")}
     levels = {name: logger.level for name, logger in loggers.items()}
     retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 1

@@ -1,6 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), as TFDS prepares them but without TensorFlow.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), prepared like in TFDS but without TensorFlow.
 
-An archive holds files of rows: the labels, one byte each, then a 32x32 image, channel by channel.
+An archive holds files of rows. A row is the labels, one byte each, and then a 32x32 image, channel by
+channel.
 """
 
 import tarfile
@@ -24,7 +25,7 @@ class _BinaryWithoutTensorFlow:
     """Overrides what needs TensorFlow in TFDS's builders of CIFAR's binary archives."""
 
     info: Any
-    official: Any  # the builder of TFDS, which knows the checksums
+    official: Any  # the builder of TFDS, which holds the checksums
     _cifar_info: cifar.CifarInfo
 
     @classmethod
@@ -62,7 +63,7 @@ class _BinaryWithoutTensorFlow:
         for index, row in enumerate(rows):
             labels = dict(zip(keys, row[: len(keys)].tolist(), strict=True))
             image_HWC = row[len(keys) :].reshape(_SHAPE_CHW).transpose(1, 2, 0)
-            # The index decides where TFDS shuffles an example to, and the id names it.
+            # TFDS shuffles examples by the index. The id is a feature.
             yield index, {"id": f"{split}_{index:05d}", "image": Image.fromarray(image_HWC), **labels}
 
 
@@ -85,7 +86,7 @@ def _read_archive(path: Path, prefix: str, names: Sequence[str]) -> dict[str, by
     """Returns the content of each of the files `prefix` + name of a gzip-packed tar archive."""
     content = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:  # in one pass: going back would unpack it again
+        with tarfile.open(path, "r|gz") as archive:  # One pass, because going back would unpack it again.
             for member in archive:
                 if (file := archive.extractfile(member)) and member.name.startswith(prefix):
                     content[member.name.removeprefix(prefix)] = file.read()
@@ -105,4 +106,4 @@ def _as_rows(files: Sequence[bytes], num_labels: int) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is no archive of CIFAR ({error}): delete it and fetch it again")
+    return UserError(f"{path} is not an archive of CIFAR ({error}): delete it and download it again")

@@ -1,4 +1,4 @@
-"""Raw files: what a set is prepared from, in a folder or on the network, verified by TFDS's checksums."""
+"""Raw files of data sets, from a folder or from the network, verified by the checksums of TFDS."""
 
 import hashlib
 import threading
@@ -17,7 +17,7 @@ PREFLIGHT_SECONDS = 5.0
 
 
 class UnreachableError(UserError):
-    """There are no raw files, and no network to fetch them; `reason` says so without advice."""
+    """Raw files are missing and cannot be downloaded. `reason` is the message without the advice."""
 
     def __init__(self, reason: str, advice: str):
         super().__init__(f"{reason}: {advice}")
@@ -30,29 +30,29 @@ def unreachable(name: str, urls: Mapping[str, str], root: Path, reason: str) -> 
     return UnreachableError(
         f"{name} is not prepared in {root}, its raw files are not all in {root / 'manual'}, "
         f"and {host} could not be reached ({reason})",
-        f"connect to the network, or put {', '.join(urls)} into {root / 'manual'}, or point --data-dir "
-        f"(TFDS_DATA_DIR) at a folder that holds {name}",
+        f"connect to the network, or put {', '.join(urls)} into {root / 'manual'}, or set --data-dir "
+        f"(TFDS_DATA_DIR) to a folder that holds {name}",
     )
 
 
 def size(urls: Mapping[str, str]) -> int:
-    """Returns how many bytes the raw files have together."""
+    """Returns the total size of the raw files, in bytes."""
     return sum(int(checksums.get_all_url_infos()[url].size) for url in urls.values())
 
 
 def provide(name: str, urls: Mapping[str, str], root: Path) -> Path | None:
-    """Looks for the raw files of the set `name` below the data folder `root`.
+    """Searches for the raw files of the set `name` in the data folder `root`.
 
     Returns:
-      The folder with raw files, verified; None if it is the network that gives them all.
+      The folder with verified raw files. `None` means that all of them must be downloaded.
 
     Raises:
-      UnreachableError: if files are missing and the network does not give them either.
-      UserError: if a file there is another than TFDS knows.
+      UnreachableError: files are missing and cannot be downloaded.
+      UserError: a file differs from the one that TFDS knows.
     """
-    places = [root / "manual" / name, root / "manual", root / "downloads" / "manual"]
-    held = {folder: [file for file in urls if (folder / file).is_file()] for folder in places}
-    manual = max(places, key=lambda folder: len(held[folder]))
+    candidates = [root / "manual" / name, root / "manual", root / "downloads" / "manual"]
+    held = {folder: [file for file in urls if (folder / file).is_file()] for folder in candidates}
+    manual = max(candidates, key=lambda folder: len(held[folder]))
     for file in held[manual]:
         verify(manual / file, urls[file])
     for file, url in urls.items():
@@ -66,7 +66,7 @@ def provide(name: str, urls: Mapping[str, str], root: Path) -> Path | None:
 
 
 def download(dl_manager: Any, urls: Mapping[str, str]) -> dict[str, Path]:
-    """Returns where TFDS's download manager has each file, verified also where it had it before."""
+    """Returns the path of each file in TFDS's download manager. All files are verified, also cached ones."""
     paths = {file: Path(path) for file, path in dl_manager.download(dict(urls)).items()}
     for file, path in paths.items():
         verify(path, urls[file])
@@ -82,14 +82,14 @@ def verify(path: Path, url: str) -> None:
     if (size, got) != (int(expected.size), expected.checksum):
         raise UserError(
             f"{path} is not the file of {url}: it has {size} bytes and sha256 {got}, expected "
-            f"{int(expected.size)} bytes and {expected.checksum}: delete it and fetch it again"
+            f"{int(expected.size)} bytes and {expected.checksum}: delete it and download it again"
         )
 
 
 def _why_not(url: str) -> str:
-    """Returns "" if `url` starts to give a gzip file within `PREFLIGHT_SECONDS`, else why not.
+    """Returns "" if `url` starts to send a gzip file within `PREFLIGHT_SECONDS`, otherwise the reason.
 
-    In a thread, because a name server that does not answer blocks for as long as it likes.
+    The request runs in a thread, because a name server that does not answer can block for a long time.
     """
     outcome = []
 
@@ -100,8 +100,8 @@ def _why_not(url: str) -> str:
                 if response.status_code != 200:
                     outcome.append(f"HTTP status {response.status_code}")
                 else:
-                    outcome.append("" if is_gzip else "what answers there is not the file")
-        except Exception as error:  # whatever goes wrong in a thread must reach the caller
+                    outcome.append("" if is_gzip else "the answer is not the file")
+        except Exception as error:  # Every error in the thread must reach the caller.
             outcome.append(type(error).__name__)
 
     thread = threading.Thread(target=attempt, daemon=True)

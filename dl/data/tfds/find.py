@@ -1,4 +1,4 @@
-"""Where a set lies that was asked for by name: prepared, to be prepared, or the digits instead."""
+"""Search for a data set by name: a prepared set, a set to prepare, or the embedded digits instead."""
 
 import difflib
 import os
@@ -21,7 +21,7 @@ _FALLBACK = "digits"
 
 
 def is_image_folder(wanted: str, data_dir: Path | None = None) -> bool:
-    """Whether `wanted` is a path; a folder that bears the name of a set must be written ./NAME."""
+    """Returns whether `wanted` is a path. A folder with the name of a set must be written as ./NAME."""
     if folders.is_path(wanted):
         return True
     request = folders.parse_request(wanted)
@@ -33,7 +33,7 @@ def is_image_folder(wanted: str, data_dir: Path | None = None) -> bool:
 def find_or_prepare(
     wanted: Sequence[str], may_fall_back: bool, data_dir: Path | None = None
 ) -> tuple[Path, Path, str | None]:
-    """Returns the data folder, the set's folder in it, and a notice if the fallback is used."""
+    """Returns the data folder, the folder of the set in it, and a notice if the fallback is used."""
     root = folders.data_folder(data_dir)
     for name in wanted:
         if found := _find(folders.parse_request(name), root):
@@ -65,17 +65,17 @@ def _prepare_fallback(root: Path) -> tuple[Path, Path]:
 
 def _find(request: Request, root: Path) -> tuple[Path, Path] | None:
     roots = [root]
-    if not folders.is_writable(root):  # then `builders.prepare` has written elsewhere
+    if not folders.is_writable(root):  # Then `builders.prepare` has used the user's cache.
         roots.append(folders.user_cache() / "tensorflow_datasets")
-    for place in roots:
-        if folder := folders.locate(request, place):
-            return place, folder
+    for candidate in roots:
+        if folder := folders.locate(request, candidate):
+            return candidate, folder
     return None
 
 
 def _notice(request: Request, reason: str, advice: str) -> str:
     return (
-        f"Embedded digits, not {request}.\n"  # what stands beside every figure
+        f"Embedded digits, not {request}.\n"  # This line is shown beside every result.
         f"Wanted {request}, but {reason}.\n"
         "The embedded digits are used INSTEAD: 1,797 real 8x8 images that scikit-learn ships.\n"
         f"So the accuracy is not {request} accuracy.\n"
@@ -99,8 +99,8 @@ def _not_found(request: Request, root: Path) -> UserError:
     if _is_in_tfds(request.name):
         hint = (
             f"preparing it needs TensorFlow: run `tfds build {request.name} "
-            "--file_format=array_record` once where TensorFlow is installed, and point --data-dir "
-            f"(TFDS_DATA_DIR) at the result" + (f"; or {hint}" if near else "")
+            "--file_format=array_record` once where TensorFlow is installed, and set --data-dir "
+            f"(TFDS_DATA_DIR) to the result" + (f"; or {hint}" if near else "")
         )
     return UserError(f"{missing}: {hint}")
 
@@ -110,6 +110,6 @@ def _is_in_tfds(name: str) -> bool:
 
     try:
         tfds.builder_cls(name)
-    except Exception:  # not found, or its module needs what is not installed
+    except Exception:  # It is not found, or its module needs a package that is not installed.
         return False
     return True

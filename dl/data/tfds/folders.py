@@ -1,10 +1,10 @@
-"""Folders: where sets lie, and which of them are prepared.
+"""Folders of data sets, and the sets that are prepared in them.
 
-The data folder is an argument of `image_classification`. An experiment that does not pass one gets that of
-`using_data_dir`, which the commands set from --data-dir; without either, `TFDS_DATA_DIR` names it.
+The data folder is an argument of `image_classification`. Without this argument it is the folder of
+`using_data_dir`, which the commands set from --data-dir. Without both it is `TFDS_DATA_DIR`.
 
-A set lies in `<data folder>/NAME[/CONFIG]/VERSION`, with `dataset_info.json` (written last),
-`features.json` and one or more shards a split.
+The folder of a set is `<data folder>/NAME[/CONFIG]/VERSION`. It holds `dataset_info.json` (written last),
+`features.json` and one or more shards for each split.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _data_dir: ContextVar[Path | None] = ContextVar("data folder", default=None)
 
 @dataclass(frozen=True)
 class Request:
-    """`NAME[/CONFIG][:VERSION]`, as the user gave it."""
+    """A requested data set, `NAME[/CONFIG][:VERSION]`."""
 
     name: str
     config: str | None = None
@@ -40,7 +40,7 @@ class Request:
 
 
 def parse_request(dataset: str) -> Request:
-    """Reads `NAME[/CONFIG][:VERSION]`; raises UserError for anything else."""
+    """Parses `NAME[/CONFIG][:VERSION]`. Raises UserError for any other text."""
     match = _REQUEST.fullmatch(dataset)
     if match is None:
         raise UserError(
@@ -50,7 +50,7 @@ def parse_request(dataset: str) -> Request:
 
 
 def is_path(dataset: str) -> bool:
-    """Whether `dataset` is the path of a folder of images, since it cannot be `NAME[/CONFIG][:VERSION]`."""
+    """Returns whether `dataset` is a path of an image folder, which `NAME[/CONFIG][:VERSION]` is not."""
     if not dataset or _REQUEST.fullmatch(dataset):
         return False
     return dataset[0] in "~." or os.sep in dataset or os.path.isdir(dataset)
@@ -58,7 +58,7 @@ def is_path(dataset: str) -> bool:
 
 @contextlib.contextmanager
 def using_data_dir(folder: str | Path | None) -> Iterator[None]:
-    """Names the data folder of the sets that are asked for in this context; None leaves it as it is."""
+    """Returns a context that sets the data folder. `None` means that it does not change."""
     token = _data_dir.set(_data_dir.get() if folder is None else Path(folder))
     try:
         yield
@@ -67,17 +67,17 @@ def using_data_dir(folder: str | Path | None) -> Iterator[None]:
 
 
 def data_dir_in_use() -> Path | None:
-    """Returns the folder that the innermost `using_data_dir` names; None outside of any."""
+    """Returns the data folder of the innermost `using_data_dir`, or None outside of it."""
     return _data_dir.get()
 
 
 def data_folder(data_dir: Path | None = None) -> Path:
-    """Returns where sets lie: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+    """Returns the data folder: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
-    The last one need not exist yet.
+    The last one need not exist.
 
     Raises:
-      UserError: the folder that is named is not a readable folder.
+      UserError: the given folder is not a readable folder.
     """
     named = os.environ.get("TFDS_DATA_DIR") if data_dir is None else data_dir
     if not named:
@@ -94,18 +94,18 @@ def data_folder(data_dir: Path | None = None) -> Path:
 
 
 def user_cache() -> Path:
-    """Where things go that the data folder cannot take."""
+    """Returns the user's cache folder of `dl`, which is used if the data folder is not writable."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "dl"
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder, if there is none, that only this user can look into."""
+    """Creates a folder that only this user can read, if it does not exist."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether to write into `folder`; one marked read-only is left alone, even by root."""
+    """Returns whether `folder` may be written. A read-only folder may not, even by root."""
     try:
         return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK | os.X_OK)
     except OSError:
@@ -113,7 +113,7 @@ def is_writable(folder: Path) -> bool:
 
 
 def versions(folder: Path) -> list[str]:
-    """The versions prepared in `folder`, newest last; half-prepared ones do not count."""
+    """Returns the prepared versions in `folder`, newest last, without incomplete ones."""
     names = [entry.name for entry in _subfolders(folder) if _VERSION.fullmatch(entry.name)]
     return sorted(
         (name for name in names if (folder / name / "dataset_info.json").is_file()),
@@ -122,12 +122,12 @@ def versions(folder: Path) -> list[str]:
 
 
 def configs(folder: Path) -> list[str]:
-    """The configs of the set in `folder` that have a prepared version."""
+    """Returns the configs of the set in `folder` that have a prepared version."""
     return sorted(entry.name for entry in _subfolders(folder) if versions(entry))
 
 
 def prepared_names(root: Path) -> list[str]:
-    """The names of all sets prepared in the data folder `root`."""
+    """Returns the names of all prepared sets in the data folder `root`."""
     return sorted(f.name for f in _subfolders(root) if versions(f) or configs(f))
 
 
@@ -139,10 +139,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def locate(request: Request, root: Path) -> Path | None:
-    """Returns the folder of the requested version, by default the newest; None if there is none.
+    """Returns the folder of the requested version, by default the newest, or None if it is not prepared.
 
     Raises:
-      UserError: if the set has configs and none, or an unknown one, was asked for.
+      UserError: the set has configs, and the request has no config or an unknown one.
     """
     folder = root / request.name
     if request.config or not versions(folder):

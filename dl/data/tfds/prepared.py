@@ -1,4 +1,4 @@
-"""Prepared sets: what TFDS wrote on disk, described without importing TFDS."""
+"""Prepared sets: descriptions of the data sets that TFDS wrote to disk, without importing TFDS."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared(Stored):
-    """A set that TFDS prepared; its folder holds `dataset_info.json`.
+    """The description of a set that TFDS prepared. Its folder holds `dataset_info.json`.
 
     Attributes:
       image_key: name of the image feature.
       image_is_encoded: True for PNG or JPEG bytes, False for a plain tensor.
-      label_key: name of the class label.
+      label_key: name of the feature that holds the class label.
     """
 
     origin: ClassVar[str] = "the prepared set"
@@ -35,7 +35,7 @@ class Prepared(Stored):
 
 
 def damaged(folder: Path, where: Path | str, reason: object) -> UserError:
-    """The error for a set that cannot be read; `where` names the culprit."""
+    """Returns the error for a set that cannot be read. `where` is the damaged file or record."""
     text = " ".join(str(reason).split())[:300]
     return UserError(
         f"{where} is damaged ({text}): delete {folder} and prepare the set again, or copy it again"
@@ -43,15 +43,15 @@ def damaged(folder: Path, where: Path | str, reason: object) -> UserError:
 
 
 def describe(folder: Path, image_size: int | None = None) -> Prepared:
-    """Reads `dataset_info.json` and `features.json`.
+    """Returns the description of a set from `dataset_info.json` and `features.json`.
 
     Args:
-      folder: of one version, as `locate` finds it.
-      image_size: to which images of varying size are resized; 96 if None.
+      folder: folder of one version, as `locate` returns it.
+      image_size: side of the square that images of varying size are resized to, in pixels. `None` means 96.
 
     Raises:
-      UserError: if the files are damaged, if the set is not stored as array_record, or if it has
-        no image feature or no class label, or several that nothing tells apart.
+      UserError: the files are damaged, the set is not stored as array_record, or it does not have exactly one
+        image feature and one class label that can be used.
     """
     info, info_bytes = _read_json(folder, "dataset_info.json")
     features_json, features_bytes = _read_json(folder, "features.json")
@@ -73,7 +73,7 @@ def describe(folder: Path, image_size: int | None = None) -> Prepared:
             "TensorFlow: prepare it again with file_format='array_record'"
         )
     if "train" not in shards:
-        raise UserError(f"{name} in {folder} has no train split; it has {split_names}")
+        raise UserError(f"{name} in {folder} has no train split; it has {split_names}: choose another set")
     try:
         features = features_json["featuresDict"]["features"]
         image_key, label_key = _choose_features(name, features, _supervised_keys(info))
@@ -135,7 +135,7 @@ def _kind(feature: Mapping[str, Any]) -> str:
 
 
 def _dimensions(feature: Mapping[str, Any]) -> tuple[int, int, int]:
-    """(H, W, C) with 0 or -1 for what varies."""
+    """Returns (H, W, C), with 0 or -1 for a size that varies."""
     shape = feature["image" if _kind(feature) == "Image" else "tensor"].get("shape", {})
     dimensions = [int(d) for d in shape.get("dimensions", ("-1", "-1", "3"))]
     height, width, channels = [*dimensions, 1] if len(dimensions) == 2 else dimensions

@@ -1,4 +1,4 @@
-"""Records: the examples of a prepared set, read by random access and decoded without TensorFlow."""
+"""Records: the examples of a prepared set, with random access and decoded without TensorFlow."""
 
 import io
 import threading
@@ -19,14 +19,14 @@ class RecordSource(StoredSource):
     """The examples of one split of a prepared set, read and decoded at every access."""
 
     def __init__(self, prepared: Prepared, split: str, rows: np.ndarray | None = None):
-        """`rows` of `split` (all if None) are the examples, in that order; nothing is read yet."""
+        """Selects the rows `rows` of `split` in that order, or all rows if None. Nothing is read yet."""
         super().__init__(prepared, split, rows)
         self._prepared = prepared
         self._split = split
         self._lock = threading.Lock()
 
     def decode_all(self) -> tuple[dict[str, np.ndarray], dict[int, UserError]]:
-        """Reads every row, after comparing the number of records in each shard."""
+        """Reads every row, after checking the number of records in each shard."""
         for path, length in self._prepared.shards[self._split].items():
             if (held := _num_records(self._prepared, path)) != length:
                 raise self._prepared.damaged(path, f"it holds {held} records, not {length}")
@@ -50,7 +50,7 @@ class RecordSource(StoredSource):
 
     @cached_property
     def _opened(self) -> tuple[Any, Any, Any]:
-        """TFDS's source of raw records, the features to parse (no others are), their decoders."""
+        """TFDS's source of raw records, the only features that are parsed, and their decoders."""
         import tensorflow_datasets as tfds
 
         prepared = self._prepared
@@ -65,7 +65,7 @@ class RecordSource(StoredSource):
             features = {key: builder.info.features[key] for key in keys}
         except ImportError:
             raise
-        except Exception as error:  # whatever TFDS makes of a broken description
+        except Exception as error:  # TFDS raises many kinds of errors for a damaged description.
             raise prepared.damaged(prepared.folder, error) from error
         skip = {prepared.image_key: tfds.decode.SkipDecoding()} if prepared.image_is_encoded else {}
         return records, tfds.features.FeaturesDict(features), skip
@@ -79,7 +79,7 @@ class RecordSource(StoredSource):
             raise self._prepared.damaged(self._find_damaged(rows), error) from error
 
     def _find_damaged(self, rows: np.ndarray) -> Path:
-        """The first shard whose share of `rows` cannot be read."""
+        """Returns the first shard whose part of `rows` cannot be read."""
         shards = self._prepared.shards[self._split]
         shard_of = np.searchsorted(np.cumsum(list(shards.values())), rows, "right")
         for index, path in enumerate(shards):
@@ -107,7 +107,7 @@ class RecordSource(StoredSource):
         if not 0 <= label < len(prepared.class_names):
             raise UserError(
                 f"{prepared.name} in {prepared.folder}: {where} has the label {label}, expected "
-                f"0 to {len(prepared.class_names) - 1}: prepare the set again with right labels"
+                f"0 to {len(prepared.class_names) - 1}: prepare the set again with correct labels"
             )
         return image, label
 
@@ -134,7 +134,7 @@ def _num_records(prepared: Prepared, path: Path) -> int:
 
 
 def _to_array(stored: Any, prepared: Prepared) -> np.ndarray:
-    """An image as it is handed out: (H, W, C) uint8, cropped and resized only if sizes vary."""
+    """Returns an image as uint8 (H, W, C). It is cropped and resized only if the stored sizes vary."""
     from PIL import Image
 
     image: Image.Image

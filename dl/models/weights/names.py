@@ -1,7 +1,8 @@
-"""The names of tensors in the PyTorch models of Hugging Face, and where they belong in the models of `dl`.
+"""Name maps from the tensors of the PyTorch models of Hugging Face to the variables of the models of `dl`.
 
-There is one *name map* for each family: a function from a tensor's name and values in the PyTorch model to
-its path, from the collection on, and its values in the Linen one; None for a name that the family lacks.
+There is one *name map* for each family. It is a function from the name and the values of a tensor of the
+PyTorch model to the path, which starts with the collection, and the values of a variable of the Linen model.
+It returns None for a name that is not in the family.
 
 Shapes: H height, W width, I input channels, O output channels.
 """
@@ -32,7 +33,7 @@ def resnet(name: str, array: np.ndarray) -> Mapped:
 def mobilenet_v2(name: str, array: np.ndarray) -> Mapped:
     """The name map of `MobileNetV2ForImageClassification` to `dl.models.mobilenet`.
 
-    Google's weights, such as `google/mobilenet_v2_1.0_224`, have 1001 classes: 0 is the background.
+    Google's weights, such as `google/mobilenet_v2_1.0_224`, have 1001 classes. Class 0 is the background.
     """
     modules = {"expand_1x1": "expand", "conv_3x3": "depthwise", "reduce_1x1": "project"}
     match name.removeprefix("mobilenet_v2.").split("."):
@@ -52,7 +53,7 @@ def mobilenet_v2(name: str, array: np.ndarray) -> Mapped:
 def vit(name: str, array: np.ndarray) -> Mapped:
     """The name map of `ViTForImageClassification` to `dl.models.vit`, such as `google/vit-base-patch16-224`.
 
-    A base model's pooler, which a classifier does not use, is the module `pooler`, to be skipped.
+    The pooler of a base model is the module `pooler`. A classifier does not use it, so it must be skipped.
     """
     match name.removeprefix("vit.").split("."):
         case ["embeddings", "cls_token"]:
@@ -124,5 +125,5 @@ def _dense(module: LinenPath, leaf: Sequence[str], array: np.ndarray) -> Mapped:
 
 
 def _to_HWIO(array_OIHW: np.ndarray) -> np.ndarray:
-    # A kernel of another rank is left as it is, to be named as misshapen.
+    # A kernel of another rank is not changed, so that a later check reports its shape.
     return array_OIHW.transpose(2, 3, 1, 0) if array_OIHW.ndim == 4 else array_OIHW

@@ -1,8 +1,8 @@
-"""Weights from elsewhere: safetensors files in the layout of Hugging Face, read into the models of `dl`.
+"""Pretrained weights: safetensors files in the layout of Hugging Face, read into the models of `dl`.
 
-A safetensors file holds numbers only; nothing here reads a pickle, which could run code.
+A safetensors file holds only numbers. Pickled files are never read, because they could run code.
 
-Needs the extra `weights`: pip install 'dl[weights]'.
+This module needs the extra `weights`: pip install 'dl[weights]'.
 """
 
 import re
@@ -22,7 +22,7 @@ from dl.system.text import printable
 from dl.types import Variables
 from dl.warm_start import WarmStart, nested
 
-# What NumPy raises for a shape or a type that a header claims, beside the errors of safetensors itself.
+# The errors that NumPy raises for an invalid shape or type in a header, in addition to those of safetensors.
 _OF_A_HEADER = (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError)
 Fit = Callable[[LinenPath, np.ndarray, tuple[int, ...]], np.ndarray]
 
@@ -38,24 +38,24 @@ def load_pretrained(
 ) -> Variables:
     """Returns `variables` with the values of `source`, as NumPy arrays in the dtypes of `variables`.
 
-    An experiment starts from them by `init` of its task, which may give the network a new head:
+    For example, this keeps the new head of a network::
 
         variables = model.init(key, batch["image"])
         load_pretrained("microsoft/resnet-50", variables, torch_names.resnet, skip=["head"])
 
     Args:
-      source: a safetensors file, a folder with one (or with an index of several), or the name of a model on
-        the Hugging Face hub, such as `microsoft/resnet-50`.
-      variables: of the model, or their shapes: `jax.eval_shape(model.init, key, images)`.
-      name_map: of the model's family, one of `dl.models.weights.names`.
-      skip: modules at the top of the model that are not read, such as `head` where the number of classes is
-        another or there is no head; what `variables` has of them is returned as it is.
-      revision: on the hub, a commit, so that the name means the same weights for ever.
-      fit: from a path, its values and the model's shape to values of that shape, where those of the source
-        need not have it: `vit.fit_positions` for images of another size.
+      source: a safetensors file, a folder with one file or with an index of several files, or the name of a
+        model on the Hugging Face hub, such as `microsoft/resnet-50`.
+      variables: the variables of the model, or their shapes: `jax.eval_shape(model.init, key, images)`.
+      name_map: name map of the model's family, from `dl.models.weights.names`.
+      skip: top-level modules of the model that are not read, such as `head` for another number of classes.
+        Their values in `variables` are returned unchanged.
+      revision: commit on the hub, so that the weights cannot change later. `None` means the newest commit.
+      fit: function from a path, its values and the shape in the model to values of that shape, if the shapes
+        differ: `vit.fit_positions` for images of another size.
 
     Raises:
-      UserError: if a tensor is missing, surplus or misshapen, or the source cannot be read.
+      UserError: a tensor is missing, unexpected or has another shape, or the source cannot be read.
     """
     targets = flax.traverse_util.flatten_dict(dict(variables))
     kept = {path: leaf for path, leaf in targets.items() if path[1] in skip}
@@ -67,20 +67,25 @@ def load_pretrained(
         mapped = name_map(name, array)
         if mapped is None:
             raise UserError(
-                f"{source}: the tensor {name!r} has no place in a model of the family {name_map.__name__!r}"
+                f"{source}: the tensor {name!r} does not belong to the model family {name_map.__name__!r}; "
+                "use another name map or another source"
             )
         path, values = mapped
         if path[1] in skip:
             skipped.add(path[1])
             continue
         if path in found:
-            raise UserError(f"{source}: both {found[path][0]!r} and {name!r} are {'/'.join(path)}")
+            raise UserError(
+                f"{source}: both tensors {found[path][0]!r} and {name!r} map to {'/'.join(path)}; remove one"
+            )
         if fit is not None and path in targets:
             values = fit(path, values, tuple(targets[path].shape))
         found[path] = name, values
     for module in skip:
         if module not in skipped:
-            raise UserError(f"skip={module!r} is a module of neither the model nor {source}")
+            raise UserError(
+                f"skip={module!r} is neither a module of the model nor of {source}; remove or correct it"
+            )
     wanted = {path: leaf for path, leaf in targets.items() if path not in kept}
     loaded = _fit(str(source), found, wanted)
     cast = {path: values.astype(wanted[path].dtype) for path, values in loaded.items()}
@@ -88,22 +93,22 @@ def load_pretrained(
 
 
 def save_safetensors(path: str | Path, tree: Any) -> None:
-    """Writes a nested dict of arrays; the names in the file are the paths, joined by `/`.
+    """Writes a nested dict of arrays. The names in the file are the paths, joined by `/`.
 
-    The file appears complete or not at all.
+    The file is written completely or not at all.
 
     Raises:
-      UserError: if a key is no string or has a `/`, or a leaf is no array of a dtype that the format has.
+      UserError: a key is not a string or contains `/`, or a leaf is not an array of a supported dtype.
     """
     from_numpy = _require("safetensors.numpy")
     tensors = {}
     for keys, leaf in flax.traverse_util.flatten_dict(dict(tree)).items():
         if not all(isinstance(key, str) and "/" not in key for key in keys):
             raise UserError(f"the key {keys} cannot be a name in a safetensors file; use strings without '/'")
-        # In C order: safetensors writes the memory as it lies, whatever the strides.
+        # The array must be in C order, because safetensors ignores strides.
         array = np.asarray(leaf, order="C")
         if array.dtype == object:
-            raise UserError(f"{'/'.join(keys)} is of type {type(leaf).__name__}, expected an array")
+            raise UserError(f"{'/'.join(keys)} is of type {type(leaf).__name__}; it must be an array")
         tensors["/".join(keys)] = array
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,16 +123,19 @@ def load_safetensors(path: str | Path, like: Any = None) -> Any:
     """Returns the nested dict of NumPy arrays that `save_safetensors` wrote, bit for bit.
 
     Args:
-      path: the file.
-      like: a tree of arrays, or of their shapes, that the file must match; None to take what there is.
+      path: path of the file.
+      like: tree of arrays, or of their shapes, that the file must match. `None` means that every file is
+        accepted.
 
     Raises:
-      UserError: if the file cannot be read, or a tensor is missing, surplus or misshapen.
+      UserError: the file cannot be read, or a tensor is missing, unexpected or has another shape.
     """
     found = {tuple(name.split("/")): (name, array) for name, array in read_tensors(path)}
     for keys, (name, _) in found.items():
         if inside := next((keys[:k] for k in range(1, len(keys)) if keys[:k] in found), None):
-            raise UserError(f"{path}: {'/'.join(inside)!r} is a tensor, and {name!r} would lie inside it")
+            raise UserError(
+                f"{path}: {'/'.join(inside)!r} is a tensor, so there cannot be a tensor {name!r}; rename one"
+            )
     if like is None:
         loaded = {keys: array for keys, (_, array) in found.items()}
     else:
@@ -139,7 +147,7 @@ def read_tensors(source: str | Path, *, revision: str | None = None) -> Iterator
     """Yields the name and values of each tensor of a file, a folder, or a model on the hub.
 
     Raises:
-      UserError: if there is no such source, or it is damaged.
+      UserError: the source does not exist, or is damaged.
     """
     safetensors = _require("safetensors")
     for file in _files(source, revision):
@@ -147,7 +155,7 @@ def read_tensors(source: str | Path, *, revision: str | None = None) -> Iterator
             raise UserError(f"{file} cannot be read as safetensors: it is not a regular file")
         try:
             with safetensors.safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118, it is no mapping
+                for name in tensors.keys():  # noqa: SIM118, it is not a mapping
                     yield name, tensors.get_tensor(name)
         except (safetensors.SafetensorError, OSError, *_OF_A_HEADER) as error:
             raise UserError(f"{file} cannot be read as safetensors: {_one_line(error)}") from error
@@ -156,28 +164,32 @@ def read_tensors(source: str | Path, *, revision: str | None = None) -> Iterator
 def _fit(
     source: str, found: dict[LinenPath, tuple[str, np.ndarray]], wanted: dict[LinenPath, Any]
 ) -> dict[LinenPath, np.ndarray]:
-    """Returns the values for each wanted path; raises UserError naming the first that does not fit."""
+    """Returns the values for each wanted path. Raises UserError for the first one that does not fit."""
     for path, (name, values) in found.items():
-        where = "/".join(path)
+        path_text = "/".join(path)
         if path not in wanted:
             raise UserError(
-                f"{source}: the tensor {name!r} is surplus, the model has no {where}; "
-                "is it another size of the family, or a module to skip?"
+                f"{source}: the tensor {name!r} is not expected, because the model has no {path_text}; "
+                "use the model of the same size, or skip the module"
             )
         leaf = wanted[path]
         if values.shape != tuple(leaf.shape):
             raise UserError(
-                f"{source}: the tensor {name!r} has shape {values.shape} as {where}, "
-                f"where the model has {tuple(leaf.shape)}"
+                f"{source}: the tensor {name!r} has shape {values.shape} as {path_text}, and the model needs "
+                f"{tuple(leaf.shape)}; use the model of the same size, or skip the module"
             )
         if jnp.issubdtype(values.dtype, jnp.floating) != jnp.issubdtype(leaf.dtype, jnp.floating):
             raise UserError(
-                f"{source}: the tensor {name!r} is {values.dtype}, where {where} is {leaf.dtype} in the model"
+                f"{source}: the tensor {name!r} is {values.dtype}, and {path_text} is {leaf.dtype} in the "
+                "model; use another source"
             )
     missing = ["/".join(path) for path in wanted if path not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{source}: no tensor for {missing[0]}{more}, which the model has")
+        raise UserError(
+            f"{source}: there is no tensor for {missing[0]}{more} of the model; use the model of the same "
+            "size, or skip the module"
+        )
     return {path: found[path][1] for path in wanted}
 
 
@@ -192,32 +204,36 @@ def _files(source: str | Path, revision: str | None) -> list[Path]:
         try:
             names = sorted(set(read_json(index)["weight_map"].values()))
             if outside := next((name for name in names if Path(name).name != name), None):
-                raise UserError(f"{index} names {outside!r}, which does not lie in its folder")
+                raise UserError(f"{index} names {outside!r}, which is not in its folder; correct the index")
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} is no index of safetensors files: {_one_line(error)}") from error
+            raise UserError(f"{index} is not an index of safetensors files: {_one_line(error)}") from error
         return [path / name for name in names]
     files = sorted(path.glob("*.safetensors"))
     if len(files) > 1:
         files = [file for file in files if file.name == "model.safetensors"] or files
     if len(files) != 1:
         raise UserError(
-            f"{path} holds {len(files)} safetensors files, expected one, model.safetensors, or an index "
-            f"{index.name}; pickled weights (.bin, .pt) are never read"
+            f"{path} holds {len(files)} safetensors files; it must hold one, model.safetensors, or an index "
+            f"{index.name} (pickled weights, .bin and .pt, are never read)"
         )
     return files
 
 
 def _fetch(name: str, revision: str | None) -> Path:
-    """Returns the folder with the files of a model on the hub, fetched if they are not cached."""
+    """Returns the folder with the files of a model on the hub. They are downloaded if they are not cached."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"no file or folder {name}, and it is no name of a model on the Hugging Face hub")
+        raise UserError(
+            f"there is no file or folder {name}, and it is not a name of a model on the Hugging Face hub; "
+            "give a path, or a name such as microsoft/resnet-50"
+        )
     hub = _require("huggingface_hub")
     patterns = ["*.safetensors", "*.safetensors.index.json"]
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no file or folder {name}, and the Hugging Face hub does not give it: {_one_line(error)}"
+            f"there is no file or folder {name}, and it cannot be downloaded from the Hugging Face hub: "
+            f"{_one_line(error)}"
         ) from error
 
 
@@ -235,16 +251,21 @@ def _one_line(error: Exception) -> str:
 def pretrained(
     source: str | Path, name_map: NameMap, under: str, skip: Sequence[str] = (), **options: Any
 ) -> WarmStart:
-    """Returns what `load_pretrained(source, ..., name_map, **options)` reads, for the submodule `under`.
+    """Returns a warm start of the submodule `under` with pretrained weights.
 
-    Its modules `skip` are not read: what the model has of them starts from the seed.
+    Args:
+      source: source of the weights, as for `load_pretrained`.
+      name_map: name map of the submodule's family.
+      under: name of the submodule.
+      skip: modules of the submodule that are not read. They are initialised at random.
+      options: other options of `load_pretrained`.
     """
 
     def start(model_shapes: Variables) -> Variables:
         shapes = {name: tree[under] for name, tree in model_shapes.items() if under in tree}
         if not shapes:
             known = ", ".join(model_shapes["params"])
-            raise UserError(f"under={under!r} is no module of the model, expected one of {known}")
+            raise UserError(f"under={under!r} is not a module of the model; it must be one of {known}")
         return nested(load_pretrained(source, shapes, name_map, skip=skip, **options), under, drop=skip)
 
     return start

@@ -95,5 +95,5 @@ def test_without_options_nothing_changes():
 
 
 def test_a_rescaling_that_evaluation_would_miss_is_refused():
-    with pytest.raises(ValueError, match="rescale=0.5 would change training and not evaluation"):
+    with pytest.raises(ValueError, match="rescale=0.5 would change training but not evaluation"):
         image_data_generator(rescale=0.5)

@@ -35,5 +35,5 @@ def test_standardised_training_images_have_mean_0_and_deviation_1_and_others_the
 
 
 def test_nothing_has_no_statistics():
-    with pytest.raises(ValueError, match="without examples has no statistics"):
+    with pytest.raises(ValueError, match="no examples, so it has no statistics"):
         channel_statistics(ArraySource({"image": np.zeros((0, 2, 2, 1), np.uint8)}))

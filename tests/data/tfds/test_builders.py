@@ -131,14 +131,14 @@ def test_a_wrong_file_among_tfds_downloads_is_an_error(data_dir, raw_files, offl
     [
         (b"no gzip", "gzip"),
         (gzip.compress(idx(IMAGES["test"]))[:-9], "Compressed file ended|end-of-stream"),
-        (gzip.compress(idx(LABELS["test"])), "magic number 2049, expected 2051"),
+        (gzip.compress(idx(LABELS["test"])), "magic number is 2049, not 2051"),
         (gzip.compress(idx(IMAGES["test"])[:-1]), "reshape"),
         (gzip.compress(b""), "requires a buffer"),
     ],
 )
 def test_a_file_that_is_no_idx(tmp_path, content, reason):
     (tmp_path / "f.gz").write_bytes(content)
-    with pytest.raises(UserError, match=f"f.gz is no IDX file of rank 3 .*({reason})"):
+    with pytest.raises(UserError, match=f"f.gz is not an IDX file of rank 3 .*({reason})"):
         builders._read_idx(tmp_path / "f.gz", 3)
 
 
@@ -259,7 +259,7 @@ def test_a_portal_that_answers_for_the_server_counts_as_no_network(data_dir, mon
             pass
 
     monkeypatch.setattr(requests, "get", lambda *a, **k: Portal())
-    with pytest.raises(UserError, match="what answers there is not the file"):
+    with pytest.raises(UserError, match="the answer is not the file"):
         _ = image_classification("fashion_mnist").train
 
 

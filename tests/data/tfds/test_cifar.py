@@ -206,7 +206,7 @@ def changed(name, **contents):
 )
 def test_an_archive_of_another_structure_is_one_line(name, archive, reason, put_archive, data_dir):
     put_archive(name, archive)
-    with pytest.raises(UserError, match=f"{FILES[name]} is no archive of CIFAR .*({reason})") as caught:
+    with pytest.raises(UserError, match=f"{FILES[name]} is not an archive of CIFAR .*({reason})") as caught:
         _ = image_classification(name).train
     assert "\n" not in str(caught.value)
     assert not (data_dir / name).exists()

@@ -178,15 +178,15 @@ def test_an_experiment_can_start_from_pretrained_weights_with_a_new_head(tmp_pat
     [
         (
             {"classifier__1__bias": None},
-            "model.safetensors: no tensor for params/head/bias, which the model has",
+            "model.safetensors: there is no tensor for params/head/bias of the model",
         ),
         (
             {"classifier__1__bias": None, "classifier__1__weight": None},
-            "no tensor for params/head/bias and 1 more, which",
+            "no tensor for params/head/bias and 1 more of the model",
         ),
         (
             {"classifier__1__bias": np.zeros(4, np.float32)},
-            r"'classifier.1.bias' has shape \(4,\) as params/head/bias, where the model has \(3,\)",
+            r"'classifier.1.bias' has shape \(4,\) as params/head/bias, and the model needs \(3,\)",
         ),
         (
             {"resnet__embedder__embedder__convolution__weight": np.zeros((4, 3), np.float32)},
@@ -194,19 +194,19 @@ def test_an_experiment_can_start_from_pretrained_weights_with_a_new_head(tmp_pat
         ),
         (
             {"classifier__1__bias": np.zeros(3, np.int8)},
-            "'classifier.1.bias' is int8, where params/head/bias is float32",
+            "'classifier.1.bias' is int8, and params/head/bias is float32",
         ),
         (
             {"resnet__encoder__stages__1__layers__0__layer__0__convolution__weight": np.zeros((4, 4, 1, 1))},
-            "'resnet.encoder.stages.1.layers.0.layer.0.convolution.weight' is surplus, the model has no",
+            "'resnet.encoder.stages.1.layers.0.layer.0.convolution.weight' is not expected",
         ),
         (
             {"resnet__encoder__extra": np.zeros(3)},
-            "'resnet.encoder.extra' has no place in a model of the family 'resnet'",
+            "'resnet.encoder.extra' does not belong to the model family 'resnet'",
         ),
         (
             {"embedder__embedder__normalization__bias": np.zeros(4)},
-            "both '.*' and '.*' are params/stem/norm/bias",
+            "both tensors '.*' and '.*' map to params/stem/norm/bias",
         ),
     ],
 )
@@ -218,7 +218,7 @@ def test_a_tensor_that_does_not_fit_is_one_line_with_its_name(tmp_path, changes,
 
 
 def test_skipping_what_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(UserError, match="skip='haed' is a module of neither the model nor"):
+    with pytest.raises(UserError, match="skip='haed' is neither a module of the model nor of"):
         load_pretrained(resnet_file(tmp_path), shapes_of(RESNET), torch_names.resnet, skip=["haed"])
 
 
@@ -234,7 +234,7 @@ def test_the_shards_of_an_index_are_read(tmp_path):
     with pytest.raises(UserError, match="model-1.safetensors cannot be read as safetensors"):
         list(read_tensors(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(UserError, match="is no index of safetensors files"):
+    with pytest.raises(UserError, match="is not an index of safetensors files"):
         list(read_tensors(tmp_path))
 
 
@@ -281,7 +281,7 @@ def test_a_hub_out_of_reach_or_absent_is_one_line(monkeypatch):
     fake_hub(monkeypatch, offline)
     with pytest.raises(UserError, match="no file or folder someone/resnet, and .*Name or service not known"):
         list(read_tensors("someone/resnet"))
-    with pytest.raises(UserError, match="no file or folder weights.safetensors, and it is no name"):
+    with pytest.raises(UserError, match="no file or folder weights.safetensors, and it is not a name"):
         list(read_tensors("weights.safetensors"))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"huggingface_hub is not installed; pip install 'dl\[weights\]'"):
@@ -327,11 +327,11 @@ def test_the_parameters_of_a_model_survive(tmp_path):
 def test_a_file_that_does_not_match_is_refused_by_name(tmp_path):
     file = tmp_path / "params.safetensors"
     save_safetensors(file, {"a": np.zeros(3), "b": np.zeros(2)})
-    with pytest.raises(UserError, match="the tensor 'b' is surplus"):
+    with pytest.raises(UserError, match="the tensor 'b' is not expected"):
         load_safetensors(file, {"a": np.zeros(3)})
     with pytest.raises(UserError, match="no tensor for c/d"):
         load_safetensors(file, {"a": np.zeros(3), "b": np.zeros(2), "c": {"d": np.zeros(1)}})
-    with pytest.raises(UserError, match=r"'b' has shape \(2,\) as b, where the model has \(5,\)"):
+    with pytest.raises(UserError, match=r"'b' has shape \(2,\) as b, and the model needs \(5,\)"):
         load_safetensors(file, {"a": np.zeros(3), "b": np.zeros(5)})
 
 
@@ -340,7 +340,7 @@ def test_a_file_that_does_not_match_is_refused_by_name(tmp_path):
     [
         ({"a/b": np.zeros(1)}, r"the key \('a/b',\) cannot be a name"),
         ({"a": {0: np.zeros(1)}}, r"the key \('a', 0\) cannot be a name"),
-        ({"a": {"b": object()}}, "a/b is of type object, expected an array"),
+        ({"a": {"b": object()}}, "a/b is of type object; it must be an array"),
         ({"a": np.zeros(1, np.complex128)}, "complex128"),
     ],
 )
