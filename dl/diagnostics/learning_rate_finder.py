@@ -106,9 +106,8 @@ def _explosion(smoothed: list[float]) -> float:
     best = min(smoothed)
     if best > 0:
         return DIVERGED * best
-    return best + (DIVERGED - 1) * max(
-        abs(best), smoothed[0] - best
-    )  # a negative log-likelihood may be below 0
+    # A negative log-likelihood may be below 0.
+    return best + (DIVERGED - 1) * max(abs(best), smoothed[0] - best)
 
 
 def _check_rate(metrics: Any, wanted: float) -> None:

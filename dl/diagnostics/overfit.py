@@ -32,9 +32,8 @@ LEFT = 0.05  # fraction of the possible decrease of the loss that may remain
 # be predicted. The numbers are empirical: small correct models left 26 % and 16 % after 300 steps, and models
 # that ignore their input leave 100 %.
 LEFT_BY_KIND = {"reconstruction": 0.5, "language_model": 0.2}
-STALLED = (
-    0.99  # the loss has stalled if its last tenth is at least this part of the tenth before, in the mean
-)
+# The loss has stalled if its last tenth is at least this part of the tenth before, in the mean.
+STALLED = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +167,8 @@ def _loss_of_batch(
     loss_fn: LossFn, state: TrainState, batch: Batch
 ) -> Callable[[], tuple[jax.Array, jax.Array]]:
     """Returns a function that computes the minimised and the reported loss at the parameters of the state."""
-    params, model_state = jax.tree.map(
-        jnp.copy, (state.params, state.model_state)
-    )  # updates donate their arrays
+    # Updates donate their arrays.
+    params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))
 
     def loss() -> tuple[jax.Array, jax.Array]:
         minimised, aux = loss_fn(params, model_state, batch, None)

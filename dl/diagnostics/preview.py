@@ -53,9 +53,8 @@ def augmented_examples(
     examples = {feature: values[:num_examples] for feature, values in batches[0].items()}
     index_E = np.asarray(examples["index"])
     steps_ED = np.stack([_steps_of(batches, index_E, epoch) for epoch in range(num_draws)], axis=1)
-    rng = init_state(
-        lambda key, batch: {}, optax.identity(), {}, experiment.seed
-    ).rng  # does not depend on the model
+    # Does not depend on the model.
+    rng = init_state(lambda key, batch: {}, optax.identity(), {}, experiment.seed).rng
     seen = with_inputs(
         lambda params, state, batch, key: (Mean.of(jnp.zeros(())), Aux({name: batch[name]}, {})),
         experiment.preprocess,

@@ -45,8 +45,7 @@ class Classifier:
         if kind is not None and kind.name not in ("classification", "multi_label"):
             raise UserError(
                 f"{run.name} is a {kind.words} without classes; only a classifier can predict from files; "
-                "use "
-                "dl.load_run and its predict for the outputs of other models"
+                "use dl.load_run and its predict for the outputs of other models"
             )
         spec = experiment.data.train.spec
         image = spec.get(experiment.task.input_name)

@@ -52,9 +52,8 @@ class Benchmark:
       methods: the option whose values are the methods.
       tuned: the option that was tuned.
       test_metric: the metric that ranks the methods.
-      rows: one for each method, the best first: `name`, the selected value of `tuned`, `test` with its
-        `interval` and its `scores` by seed, the validation curves over `values`, and the `difference` to the
-        reference.
+      rows: one for each method, the best first: `name`, the selected value of `tuned`, `test`, its
+        `interval` and `scores` by seed, validation curves over `values`, and `difference` to the reference.
       reference: the method that the others are compared with. `None` means no comparison.
       notice: what the user must know about the data. `None` means that there is nothing to know.
     """
@@ -99,11 +98,9 @@ def benchmark(
       methods: the option whose values are the methods, such as `optimizer`.
       names: the values of that option.
       tuned: the option that is tuned for each method. Its values are numbers.
-      values: the values of `tuned`: one list for all methods, or one list for each. A list of one value is
-        not tuned.
+      values: the values of `tuned`: one list for all, or one for each method. One value is not tuned.
       options: the options of all runs. An option that is left out has its default.
-      metric: the validation metric that selects the value; its direction is the one that the metric states.
-        The fairest choice is `test_metric`.
+      metric: the validation metric that selects the value. The fairest choice is `test_metric`.
       test_metric: the metric that ranks the methods. It must state whether small or large values are good.
       reference: the method that all others are compared with, by Student's paired test over the seeds.
       tuning_seeds: number of seeds for each value of the hyperparameter.
@@ -212,11 +209,9 @@ class _Method:
                 seconds += tuning["seconds"]
                 trained = tuning["members"]
             for value in numbers:
-                of_value = [member for member in trained if member.get(self.tuned, value) == value]
+                same = [member for member in trained if member.get(self.tuned, value) == value]
                 for name, curve in curves.items():
-                    curve.append(
-                        _mean([member["metrics"]["validation"].get(name, 0.0) for member in of_value])
-                    )
+                    curve.append(_mean([member["metrics"]["validation"].get(name, 0.0) for member in same]))
         # A run that has diverged has no loss, but it may have an accuracy.
         has_diverged = ~np.isfinite(curves["loss"]) | ~np.isfinite(curves[metric])
         if has_diverged.all():

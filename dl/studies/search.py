@@ -52,9 +52,8 @@ class Interval:
 
     def at(self, place: float) -> float:
         """Returns the value at a place in [0, 1)."""
-        high = (
-            self.high + 1 if self.is_whole else self.high
-        )  # the positions of each integer have equal length
+        # The positions of each integer have equal length.
+        high = self.high + 1 if self.is_whole else self.high
         if self.is_log:
             value = self.low * (high / self.low) ** place
         else:

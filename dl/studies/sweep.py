@@ -31,10 +31,8 @@ from dl.studies.trials import Row, Trials
 
 SWEEP = StudyKind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png"))
 NUM_TRIALS = 20
-BUDGETS = (
-    "num_epochs",
-    "num_steps",
-)  # successive halving divides the first of these options that the experiment has
+# Successive halving divides the first of these options that the experiment has.
+BUDGETS = ("num_epochs", "num_steps")
 
 Method = Literal["random", "grid", "halving", "tpe"]
 
@@ -179,8 +177,7 @@ class _Search:
             if num_trials not in (None, size):
                 raise UserError(
                     f"num_trials={num_trials} does not apply to a grid, which has {size} trials here; "
-                    "leave it "
-                    "out, or choose the method random"
+                    "leave it out, or choose the method random"
                 )
             return cls(method, space, seed, size)
         if method == "tpe":

@@ -4,16 +4,10 @@ import jax
 
 from dl.errors import UserError
 
-_MAY_BE_NAMED = (
-    FileNotFoundError,
-    NotADirectoryError,
-    IsADirectoryError,
-)  # an option may be the path of a missing file
-_PASSING = (
-    "RESOURCE_EXHAUSTED",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-)  # status codes of XLA errors that may be temporary
+# An option may be the path of a missing file.
+_MAY_BE_NAMED = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# Status codes of XLA errors that may be temporary.
+_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 _MAX_LENGTH = 300
 
 

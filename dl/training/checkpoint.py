@@ -216,9 +216,7 @@ class Checkpoints:
                 with contextlib.suppress(OSError):
                     self._remove_leftovers()  # which frees the space on the disk
             steps = self.steps if self._manager is not None else []
-            saved = (
-                f"the checkpoint of step {steps[-1]:,} is kept" if steps else "there is no earlier checkpoint"
-            )
+            saved = f"the checkpoint of step {steps[-1]:,} is kept" if steps else "none was saved before"
             raise StorageError(
                 f"a checkpoint in {self.directory} cannot be written ({reason}); {saved}; free some space, "
                 "then run the same command again to resume"

@@ -4,16 +4,10 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-_REQUESTS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-)  # SIGHUP: the terminal was closed or its connection was lost
-_WARNINGS = (
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-)  # batch systems send them before the end of a job
+# SIGHUP: the terminal was closed or its connection was lost.
+_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Batch systems send them before the end of a job.
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Stopped(Exception):

@@ -22,9 +22,8 @@ from dl.runs.predictions.kept import Kept, LanguageModel, MultiLabel, Prediction
 TIE = 0.05
 RELATIVE_TOLERANCE = 0.02
 ABSOLUTE_TOLERANCE = 1e-4
-SAMPLING_ERRORS = (
-    6.0  # allowed difference between the means over a sample and over the split, in standard errors
-)
+# Allowed difference between the means over a sample and over the split, in standard errors.
+SAMPLING_ERRORS = 6.0
 
 
 class Disagreement(UserError):
