@@ -373,7 +373,7 @@ def test_a_sample_may_differ_by_what_sampling_explains():
             {"tokens": lambda x: x.astype(np.int32) - 1},
             "is -1; tokens must be at least 0",
         ),
-        ("characters", {"tokens": lambda tokens: tokens.astype(np.float32)}, "stored as float32; tokens are"),
+        ("characters", {"tokens": lambda tokens: tokens.astype(np.float32)}, "dtype float32; tokens must be"),
         ("diabetes", {"target": None}, "does not have the target feature target; it has features"),
     ],
 )

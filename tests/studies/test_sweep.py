@@ -283,7 +283,7 @@ def test_the_plot_has_a_line_for_each_trial_and_an_axis_for_each_option():
         (["EXP", "seed=1", "--metric", "loss"], "metric='loss' is not understood; write SPLIT.NAME"),
         (["EXP", "seed=1", "--metric", "validation.f1"], "metric='f1' is not measured; choose one of"),
         (["EXP", "seed=1", "--metric", "train.loss"], "split='train' is not evaluated; choose one of val"),
-        (["EXP", "seed=1", "--method", "grid", "--num-trials", "5"], "num_trials=5 is not for a grid"),
+        (["EXP", "seed=1", "--method", "grid", "--num-trials", "5"], "num_trials=5 does not apply to a grid"),
         (["EXP", "num_epochs=1,2", "--method", "halving"], "halving divides num_epochs or num_steps"),
     ],
 )
