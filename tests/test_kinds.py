@@ -227,7 +227,7 @@ def test_predict_says_in_one_line_what_it_cannot(finished, dl):
         Image.new("L", (8, 8), 200).save(picture)
         status, _, err = dl("predict", str(finished(name).folder), picture, "--experiment", experiment)
         assert (status, err.count("\n")) == (2, 1)
-        assert f"is {kind} and knows no classes" in err
+        assert f"is {kind} without classes" in err
 
 
 def test_predict_gives_each_label_a_probability_of_its_own(finished, dl, tmp_path):
@@ -366,20 +366,20 @@ def test_a_sample_may_differ_by_what_sampling_explains():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("digit_properties", {"label": lambda x: x.astype(np.int32) * 2 - 1}, "is -1; labels are 0 or 1"),
-        ("digit_properties", {"label": lambda label: label * 0.5}, "is 0.5; labels are 0 or 1"),
+        ("digit_properties", {"label": lambda x: x.astype(np.int32) * 2 - 1}, "is -1; labels must be 0 or 1"),
+        ("digit_properties", {"label": lambda label: label * 0.5}, "is 0.5; labels must be 0 or 1"),
         (
             "characters",
             {"tokens": lambda x: x.astype(np.int32) - 1},
-            "is -1; tokens are whole numbers",
+            "is -1; tokens must be at least 0",
         ),
         (
             "characters",
             {"tokens": lambda x: x + 9},
             "(uint8), and the model's 29 outputs stand for the classes 0 to 28; correct the tokens",
         ),
-        ("characters", {"tokens": lambda tokens: tokens.astype(np.float32)}, "stored as float32; tokens are"),
-        ("diabetes", {"target": None}, "has no feature target to compare outputs with; it has features"),
+        ("characters", {"tokens": lambda tokens: tokens.astype(np.float32)}, "dtype float32; tokens must be"),
+        ("diabetes", {"target": None}, "does not have the target feature target; it has features"),
     ],
 )
 def test_targets_of_another_kind_are_refused_before_training(name, change, message, tmp_path, mesh1):

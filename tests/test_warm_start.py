@@ -165,7 +165,7 @@ def test_stopped_on_the_way_it_goes_on_when_the_same_is_asked_again(root, tmp_pa
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "train_run", stopping)
-        with pytest.raises(Stopped, match="saved at step [2-4] of 12; to go on: the same command again"):
+        with pytest.raises(Stopped, match="saved at step [2-4] of 12; to resume: the same command again"):
             train_in(tmp_path / "outer", mesh1, later(FromExperiment(earlier)))
     assert not (tmp_path / "outer").exists()
     result = train_in(tmp_path / "outer", mesh1, later(FromExperiment(earlier)))

@@ -23,7 +23,7 @@ from benchmarks.faults.commands import (
 KINDS = ("flip", "truncate", "delete")
 CHUNK = 10  # damages of a child
 _COMPLAINTS = (
-    r"damaged|missing|cut short|was changed|cannot be read|does not match|belongs to|holds no run|not those|"
+    r"damaged|missing|cut short|was changed|cannot be read|does not match|belongs to|hold a run|not those|"
     r"has not (ended|finished)|none were kept|has no checkpoint|is not empty"
 )
 

@@ -1,5 +1,5 @@
-"""Analysis: what a trained model does, beyond the metrics of its own test split.
+"""Analysis: measurements of a trained model beyond the metrics of its test split.
 
-An analysis loads a finished run through `dl.inference` and returns figures. It may import `dl.inference`,
-`dl.diagnostics`, `dl.training` and what lies below them. Read `robustness` first.
+An analysis loads a finished run through `dl.inference` and returns metrics. It may import `dl.inference`,
+`dl.diagnostics`, `dl.training` and the rooms below them. Read `robustness` first.
 """

@@ -1,7 +1,7 @@
-"""Errors on corrupted images as Hendrycks & Dietterich 2019 sum them up: CE, mCE and their relative kin.
+"""Errors on corrupted images (Hendrycks & Dietterich 2019): CE, mCE, relative CE and relative mCE.
 
-The corruptions of `dl.data.images.corruptions` are not their fifteen, nor is a baseline their AlexNet: an mCE
-from here is comparable only with others from here that have the same data and baseline.
+The corruptions of `dl.data.images.corruptions` differ from the fifteen of the paper, and the baseline is not
+AlexNet. So an mCE of this module is comparable only with its other mCEs on the same data and baseline.
 
 Shapes: N examples of a split, K corruptions, S severities, L = 1 + K.
 """
@@ -22,11 +22,11 @@ NUM_RESAMPLES = 1_999  # of the examples, for the intervals of mean errors
 
 @dataclasses.dataclass(frozen=True)
 class Errors:
-    """Which examples a classifier has wrong.
+    """The examples that a classifier predicts wrong.
 
     Attributes:
-      clean: of the images as they are stored, shape N.
-      corrupted: of each corruption at each severity, shape N × K × S.
+      clean: whether each stored image is predicted wrong, shape N.
+      corrupted: the same for each corruption at each severity, shape N × K × S.
     """
 
     clean: np.ndarray
@@ -34,31 +34,31 @@ class Errors:
 
 
 def corruption_errors(rates_L: np.ndarray, baseline_L: np.ndarray) -> np.ndarray:
-    """Returns CE of each corruption, Σ_s E / Σ_s E_baseline, shape K; their mean is mCE.
+    """Returns the CE of each corruption, Σ_s E / Σ_s E_baseline, shape K. Their mean is the mCE.
 
     Args:
-      rates_L: error on the images as stored, then the mean over severities of each corruption, L = 1 + K.
-      baseline_L: the same of the baseline.
+      rates_L: error on the stored images, then the mean error over severities of each corruption, L = 1 + K.
+      baseline_L: the errors of the baseline, in the same form.
     """
     return _ratios(rates_L[1:], baseline_L[1:])
 
 
 def relative_corruption_errors(rates_L: np.ndarray, baseline_L: np.ndarray) -> np.ndarray:
-    """Returns relative CE, Σ_s (E - E_clean) / Σ_s (E_baseline - E_baseline,clean), shape K.
+    """Returns the relative CE, Σ_s (E - E_clean) / Σ_s (E_baseline - E_baseline,clean), shape K.
 
     Args:
-      rates_L: as of `corruption_errors`.
-      baseline_L: likewise.
+      rates_L: the errors, as for `corruption_errors`.
+      baseline_L: the errors of the baseline, in the same form.
     """
     return _ratios(rates_L[1:] - rates_L[0], baseline_L[1:] - baseline_L[0])
 
 
 def figures(errors: Errors, baseline: Errors | None = None) -> dict[str, Any]:
-    """Returns every figure with its 95 % interval, for JSON.
+    """Returns every metric with its 95 % interval, as JSON values.
 
-    Intervals of accuracies are Wilson's. Those of mean errors are percentiles of a bootstrap over the
-    examples, in which a classifier and its baseline always get the same ones. `mean_corruption_error` is the
-    mean over corruptions and severities, normalised by nothing; mCE and relative mCE are so by the baseline.
+    Accuracies have Wilson intervals. Mean errors have percentile intervals of a bootstrap over the examples,
+    in which a classifier and its baseline get the same examples. `mean_corruption_error` is the mean over
+    corruptions and severities without normalisation; mCE and relative mCE are normalised by the baseline.
     """
     counts_NL = _num_wrong(errors)
     found: dict[str, Any] = {
@@ -82,7 +82,7 @@ def figures(errors: Errors, baseline: Errors | None = None) -> dict[str, Any]:
 
 
 def table_of(found: Mapping[str, Any], split: str) -> Table:
-    """Returns accuracy in percent by corruption and severity, the mean error and, with a baseline, CE."""
+    """Returns a table of the accuracy in percent by corruption and severity, the mean error, and CE."""
     rows = []
     for name, cells in found["corruptions"].items():
         error = 1 - sum(cell["accuracy"] for cell in cells) / len(cells)
@@ -98,7 +98,7 @@ def table_of(found: Mapping[str, Any], split: str) -> Table:
 
 
 def lines_of(found: Mapping[str, Any], baseline: str) -> list[str]:
-    """Returns the figures of all corruptions in sentences; `baseline` is what to call it."""
+    """Returns the metrics over all corruptions as sentences; `baseline` is the name of the baseline."""
     of = f"{len(found['corruptions'])} corruptions x {len(SEVERITIES)} severities"
     lines = [
         f"clean accuracy {_shown(found['clean'])} % of {found['num_examples']:,} examples",
@@ -111,12 +111,12 @@ def lines_of(found: Mapping[str, Any], baseline: str) -> list[str]:
 
 
 def words(name: str) -> str:
-    """Returns the name of a corruption as a person writes it."""
+    """Returns the name of a corruption with spaces."""
     return name.replace("_", " ")
 
 
 def _num_wrong(errors: Errors) -> np.ndarray:
-    """Returns in how many severities each example is wrong, N × L; one counts for all on images as stored."""
+    """Returns the number of severities at which each example is wrong, N × L; stored images count S times."""
     clean_N1 = len(SEVERITIES) * errors.clean[:, None]
     return np.concatenate([clean_N1, errors.corrupted.sum(-1)], axis=1).astype(np.uint8)
 
@@ -126,20 +126,20 @@ def _rates(counts_NL: np.ndarray) -> np.ndarray:
 
 
 def _ratios(above_K: np.ndarray, below_K: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):  # a baseline without errors: infinite, or NaN
+    with np.errstate(divide="ignore", invalid="ignore"):  # infinite or NaN for a baseline without errors
         return above_K / below_K
 
 
 def _resampled(measure: Callable[..., np.ndarray], *counts: np.ndarray) -> dict[str, Any]:
-    """Returns the mean over corruptions with its interval."""
+    """Returns the mean over corruptions with its bootstrap interval."""
     from scipy.stats import DegenerateDataWarning
 
     def mean(*counts: np.ndarray) -> float:
         return float(measure(*map(_rates, counts)).mean())
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        # Where the baseline loses nothing a ratio is infinite or NaN, and so is the mean; or the interval, if
-        # that happens in some resamples only.
+        # If the baseline has no errors, a ratio is infinite or NaN, and so is the mean. If that happens in
+        # some resamples only, the interval is NaN.
         warnings.simplefilter("ignore", DegenerateDataWarning)
         found = bootstrap(mean, *counts, num_resamples=NUM_RESAMPLES)
     return {"value": found.estimate, "interval": [found.low, found.high]}
@@ -157,10 +157,10 @@ def _shown(cell: Mapping[str, Any]) -> str:
 
 def _bounded(figure: Mapping[str, Any]) -> str:
     if not np.isfinite(figure["value"]):
-        return "is not defined: the baseline loses nothing by a corruption"
+        return "is not defined: for a corruption the baseline has no errors, or no more than on clean images"
     bounds = f"95 % {'..'.join(map(_percent, figure['interval']))}"
     if not np.isfinite(figure["interval"]).all():
-        bounds = "no interval: in some resamples the baseline loses nothing"
+        bounds = "no interval: in some resamples the ratio to the baseline is not defined"
     return f"{_percent(figure['value'])} % ({bounds})"
 
 

@@ -1,4 +1,4 @@
-"""The robustness of a finished classifier: its errors on corrupted copies of a split.
+"""The robustness of a finished image classifier: its errors on corrupted copies of a split.
 
 Shapes: N examples of a split, K corruptions, S severities, B examples of a batch.
 """
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NUM_SHOWN = 3  # images of a preview
-_CHUNK = 1_024  # examples in memory while the range of stored floats is looked at
+_CHUNK = 1_024  # examples in memory while the range of stored floats is checked
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A finished classifier of images, and the split that it is to be measured on.
+    """A finished image classifier, and the split that it is measured on.
 
     Attributes:
-      run: its folder.
-      experiment: as the code makes it now.
-      outputs: from variables and a stored batch to logits.
+      run: the folder of the run.
+      experiment: the experiment that the present code makes.
+      outputs: returns the logits for variables and a stored batch.
       split: the name of the split.
-      warning: what is not as it was when the run began; empty if all is.
+      warning: what has changed since the run began; empty if nothing has.
     """
 
     run: RunFolder
@@ -64,12 +64,12 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Robustness:
-    """How a classifier does on corrupted images.
+    """The metrics of a classifier on corrupted images.
 
     Attributes:
       subject: the classifier.
-      figures: as robustness.json holds them, each with its 95 % interval.
-      baseline: the folder of the run by whose errors those of the classifier are divided.
+      figures: the metrics with their 95 % intervals, as robustness.json holds them.
+      baseline: the folder of the run whose errors divide those of the classifier. `None` without a baseline.
     """
 
     subject: Subject
@@ -83,7 +83,7 @@ class Robustness:
 
     @property
     def lines(self) -> list[str]:
-        """A line for each figure of all corruptions together."""
+        """A line of text for each metric over all corruptions."""
         return lines_of(self.figures, str(self.baseline))
 
 
@@ -100,21 +100,21 @@ def assess(
 ) -> Robustness:
     """Measures a finished classifier on images that are corrupted in ten ways and five severities.
 
-    With a baseline the errors are divided by its own, as mCE and relative mCE (Hendrycks & Dietterich 2019).
-    Writes robustness.json into the run's folder.
+    With a baseline, the errors are divided by those of the baseline: mCE and relative mCE (Hendrycks &
+    Dietterich 2019). The metrics are written to robustness.json in the folder of the run.
 
     Args:
-      folder: of the run.
-      split: whose images are corrupted.
+      folder: the folder of the run.
+      split: the split whose images are corrupted.
       baseline: the folder of a run on the same data.
-      seed: of the corruptions.
-      experiment: NAME or path of the code of the run's experiment; where run.json says if None.
-      baseline_experiment: likewise, of the baseline.
-      mesh: the devices; all of them if None.
-      say: takes warnings and lines of progress.
+      seed: random seed of the corruptions.
+      experiment: NAME or path of the experiment of the run. `None` means the name in run.json.
+      baseline_experiment: NAME or path of the experiment of the baseline. `None` means the name in run.json.
+      mesh: the devices. `None` means all devices.
+      say: called with warnings and lines of progress.
 
     Raises:
-      UserError: a folder without a finished image classifier, other data than it had, or a file that cannot
+      UserError: a folder does not hold a finished image classifier, the data have changed, or the file cannot
         be written.
     """
     subjects = [open_classifier(folder, split, experiment)]
@@ -136,12 +136,13 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
     """Returns the classifier that a finished run ended with.
 
     Args:
-      folder: of the run.
-      split: to measure on; not `train`.
-      experiment: where its code is now; None: where run.json says.
+      folder: the folder of the run.
+      split: the split to measure on, which must not be `train`.
+      experiment: NAME or path of the experiment. `None` means the name in run.json.
 
     Raises:
-      UserError: the run has not finished, trained several seeds, classifies no images, or had other data.
+      UserError: the run has not finished, trained several seeds, is not an image classifier, or had other
+        data.
     """
     rebuilt = rebuild(folder, experiment)
     run, data = rebuilt.run, rebuilt.experiment.data
@@ -152,8 +153,8 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
     known = (run.record or {}).get("dataset") or {}
     if known.get("checksum", data.identity.checksum) != data.identity.checksum:
         raise UserError(
-            f"{folder} was trained on {known.get('name')} (sha256 {str(known['checksum'])[:12]}), and the "
-            f"data here are {_named(data.identity)}; name the folder of the same data with --data-dir"
+            f"{folder} was trained on {known.get('name')} (sha256 {str(known['checksum'])[:12]}), but the "
+            f"present data are {_named(data.identity)}; give the folder of the same data with --data-dir"
         )
     if split not in data.evaluations:
         known_splits = ", ".join(data.evaluations) or "none"
@@ -164,7 +165,7 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
         raise UserError(f"{run.name} is a {kind.words}; only a classifier can be measured")
     source, name = data.evaluations[split], rebuilt.experiment.task.input_name
     if outputs is None:
-        raise UserError(f"{run.name} states no outputs to classify by; give its Task a predict=")
+        raise UserError(f"the task of {run.name} has no function predict; add one")
     _check_images(source, name)
     if not is_class_label(source.spec.get("label")):
         raise UserError(f"the {split} split does not have class labels; only a classifier can be measured")
@@ -189,8 +190,8 @@ def measure_errors(
     Args:
       subject: the classifier.
       mesh: the devices.
-      seed: of the corruptions.
-      say: takes a line at the beginning of each corruption.
+      seed: random seed of the corruptions.
+      say: called with a line of text at the beginning of each corruption.
 
     Raises:
       UserError: the run has no checkpoint, or its outputs are not logits.
@@ -204,8 +205,9 @@ def measure_errors(
     logits = jax.eval_shape(outputs, variables, jax.eval_shape(lambda: batches[0]))
     if len(logits.shape) != 2 or logits.shape[1] < 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise UserError(
-            f"the outputs of {subject.run.name} have the shape {logits.shape} and the type {logits.dtype}; a "
-            "classifier has one row of two or more floats an image"
+            f"the outputs of {subject.run.name} have the shape {logits.shape} and the dtype "
+            f"{logits.dtype}; a "
+            "classifier must have one row of two or more floats for each image"
         )
 
     def is_wrong(inputs: Variables, batch: Batch) -> jax.Array:
@@ -214,7 +216,7 @@ def measure_errors(
         return logits_BC.argmax(-1) != class_labels(batch["label"], logits_BC)
 
     def wrong_N(which: int, severity: int) -> np.ndarray:
-        # Numbers of the program, not parts of it: the same function is compiled once.
+        # These are arguments and not constants of the program, so that it is compiled once.
         inputs = {"variables": variables, "which": np.int32(which), "severity": np.int32(severity)}
         return collect_outputs(is_wrong, inputs, batches, mesh)
 
@@ -227,7 +229,7 @@ def measure_errors(
 
 
 def record_of(subject: Subject, found: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Returns what robustness.json says: the figures, and of what they are."""
+    """Returns the content of robustness.json: the metrics, and what they were measured on."""
     data = subject.experiment.data
     record = {
         "split": subject.split,
@@ -243,7 +245,7 @@ def record_of(subject: Subject, found: Mapping[str, Any], seed: int) -> dict[str
 
 
 def preview(subject: Subject, seed: int = 0) -> "Image.Image":
-    """Returns a picture of the first images of the split: a row a corruption, by severity."""
+    """Returns a picture of the first images of the split: one row for each corruption, by severity."""
     from dl.diagnostics.preview import contact_sheet  # Pillow
 
     name = subject.experiment.task.input_name
@@ -271,8 +273,9 @@ def _check_images(source: Source, name: str) -> None:
     low, high = min(part.min() for part in parts), max(part.max() for part in parts)
     if not (low >= 0 and high <= 1):
         raise UserError(
-            f"the stored images have values from {low:g} to {high:g}; corruptions are of images in [0, 1]: "
-            "store these, and do the rest in preprocess="
+            f"the stored images have values from {low:g} to {high:g}; corruptions need values in [0, 1]; "
+            "store "
+            "such values, and rescale them in preprocess="
         )
 
 

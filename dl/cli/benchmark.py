@@ -39,19 +39,20 @@ def benchmark_main(
     test_metric: str = "accuracy",
     reference: str | None = None,
 ) -> None:
-    """Is the command line of a benchmark, as `main` is that of an experiment.
+    """Runs the command line of a benchmark, as `main` runs that of an experiment.
 
     Prints a table; writes benchmark.json, benchmark.md and benchmark.png into the folder of the study.
 
     Args:
       experiment_fn: as for `main`.
-      methods: the option that tells the methods apart, such as `optimizer`.
+      methods: the option whose values are the methods, such as `optimizer`.
       names: its values.
-      tuned: the option that is tuned for each, a number.
-      values: that it takes; by method where they differ, just one where there is nothing to tune.
-      argv: the arguments of the command line; those of this process if None.
-      metric: of validation, that chooses.
-      test_metric: that the methods are ranked by.
+      tuned: the option that is tuned for each method. Its values are numbers.
+      values: the values of `tuned`: one list for all methods, or one list for each. A list of one value is
+        not tuned.
+      argv: the arguments of the command line. `None` means those of this process.
+      metric: the validation metric that selects the value.
+      test_metric: the metric that ranks the methods.
       reference: the method that all others are compared with.
 
     Raises:

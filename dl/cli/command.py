@@ -1,4 +1,4 @@
-"""What a command of `python -m dl` is, and how its words are parsed.
+"""A command of `python -m dl`, and the parsing of its words.
 
 A command line is `python -m dl COMMAND WORDS OPTIONS`. The words name experiments, runs or files and stand
 before the options; the options begin with a minus sign.
@@ -30,7 +30,7 @@ LEGEND = {
 
 
 def no_experiment() -> None:
-    """Stands for the experiment of a command that takes none: it has no options."""
+    """The function of an experiment for commands that do not take an experiment. It has no options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Call:
     """One command line, parsed.
 
     Attributes:
-      words: that stand before the options, without the experiment.
+      words: the words before the options, without the experiment.
       own: the options of the command.
       argv: all words after `python -m dl`.
       experiment_fn: the function of the experiment; `no_experiment` where the command takes none.
-      options: of the experiment, all of them.
+      options: all options of the experiment.
     """
 
     words: tuple[str, ...]
@@ -63,9 +63,9 @@ class Command:
     """A command of `python -m dl`.
 
     Attributes:
-      name: that is typed.
-      words: what is typed before the options; the last may end in ` …`.
-      run: from a call to the exit status; its docstring is the text of `python -m dl NAME --help`.
+      name: the name of the command.
+      words: the names of the words before the options. The last may end in ` …`.
+      run: runs a call and returns the exit status. Its docstring is the text of `python -m dl NAME --help`.
       options: a dataclass with a default for each field.
       help: its line in `python -m dl --help`.
     """
@@ -86,7 +86,7 @@ class Command:
         return self.words[:1] == (EXPERIMENT,)
 
     def parse(self, argv: Sequence[str]) -> Call:
-        """Returns what the words after the name of the command say.
+        """Parses the words after the name of the command.
 
         Raises:
           UserError: too few words or too many, or a mistake in an option.

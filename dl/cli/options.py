@@ -1,4 +1,4 @@
-"""The command line of an experiment, read off its signature: names, types, defaults, ranges and help."""
+"""The command line of an experiment, made from its signature: names, types, defaults, ranges and help."""
 
 import contextlib
 import dataclasses
@@ -77,7 +77,7 @@ def parse(
       experiment_fn: its keyword arguments with annotations and defaults are options. The help text of each is
         what the docstring says of it, else what its type says (`option_types.Help`).
       run_options: a dataclass whose fields are options too.
-      argv: the arguments, without the name of the program; those of this process if None.
+      argv: the arguments, without the name of the program. `None` means those of this process.
       prog: the name of the program, for the help text.
       description: the beginning of the help text; the docstring of the experiment's module if None.
 
@@ -145,7 +145,7 @@ def to_words(name: str, value: Any, is_flag: bool = True) -> list[str]:
     """Returns the words of a command line that give an option a value; `parse` reads them back.
 
     Args:
-      name: of the option, such as `batch_size`.
+      name: the name of the option, such as `batch_size`.
       value: as the experiment takes it.
       is_flag: whether the option is a plain `bool`, which takes no value; not of `bool | None`.
     """

@@ -1,4 +1,4 @@
-"""What a person types to search options: `batch_size=32,64` lists values, `rate=log:1e-4:1e-1` is a range."""
+"""Parses search spaces: `batch_size=32,64` lists values, `rate=log:1e-4:1e-1` is a range."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ def parse_space(words: Sequence[str], parse_value: Callable[[str, str], Any]) ->
     has NUM values in a grid.
 
     Args:
-      words: one for each option.
-      parse_value: from an option's name and a text to its value, as on the command line.
+      words: one word for each option.
+      parse_value: returns the value of an option for its name and a text, as on the command line.
 
     Raises:
       UserError: a word is not understood, or there is none.
@@ -53,7 +53,8 @@ def _interval(word: str, bounds: Sequence[Any], is_log: bool, num: Sequence[str]
         raise UserError(f"{word!r} is a range, but this option does not take numbers; list its values")
     if not low < high or (is_log and low <= 0):
         raise UserError(
-            f"{word!r} is not a range; the lower bound comes first{', above 0' if is_log else ''}"
+            f"{word!r} is not a range; write the lower bound "
+            f"first{', which must be above 0' if is_log else ''}"
         )
     if not all(map(math.isfinite, bounds)):
         raise UserError(f"{word!r} is not a finite range; give two finite bounds")

@@ -125,7 +125,7 @@ def run_curve(call: Call) -> int:
     over = None
     if own.over is not None:
         if own.fractions != CurveOptions.fractions:
-            raise UserError("--fractions and --over ask for two curves; choose one")
+            raise UserError("--fractions and --over were both given; use only one of them")
         over = parse_space([own.over], functools.partial(parse_value, call.experiment_fn))
         [(name, dimension)] = over.items()
         if name in named(call.argv):

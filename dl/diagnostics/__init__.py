@@ -1,5 +1,5 @@
-"""Diagnostics: an experiment is examined before it is trained.
+"""Diagnostics: checks of an experiment before it is trained.
 
-Its layers, whether it can learn one batch, which learning rates suit it, what its augmentation does. It may
-import `dl.training` and what lies below it. Read `overfit` first.
+They show its layers, whether it can fit one batch, which learning rates work, and what its augmentation does.
+This room may import `dl.training` and the rooms below it. Read `overfit` first.
 """

@@ -1,7 +1,7 @@
-"""What a loss could be on one batch: with the best outputs, and with the best that ignore the input.
+"""The attainable loss on one batch: with the best outputs, and with the best outputs that ignore the input.
 
-The outputs of the model are taken as free variables, so that the answer holds for any loss of a model:
-label smoothing, mixtures of examples, regression in any unit, likelihoods below 0.
+The outputs of the model are free variables of the minimisation, so the result holds for any loss: label
+smoothing, mixtures of examples, regression in any unit, negative log-likelihoods below 0.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ import optax
 from dl.outermost import around_outermost
 
 NUM_ITERATIONS = 200
-CONVERGED = 1e-3  # the gradient's norm at the end over that at the start
+CONVERGED = 1e-3  # norm of the gradient at the end, relative to the start
 
 
 @dataclasses.dataclass(frozen=True)
 class Attainable:
-    """Losses of one batch.
+    """Attainable losses of one batch.
 
     Attributes:
-      best: with the best outputs; None where there is no lowest loss, such as of a density.
-      constant: with the best outputs that are the same for all examples; None likewise.
+      best: the loss with the best outputs. `None` if there is no lowest loss, as for a density.
+      constant: the loss with the best outputs that are equal for all examples. `None` if there is none.
     """
 
     best: float | None
@@ -36,11 +36,11 @@ def attainable(loss: Callable[[], tuple[jax.Array, jax.Array]]) -> Attainable | 
     """Minimises a loss over the outputs of the model that it calls.
 
     Args:
-      loss: calls models, and returns what is minimised and what is judged. The value of what is judged
-        is taken where the other is lowest.
+      loss: calls models, and returns the minimised loss and the reported loss. The reported loss is taken at
+        the minimum of the minimised loss.
 
     Returns:
-      None if it calls no model.
+      The losses; `None` if `loss` does not call a model.
     """
     outputs: list[Any] = []
 
@@ -72,7 +72,7 @@ def attainable(loss: Callable[[], tuple[jax.Array, jax.Array]]) -> Attainable | 
 
 
 def _minimum(loss: Callable[[Any], tuple[jax.Array, jax.Array]], start: Any) -> float | None:
-    """Returns what is judged at the minimum of what is minimised, found by L-BFGS; None if it finds none."""
+    """Returns the reported loss at the minimum that L-BFGS finds; `None` if it does not converge."""
 
     def minimised(values: Any) -> jax.Array:
         return loss(values)[0]

@@ -23,15 +23,15 @@ class Layer:
     """One module of a model, at its first call.
 
     Attributes:
-      path: names from the model down; () is the model itself.
-      kind: the module's class, such as `Dense`.
-      input_shapes: of the arrays among its arguments.
-      output_shapes: of the arrays that it returns.
-      num_parameters: scalars of `params` that are its own and not a submodule's.
-      num_state: scalars of the other collections, such as batch statistics.
-      flops: of all its calls, again without its submodules'. A multiplication and an addition are two, and
-        products with padding count, as in published tables.
-      flops_without_padding: the same without products with padding. None: there are none.
+      path: the names of the modules from the model to this module; () is the model itself.
+      kind: the class of the module, such as `Dense`.
+      input_shapes: the shapes of the arrays among its arguments.
+      output_shapes: the shapes of the arrays that it returns.
+      num_parameters: number of scalars in its `params`, without those of its submodules.
+      num_state: number of scalars in the other collections, such as batch statistics.
+      flops: the FLOPs of all its calls, without those of its submodules. A multiplication and an addition
+        count as two, and products with padding count, as in published tables.
+      flops_without_padding: the FLOPs without products with padding. `None` if there are no such products.
     """
 
     path: Path
@@ -52,13 +52,13 @@ def layer_table(forward: Callable[..., Any], variables: Variables, *args: Any) -
     """Returns the modules that `forward(variables, *args)` calls, in the order of their first calls.
 
     Nothing is allocated or compiled: `forward` is traced once. Each parameter and each FLOP belongs to one
-    layer, so that columns add up to the model's. Under `nn.scan` and `nn.vmap` shapes are those of one turn,
-    parameters and FLOPs those of all.
+    layer, so each column adds up to the total of the model. Under `nn.scan` and `nn.vmap`, shapes are those
+    of one iteration; parameters and FLOPs are those of all iterations.
 
     Args:
       forward: calls ONE Linen model, for example `model.apply`.
-      variables: the model's, as arrays or `jax.ShapeDtypeStruct`s.
-      args: further arguments, likewise.
+      variables: the variables of the model, as arrays or `jax.ShapeDtypeStruct`s.
+      args: further arguments of `forward`, as arrays or `jax.ShapeDtypeStruct`s.
     """
     calls: dict[Path, dict[str, Any]] = {}
 
@@ -93,7 +93,7 @@ def layer_table(forward: Callable[..., Any], variables: Variables, *args: Any) -
 
 
 def format_layers(layers: Sequence[Layer], title: str) -> Table:
-    """Returns the table that a person reads, with totals in its last line."""
+    """Returns the table as text, with totals in its last line."""
     with_state = any(layer.num_state for layer in layers)
     table = Table(title=title, title_justify="left", show_footer=True)
     table.add_column("layer", "total", no_wrap=True)
@@ -131,12 +131,12 @@ def _shapes(tree: Any) -> tuple[Shape, ...]:
 
 
 def format_shapes(shapes: Sequence[Shape]) -> str:
-    """Returns the shapes as a person reads them: `1 x 28 x 28 x 1, scalar`."""
+    """Returns the shapes as text: `1 x 28 x 28 x 1, scalar`."""
     return ", ".join(" x ".join(map(str, shape)) or "scalar" for shape in shapes)
 
 
 def _deepest(scope: Sequence[str], known: Container[Path]) -> Path:
-    """Returns the module that a scope lies in; among its names there are others than modules'."""
+    """Returns the module that contains a scope. Some names in a scope are not modules."""
     path: Path = ()
     for name in scope:
         inner = (*path, name.partition(".")[0])  # Linen writes `name.method`
@@ -157,7 +157,7 @@ def _sizes(collection: Any, known: Container[Path]) -> Counter[Path]:
 
 
 def experiment_layers(experiment: Experiment) -> list[Layer]:
-    """Returns the layers that the loss of an experiment calls, for one example; empty if it calls none."""
+    """Returns the layers that the loss of an experiment calls for one example; empty if it calls none."""
     variables, example = abstract(experiment)
     if experiment.preprocess is not None:
         example = jax.eval_shape(experiment.preprocess, example)

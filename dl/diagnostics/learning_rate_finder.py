@@ -1,7 +1,7 @@
-"""The learning-rate range test: train a little while the rate grows, and see where the loss falls fastest.
+"""The learning-rate range test: trains while the rate grows, and finds where the loss falls fastest.
 
-Source: Smith 2017, "Cyclical learning rates for training neural networks", 3.3; with an exponential rise and
-a smoothed loss, as fastai made it usual.
+Source: Smith 2017, "Cyclical learning rates for training neural networks", 3.3, with an exponential increase
+and a smoothed loss, as in fastai.
 """
 
 import dataclasses
@@ -23,24 +23,25 @@ from dl.training.step import StepConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SMOOTHING = 0.9  # weight of the past in the moving average of the loss
-WARMUP = 10  # steps until the average is quiet enough to look for a slope
-DIVERGED = 4.0  # times the best loss
+SMOOTHING = 0.9  # decay of the moving average of the loss
+WARMUP = 10  # steps until the average is stable enough to estimate a slope
+DIVERGED = 4.0  # factor over the best loss
 
 
 @dataclasses.dataclass(frozen=True)
 class RateTest:
-    """What the test saw, and what it says.
+    """The result of a learning-rate range test.
 
     Attributes:
-      rates: of each step.
-      losses: of each batch, before its update.
+      rates: the learning rate of each step.
+      losses: the loss of each batch before its update.
       smoothed: the moving average of `losses`, with bias correction.
-      has_diverged: whether the loss exploded before the rate was at its highest. Where it was not finite at
-        the very first step, before any update, there are no rates and losses at all.
-      suggested: the rate at the steepest descent of `smoothed` over log rate; None if it never fell.
-      low: the rate at which a tenth of the way to the minimum was gone; `suggested`, if that comes first.
-      high: the rate at which `smoothed` was lowest.
+      has_diverged: whether the loss diverged before the highest rate. If it was not finite at the first step,
+        `rates` and `losses` are empty.
+      suggested: the rate where `smoothed` falls fastest over the logarithm of the rate. `None` if it never
+        falls.
+      low: the rate at a tenth of the decrease to the minimum, or `suggested` if that is smaller.
+      high: the rate where `smoothed` is lowest.
     """
 
     rates: np.ndarray
@@ -57,10 +58,10 @@ def find_learning_rate(
 ) -> RateTest:
     """Trains from the initial parameters while the rate grows exponentially from `low` to `high`.
 
-    Batches, augmentation, dropout, optimizer and weight decay are those of the first steps of the run; its
-    schedule alone is replaced. Ends early once the smoothed loss is over four times the best (where that is
-    not positive: above it by three times its distance from the first or from 0). On the first device; nothing
-    is saved.
+    Batches, augmentation, dropout, optimizer and weight decay are those of the first steps of the run. Only
+    its schedule is replaced. The test ends early if the smoothed loss is over four times the best one. If the
+    best is not positive, the limit is above it by three times its distance from the first loss or from 0. The
+    test runs on the first device, and nothing is saved.
 
     Raises:
       UserError: an empty range, too few steps, or an optimizer whose rate cannot be replaced.
@@ -69,9 +70,9 @@ def find_learning_rate(
     check("high", high, POSITIVE)
     num_steps = check_count("steps", num_steps, STEPS)
     if not low < high:
-        raise UserError(f"low={low:g} and high={high:g} are no range; choose low < high")
+        raise UserError(f"low={low:g} is not smaller than high={high:g}; choose low < high")
     if num_steps < 2 * WARMUP:
-        raise UserError(f"steps={num_steps} are too few to see a curve; choose at least {2 * WARMUP}")
+        raise UserError(f"steps={num_steps} is too small for a curve; choose at least {2 * WARMUP}")
     growth = math.log(high / low) / (num_steps - 1)
     rates = low * np.exp(growth * np.arange(num_steps))
     mesh = make_mesh({"data": 1})
@@ -101,26 +102,27 @@ def find_learning_rate(
 
 
 def _explosion(smoothed: list[float]) -> float:
-    """Returns the loss above which a test ends."""
+    """Returns the loss above which the test ends."""
     best = min(smoothed)
     if best > 0:
         return DIVERGED * best
-    return best + (DIVERGED - 1) * max(abs(best), smoothed[0] - best)  # of a likelihood it may be negative
+    # A negative log-likelihood may be below 0.
+    return best + (DIVERGED - 1) * max(abs(best), smoothed[0] - best)
 
 
 def _check_rate(metrics: Any, wanted: float) -> None:
     used = metrics.get("learning_rate")
     if used is None or not math.isclose(float(used.compute()), wanted, rel_tol=1e-3):
         raise UserError(
-            "the learning rate of this experiment's optimizer cannot be replaced; make the optimizer by a "
-            "recipe of dl.optimizers"
+            "the learning rate of this optimizer cannot be replaced; make the optimizer with a function of "
+            "dl.optimizers"
         )
 
 
 def _judge(rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, has_diverged: bool) -> RateTest:
     suggested = low = high = None
     lowest = WARMUP + int(smoothed[WARMUP:].argmin()) if len(smoothed) > WARMUP else 0
-    # What comes after the lowest loss may fall again, out of an explosion.
+    # After the lowest loss the loss may diverge and fall again, so later steps are ignored.
     falling = slice(WARMUP, lowest + 1)
     if lowest > WARMUP:
         slopes = np.gradient(smoothed[falling], np.log(rates[falling]))

@@ -1,7 +1,7 @@
-"""Can it learn at all? A sound model, loss and optimizer bring the loss of ONE batch down to nothing.
+"""Checks that an experiment can overfit ONE batch, as a correct model, loss and optimizer do.
 
-Karpathy 2019, "A recipe for training neural networks", "overfit one batch": what fails here fails everywhere,
-and here it takes seconds to see.
+Source: Karpathy 2019, "A recipe for training neural networks", "overfit one batch". An experiment that fails
+here fails in training too, but here the failure shows in seconds.
 """
 
 import dataclasses
@@ -27,26 +27,27 @@ from dl.types import Aux, Batch, Key, LossFn, Metrics, ModelState, Params
 
 Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
-LEFT = 0.05  # the part of what could be learnt that a passed check may leave
-# A narrow layer is not meant to learn examples by heart, and what follows a beginning that several sequences
-# share cannot be known. The numbers follow from no theory: small sound models left 26 % and 16 % after 300
-# steps, those that ignore their input leave all.
+LEFT = 0.05  # fraction of the possible decrease of the loss that may remain
+# A narrow layer cannot memorise examples, and the token after a beginning that several sequences share cannot
+# be predicted. The numbers are empirical: small correct models left 26 % and 16 % after 300 steps, and models
+# that ignore their input leave 100 %.
 LEFT_BY_KIND = {"reconstruction": 0.5, "language_model": 0.2}
-STALLED = 0.99  # the mean of the last tenth of the losses is at least that part of the tenth before
+# The loss has stalled if its last tenth is at least this part of the tenth before, in the mean.
+STALLED = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
 class Overfit:
-    """What came of training on one batch.
+    """The result of training on one batch.
 
     Attributes:
-      losses: before each update; the last one ended the check.
-      threshold: that the loss should fall under.
-      num_examples: in the batch.
-      unmoved: the paths of parameters that ended as they began, bit for bit.
-      num_parameters: leaves, moved or not.
-      num_contradictions: examples that equal another one of the batch but have another label.
-      why: how the threshold was chosen, in words; empty where it was given.
+      losses: the loss before each update; the last one ended the check.
+      threshold: the loss that the training must go below.
+      num_examples: number of examples in the batch.
+      unmoved: the paths of parameters that did not change, bit for bit.
+      num_parameters: number of parameter arrays.
+      num_contradictions: number of examples that equal another one of the batch but have another label.
+      why: how the threshold was chosen, as text; empty if it was given.
     """
 
     losses: Sequence[float]
@@ -63,28 +64,29 @@ class Overfit:
 
     @property
     def causes(self) -> list[str]:
-        """The three likeliest reasons of a failure: first what was seen, then what is common."""
+        """The three most likely reasons for a failure: first those that were observed, then common ones."""
         seen = []
         if not math.isfinite(self.losses[-1]):
             seen.append(
-                "the loss is no number any more: lower the learning rate, or run it with --debug-nans"
+                "the loss is not finite: lower the learning rate, or run the experiment with --debug-nans"
             )
         if self.unmoved:
             seen.append(
                 f"no gradient reaches {len(self.unmoved)} of {self.num_parameters} parameters, such as "
-                f"{self.unmoved[0]}: look for dead units, a stop_gradient or an output that nothing uses"
+                f"{self.unmoved[0]}: look for dead units, a stop_gradient or an output that is not used"
             )
         if self.num_contradictions:
             seen.append(
-                f"{self.num_contradictions} examples equal another one that has another label, and no model "
-                "fits both: look at how inputs and labels are read"
+                f"{self.num_contradictions} examples equal another example with another label, and no "
+                "model can "
+                "fit both: check how inputs and labels are read"
             )
         if self._is_falling:
-            seen.append("the loss was still falling: give more --steps, or a higher learning rate")
+            seen.append("the loss was still falling: use more --steps, or a higher learning rate")
         common = [
             "the learning rate is too high or too low: `python -m dl lr-find` shows the range",
-            "something holds the loss up: switch label smoothing, mixup or weight decay off and try again",
-            "the model is too small, its inputs are on a wrong scale, or the loss compares the wrong things",
+            "regularization limits the loss: switch label smoothing, mixup or weight decay off and try again",
+            "the model is too small, its inputs have a wrong scale, or the loss compares the wrong arrays",
         ]
         return [*seen, *common][:3]
 
@@ -103,23 +105,24 @@ def overfit(
     threshold: float | None = None,
     watch: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Overfit:
-    """Trains on the first training batch alone until its loss is under the threshold.
+    """Trains only on the first training batch, until its loss is below the threshold.
 
-    Switched off: augmentation, and change in what is random: every step draws the same dropout, so that there
-    is one fixed function to fit. Everything else is the experiment's own: loss, gradient, optimizer, schedule
-    and weight decay. On the first device; nothing is saved.
+    Augmentation is off, and dropout draws the same mask in every step, so that the function to fit is fixed.
+    Loss, gradient, optimizer, schedule and weight decay are those of the experiment. The training runs on the
+    first device, and nothing is saved.
 
     Args:
-      experiment: its metric `loss` is judged; without one, what it minimises.
-      num_steps: updates at most.
-      threshold: that the loss should fall under, in its unit. None: what leaves 5 % of the way from the best
-        outputs that ignore the input to the best outputs at all, for this batch and this loss: so soft
-        targets, units and negative losses are taken into account (see `attainable`). An autoencoder may leave
-        half of the way, a language model a fifth.
+      experiment: the experiment. Its metric `loss` is compared with the threshold, or else the loss that it
+        minimises.
+      num_steps: largest number of updates.
+      threshold: the loss that the training must go below, in the unit of the loss. `None` means the loss at
+        which 5 % of the possible decrease remains: from the best outputs that ignore the input to the best
+        outputs, for this batch and this loss (see `attainable`). An autoencoder may leave 50 %, a language
+        model 20 %.
       watch: called with the number of updates and the loss.
 
     Raises:
-      UserError: the loss has no lowest value that is known, and no threshold is given.
+      UserError: the lowest value of the loss is not known, and no threshold is given.
     """
     if threshold is not None:
         check("threshold", threshold, Range())
@@ -163,8 +166,9 @@ def overfit(
 def _loss_of_batch(
     loss_fn: LossFn, state: TrainState, batch: Batch
 ) -> Callable[[], tuple[jax.Array, jax.Array]]:
-    """Returns a function to what is minimised and what is judged, at the parameters of the state."""
-    params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))  # updates consume theirs
+    """Returns a function that computes the minimised and the reported loss at the parameters of the state."""
+    # Updates donate their arrays.
+    params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))
 
     def loss() -> tuple[jax.Array, jax.Array]:
         minimised, aux = loss_fn(params, model_state, batch, None)
@@ -174,7 +178,7 @@ def _loss_of_batch(
 
 
 def _threshold(first: float, known: Attainable | None, left: float) -> tuple[float, str]:
-    """Returns the loss to fall under, and why that one."""
+    """Returns the threshold of the loss, and text about how it was chosen."""
     if not math.isfinite(first):
         return 0.0, "the loss is not finite at the start"
     part = f"{100 * left:g} %"
@@ -183,14 +187,12 @@ def _threshold(first: float, known: Attainable | None, left: float) -> tuple[flo
         threshold = constant - left * max(abs(constant), abs(first - constant))
         return threshold, f"{part} better than the best outputs that ignore the input, {constant:.3g}"
     if best is None and not first > 0:
-        raise UserError(
-            f"the loss starts at {first:g}, and how low it can get is not known; state it: --threshold X"
-        )
+        raise UserError(f"the loss starts at {first:g}, and its lowest value is not known; add --threshold X")
     best = best or 0.0
     start, what = first, "the start"
     if constant is not None and constant - best > 1e-6 * (first - best):
         start, what = constant, "the best outputs that ignore the input"
-    # Above the best by a little at least, where there is nothing to learn.
+    # The threshold is slightly above the best loss, even if nothing can be learned.
     threshold = best + max(left * (start - best), 1e-6 * max(abs(best), abs(first)))
     return threshold, f"{part} of the way from the best outputs, {best:.3g}, to {what}, {start:.3g}"
 
@@ -208,10 +210,10 @@ def make_update(
     """Returns the state before the first step, and the compiled update of an experiment on one device.
 
     Args:
-      experiment: the rest.
-      loss_fn: instead of the experiment's, on stored batches.
-      tx: instead of the experiment's.
-      batch: whose shapes all others have.
+      experiment: the experiment that defines everything else.
+      loss_fn: the loss of a stored batch, in place of that of the experiment.
+      tx: the optimizer, in place of that of the experiment.
+      batch: a batch with the shapes of all batches.
     """
 
     def judged(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
@@ -233,7 +235,7 @@ def make_update(
 
 
 def judged_loss(metrics: Mapping[str, Mean]) -> float:
-    """Returns the loss of one step of `make_update`: the experiment's metric, else what it minimises."""
+    """Returns the loss of a step of `make_update`: the metric `loss`, or else the minimised loss."""
     return float(metrics["loss"].compute())
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet of augmentation: what the training step makes of a few examples, epoch by epoch."""
+"""A contact sheet of augmentation: a few examples as the training step sees them in each epoch."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from dl.training.state import init_state
 from dl.training.step import with_inputs
 from dl.types import Aux, Batch
 
-CELL = 96  # pixels that the longer side of a smaller image is enlarged to, or nearly so
+CELL = 96  # pixels: approximate length of the longer side to which a smaller image is enlarged
 GAP = 4
 HEADING = 16
 LABEL = 96  # pixels beside the rows, where they have labels
@@ -26,23 +26,23 @@ LABEL = 96  # pixels beside the rows, where they have labels
 def augmented_examples(
     experiment: Experiment, num_examples: int = 8, num_draws: int = 7
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns examples as stored and as the training step draws them: with the very keys of the run.
+    """Returns examples as they are stored, and as the training step augments them with the keys of the run.
 
-    Mixtures of several examples, which belong to the loss, are not among them.
+    Mixtures of several examples are a part of the loss, and are not applied.
 
     Args:
-      experiment: it has images, and an `augment`.
-      num_examples: E, the first ones of the first training batch.
-      num_draws: D, epochs.
+      experiment: an experiment with images and an `augment`.
+      num_examples: E, the number of examples, from the start of the first training batch.
+      num_draws: D, the number of epochs.
 
     Returns:
-      The stored images, shape E × H × W × C, and the drawn ones, E × D × h × w × c.
+      The stored images, shape E × H × W × C, and the augmented images, shape E × D × h × w × c.
 
     Raises:
-      UserError: nothing is augmented, or the input is no image.
+      UserError: the experiment has no augmentation, or its input is not an image.
     """
     if experiment.augment is None:
-        raise UserError("this experiment has no augmentation; give its Experiment an augment=")
+        raise UserError("this experiment has no augmentation; pass augment= to its Experiment")
     name, source = experiment.task.input_name, experiment.data.train
     shape = source.spec[name].shape
     if len(shape) != 3:
@@ -53,7 +53,8 @@ def augmented_examples(
     examples = {feature: values[:num_examples] for feature, values in batches[0].items()}
     index_E = np.asarray(examples["index"])
     steps_ED = np.stack([_steps_of(batches, index_E, epoch) for epoch in range(num_draws)], axis=1)
-    rng = init_state(lambda key, batch: {}, optax.identity(), {}, experiment.seed).rng  # whatever the model
+    # Does not depend on the model.
+    rng = init_state(lambda key, batch: {}, optax.identity(), {}, experiment.seed).rng
     seen = with_inputs(
         lambda params, state, batch, key: (Mean.of(jnp.zeros(())), Aux({name: batch[name]}, {})),
         experiment.preprocess,
@@ -71,15 +72,15 @@ def augmented_examples(
 def contact_sheet(
     stored: np.ndarray, drawn: np.ndarray, headings: Sequence[str] = (), labels: Sequence[str] = ()
 ) -> Image.Image:
-    """Returns a row for each example, enlarged: as stored, then each draw.
+    """Draws a row of enlarged images for each example: the stored image, then the augmented images.
 
-    Floats in [0, 1] are shown as they are; those of another range are stretched to it, all draws alike.
+    Floats in [0, 1] are shown unchanged. Other ranges are scaled to [0, 1], equally for all images.
 
     Args:
-      stored: shape E × H × W × C.
-      drawn: shape E × D × h × w × c.
-      headings: one for each column; none: `stored`, then epochs.
-      labels: one for each row, written beside it.
+      stored: the stored images, shape E × H × W × C.
+      drawn: the augmented images, shape E × D × h × w × c.
+      headings: the heading of each column. Default: `stored`, then the epochs.
+      labels: the text beside each row. Default: no text.
     """
     columns = [_to_bytes(stored), *_to_bytes(drawn).swapaxes(0, 1)]
     sides = [max(column.shape[1:3]) for column in columns]
@@ -97,16 +98,16 @@ def contact_sheet(
         for y, pixels in enumerate(column):
             image = Image.fromarray(pixels)
             size = (image.width * factors[x], image.height * factors[x])
-            place = (margin + GAP + x * pitch, HEADING + GAP + y * pitch)
-            sheet.paste(image.resize(size, Image.Resampling.NEAREST).convert("RGB"), place)
+            corner = (margin + GAP + x * pitch, HEADING + GAP + y * pitch)
+            sheet.paste(image.resize(size, Image.Resampling.NEAREST).convert("RGB"), corner)
     return sheet
 
 
 def _steps_of(batches: Batches, index_E: np.ndarray, epoch: int) -> np.ndarray:
-    """Returns the step of an epoch in which each example comes."""
+    """Returns the step of an epoch whose batch contains each example."""
     start = epoch * batches.steps_per_epoch
     rows = [batches.rows(step)[0] for step in range(start, start + batches.steps_per_epoch)]
-    # Padding repeats examples; it comes last, and the first place counts.
+    # Padding repeats examples at the end, so the first occurrence counts.
     return start + np.stack([(np.concatenate(rows) == i).argmax() for i in index_E]) // batches.batch_size
 
 

@@ -1,7 +1,7 @@
-"""Evaluation: metrics of predictions, and how far they can be trusted.
+"""Evaluation: metrics of predictions, with confidence intervals and tests.
 
-Sums that add up over batches on the device, and intervals and tests on the host. It may import `dl.system`
-and the words at the top of `dl`. Read `intervals` first.
+Sums over batches are computed on the device; intervals and tests are computed on the host. This room may
+import `dl.system` and the modules at the top of `dl`. Read `intervals` first.
 """
 
 from dl.evaluation.calibration import Calibration

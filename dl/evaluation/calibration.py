@@ -1,4 +1,4 @@
-"""Whether a classifier's confidence is its accuracy: reliability diagram and expected calibration error.
+"""The calibration of a classifier: reliability diagram and expected calibration error.
 
 Shapes: B examples, C classes, K bins.
 """
@@ -16,12 +16,14 @@ from dl.evaluation.sums import Double
 
 @flax.struct.dataclass
 class Calibration:
-    """Sums over K bins of equal width ((k - 1) / K, k / K] of the confidence: the prediction's probability.
+    """Sums over K bins of equal width ((k - 1) / K, k / K] of the confidence.
+
+    The confidence is the probability of the predicted class.
 
     Attributes:
-      counts: examples in each bin, int32, shape K.
-      hits: those whose prediction is the label, int32, shape K.
-      confidence: the sum of their confidences, shape K.
+      counts: the number of examples in each bin, int32, shape K.
+      hits: the number of examples whose prediction is the label, int32, shape K.
+      confidence: the sum of the confidences in each bin, shape K.
     """
 
     counts: jax.Array
@@ -38,7 +40,7 @@ class Calibration:
     ) -> "Calibration":
         """Returns the sums over the valid examples: mask True (or no mask) and label in [0, C).
 
-        An example with a NaN makes its bin's confidence, and the error, NaN.
+        An example with a NaN makes the confidence of its bin NaN, and so the expected calibration error.
         """
         log_p_BC = jnp.asarray(log_probabilities_BC, jnp.float32)
         valid_B = valid_examples(labels_B, mask_B, log_p_BC.shape[-1])
@@ -59,7 +61,7 @@ class Calibration:
 
 
 class Reliability(NamedTuple):
-    """What a reliability diagram shows of each bin, shape K: NaN where it is empty."""
+    """The values of a reliability diagram for each bin, shape K; NaN if the bin is empty."""
 
     accuracy: jax.Array
     confidence: jax.Array
@@ -72,7 +74,7 @@ def reliability(sums: Calibration) -> Reliability:
 
 
 def expected_calibration_error(sums: Calibration) -> jax.Array:
-    """Returns Σ_k n_k / n |accuracy_k - confidence_k|, 0 of nothing (Guo et al. 2017, eq. 3)."""
+    """Returns Σ_k n_k / n |accuracy_k - confidence_k| (Guo et al. 2017, eq. 3); 0 without examples."""
     gap_K = jnp.abs(sums.hits - sums.confidence.high)
     return gap_K.sum() / jnp.maximum(sums.counts.sum(), 1)
 
@@ -80,8 +82,8 @@ def expected_calibration_error(sums: Calibration) -> jax.Array:
 def _log_edges(num_bins: int) -> np.ndarray:
     """Returns the logarithms of the inner edges, rounded down to float32.
 
-    A float32 is above the rounded edge exactly if it is above the edge, so that no rounding, neither of the
-    edge nor of an exp, puts an example into another bin.
+    A float32 is above the rounded edge exactly if it is above the true edge. So rounding, of the edge or of
+    an exp, never moves an example into another bin.
     """
     edges = np.log(np.linspace(0.0, 1.0, num_bins + 1)[1:-1])
     rounded = edges.astype(np.float32)

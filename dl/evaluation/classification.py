@@ -1,10 +1,10 @@
-"""Figures of a classifier: what is counted on the device, and what follows from the counts.
+"""Metrics of a classifier: counts on the device, and metrics that are computed from the counts.
 
-Counts are int32, so that they are the same bits on any number of devices (up to 2^31 - 1 examples).
+Counts are int32, so they are bitwise equal on any number of devices (up to 2^31 - 1 examples).
 
-Where scikit-learn has an answer it is the same, with `labels=range(C)` and `zero_division=0`: a class that
-never occurs and is never predicted has precision, recall and F1 0 and weighs as much as any other in the
-macro mean. Where no example is valid every figure is 0 (and the perplexity 1).
+The metrics equal those of scikit-learn with `labels=range(C)` and `zero_division=0`: a class that never
+occurs and is never predicted has precision, recall and F1 of 0, and has the same weight in the macro mean as
+any other class. Without a valid example every metric is 0, except that the perplexity is 1.
 
 Shapes: B examples, C classes; rows of the confusion matrix are labels, columns predictions.
 """
@@ -23,13 +23,13 @@ class Classification:
     """Sums over examples that add up over batches and devices.
 
     Attributes:
-      confusion: how often label i was predicted as j, int32, shape C × C. The prediction is the first of
-        the largest.
-      rank_counts: how often the label was the k-th best class, k = 0 for the best, int32, shape C.
-      log_loss: -log p(label), in nats. Not clipped: a label of probability 0 makes it infinite
-        (scikit-learn clips at the smallest step of the dtype).
-      brier: Σ_c (p_c - [c is the label])², in [0, 2] for every C (Brier 1950, eq. 2). scikit-learn's
-        `scale_by_half=False`; halve it for its default for two classes.
+      confusion: how often label i was predicted as j, int32, shape C × C. The prediction is the first class
+        with the largest score.
+      rank_counts: how often the label was the class with the k-th largest score, from k = 0, int32, shape C.
+      log_loss: -log p(label), in nats. It is not clipped: a label of probability 0 makes it infinite
+        (scikit-learn clips at the machine epsilon of the dtype).
+      brier: Σ_c (p_c - [c is the label])², in [0, 2] for every C (Brier 1950, eq. 2). It equals that of
+        scikit-learn with `scale_by_half=False`; scikit-learn halves it by default for two classes.
     """
 
     confusion: jax.Array
@@ -43,8 +43,8 @@ class Classification:
     ) -> "Classification":
         """Returns the sums over the valid examples: mask True (or no mask) and label in [0, C).
 
-        A NaN among an example's log-probabilities makes log-loss and Brier score NaN, and its label the worst
-        class.
+        A NaN in the log-probabilities of an example makes the log-loss and the Brier score NaN, and gives its
+        label the last rank.
         """
         log_p_BC = jnp.asarray(log_probabilities_BC, jnp.float32)
         num_classes = log_p_BC.shape[-1]
@@ -53,7 +53,7 @@ class Classification:
         predicted_B = log_p_BC.argmax(-1)
         label_log_p_B1 = jnp.take_along_axis(log_p_BC, labels_B[:, None], axis=-1)
         is_label_BC = jnp.arange(num_classes)[None, :] == labels_B[:, None]
-        # 1 - p by expm1: p of a confident prediction rounds to 1.
+        # expm1 computes 1 - p accurately; exp would round a confident p to 1.
         distance_BC = jnp.where(is_label_BC, jnp.expm1(log_p_BC), jnp.exp(log_p_BC))
         return cls(
             jnp.zeros((num_classes, num_classes), jnp.int32)
@@ -76,7 +76,7 @@ class Classification:
 
 
 class Scores(NamedTuple):
-    """Precision tp / (tp + fp), recall tp / (tp + fn) and their harmonic mean; 0 where the divisor is 0."""
+    """Precision tp / (tp + fp), recall tp / (tp + fn) and their harmonic mean; 0 if the divisor is 0."""
 
     precision: jax.Array
     recall: jax.Array
@@ -84,22 +84,22 @@ class Scores(NamedTuple):
 
 
 def valid_examples(labels_B: jax.Array, mask_B: jax.Array | None, num_classes: int) -> jax.Array:
-    """Returns which examples count: mask True (or no mask) and label in [0, num_classes)."""
+    """Returns which examples are valid: mask True (or no mask) and label in [0, num_classes)."""
     labels_B = jnp.asarray(labels_B, jnp.int32)
     valid_B = (labels_B >= 0) & (labels_B < num_classes)
     return valid_B if mask_B is None else valid_B & jnp.asarray(mask_B, bool)
 
 
 def accuracy(confusion_CC: jax.Array) -> jax.Array:
-    """Returns the fraction of examples on the diagonal, 0 of none."""
+    """Returns the fraction of examples on the diagonal; 0 without examples."""
     return _ratio(jnp.trace(confusion_CC), confusion_CC.sum())
 
 
 def top_k_accuracy(rank_counts_C: jax.Array, k: int) -> jax.Array:
-    """Returns the fraction of examples whose label is among the k best classes, 0 of none.
+    """Returns the fraction of examples whose label is among the k largest scores; 0 without examples.
 
-    Of equal scores the later class counts as better; of two classes the earlier one. Both are what
-    `sklearn.metrics.top_k_accuracy_score` does, so that k = 1 may differ from `accuracy` where scores tie.
+    Among equal scores the later class is ranked higher; with two classes the earlier one is. This equals
+    `sklearn.metrics.top_k_accuracy_score`, so k = 1 may differ from `accuracy` if scores are equal.
     """
     return _ratio(rank_counts_C[:k].sum(), rank_counts_C.sum())
 
@@ -111,17 +111,17 @@ def per_class(confusion_CC: jax.Array) -> Scores:
 
 
 def macro(confusion_CC: jax.Array) -> Scores:
-    """Returns the means over all classes."""
+    """Returns the unweighted means of the scores over all classes."""
     return Scores(*(score_C.mean() for score_C in per_class(confusion_CC)))
 
 
 def micro(confusion_CC: jax.Array) -> Scores:
-    """Returns the scores of the summed counts; with one label an example all three are the accuracy."""
+    """Returns the scores of the summed counts; with one label per example all three are the accuracy."""
     return _scores(jnp.trace(confusion_CC), confusion_CC.sum(), confusion_CC.sum())
 
 
 def weighted(confusion_CC: jax.Array) -> Scores:
-    """Returns the means over the classes, weighted by how often each is the label."""
+    """Returns the means of the scores, weighted by the number of examples of each class."""
     weights_C = _ratio(confusion_CC.sum(1), confusion_CC.sum())
     return Scores(*((score_C * weights_C).sum() for score_C in per_class(confusion_CC)))
 
@@ -135,7 +135,7 @@ def _scores(hits: jax.Array, predicted: jax.Array, labelled: jax.Array) -> Score
     return Scores(
         _ratio(hits, predicted),
         _ratio(hits, labelled),
-        # 2 tp / (2 tp + fp + fn); halved, because the doubled counts might overflow.
+        # 2 tp / (2 tp + fp + fn), halved because doubled counts might overflow.
         jnp.where(hits > 0, hits / jnp.maximum(predicted / 2 + labelled / 2, 1), 0.0),
     )
 
@@ -145,7 +145,7 @@ def _ratio(count: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def _rank_of_label(scores_BC: jax.Array, label_score_B1: jax.Array, labels_B1: jax.Array) -> jax.Array:
-    """Returns how many classes come before the label; a NaN comes before it, and everything before a NaN."""
+    """Returns how many classes rank above the label. A NaN does, and every class ranks above a NaN label."""
     num_classes = scores_BC.shape[-1]
     class_1C = jnp.arange(num_classes)[None, :]
     wins_tie_BC = class_1C > labels_B1 if num_classes > 2 else class_1C < labels_B1

@@ -1,8 +1,9 @@
-"""A figure with its interval, and intervals of figures that are no plain means: by their influence.
+"""A metric with its interval, and intervals of metrics that are not plain means: by their influence function.
 
-A smooth function of means over examples differs from its true value by about the mean of an influence that
-each example has on it (Hampel 1974; the delta method), whose spread gives the standard error. The interval is
-laid where the figure is nearly normal: the logarithm of what is positive, the log-odds of a share.
+A smooth function of means over examples differs from its true value by about the mean influence of the
+examples (Hampel 1974; the delta method). The spread of the influences gives the standard error. The interval
+is computed on a scale where the metric is nearly normal: the logarithm of a positive metric, the log-odds of
+a proportion.
 
 Shapes: N examples.
 """
@@ -13,14 +14,14 @@ import numpy as np
 
 
 class Figure(NamedTuple):
-    """A figure with the bounds of its 95 % interval.
+    """A metric with the bounds of its 95 % interval.
 
     Attributes:
-      value: of the figure.
-      low: NaN where no interval is known, and so is `high`.
-      high: the other bound.
+      value: the value of the metric.
+      low: the lower bound; NaN if the interval is not known.
+      high: the upper bound; NaN if the interval is not known.
       better: whether small or large values are good.
-      method: of the interval, in words; empty without one.
+      method: the method of the interval, as text; empty if there is no interval.
     """
 
     value: float
@@ -35,7 +36,7 @@ def no_interval(value: float, better: Literal["min", "max"]) -> Figure:
 
 
 def half_width(influence_N: np.ndarray, confidence: float = 0.95) -> float:
-    """Returns t s / √n of the influences, t at n - 1 degrees of freedom; NaN of fewer than two examples."""
+    """Returns t s / √n of the influences, t at n - 1 degrees of freedom; NaN for fewer than two examples."""
     from scipy import stats
 
     size = len(influence_N)
@@ -46,17 +47,17 @@ def half_width(influence_N: np.ndarray, confidence: float = 0.95) -> float:
 
 
 def positive_interval(value: float, influence_N: np.ndarray) -> tuple[float, float]:
-    """Returns the interval of a positive figure: symmetric for its logarithm, which `influence_N` is of."""
+    """Returns the interval of a positive metric, symmetric for its logarithm, which `influence_N` is of."""
     half = half_width(influence_N)
     return float(value * np.exp(-half)), float(value * np.exp(half))
 
 
 def share_interval(value: float, half: float) -> tuple[float, float]:
-    """Returns the interval of a share in [0, 1]: symmetric for its log-odds.
+    """Returns an interval of a proportion in [0, 1], symmetric in its log-odds.
 
     Args:
-      value: the share; at 0 or 1 the bounds are NaN, since the spread says nothing there.
-      half: the half width of its interval on its own scale, by the delta method.
+      value: the proportion. At 0 or 1 the bounds are NaN, because the spread is not informative there.
+      half: the half width of the interval of the proportion itself, by the delta method.
     """
     if not 0 < value < 1:
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""Every figure of a classifier from its stored predictions, in one call.
+"""All metrics of a classifier from its stored predictions, in one call.
 
 Shapes: N examples, C classes, K bins of confidence.
 """
@@ -13,7 +13,7 @@ from dl.errors import UserError
 from dl.evaluation import calibration, classification, ranking
 from dl.evaluation.intervals import wilson
 
-# Log-probabilities must sum to 1 as probabilities up to this; those of bfloat16 do.
+# Tolerance for the sum of the probabilities, which is 1. Those of bfloat16 are within it.
 SUM_TOLERANCE = 0.05
 TOP_K = 5
 
@@ -21,28 +21,29 @@ TOP_K = 5
 def classification_figures(
     log_probabilities: Any, labels: Any, mask: Any = None
 ) -> dict[str, float | np.ndarray]:
-    """Returns the figures of the valid examples; single ones as float, the others as arrays.
+    """Computes the metrics of the valid examples; scalars as float, the others as arrays.
 
     - `num_examples`, `accuracy` and its 95 % Wilson interval `accuracy_interval`; with more than five classes
       `top_5_accuracy`;
     - `log_loss` in nats, `perplexity`, `brier_score` in [0, 2] (summed over classes);
     - `confusion` (C, C), rows are labels;
     - `precision`, `recall`, `f1` (C,), and each as `…_macro`, `…_micro`, `…_weighted`;
-    - `roc_auc`, `average_precision` (C,) of each class against the others, and each as `…_macro`; of two
-      classes the figure of class 1 is what is called binary;
-    - `expected_calibration_error` of 15 bins, and of each `calibration_count`, `calibration_accuracy`,
-      `calibration_confidence` (K,), NaN where a bin is empty.
+    - `roc_auc`, `average_precision` (C,) of each class against the others, and each as `…_macro`; with two
+      classes the value of class 1 is the binary metric;
+    - `expected_calibration_error` with 15 bins, and for each bin `calibration_count`, `calibration_accuracy`,
+      `calibration_confidence` (K,), NaN if it is empty.
 
-    A class that is no example's label, or every one's, has ROC-AUC NaN, and so has the macro mean. Without a
-    valid example figures are 0, ROC-AUCs NaN, `accuracy_interval` is [0, 1] and `perplexity` 1.
+    A class has ROC-AUC NaN if no example or every example has it as label, and so has the macro mean. Without
+    a valid example, ROC-AUCs are NaN, `accuracy_interval` is [0, 1], `perplexity` is 1, and other metrics are
+    0.
 
     Args:
-      log_probabilities: (N, C), natural logarithms; on the host or, however sharded, on devices.
-      labels: (N,), integers in [0, C) where the mask is True.
-      mask: (N,), True where an example counts; by default everywhere.
+      log_probabilities: natural logarithms, shape (N, C), on the host or on devices with any sharding.
+      labels: integers in [0, C) where the mask is True, shape (N,).
+      mask: whether each example counts, shape (N,). `None` means that all examples count.
 
     Raises:
-      UserError: shapes do not fit, a label is no class, or the rows are no log-probabilities.
+      UserError: shapes do not fit, a label is not a class, or a row does not hold log-probabilities.
     """
     shape = np.shape(log_probabilities)
     if len(shape) != 2 or np.shape(labels) != shape[:1]:
@@ -54,7 +55,7 @@ def classification_figures(
         mask = np.ones(shape[0], bool)
     if np.shape(mask) != shape[:1]:
         raise UserError(
-            f"the mask has the shape {np.shape(mask)}; expected one value an example, {shape[:1]}"
+            f"the mask has the shape {np.shape(mask)}; expected one value for each example, {shape[:1]}"
         )
     _check_labels(np.asarray(labels), np.asarray(mask, bool), shape[1])
     counted = jax.device_get(_count(log_probabilities, jnp.asarray(labels), jnp.asarray(mask, bool)))
@@ -75,7 +76,7 @@ def classification_figures(
 def _count(
     log_probabilities_NC: jax.Array, labels_N: jax.Array, mask_N: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Returns the figures, and whether each valid example's probabilities sum to 1 (a NaN passes)."""
+    """Returns the metrics, and whether the probabilities of each valid example sum to 1 (a NaN passes)."""
     log_p_NC = jnp.asarray(log_probabilities_NC, jnp.float32)
     sums = classification.Classification.of(log_p_NC, labels_N, mask_N)
     confusion_CC = sums.confusion
@@ -117,7 +118,9 @@ def _count(
 
 def _check_labels(labels_N: np.ndarray, mask_N: np.ndarray, num_classes: int) -> None:
     if not np.issubdtype(labels_N.dtype, np.integer):
-        raise UserError(f"labels are {labels_N.dtype}; expected integers, the numbers of the classes")
+        raise UserError(
+            f"labels have the dtype {labels_N.dtype}; expected integers, the numbers of the classes"
+        )
     is_wrong_N = mask_N & ((labels_N < 0) | (labels_N >= num_classes))
     if is_wrong_N.any():
         row = int(np.argmax(is_wrong_N))

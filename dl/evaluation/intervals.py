@@ -1,7 +1,7 @@
-"""How far a figure can be trusted: confidence intervals, on the host, by SciPy.
+"""Confidence intervals of metrics, on the host, by SciPy.
 
-What they take as random: which examples were drawn (`wilson`, `ratio_interval`, `bootstrap`), or which seeds
-(`t_interval`).
+They treat the examples (`wilson`, `ratio_interval`, `bootstrap`) or the seeds (`t_interval`) as a random
+sample.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from dl.errors import UserError
 
 
 class Interval(NamedTuple):
-    """A figure with the bounds of its confidence interval."""
+    """A metric with the bounds of its confidence interval."""
 
     estimate: float
     low: float
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Returns a proportion with its score interval (Wilson 1927; Newcombe 1998, method 3).
 
-    Within [0, 1] also at 0 and at `trials`. Of no trials the estimate is NaN and the interval [0, 1].
+    The bounds lie in [0, 1]. Without trials the estimate is NaN and the interval is [0, 1].
 
     Raises:
       UserError: `successes` is not in [0, `trials`].
@@ -33,7 +33,10 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
 
     check_confidence(confidence)
     if not 0 <= successes <= trials:
-        raise UserError(f"successes={successes} is not in [0, trials={trials}]; swap them or count again")
+        raise UserError(
+            f"successes={successes} is not in [0, trials={trials}]; check the order of the arguments and "
+            "the counts"
+        )
     if trials == 0:
         return Interval(float("nan"), 0.0, 1.0)
     interval = stats.binomtest(int(successes), int(trials)).proportion_ci(confidence, method="wilson")
@@ -41,25 +44,25 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95, is_share: bool = False) -> Interval:
-    """Returns the mean of a figure over seeds: mean ± t s / √n (Student 1908).
+    """Returns the mean of a metric over seeds with its interval: mean ± t s / √n (Student 1908).
 
-    t is the quantile at n - 1 degrees of freedom, s the standard deviation with n - 1. One value bounds
-    nothing: its interval is infinite.
+    t is the quantile at n - 1 degrees of freedom, s is the standard deviation with n - 1. The interval of a
+    single value is infinite.
 
     Args:
-      values: one for each seed.
-      confidence: of the interval.
-      is_share: whether the figure lies in [0, 1]; then so do its bounds.
+      values: the metric of each seed.
+      confidence: the confidence level of the interval, such as 0.95.
+      is_share: whether the metric is a proportion, whose bounds are clipped to [0, 1].
 
     Raises:
-      UserError: there is no value.
+      UserError: there are no values.
     """
     from scipy import stats
 
     check_confidence(confidence)
     values = np.asarray(values, np.float64).ravel()
     if not values.size:
-        raise UserError("values=[] has no mean; give the figure of one seed at least")
+        raise UserError("values is empty and has no mean; give the metric of at least one seed")
     mean = float(values.mean())
     low, high = float("-inf"), float("inf")
     if values.size > 1:
@@ -79,18 +82,18 @@ def ratio_interval(
 ) -> Interval:
     """Returns a ratio of sums over examples with its interval, from the variance of the ratio.
 
-    Student's. Of a share in [0, 1] Wilson's score interval at the number of independent zeros and ones that
-    would have this variance, p (1 - p) / variance, made smaller by (z / t)² for what the degrees of freedom
-    leave open (Korn & Graubard 1998; Franco et al. 2019, 2.3); where the share is 0 or 1, at the number of
+    The interval is Student's t interval. A proportion in [0, 1] has Wilson's score interval at its effective
+    number of trials: p (1 - p) / variance, times (z / t)² for the degrees of freedom (Korn & Graubard
+    1998; Franco et al. 2019, 2.3). If the proportion is 0 or 1, the number of trials is the number of
     examples.
 
     Args:
       ratio: Σ total / Σ weight.
-      variance: of the ratio, as estimated.
-      num: N, the examples.
+      variance: the estimated variance of the ratio.
+      num: N, the number of examples.
       freedom: the degrees of freedom of the variance, N - 1 or fewer.
-      is_share: whether every example's ratio lies in [0, 1].
-      confidence: of the interval.
+      is_share: whether the ratio of every example lies in [0, 1].
+      confidence: the confidence level of the interval, such as 0.95.
     """
     from scipy import stats
 
@@ -104,7 +107,7 @@ def ratio_interval(
     size = num if spread <= 0 or variance <= 0 else spread / variance * (z / t) ** 2
     centre = (ratio + z**2 / (2 * size)) / (1 + z**2 / size)
     half = z / (1 + z**2 / size) * (max(spread, 0.0) / size + z**2 / (4 * size**2)) ** 0.5
-    # Rounding may leave [0, 1], or the ratio itself.
+    # Rounding may move a bound out of [0, 1], or past the ratio.
     return Interval(ratio, max(min(centre - half, ratio), 0.0), min(max(centre + half, ratio), 1.0))
 
 
@@ -115,17 +118,17 @@ def bootstrap(
     num_resamples: int = 9_999,
     seed: int = 0,
 ) -> Interval:
-    """Returns any figure of the examples with its percentile interval (Efron & Tibshirani 1993, 13.3).
+    """Returns any metric of the examples with its percentile interval (Efron & Tibshirani 1993, 13.3).
 
-    The examples are drawn with replacement, those of all arrays together. Of few examples the interval is too
-    narrow. The same seed gives the same interval.
+    The examples are drawn with replacement, the same ones from all arrays. With few examples the interval is
+    too narrow. The same seed gives the same interval.
 
     Args:
-      metric: called with arrays like `values`, in which the same examples were drawn from each.
-      values: what the metric needs of each example, for example labels and predictions; equally long.
-      confidence: of the interval.
-      num_resamples: how often the metric is computed.
-      seed: of the draws.
+      metric: computes the metric from arrays like `values`, which hold the drawn examples.
+      values: arrays of equal length with a row for each example, such as labels and predictions.
+      confidence: the confidence level of the interval, such as 0.95.
+      num_resamples: number of resamples, each of which computes the metric.
+      seed: random seed of the draws.
 
     Raises:
       UserError: the arrays differ in length, or have fewer than two examples.
@@ -136,9 +139,9 @@ def bootstrap(
     arrays = [np.asarray(value) for value in values]
     lengths = sorted({len(array) for array in arrays})
     if len(lengths) != 1:
-        raise UserError(f"values have the lengths {lengths}; give each one row for each example")
+        raise UserError(f"values have the lengths {lengths}; give arrays with one row for each example")
     if lengths[0] < 2:
-        raise UserError(f"values have {lengths[0]} examples, and at least 2 can be resampled; give more")
+        raise UserError(f"values have {lengths[0]} examples, but resampling needs at least 2; give more")
 
     def of_examples(index: np.ndarray) -> float:
         return float(metric(*(array[index] for array in arrays)))
@@ -157,6 +160,6 @@ def bootstrap(
 
 
 def check_confidence(confidence: float) -> None:
-    """Raises UserError unless a confidence lies between 0 and 1."""
+    """Raises UserError if a confidence level is not between 0 and 1."""
     if not 0 < confidence < 1:
         raise UserError(f"confidence={confidence} is not between 0 and 1; write 0.95 for 95 %")

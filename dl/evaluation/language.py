@@ -1,6 +1,6 @@
-"""Figures of a language model from the sums of its sequences, with intervals over the sequences.
+"""Metrics of a language model from sums over its sequences, with intervals over the sequences.
 
-Tokens of one sequence are alike, so that it is sequences that were drawn, not tokens.
+Tokens of one sequence are correlated, so the intervals treat sequences, not tokens, as independent.
 
 Shapes: N sequences.
 """
@@ -16,12 +16,12 @@ from dl.evaluation.spread import Spread
 
 
 def language_figures(loss: ArrayLike, num_right: ArrayLike, num_tokens: ArrayLike) -> dict[str, Figure]:
-    """Returns `loss` in nats a token, its exponential `perplexity`, and `accuracy`, a share of the tokens.
+    """Returns `loss` in nats per token, its exponential `perplexity`, and the `accuracy` over the tokens.
 
     Args:
-      loss: the sum of the cross-entropies of a sequence's tokens, nats, shape N.
-      num_right: how many of its tokens are predicted, shape N.
-      num_tokens: how many count, shape N; at least one in all.
+      loss: the sum of the cross-entropies of the tokens of each sequence, in nats, shape N.
+      num_right: the number of correctly predicted tokens of each sequence, shape N.
+      num_tokens: the number of tokens of each sequence that count, shape N; at least one in total.
 
     Raises:
       UserError: the lengths differ, or no token counts.
@@ -30,7 +30,8 @@ def language_figures(loss: ArrayLike, num_right: ArrayLike, num_tokens: ArrayLik
     if not loss_N.shape == right_N.shape == tokens_N.shape or loss_N.ndim != 1 or not tokens_N.sum() > 0:
         raise UserError(
             f"loss, num_right and num_tokens have the shapes {loss_N.shape}, {right_N.shape} and "
-            f"{tokens_N.shape} and {tokens_N.sum():g} tokens; give one number a sequence, and some tokens"
+            f"{tokens_N.shape} and {tokens_N.sum():g} tokens; give one number for each sequence, and at "
+            "least one token"
         )
     per_token = _ratio(loss_N, tokens_N, "min")
     value, low, high = map(_exp, per_token[:3])
@@ -39,7 +40,7 @@ def language_figures(loss: ArrayLike, num_right: ArrayLike, num_tokens: ArrayLik
 
 
 def _ratio(total_N: np.ndarray, count_N: np.ndarray, better: Literal["min", "max"]) -> Figure:
-    """Returns Σ total / Σ count with the interval that a metric of the same sums has."""
+    """Returns Σ total / Σ count with its interval over the sequences."""
     interval = Spread.of(total_N, count_N).interval()
     if interval is None:
         return no_interval(float(total_N.sum() / count_N.sum()), better)

@@ -1,4 +1,4 @@
-"""Figures of a classifier with any number of labels an example, from its stored predictions.
+"""Metrics of a multi-label classifier from its stored predictions.
 
 Shapes: N examples, C labels.
 """
@@ -14,23 +14,23 @@ from dl.errors import UserError
 from dl.evaluation.figure import Figure, half_width, no_interval, share_interval
 from dl.evaluation.ranking import average_precision
 
-NUM_GROUPS = 50  # of the jackknife
+NUM_GROUPS = 50  # groups of the jackknife
 _DELTA = "delta method over the examples"
 _JACKKNIFE = "jackknife over groups of examples"
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabelFigures:
-    """Figures of each label, shape C, and over all of them.
+    """Metrics of each label, shape C, and over all labels.
 
-    Where scikit-learn has an answer it is the same, with `zero_division=0`.
+    They equal those of scikit-learn with `zero_division=0`.
 
     Attributes:
-      count: examples that have the label.
-      precision: true positives among the predicted ones; 0 of none.
-      recall: true positives among those that have it; 0 of none.
-      f1: 2 tp / (2 tp + fp + fn); 0 of none.
-      average_precision: area under the precision-recall curve; 0 where no example has the label.
+      count: the number of examples that have the label.
+      precision: tp / (tp + fp); 0 if the divisor is 0.
+      recall: tp / (tp + fn); 0 if the divisor is 0.
+      f1: 2 tp / (2 tp + fp + fn); 0 if the divisor is 0.
+      average_precision: area under the precision-recall curve; 0 if no example has the label.
       overall: `f1_micro` of the summed counts; `f1_macro` and `average_precision_macro`, means over labels.
     """
 
@@ -43,23 +43,25 @@ class MultiLabelFigures:
 
 
 def multi_label_figures(log_odds: Any, labels: Any) -> MultiLabelFigures:
-    """Returns the figures of logits against labels; a label is predicted where its logit is > 0.
+    """Computes the metrics of logits. A label is predicted if its logit is > 0.
 
     Args:
-      log_odds: (N, C). A NaN predicts nothing and makes the average precision of its label NaN.
-      labels: (N, C), 0 or 1.
+      log_odds: the logits, shape (N, C). A NaN is not a prediction, and makes the average precision of its
+        label NaN.
+      labels: 0 or 1, shape (N, C).
 
     Raises:
-      UserError: the shapes differ, or labels are neither 0 nor 1.
+      UserError: the shapes differ, or a label is not 0 or 1.
     """
     log_odds_NC, label_NC = np.asarray(log_odds), np.asarray(labels)
     if log_odds_NC.ndim != 2 or log_odds_NC.shape != label_NC.shape or not log_odds_NC.size:
         raise UserError(
-            f"log_odds have the shape {log_odds_NC.shape} and labels {label_NC.shape}; give both the same, "
+            f"log_odds have the shape {log_odds_NC.shape} and labels {label_NC.shape}; expected equal "
+            "shapes, "
             "(examples, labels)"
         )
     if not np.isin(label_NC, (0, 1)).all():
-        raise UserError("labels are neither 0 nor 1; give for each label whether the example has it")
+        raise UserError("labels are not all 0 or 1; give 1 for each label that an example has, else 0")
     is_label_NC, is_predicted_NC = label_NC > 0, log_odds_NC > 0
     hit_NC = (is_label_NC & is_predicted_NC).astype(np.float64)
     twice_NC = is_label_NC.astype(np.float64) + is_predicted_NC  # 2 tp + fp + fn
@@ -88,7 +90,8 @@ def _share(value: float, half: float, method: str) -> Figure:
 def _average_precisions(log_odds_NC: np.ndarray, is_label_NC: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the average precision of each label, and the half width of the interval of their mean.
 
-    By the jackknife that leaves out one of `NUM_GROUPS` random groups of examples at a time (Kott 2001).
+    The method is the jackknife that leaves out one of `NUM_GROUPS` random groups of examples at a time (Kott
+    2001).
     """
     from scipy import stats
 
@@ -109,5 +112,5 @@ def _areas(log_odds_NC: jax.Array, is_label_NC: jax.Array, mask_GN: jax.Array) -
     def of_label(scores_and_labels: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jax.lax.map(lambda mask_N: average_precision(*scores_and_labels, mask_N), mask_GN)
 
-    # One sort at a time: what is sorted has the size of one column.
+    # The columns are sorted one by one, so that memory is needed for one column only.
     return jax.lax.map(of_label, (log_odds_NC.T, is_label_NC.T)).T

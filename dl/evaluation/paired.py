@@ -1,7 +1,7 @@
-"""Whether two figures differ: paired tests and the intervals of differences, on the host, by SciPy.
+"""Paired tests of two metrics and intervals of their difference, on the host, by SciPy.
 
-What they take as random: which examples were drawn (`mcnemar`, `newcombe_paired`, `paired_ratio`), or which
-seeds (`paired_t`, `paired_permutation`). Tests are two-sided.
+They treat the examples (`mcnemar`, `newcombe_paired`, `paired_ratio`) or the seeds (`paired_t`,
+`paired_permutation`) as a random sample. All tests are two-sided.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from dl.evaluation.intervals import Interval, check_confidence, ratio_interval, 
 
 
 class McNemar(NamedTuple):
-    """Examples that only one of two classifiers has right, and the probability of so unequal a split."""
+    """Examples that only one of two classifiers predicts correctly, and the p-value of McNemar's test."""
 
     only_a: int
     only_b: int
@@ -22,10 +22,10 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(is_right_a: ArrayLike, is_right_b: ArrayLike) -> McNemar:
-    """Returns the exact test of whether two classifiers err equally often on the same examples.
+    """Returns the exact test of whether two classifiers have equal error rates on the same examples.
 
-    The examples on which they differ fall to either side as a fair coin would (McNemar 1947, by the binomial
-    distribution). Without a difference the p-value is 1.
+    Under the hypothesis, each example on which they differ favours either one with probability 1/2 (McNemar
+    1947, with the binomial distribution). Without such examples the p-value is 1.
 
     Raises:
       UserError: the arrays differ in shape.
@@ -42,24 +42,25 @@ def mcnemar(is_right_a: ArrayLike, is_right_b: ArrayLike) -> McNemar:
 def newcombe_paired(only_a: int, only_b: int, both: int, neither: int, confidence: float = 0.95) -> Interval:
     """Returns the accuracy of a minus that of b on the same examples, with its interval.
 
-    Squares of the distances to the bounds of both Wilson intervals, with their correlation φ, which is
-    continuity-corrected (Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10).
+    The interval combines the squared distances to the bounds of both Wilson intervals with their
+    continuity-corrected correlation φ (Newcombe 1998, Statistics in Medicine 17, 2635-2650, method 10).
 
     Args:
-      only_a: examples that only a has right.
-      only_b: that only b has right.
-      both: that both have right.
-      neither: that neither has right.
-      confidence: of the interval.
+      only_a: number of examples that only a predicts correctly.
+      only_b: number of examples that only b predicts correctly.
+      both: number of examples that both predict correctly.
+      neither: number of examples that neither predicts correctly.
+      confidence: the confidence level of the interval, such as 0.95.
 
     Raises:
-      UserError: a count is negative, or there is no example.
+      UserError: a count is negative, or there are no examples.
     """
     num = only_a + only_b + both + neither
     if min(only_a, only_b, both, neither) < 0 or not num:
         raise UserError(
-            f"only_a={only_a}, only_b={only_b}, both={both}, neither={neither} are not the counts of at "
-            "least one example; count again"
+            f"only_a={only_a}, only_b={only_b}, both={both}, neither={neither} are not valid; give counts "
+            "of at "
+            "least 0 whose sum is at least 1"
         )
     p_a, low_a, high_a = wilson(both + only_a, num, confidence)
     p_b, low_b, high_b = wilson(both + only_b, num, confidence)
@@ -81,23 +82,23 @@ def newcombe_paired(only_a: int, only_b: int, both: int, neither: int, confidenc
 
 
 class Paired(NamedTuple):
-    """A difference over pairs: its interval and the p-value of the hypothesis that it is 0."""
+    """A mean difference over pairs, with its interval and the p-value of the hypothesis that it is 0."""
 
     interval: Interval
     p_value: float
 
 
 def paired_ratio(examples_a: np.ndarray, examples_b: np.ndarray, confidence: float = 0.95) -> Paired:
-    """Returns how much larger a metric is of a than of b over the same N examples, by Student's test.
+    """Returns the difference of a metric, a minus b, over the same N examples, with Student's paired test.
 
     A metric is Σ total / Σ weight. The difference of two ratios is linearised: each example adds
-    (total_a - ratio_a weight_a) / Σ weight_a minus the same of b (Cochran 1977, 6.17). With weights of 1
-    this is Student's paired test of the means; a sequence of tokens is one example.
+    (total_a - ratio_a weight_a) / Σ weight_a minus the same term for b (Cochran 1977, 6.17). With weights of
+    1 this is Student's paired test of the means. A sequence of tokens is one example.
 
     Args:
-      examples_a: total and weight of each example, shape N × 2.
-      examples_b: likewise, of the same examples.
-      confidence: of the interval.
+      examples_a: total and weight of each example for a, shape N × 2.
+      examples_b: total and weight of the same examples for b, shape N × 2.
+      confidence: the confidence level of the interval, such as 0.95.
 
     Raises:
       UserError: the arrays differ in shape, or have fewer than two rows.
@@ -107,7 +108,9 @@ def paired_ratio(examples_a: np.ndarray, examples_b: np.ndarray, confidence: flo
     check_confidence(confidence)
     a, b = np.asarray(examples_a, np.float64), np.asarray(examples_b, np.float64)
     if a.shape != b.shape or len(a) < 2:
-        raise UserError(f"a paired test needs two rows at least for each, got {a.shape} and {b.shape}")
+        raise UserError(
+            f"a paired test needs two arrays with at least two rows, got the shapes {a.shape} and {b.shape}"
+        )
     (ratio_a, each_a_N), (ratio_b, each_b_N) = _linearised(a), _linearised(b)
     difference, each_N = ratio_a - ratio_b, each_a_N - each_b_N
     variance = len(each_N) / (len(each_N) - 1) * float((each_N**2).sum())
@@ -118,16 +121,16 @@ def paired_ratio(examples_a: np.ndarray, examples_b: np.ndarray, confidence: flo
 
 
 def _linearised(examples: np.ndarray) -> tuple[float, np.ndarray]:
-    """Returns Σ total / Σ weight, and what each example adds to its deviation."""
+    """Returns Σ total / Σ weight, and the contribution of each example to its deviation."""
     totals_N, weights_N = examples.T
     ratio = totals_N.sum() / weights_N.sum()
     return float(ratio), (totals_N - ratio * weights_N) / weights_N.sum()
 
 
 def paired_t(values_a: ArrayLike, values_b: ArrayLike) -> float:
-    """Returns the p-value of Student's paired test: is the mean of a - b over the seeds 0?
+    """Returns the p-value of Student's paired test that the mean of a - b over the seeds is 0.
 
-    Differences that are all equal have p-value 1 if they are 0, else 0.
+    If all differences are equal, the p-value is 1 if they are 0, else 0.
 
     Raises:
       UserError: the arrays differ in shape, or have fewer than two pairs.
@@ -143,11 +146,11 @@ def paired_t(values_a: ArrayLike, values_b: ArrayLike) -> float:
 def paired_permutation(
     values_a: ArrayLike, values_b: ArrayLike, num_resamples: int = 9_999, seed: int = 0
 ) -> float:
-    """Returns the p-value of the sign-flip test: is the mean of a - b over the seeds 0?
+    """Returns the p-value of the sign-flip test that the mean of a - b over the seeds is 0.
 
-    Exact, over all 2^n ways to swap pairs, if these are no more than `num_resamples`, else over so many
-    random ones (Fisher 1935, 21); no distribution is assumed. Of n pairs it cannot fall below 2 / 2^n: five
-    seeds reach 0.0625.
+    The test does not assume a distribution (Fisher 1935, 21). It is exact, over all 2^n ways to swap pairs,
+    if these are at most `num_resamples`; otherwise it uses that many random ways. With n pairs the p-value is
+    at least 2 / 2^n: five seeds reach 0.0625.
 
     Raises:
       UserError: the arrays differ in shape, or have fewer than two pairs.
@@ -159,7 +162,7 @@ def paired_permutation(
     def mean(differences: np.ndarray, axis: int) -> np.ndarray:
         return differences.mean(axis)
 
-    # Of one sample, "samples" flips signs.
+    # For one sample, permutation_type="samples" flips signs.
     result = stats.permutation_test(
         (a - b,),
         mean,
@@ -174,7 +177,7 @@ def paired_permutation(
 def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if a.shape != b.shape:
         raise UserError(
-            f"a pair needs two values, got the shapes {a.shape} and {b.shape}; give both the same"
+            f"a and b have the shapes {a.shape} and {b.shape}; expected equal shapes, one value for each pair"
         )
     return a.ravel(), b.ravel()
 
@@ -182,5 +185,5 @@ def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _seeds(values_a: ArrayLike, values_b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a, b = _pairs(np.asarray(values_a, np.float64), np.asarray(values_b, np.float64))
     if a.size < 2:
-        raise UserError(f"{a.size} pairs tell nothing of the spread over seeds; give two at least")
+        raise UserError(f"{a.size} pairs do not show the spread over seeds; give at least two")
     return a, b

@@ -1,6 +1,6 @@
-"""Figures of a regression: mean squared and absolute error, and R².
+"""Metrics of a regression: mean squared error, mean absolute error and R².
 
-Shapes: B examples, then any dimensions of one target, each of which has figures of its own.
+Shapes: B examples, then any dimensions of one target. Each element of the target has its metrics.
 """
 
 import flax.struct
@@ -15,10 +15,10 @@ class Regression:
     """Sums over examples that add up over batches and devices.
 
     Attributes:
-      squared_error: (prediction - target)²; its `compute()` is the MSE, 0 where nothing was counted.
-      absolute_error: |prediction - target|, likewise the MAE.
-      target_mean: the targets' mean, 0 where nothing was counted.
-      deviation: Σ (target - mean)². Kept about the mean, since Σ target² - n mean² would cancel.
+      squared_error: (prediction - target)²; its `compute()` is the MSE, or 0 without examples.
+      absolute_error: |prediction - target|; its `compute()` is the MAE, or 0 without examples.
+      target_mean: the mean of the targets; 0 without examples.
+      deviation: Σ (target - mean)². It is kept because Σ target² - n mean² would lose digits.
     """
 
     squared_error: ExactMean
@@ -30,10 +30,10 @@ class Regression:
     def of(
         cls, predictions_B: jax.Array, targets_B: jax.Array, mask_B: jax.Array | None = None
     ) -> "Regression":
-        """Returns the sums over the examples whose mask is True (all of them without a mask)."""
+        """Returns the sums over the examples whose mask is True (over all examples without a mask)."""
         targets_B = jnp.asarray(targets_B, jnp.float32)
         error_B = jnp.asarray(predictions_B, jnp.float32) - targets_B
-        # About the smallest target, because differences from it are small and, of constants, exactly 0.
+        # Differences from the smallest target are summed: they are small, and exactly 0 for constant targets.
         smallest = mask_values(targets_B, mask_B, jnp.inf).min(0, initial=jnp.inf)
         count = num_valid(targets_B, mask_B)
         smallest = jnp.where(count > 0, smallest, 0.0)
@@ -47,13 +47,13 @@ class Regression:
         )
 
     def merge(self, other: "Regression") -> "Regression":
-        """Returns the sums over both (Chan, Golub & LeVeque 1979, eqs. 2.1a and b)."""
+        """Returns the sums over the examples of both (Chan, Golub & LeVeque 1979, eqs. 2.1a and b)."""
         squared_error = self.squared_error.merge(other.squared_error)
         num_self = self.squared_error.count
         weight = other.squared_error.count / jnp.maximum(squared_error.count, 1)
         step = (other.target_mean + -self.target_mean).high
         mean = self.target_mean + Double.of(step * weight)
-        # The first examples bring their mean as it is; `step` would round it.
+        # For the first examples the mean is taken unchanged; `step` would round it.
         mean = jax.tree.map(lambda new, theirs: jnp.where(num_self > 0, new, theirs), mean, other.target_mean)
         return Regression(
             squared_error,
@@ -66,8 +66,8 @@ class Regression:
 def r2(sums: Regression) -> jax.Array:
     """Returns the coefficient of determination 1 - Σ (target - prediction)² / Σ (target - mean)².
 
-    Of fewer than two examples NaN; of constant targets 1 if all predictions are right, else 0: as
-    `sklearn.metrics.r2_score`.
+    As in `sklearn.metrics.r2_score`, it is NaN for fewer than two examples. For constant targets it is 1 if
+    all predictions are correct, else 0.
     """
     error, deviation = sums.squared_error.total.high, sums.deviation.high
     is_constant = deviation == 0

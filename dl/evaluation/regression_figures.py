@@ -1,4 +1,4 @@
-"""Figures of a regression from its stored predictions, with intervals over the examples.
+"""Metrics of a regression from its stored predictions, with intervals over the examples.
 
 Shapes: N examples, D outputs.
 """
@@ -16,25 +16,25 @@ _METHOD = "delta method over the examples"
 def regression_figures(outputs: ArrayLike, targets: ArrayLike) -> dict[str, Figure]:
     """Returns `mean_absolute_error`, `root_mean_squared_error` and `r_squared`, each over all outputs.
 
-    As scikit-learn's `mean_absolute_error`, `root_mean_squared_error` of the flattened arrays and `r2_score`
-    (the uniform average over the outputs): R² = 1 - Σ (output - target)² / Σ (target - mean)². It is NaN
-    where a target is constant or there are fewer than two examples.
+    They equal `mean_absolute_error` and `root_mean_squared_error` of scikit-learn for the flattened arrays,
+    and `r2_score` (the uniform average over the outputs): R² = 1 - Σ (output - target)² / Σ (target - mean)².
+    It is NaN if a target is constant or there are fewer than two examples.
 
-    The interval of the absolute error is that of a mean. Those of the others are of the logarithm of the
-    error and of 1 - R², so that the bounds are > 0 and < 1; none where that is 0. With 50 examples and heavy
-    tails they cover 91 %, with 200 94 %.
+    The mean absolute error has the interval of a mean. The other intervals are computed for the logarithms of
+    the error and of 1 - R², so that the bounds are > 0 and < 1; there is no interval if these are 0. With
+    heavy tails their coverage is 91 % for 50 examples and 94 % for 200 examples.
 
     Args:
-      outputs: (N, D), or (N,).
-      targets: likewise.
+      outputs: the outputs of the model, shape (N, D) or (N,).
+      targets: the targets, of the same shape.
 
     Raises:
-      UserError: the shapes differ, or there is no example.
+      UserError: the shapes differ, or there are no examples.
     """
     output_ND, target_ND = (np.asarray(x, np.float64) for x in (outputs, targets))
     if output_ND.shape != target_ND.shape or not output_ND.size:
         raise UserError(
-            f"outputs have the shape {output_ND.shape} and targets {target_ND.shape}; give both the same, "
+            f"outputs have the shape {output_ND.shape} and targets {target_ND.shape}; expected equal shapes, "
             "(examples, outputs)"
         )
     output_ND, target_ND = (x.reshape(len(x), -1) for x in (output_ND, target_ND))
@@ -72,7 +72,7 @@ def _r_squared(error_ND: np.ndarray, target_ND: np.ndarray) -> Figure:
     unexplained = float(unexplained_D.mean())
     if not np.isfinite(unexplained) or unexplained == 0:
         return no_interval(1 - unexplained, "max")
-    # Of Σ a / Σ b an example has the influence a_i / mean(a) - b_i / mean(b) on the logarithm.
+    # Example i has the influence a_i / mean(a) - b_i / mean(b) on the logarithm of Σ a / Σ b.
     influence_ND = squared_ND / variance_D - unexplained_D * deviation_ND / variance_D
     low, high = positive_interval(unexplained, influence_ND.mean(1) / unexplained)
     return Figure(1 - unexplained, 1 - high, 1 - low, "max", _METHOD)

@@ -1,6 +1,6 @@
-"""The interval of a mean that follows from what was counted: sums over examples that add up over batches.
+"""The interval of a metric from sums over its examples, which add up over batches.
 
-Shapes: N examples; … stands for M runs that were trained at the same time, if there are several.
+Shapes: N examples; … is the axis of M runs if a population is trained.
 """
 
 import dataclasses
@@ -19,14 +19,15 @@ _ORDERS = (1, 2, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """What N examples add to a metric that is Σ total / Σ weight: its moments, in double precision.
+    """Moments of the contributions of N examples to a metric Σ total / Σ weight, in double precision.
 
     Attributes:
-      num: examples with a weight, shape ….
+      num: number of examples with a weight, shape ….
       sums: Σ total^(k - j) weight^j for k = 1, 2 and 4, each for j = 0 to k: shapes … × (k + 1).
       is_binary: whether every weight is 1 and every total 0 or 1.
-      is_share: whether every example counts whole things, so many of so many: the metric lies in [0, 1].
-      is_known: whether every example tells what it adds.
+      is_share: whether every example adds whole counts (k of n), so that the metric is a proportion in [0,
+        1].
+      is_known: whether the contribution of every example is known.
     """
 
     num: np.ndarray
@@ -43,7 +44,7 @@ class Spread:
         is_count = (totals >= 0) & (totals <= weights)
         is_count &= (totals == np.round(totals)) & (weights == np.round(weights))
         is_zero_or_one = ((totals == 0) | (totals == 1)) & (weights == 1)
-        with np.errstate(invalid="ignore", over="ignore"):  # then there is no interval
+        with np.errstate(invalid="ignore", over="ignore"):  # such a metric has no interval
             sums = tuple(
                 np.stack([(totals ** (k - j) * weights**j).sum(-1) for j in range(k + 1)], -1)
                 for k in _ORDERS
@@ -66,13 +67,13 @@ class Spread:
         )
 
     def interval(self, confidence: float = 0.95) -> tuple[Interval, str] | None:
-        """Returns the interval of the metric of one run, and its method in words; None where there is none.
+        """Returns the interval of the metric of one run, and its method as text; `None` if there is none.
 
-        Of zeros and ones, one for each example, Wilson's. Of anything else from the spread over the
-        examples, each with its weight: the linearised variance of a ratio (Cochran 1977, eq. 6.13), in
-        which a sequence of tokens counts as one example. Its degrees of freedom follow from the kurtosis κ:
-        the variance of s² is (κ - (N - 3) / (N - 1)) s⁴ / N (Satterthwaite 1946), for a few examples far
-        from the others tell little of the spread. A share stays within [0, 1].
+        Zeros and ones, one for each example, have Wilson's interval. Other metrics have an interval from the
+        linearised variance of a ratio (Cochran 1977, eq. 6.13), in which a sequence of tokens is one example.
+        Its degrees of freedom follow from the kurtosis κ: the variance of s² is
+        (κ - (N - 3) / (N - 1)) s⁴ / N (Satterthwaite 1946), because a few outliers make s² uncertain. The
+        interval of a proportion stays within [0, 1].
         """
         num = int(self.num)
         total, weight = self.sums[0].tolist()
@@ -96,7 +97,7 @@ class Spread:
 
 
 def _deviation(sums: np.ndarray, ratio: float) -> float:
-    """Returns Σ (total - ratio weight)^k from the sums of order k; never below 0, for an even k."""
+    """Returns Σ (total - ratio weight)^k from the sums of order k, for an even k; it is at least 0."""
     order = len(sums) - 1
     terms = [math.comb(order, j) * (-ratio) ** j * float(sums[j]) for j in range(order + 1)]
     return max(math.fsum(terms), 0.0)

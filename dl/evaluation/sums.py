@@ -1,8 +1,8 @@
-"""Sums that come out the same however the examples are cut into batches and devices.
+"""Sums that do not depend on how the examples are split into batches and devices.
 
-A float32 sum depends on the order of its terms in the last digits. Here a sum is carried as two float32
-numbers, high + low, which together hold about 48 bits: what is reported, the high part, no longer shows the
-order, and is as exact as a sum in float64.
+The last digits of a float32 sum depend on the order of its terms. Here a sum is stored as two float32
+numbers, high + low, which together hold about 48 bits. The reported high part does not depend on the order,
+and is as accurate as a sum in float64.
 
 Shapes: B examples, then any dimensions of one example's value.
 """
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 class Double:
     """A real number, or an array of them, as high + low with |low| <= half a unit of high's last place.
 
-    Infinite and NaN values stand in `high`, with `low` 0.
+    Infinite and NaN values are stored in `high`, with `low` 0.
     """
 
     high: jax.Array
@@ -29,7 +29,7 @@ class Double:
 
     @classmethod
     def sum(cls, values_B: jax.Array, mask_B: jax.Array | None = None) -> "Double":
-        """Returns the sum over the leading axis of the values whose mask is True, 0 of none."""
+        """Returns the sum over the leading axis of the values whose mask is True; 0 if there are none."""
         values_B = mask_values(jnp.asarray(values_B, jnp.float32), mask_B)
         zero = jnp.float32(0)
         return cls(*jax.lax.reduce((values_B, jnp.zeros_like(values_B)), (zero, zero), _add, (0,)))
@@ -43,11 +43,11 @@ class Double:
 
 @flax.struct.dataclass
 class ExactMean:
-    """A mean that can be continued, as `dl.metrics.Mean`; beyond 2^24 examples too.
+    """A mean to which examples can be added, as `dl.metrics.Mean`; it also works beyond 2^24 examples.
 
     Attributes:
-      total: of the values.
-      count: of the examples, int32.
+      total: the sum of the values.
+      count: the number of examples, int32.
     """
 
     total: Double
@@ -55,26 +55,26 @@ class ExactMean:
 
     @classmethod
     def of(cls, values_B: jax.Array, mask_B: jax.Array | None = None) -> "ExactMean":
-        """Returns the mean over the examples whose mask is True (all of them without a mask)."""
+        """Returns the mean over the examples whose mask is True (over all examples without a mask)."""
         return cls(Double.sum(values_B, mask_B), num_valid(values_B, mask_B))
 
     def merge(self, other: "ExactMean") -> "ExactMean":
         return ExactMean(self.total + other.total, self.count + other.count)
 
     def compute(self) -> jax.Array:
-        """Returns the mean, 0 where nothing was counted."""
+        """Returns the mean; 0 without examples."""
         return self.total.high / jnp.maximum(self.count, 1)
 
 
 def num_valid(values_B: jax.Array, mask_B: jax.Array | None) -> jax.Array:
-    """Returns how many examples the mask lets through, int32."""
+    """Returns the number of examples whose mask is True, int32."""
     if mask_B is None:
         return jnp.int32(jnp.shape(values_B)[0])
     return jnp.asarray(mask_B, bool).sum(dtype=jnp.int32)
 
 
 def mask_values(values_B: jax.Array, mask_B: jax.Array | None, fill: float = 0.0) -> jax.Array:
-    """Returns the values with `fill` in place of masked ones: a NaN on padding must not reach a sum."""
+    """Returns the values with `fill` in place of masked ones, so that a NaN in padding is not summed."""
     if mask_B is None:
         return values_B
     mask_B = jnp.asarray(mask_B, bool)

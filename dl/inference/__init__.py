@@ -1,5 +1,5 @@
-"""Inference: a trained model is loaded from its run and used on new inputs.
+"""Inference: loads a trained model from its run and uses it on new inputs.
 
-It may import `dl.diagnostics`, `dl.training` and what lies below them. Read `load` first: from a run's folder
-to its experiment and variables.
+It may import `dl.diagnostics`, `dl.training` and the rooms below them. Read `load` first: it makes the
+experiment and the variables from the folder of a run.
 """

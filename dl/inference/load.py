@@ -1,4 +1,4 @@
-"""A run is loaded: its experiment is made again from what run.json says, and its variables are read."""
+"""Loads a run: makes its experiment from run.json, and reads its variables."""
 
 import contextlib
 import dataclasses
@@ -35,10 +35,10 @@ class Rebuilt:
     """A run and its experiment.
 
     Attributes:
-      experiment: as the code makes it now from the run's options.
-      run: its folder.
-      num_seeds: that were trained at the same time.
-      warning: what is not as it was when the run began; empty if all is.
+      experiment: the experiment that the present code makes with the options of the run.
+      run: the folder of the run.
+      num_seeds: number of seeds that were trained at the same time.
+      warning: what has changed since the run began; empty if nothing has.
     """
 
     experiment: Experiment
@@ -48,28 +48,29 @@ class Rebuilt:
 
 
 def open_run(folder: Path) -> RunFolder:
-    """Returns the run that a folder holds.
+    """Returns the run in a folder.
 
     Raises:
-      UserError: it holds none.
+      UserError: the folder does not hold a run.
     """
     run = RunFolder(folder)
     record = run.record if folder.is_dir() else None
     if not isinstance(record, dict) or not isinstance(record.get("options"), dict):
-        raise UserError(f"{folder} holds no run; give the folder that a run left, such as runs/NAME-TIME")
+        raise UserError(f"{folder} does not hold a run; give the folder of a run, such as runs/NAME-TIME")
     return run
 
 
 def rebuild(folder: Path, experiment: str | Callable[..., Experiment] | None = None) -> Rebuilt:
-    """Imports the run's experiment and calls it with the run's options.
+    """Imports the experiment of a run and calls it with the options of the run.
 
     Args:
-      folder: of the run.
-      experiment: where the code is now, as NAME or a path. None: where run.json says, if that is one of the
-        experiments that are installed beside `dl`; other code is never imported on the word of a folder.
+      folder: the folder of the run.
+      experiment: the function, the NAME or the path of the experiment. `None` means the name in run.json,
+        which must be an experiment that is installed beside `dl`; other code is not trusted.
 
     Raises:
-      UserError: there is no run, no such experiment, it is not installed, or it has other options by now.
+      UserError: there is no run, the experiment does not exist or is not installed, or its options have
+        changed.
     """
     run = open_run(folder)
     if experiment is None:
@@ -105,18 +106,18 @@ def load_run(
     *,
     mesh: Mesh | None = None,
 ) -> Result:
-    """Returns a run that was trained earlier, with its metrics, history and variables, and predictions.
+    """Loads a run that was trained earlier, with its metrics, history, variables and predictions.
 
-    The data need not be there. The variables of a run that has not finished are those of its last checkpoint.
+    The data are not needed. If the run has not finished, the variables are those of its last checkpoint.
 
     Args:
-      folder: of the run.
-      experiment: what the run trained. None: made from run.json, where that names one of the experiments that
-        are installed beside `dl`. Else the experiment itself, its function, NAME or the path of its file.
-      mesh: the devices; None: all.
+      folder: the folder of the run.
+      experiment: the experiment of the run, its function, its NAME or the path of its file. `None` means that
+        it is made from run.json, which must name an experiment that is installed beside `dl`.
+      mesh: the devices. `None` means all devices.
 
     Raises:
-      UserError: the folder holds no run, the experiment is not known or is another one.
+      UserError: the folder does not hold a run, or the experiment is not known or is another one.
     """
     folder = expand(Path(folder))
     run = open_run(folder)
@@ -124,7 +125,9 @@ def load_run(
         if isinstance(experiment, Experiment | Definition):
             made = Definition.of(experiment).build()
             if found := differences(run.record or {}, {**(run.record or {}), **describe(made)}):
-                raise UserError(f"{folder} holds another run ({'; '.join(found)}); give its own experiment")
+                raise UserError(
+                    f"{folder} holds another run ({'; '.join(found)}); pass the experiment of the run"
+                )
         else:
             rebuilt = rebuild(folder, experiment)
             made = rebuilt.experiment
@@ -134,30 +137,30 @@ def load_run(
 
 
 def _what_to_add(name: str) -> str:
-    """Returns what to type so that code which is not installed is imported."""
+    """Returns a hint for importing code that is not installed."""
     if not all(part.isidentifier() for part in name.split(".")) or len(name) > 80:
         return "add --experiment NAME, or the path of its file"
     return f"if you trust its code, add --experiment {name if '.' in name else f'{name}.py'}"
 
 
 def _recorded_value(name: str, value: Any, kind: Any) -> Any:
-    """Returns an option as run.json holds it in the type that the experiment takes.
+    """Returns the value of an option in run.json, converted to the type that the experiment takes.
 
     Raises:
-      UserError: it has another type, or is out of its range.
+      UserError: the value has another type, or is out of range.
     """
     try:
         made = _as_annotated(value, kind)
     except TypeError:
         raise UserError(
-            f"the option {name} is {repr(value)[:80]} in run.json, and must be {type_name(kind)}; mend it"
+            f"the option {name} is {repr(value)[:80]} in run.json, but must be {type_name(kind)}; correct it"
         ) from None
     check_value(name, kind, made)
     return made
 
 
 def _as_annotated(value: Any, kind: Any) -> Any:
-    """Returns a value of JSON as an annotation says; raises TypeError if it is none of these."""
+    """Converts a JSON value to an annotated type; raises TypeError if that is not possible."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return _as_annotated(value, arguments[0])
@@ -171,7 +174,7 @@ def _as_annotated(value: Any, kind: Any) -> Any:
                 return value
     elif inspect.isclass(kind) and issubclass(kind, enum.Enum):
         for member in kind:
-            if value in (str(member), member.name):  # as `as_recorded` writes it
+            if value in (str(member), member.name):  # the form that `as_recorded` writes
                 return member
     elif kind in (None, type(None)) and value is None:
         return None
@@ -188,5 +191,5 @@ def _as_annotated(value: Any, kind: Any) -> Any:
         if len(arguments) == len(value):
             return tuple(map(_as_annotated, value, arguments))
     elif kind not in (None, type(None), Path, float, bool, int, str) and origin not in (tuple, list):
-        return value  # of a type that only the experiment knows
+        return value  # a type that only the experiment can check
     raise TypeError

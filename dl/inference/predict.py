@@ -1,4 +1,4 @@
-"""A finished run reads new images: probabilities of the classes, or labels, that it was trained on."""
+"""Predictions of a finished run for new images: the probabilities of its classes or labels."""
 
 import csv
 import io
@@ -24,36 +24,38 @@ from dl.system.text import csv_cell, printable
 from dl.training.restore import restore_variables
 from dl.types import Batch, Variables
 
-CHUNK = 256  # images in memory at a time
+CHUNK = 256  # images in memory at the same time
 
 
 class Classifier:
     """The classifier that a run ended with.
 
     Attributes:
-      class_names: one a class.
-      image_shape: (H, W, C) of the images that it reads, uint8.
+      class_names: the name of each class.
+      image_shape: the shape (H, W, C) of its input images, which are uint8.
     """
 
     def __init__(self, experiment: Experiment, run: RunFolder, mesh: Mesh):
         """Restores the variables.
 
         Raises:
-          UserError: the experiment classifies no images, or the run has no checkpoint.
+          UserError: the experiment is not an image classifier, or the run does not have a checkpoint.
         """
         kind = experiment.task.kind
         if kind is not None and kind.name not in ("classification", "multi_label"):
             raise UserError(
-                f"{run.name} is a {kind.words} and knows no classes; only a classifier can "
-                "predict from files; for its outputs see Task.predict and restore_variables"
+                f"{run.name} is a {kind.words} without classes; only a classifier can predict from files; "
+                "use dl.load_run and its predict for the outputs of other models"
             )
         spec = experiment.data.train.spec
         image = spec.get(experiment.task.input_name)
         outputs = outputs_fn(experiment)
         if outputs is None or image is None or len(image.shape) != 3 or image.dtype != np.uint8:
-            raise UserError(f"{run.name} reads no images; only an image classifier can predict from files")
+            raise UserError(
+                f"{run.name} does not read images; only an image classifier can predict from files"
+            )
         if not run.checkpoints_path.is_dir():
-            raise UserError(f"{run.folder} has no checkpoints; train it again")
+            raise UserError(f"{run.folder} has no checkpoints; train the run again")
         self.image_shape = image.shape
         self._spec, self._input_name, self._mesh = spec, experiment.task.input_name, mesh
         self._variables = restore_variables(experiment, run, mesh)
@@ -64,10 +66,10 @@ class Classifier:
         self.class_names = class_names(experiment.data, num_classes)
 
     def read(self, path: Path) -> np.ndarray:
-        """Returns an image as the data set's images are read: uint8, cropped and resized to `image_shape`.
+        """Reads an image as the images of the data set are read: uint8, cropped and resized to `image_shape`.
 
         Raises:
-          UserError: it is no image.
+          UserError: the file is not an image.
         """
         return read_pixels(path, self.image_shape)
 
@@ -93,32 +95,35 @@ def _probabilities(
         logits = jnp.asarray(outputs(variables, batch), jnp.float32)
         if logits.ndim != 2:
             raise UserError(
-                f"the model's outputs have the shape {logits.shape}; a classifier has one row an image"
+                f"the outputs of the model have the shape {logits.shape}; expected (images, classes)"
             )
         if has_many_labels:
             return jax.nn.sigmoid(logits)
         if logits.shape[1] < 2:
-            raise UserError("the model has one output only, which is no classifier of two classes or more")
+            raise UserError("the model has one output; a classifier must have at least two")
         return jax.nn.softmax(logits)
 
     return predict
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
-    """Returns the files, and in place of each folder its images at any depth, by name.
+    """Returns the given files, and the images inside the given folders at any depth, sorted by name.
 
-    In a folder the rules of training hold: links are followed, what is hidden is not seen. A file that is
-    named is read whatever it is called.
+    Folders are read as in training: links are followed, and hidden files are skipped. A file that is given is
+    read whatever its ending is.
 
     Raises:
-      UserError: a path does not exist or is no file, or a folder holds no images.
+      UserError: a path does not exist or is not a file, or a folder does not contain images.
     """
     found: list[Path] = []
     for path in paths:
-        if os.path.isdir(path):  # which, unlike the path's own method, is never an error
+        if os.path.isdir(path):  # unlike Path.is_dir, it never raises an error
             files = images_below(path)
             if not files:
-                raise UserError(f"{printable(path)} holds no images (no file ends in {', '.join(SUFFIXES)})")
+                raise UserError(
+                    f"{printable(path)} does not contain images; it needs files that end in "
+                    f"{', '.join(SUFFIXES)}"
+                )
             found += files
         elif os.path.isfile(path):
             found.append(path)
@@ -131,7 +136,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 def predict_files(
     classifier: Classifier, paths: Sequence[Path], refuse: Callable[[UserError], None]
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yields each file with its probabilities, in order; one that cannot be read goes to `refuse`."""
+    """Yields each file with its probabilities, in order; calls `refuse` for a file that cannot be read."""
     for start in range(0, len(paths), CHUNK):
         read: list[tuple[Path, np.ndarray]] = []
         for path in paths[start : start + CHUNK]:
@@ -153,7 +158,7 @@ def best_classes(probabilities_C: np.ndarray, names: Sequence[str], top: int) ->
 def write_csv_file(
     file: BinaryIO, predicted: Iterable[tuple[Path, np.ndarray]], names: Sequence[str], top: int
 ) -> None:
-    """Does what `write_csv` does, to a file of bytes."""
+    """Writes the same as `write_csv` to a binary file."""
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
     write_csv(text, predicted, names, top)
     text.detach()  # which flushes; the caller closes the file
@@ -164,7 +169,7 @@ def write_csv(
 ) -> None:
     """Writes a line for each image: `image`, then `class_1`, `probability_1` and so on.
 
-    A name that a spreadsheet would run, or that changes a terminal, is written as `text.csv_cell` says.
+    `text.csv_cell` escapes names that a spreadsheet would run or that would control a terminal.
     """
     writer = csv.writer(file)
     ranks = range(1, min(top, len(names)) + 1)

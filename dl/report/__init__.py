@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file from the run's folder, to be read, kept and sent.
+"""The report of a run: one self-contained HTML file from the folder of the run.
 
-It reads what a run left, without trust, and imports everything but `dl.cli`. Read `page` first.
+It does not trust the files of the run. This room may import all rooms except `dl.cli`. Read `page` first.
 """
 
 from dl.report.folds import FOLDS, write_folds_report

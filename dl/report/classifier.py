@@ -1,4 +1,4 @@
-"""What the predictions of a classifier show: confusions, curves of each class, calibration, mistakes."""
+"""The sections of a classifier: confusion matrix, curves of each class, calibration, mistakes."""
 
 import base64
 import dataclasses
@@ -15,7 +15,7 @@ from dl.report.plots import MAX_POINTS, NUM_STYLES, Plot, Series, Table, plot
 from dl.runs.predictions import Predictions
 from dl.types import Source
 
-MAX_MATRIX = 20  # classes of a confusion matrix that is shown whole
+MAX_MATRIX = 20  # largest number of classes of a complete confusion matrix
 MAX_ROWS = 50  # classes in a table
 NUM_CONFUSIONS = 15
 NUM_MISTAKES = 25
@@ -25,7 +25,7 @@ NUM_SHADES = 10
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix: rows are labels, columns predictions; each cell a count and a shade."""
+    """A confusion matrix: rows are labels, columns are predictions. Each cell is a count and a shade."""
 
     class_names: Sequence[str]
     rows: Sequence[tuple[str, Sequence[tuple[int, int]]]]
@@ -33,15 +33,15 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """An example whose label is not the class that the model is surest of.
+    """An example whose predicted class is not its label.
 
     Attributes:
-      row: in the split.
-      label: its class.
-      predicted: what the model says.
-      confidence: the probability of that.
-      label_probability: of the label.
-      picture: a PNG as a data URI; empty without one.
+      row: the row of the example in the split.
+      label: the name of its label.
+      predicted: the name of the predicted class.
+      confidence: the probability of the predicted class.
+      label_probability: the probability of the label.
+      picture: a PNG as a data URI; empty if there is no picture.
     """
 
     row: int
@@ -57,17 +57,17 @@ class Classifier:
     """The sections of a classifier.
 
     Attributes:
-      sample: of how many examples, in words.
-      figures: name and value of each.
-      accuracy: of these examples.
+      sample: on how many examples the section is based, as text.
+      figures: the name and the value of each metric.
+      accuracy: the accuracy on these examples.
       error: the expected calibration error.
-      classes: precision, recall, … of each class.
+      classes: a table of precision, recall and other metrics of each class.
       worst: name and recall of the classes with the lowest recall.
-      matrix: None if there are too many classes.
-      confusions: the most frequent ones.
-      curves: ROC, precision and recall, reliability.
-      mistakes: the most confident first.
-      num_mistakes: of all these examples.
+      matrix: the confusion matrix. `None` if there are too many classes.
+      confusions: a table of the most frequent confusions.
+      curves: plots of ROC, precision and recall, and reliability.
+      mistakes: the most confident mistakes first.
+      num_mistakes: the number of all mistakes.
     """
 
     sample: str
@@ -84,20 +84,20 @@ class Classifier:
 
 
 def classifier_sections(predictions: Predictions, pictures: Source | None) -> Classifier:
-    """Returns what is shown of a classifier; an example with a NaN is left out and counted.
+    """Returns the sections of a classifier. Examples with a NaN are left out and counted.
 
     Args:
-      predictions: of one split.
-      pictures: the split itself, whose feature `image` is shown; None: no pictures.
+      predictions: the predictions for one split.
+      pictures: the split, whose feature `image` is shown. `None` means no pictures.
 
     Raises:
-      UserError: the predictions are no log-probabilities.
+      UserError: the predictions are not log-probabilities.
     """
     sampled = predictions
     is_number_N = ~np.isnan(predictions.log_probabilities).any(1)
     left_out = int((~is_number_N).sum())
     if left_out == len(is_number_N):
-        raise UserError(f"all {left_out:,} of them are no numbers (NaN)")
+        raise UserError(f"all {left_out:,} predictions are NaN; train the run again")
     if left_out:
         predictions = dataclasses.replace(
             predictions,
@@ -160,7 +160,7 @@ def _classes(figures: Mapping[str, Any], names: Sequence[str]) -> Table:
 
 def _matrix(confusion_CC: np.ndarray, names: Sequence[str]) -> Matrix:
     share_CC = confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
-    # A root: a few confusions in a hundred are what one looks for.
+    # The square root makes a few percent of confusions visible.
     shade_CC = np.ceil(np.sqrt(share_CC) * NUM_SHADES).astype(int)
     return Matrix(
         names,
@@ -214,7 +214,7 @@ def _curves_by_class(predictions: Predictions, figures: Mapping[str, Any]) -> li
 
 
 def spread_along(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns points evenly spread along the curve: most thresholds crowd in one corner."""
+    """Returns points at even distances along the curve, because most thresholds are in one corner."""
     if len(x) <= MAX_POINTS:
         return x, y
     length = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
@@ -286,6 +286,6 @@ def to_data_uri(image: np.ndarray) -> str:
 
 
 def can_be_shown(source: Source) -> bool:
-    """Whether a split holds pictures as bytes."""
+    """Whether a split contains uint8 images."""
     image = source.spec.get("image")
     return image is not None and len(image.shape) == 3 and image.dtype == np.uint8

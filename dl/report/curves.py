@@ -1,4 +1,4 @@
-"""Learning curves of a run, from the lines of its metrics."""
+"""Learning curves of a run, from the lines of metrics.jsonl."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from dl.report.plots import HUGE, MAX_POINTS, Plot, Series, Table, plot
 from dl.report.record import interval_of, items, mapping, number
 from dl.stopping import FINAL_SPLIT
 
-# One panel each, whatever the loss measures; the words for the axis.
+# The label of the axis for known metrics. Each metric has a plot.
 _OF_TRAINING = {
     "learning_rate": ("Learning rate", "rate"),
     "gradient_norm": ("Norm of the gradient", "norm"),
@@ -17,21 +17,21 @@ _OF_TRAINING = {
     "examples_per_second": ("Throughput", "examples a second, since step 0"),
 }
 _NO_METRICS = {"kind", "step", "epoch", "seconds", "seeds", *_OF_TRAINING}
-MAX_ROWS = 40  # of a table beside a plot
+MAX_ROWS = 40  # rows of a table beside a plot
 MAX_PANELS = 12
 MAX_FOLDS = 1_000
-MAX_SPLITS = 8  # that are told apart in a plot
+MAX_SPLITS = 8  # splits that a plot can distinguish
 
 
 def curves(lines: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> list[Plot]:
-    """Returns a plot of each metric over the epochs, the loss first, then what only training has.
+    """Returns a plot of each metric over the epochs: the loss first, metrics of training only last.
 
     Args:
-      lines: of metrics.jsonl.
-      units: of the metrics; one that has none is a value.
+      lines: the lines of metrics.jsonl.
+      units: the unit of each metric. A metric without a unit is labelled "value".
     """
     kinds = [kind for kind in dict.fromkeys(str(line.get("kind")) for line in lines) if kind != "train"]
-    # The final one has but a figure.
+    # The final split has a single value.
     splits = [kind for kind in kinds if kind not in ("epoch", FINAL_SPLIT)][:MAX_SPLITS]
     names = dict.fromkeys(
         name
@@ -83,7 +83,7 @@ def _points(lines: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[n
 
 
 def _smoothed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns means over neighbours, so that there are no more than `MAX_POINTS`."""
+    """Returns means over neighbouring points, so that there are at most `MAX_POINTS`."""
     if len(x) <= MAX_POINTS:
         return x, y
     parts = np.array_split(np.arange(len(x)), MAX_POINTS)
@@ -113,7 +113,7 @@ def _is_number(value: Any) -> bool:
 
 
 def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
-    """Returns a plot of each figure of a split: a point for each seed, their mean and its interval."""
+    """Returns a plot of each metric of a split: a point for each seed, their mean and its interval."""
     members = [mapping(member) for member in items(result.get("members"))]
     if not members:
         return []
@@ -123,7 +123,7 @@ def seed_points(result: Mapping[str, Any], split: str) -> list[Plot]:
 
 
 def fold_points(record: Mapping[str, Any]) -> list[Plot]:
-    """Returns a plot of each figure of a cross-validation: each fold, their mean and its interval."""
+    """Returns a plot of each metric of a cross-validation: each fold, their mean and its interval."""
     folds = [mapping(fold) for fold in items(record.get("folds"))][:MAX_FOLDS]
     if not folds:
         return []
@@ -140,16 +140,16 @@ def _scattered(
     kind: str,
     names: Sequence[str],
 ) -> list[Plot]:
-    """Returns a plot of each figure of several runs that differ in one thing.
+    """Returns a plot of each metric of several runs that differ in one property.
 
     Args:
-      record: with `metrics` and `intervals` over all of them.
-      split: whose figures.
-      runs: each with `metrics`.
-      places: of the runs on the axis.
-      label: of the axis.
-      kind: what tells the runs apart.
-      names: of the runs, in the table.
+      record: the record with `metrics` and `intervals` over all runs.
+      split: the split whose metrics are shown.
+      runs: the record of each run, with `metrics`.
+      places: the positions of the runs on the horizontal axis.
+      label: the label of this axis.
+      kind: the property in which the runs differ.
+      names: the names of the runs in the table.
     """
     plots: list[Plot] = []
     for name, mean in list(mapping(mapping(record.get("metrics")).get(split)).items())[:MAX_PANELS]:
@@ -181,7 +181,7 @@ def _scattered(
 
 
 def _places(members: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, str]:
-    """Returns where each run stands on the axis, and the axis' label: by seed, if these lie together."""
+    """Returns the position of each run on the axis, and the label of the axis: seeds if they are close."""
     seeds = [member.get("seed") for member in members]
     whole = [seed for seed in seeds if isinstance(seed, int) and 0 <= seed < 2**32]
     if len(set(whole)) == len(seeds) and max(whole) - min(whole) < 2 * len(whole):

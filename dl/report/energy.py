@@ -1,11 +1,11 @@
-"""What a run may have used of energy: rated power times time. An estimate from above, not a measurement."""
+"""The energy of a run, estimated as rated power times time. It is an upper estimate, not a measurement."""
 
 import dataclasses
 import re
 from collections.abc import Sequence
 
-# By what JAX calls the device, the first that is found: watts, and who states them. NVIDIA: thermal design
-# power in the data sheet of the product; where a name leaves the form open, that of the larger one.
+# Patterns of device names in JAX (the first match counts), watts, and their source. NVIDIA: thermal design
+# power in the data sheet of the product. If a name has several variants, that of the largest.
 _DEVICES = (
     (r"B200", 1000.0, "NVIDIA"),
     (r"H200 NVL", 600.0, "NVIDIA"),
@@ -24,7 +24,7 @@ _DEVICES = (
     (r"A10\b", 150.0, "NVIDIA"),
     (r"RTX 4090", 450.0, "NVIDIA"),
     (r"RTX 3090", 350.0, "NVIDIA"),
-    # A device is one of the two cores of a chip there.
+    # For this TPU, a device is one of the two cores of a chip.
     (r"TPU v2", 140.0, "half of the chip's 280 W, Jouppi et al. 2020"),
     (r"TPU v3", 225.0, "half of the chip's 450 W, Jouppi et al. 2020"),
     (r"TPU v4$", 192.0, "the most that was measured, Jouppi et al. 2023"),
@@ -38,10 +38,10 @@ class Estimate:
     """Energy and carbon dioxide of a run.
 
     Attributes:
-      watts: of all devices and cores.
-      kilowatt_hours: at that power for the whole time.
-      grams_co2: of making so much electricity.
-      assumptions: what that rests on, in sentences.
+      watts: the power of all devices and cores, in W.
+      kilowatt_hours: the energy at that power for the whole time, in kWh.
+      grams_co2: the emissions of producing this electricity, in grams.
+      assumptions: the assumptions of the estimate, as sentences.
     """
 
     watts: float
@@ -51,12 +51,12 @@ class Estimate:
 
 
 def estimate_energy(devices: Sequence[str], num_cores: int, seconds: float) -> Estimate | str:
-    """Returns the estimate, or why there is none.
+    """Returns the estimate, or text about why there is none.
 
     Args:
-      devices: the kind of each device, as JAX calls it; `cpu` is counted by its cores.
-      num_cores: of all hosts, as far as the run could use them.
-      seconds: of wall time.
+      devices: the kind of each device, as JAX names it. `cpu` is counted by its cores.
+      num_cores: number of cores of all hosts that the run could use.
+      seconds: the wall time, in seconds.
     """
     watts = CPU_WATTS_PER_CORE * num_cores
     assumptions = [

@@ -1,4 +1,4 @@
-"""The page of a cross-validation: folds.json, read without trust."""
+"""The report of a cross-validation, from folds.json, which is not trusted."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ def write_folds_report(folder: Path, out: Path) -> None:
     """Writes one self-contained HTML file about the folder of a cross-validation.
 
     Raises:
-      UserError: the folder holds none, or the file cannot be written.
+      UserError: the folder does not hold a cross-validation, or the file cannot be written.
     """
     record = read_json(folder / FOLDS)
     if not isinstance(record, dict):
-        raise UserError(f"{folder} holds no cross-validation; give the folder that --folds left")
+        raise UserError(f"{folder} does not hold a cross-validation; give the folder of a run with --folds")
     try:
         replace_text(out, render_folds(folder, record))
     except OSError as error:
@@ -69,7 +69,7 @@ def render_folds(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def _as_run(record: Mapping[str, Any]) -> Record:
-    """Returns the record for the sections that runs have too."""
+    """Returns the record for the sections that a report of a run has too."""
     return Record(run=record, lines=[], result=record, predictions=None, robustness={}, missing=[])
 
 

@@ -1,4 +1,4 @@
-"""The templates of a report, filled: a self-contained page, in which all that comes from a run is escaped."""
+"""Fills the templates of a report: a self-contained page, in which all text from a run is escaped."""
 
 import base64
 import functools
@@ -16,8 +16,8 @@ def fill(template: str, **values: Any) -> str:
     """Returns a page as HTML.
 
     Args:
-      template: the name of its file.
-      values: that it names, next to the style sheet and the size of plots.
+      template: the name of the template file.
+      values: the variables of the template, beside the style sheet and the size of plots.
     """
     from markupsafe import Markup
 
@@ -28,7 +28,7 @@ def fill(template: str, **values: Any) -> str:
         .get_template(template)
         .render(
             size=plots,
-            style=Markup(style),  # a file of this package; everything else is escaped
+            style=Markup(style),  # a file of this package is trusted; everything else is escaped
             style_hash=Markup(f"sha256-{digest}"),
             **values,
         )

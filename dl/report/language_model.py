@@ -1,4 +1,4 @@
-"""What a language model makes of its sequences: loss by position, the hardest tokens and sequences.
+"""The section of a language model: loss by position, the hardest tokens and sequences.
 
 Shapes: N sequences, K of them kept in full, T tokens, S = T - 1.
 """
@@ -15,11 +15,11 @@ from dl.runs.predictions import LanguageModel
 NUM_SHOWN = 8  # sequences
 MAX_WORDS = 400  # tokens of a sequence that are shown
 NUM_HARDEST = 15  # tokens
-MIN_COUNT = 5  # of a token in the sample, to be among the hardest
+MIN_COUNT = 5  # least number of occurrences of a token in the table of the hardest tokens
 
 
 def language_section(predictions: LanguageModel) -> TaskSection:
-    """Returns what is shown of a language model; a sequence with a NaN is left out and counted."""
+    """Returns the section of a language model. Sequences with a NaN are left out and counted."""
     is_finite_N = np.isfinite(predictions.loss)
     left_out = int((~is_finite_N).sum())
     figures = []
@@ -37,7 +37,7 @@ def language_section(predictions: LanguageModel) -> TaskSection:
     if left_out:
         figures.append(("sequences left out", f"{left_out:,}, whose loss is no finite number"))
     first = predictions.num_worst
-    # The worst ones would bend a mean; there are no others where there are few sequences.
+    # The worst sequences would bias a mean, so the random ones are used; with few sequences there are none.
     at_random = slice(first if first < len(predictions.shown) else 0, None)
     token_KT, loss_KS = predictions.token[at_random], predictions.token_loss[at_random]
     worst = [_example(predictions, k) for k in range(min(first, NUM_SHOWN))]
@@ -97,7 +97,7 @@ def _example(predictions: LanguageModel, k: int) -> Example:
     for token, loss in zip(predictions.token[k, 1:].tolist(), losses_S.tolist(), strict=True):
         if math.isnan(loss):  # padding
             continue
-        # 1 - p: 0 for what was certain, the darkest for what came as a surprise.
+        # 1 - p: 0 for a certain token, the darkest shade for an unexpected one.
         words.append((_name(predictions, token), math.ceil(-math.expm1(-max(loss, 0.0)) * NUM_SHADES)))
     per_token = predictions.loss[place] / max(int(predictions.num_tokens[place]), 1)
     more = f", the first {MAX_WORDS} tokens" if len(words) > MAX_WORDS else ""
@@ -109,4 +109,4 @@ def _name(predictions: LanguageModel, token: int) -> str:
     if not predictions.token_names:
         return f"{token} "
     name = predictions.token_names[token]
-    return name if name.isprintable() else repr(name)[1:-1]  # a line break, as \n
+    return name if name.isprintable() else repr(name)[1:-1]  # shows a line break as \n

@@ -1,4 +1,4 @@
-"""What the predictions of a classifier with any number of labels show: figures and curves of each label.
+"""The section of a multi-label classifier: metrics and curves of each label.
 
 Shapes: N examples, C labels, K bins.
 """
@@ -13,7 +13,7 @@ from dl.report.task import TaskSection, figure_text
 from dl.runs.predictions import MultiLabel
 
 MAX_ROWS = 50
-NUM_BINS = 10  # of the reliability
+NUM_BINS = 10  # bins of the reliability diagram
 
 _NAMES = {
     "f1_micro": "F1 of all labels together (micro)",
@@ -23,7 +23,7 @@ _NAMES = {
 
 
 def multi_label_section(predictions: MultiLabel) -> TaskSection:
-    """Returns what is shown of a multi-label classifier; an example with a NaN is left out and counted."""
+    """Returns the section of a multi-label classifier. Examples with a NaN are left out and counted."""
     is_number_N = ~np.isnan(predictions.log_odds).any(1)
     log_odds_NC, label_NC = predictions.log_odds[is_number_N], predictions.label[is_number_N]
     left_out = int((~is_number_N).sum())

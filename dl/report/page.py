@@ -1,4 +1,4 @@
-"""The page: everything that a run's folder tells, put into the templates."""
+"""The page of a report: the content of the folder of a run, in the templates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,20 +30,20 @@ _SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
     Reconstruction: reconstruction_section,
     LanguageModel: language_section,
 }
-TOLERANCE = 1e-4  # by which two accuracies of the same predictions may differ
+TOLERANCE = 1e-4  # largest difference of two accuracies of the same predictions
 
 
 def write_report(folder: Path, out: Path, experiment: Experiment | None, trouble: Sequence[str] = ()) -> None:
-    """Writes one self-contained HTML file: no script, nothing that is loaded from elsewhere.
+    """Writes one self-contained HTML file, without scripts or external files.
 
     Args:
-      folder: of the run.
-      out: the file.
-      experiment: of the run, for layers and pictures; the report is written without it too.
-      trouble: why there is no experiment, or what is wrong with it, in sentences.
+      folder: the folder of the run.
+      out: the HTML file.
+      experiment: the experiment of the run, for layers and pictures. `None` leaves these out.
+      trouble: sentences about why there is no experiment, or about its problems.
 
     Raises:
-      UserError: the folder holds no run, or the file cannot be written.
+      UserError: the folder does not hold a run, or the file cannot be written.
     """
     page = render(folder, read_record(folder), experiment, trouble)
     try:
@@ -161,7 +161,7 @@ def _task(record: Record, missing: list[str]) -> TaskSection | None:
 
 
 def _pictures(record: Record, experiment: Experiment, split: str, missing: list[str]) -> Source | None:
-    """Returns the split whose rows the predictions number, if it is at hand and is the very same."""
+    """Returns the split of the predictions, if it is available and unchanged."""
     data = experiment.data
     known = mapping(record.result.get("dataset") or record.run.get("dataset")).get("checksum")
     if data.identity.checksum != known:

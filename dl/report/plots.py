@@ -1,6 +1,6 @@
-"""Small plots as numbers that a template draws as SVG: colours, fonts and dark mode are left to the page.
+"""Small plots as numbers that a template draws as SVG. The page sets colours, fonts and dark mode.
 
-A plot is 360 units wide, so that at the width of a phone its letters are still as large as print.
+A plot is 360 units wide, so that its letters are legible at the width of a phone.
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 
 WIDTH, HEIGHT = 360, 240
-RIGHT, TOP, BOTTOM = 340, 10, 204  # beyond the right edge there is place for half the letters of a tick
+RIGHT, TOP, BOTTOM = 340, 10, 204  # right of RIGHT there is space for half of a tick label
 LETTER = 6.4  # the widest digit, in the units of the plot
-_NARROWEST = 46  # of what lies left of the axis
-MAX_POINTS = 200  # of a line
+_NARROWEST = 46  # least width left of the axis
+MAX_POINTS = 200  # points of a line
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 HUGE = 1e300  # the most that is drawn, so that the length of an axis is a number
-NUM_STYLES = 10  # that the page's style sheet has: a colour and a dash each
+NUM_STYLES = 10  # styles in the style sheet of the page, each with a colour and a dash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Table:
     """A table as text; the first column names the rows.
 
     Attributes:
-      title: what it shows.
-      columns: their names.
-      rows: one string a column.
-      marked: numbers of rows to be marked.
+      title: the title of the table.
+      columns: the names of the columns.
+      rows: the rows, with one string for each column.
+      marked: the numbers of the rows that are marked.
     """
 
     title: str
@@ -41,10 +41,10 @@ class Series:
     """A line, or points, in the coordinates of the data.
 
     Attributes:
-      name: in the legend.
-      x: where.
-      y: how much; points that are no finite number are left out.
-      style: number of a colour.
+      name: the name in the legend.
+      x: the horizontal coordinates.
+      y: the vertical coordinates. Points that are not finite are left out.
+      style: the number of a style.
       has_dots: whether each point is marked.
       has_line: whether points are joined.
     """
@@ -69,16 +69,16 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """What a template needs to draw.
+    """A plot in the form that a template draws.
 
     Attributes:
-      title: of the plot.
-      description: what it shows, in words, for those who do not see it.
-      x_label: of the axis, with its unit.
-      y_label: likewise.
-      left: where the axis stands; left of it are its label and the ticks, however long.
-      x_ticks: place and text of each.
-      y_ticks: likewise.
+      title: the title of the plot.
+      description: text about the plot, for readers who cannot see it.
+      x_label: the label of the horizontal axis, with its unit.
+      y_label: the label of the vertical axis.
+      left: the position of the vertical axis. Its label and ticks are left of it.
+      x_ticks: position and text of each tick of the horizontal axis.
+      y_ticks: position and text of each tick of the vertical axis.
       series: the lines.
       bars: x, y, width and height of each.
       table: the same in numbers.
@@ -112,14 +112,14 @@ def plot(
     """Returns a plot of lines and bars.
 
     Args:
-      title: of the plot.
-      description: in words.
-      x_label: of the axis.
-      y_label: likewise.
+      title: the title of the plot.
+      description: text about the plot, for readers who cannot see it.
+      x_label: the label of the horizontal axis.
+      y_label: the label of the vertical axis.
       series: lines, each thinned to `MAX_POINTS`.
-      x_range: of the axis; None: of the data.
-      y_range: likewise, and from 0 where the data begin near it.
-      has_whole_x: whether the horizontal axis counts, so that it has no ticks between whole numbers.
+      x_range: the range of the horizontal axis. `None` means the range of the data.
+      y_range: the range of the vertical axis. `None` means the range of the data, from 0 if they are near 0.
+      has_whole_x: whether the ticks of the horizontal axis are integers.
       bars: left edge, right edge and height of each.
       table: the same in numbers.
     """
@@ -131,7 +131,7 @@ def plot(
 
     y_ticks = ticks(y_low, y_high)
     x_ticks = ticks(x_low, x_high, least=1.0 if has_whole_x else 0.0)
-    # A tick ends 5 before the axis, and the label of the axis needs 16.
+    # A tick label ends 5 units before the axis, and the label of the axis needs 16 units.
     left = max(_NARROWEST, 21 + LETTER * max((len(text) for _, text in y_ticks), default=0))
 
     def place_x(x: np.ndarray | float) -> np.ndarray:
@@ -167,7 +167,7 @@ def plot(
 def ticks(low: float, high: float, most: int = 7, least: float = 0.0) -> list[tuple[float, str]]:
     """Returns round numbers in [low, high], at most about `most`, a power of ten times 1, 2 or 5 apart.
 
-    They are `least` apart at least, and no two have the same text.
+    Their distance is at least `least`, and no two have the same text.
     """
     rough = max((high - low) / (most - 1), least)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -180,11 +180,11 @@ def ticks(low: float, high: float, most: int = 7, least: float = 0.0) -> list[tu
 
 
 def format_tick(value: float, step: float) -> str:
-    """Returns a round number in few letters, to the digit in which it differs from the next: `0.05`, `12k`.
+    """Returns a round number as short text that differs from the next number: `0.05`, `12k`.
 
     Args:
       value: the number.
-      step: to the next one.
+      step: the difference to the next number.
     """
     if value and not 1e-4 <= max(abs(value), step) < 1e15:
         digits = max(0, math.floor(math.log10(abs(value))) - math.floor(math.log10(step) + 1e-9))
@@ -205,7 +205,7 @@ def _bar(left: float, right: float, top: float, bottom: float) -> tuple[float, f
 
 def _finite(line: Series) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(line.x, np.float64), np.asarray(line.y, np.float64)
-    keep = (np.abs(x) < HUGE) & (np.abs(y) < HUGE)  # not so of NaN
+    keep = (np.abs(x) < HUGE) & (np.abs(y) < HUGE)  # False for NaN
     return x[keep], y[keep]
 
 

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of its inputs: how large its errors are, and pairs of pictures.
+"""The section of an autoencoder: its errors, and pairs of inputs and outputs as pictures.
 
 Shapes: N examples, K of them kept in full.
 """
@@ -14,7 +14,7 @@ NUM_SHOWN = 12
 
 
 def reconstruction_section(predictions: Reconstruction) -> TaskSection:
-    """Returns what is shown of a reconstruction; pictures only where inputs have the shape of some."""
+    """Returns the section of an autoencoder, with pictures if the inputs have the shape of images."""
     error_N = predictions.error.astype(np.float64)
     finite_N = error_N[np.isfinite(error_N)]
     left_out = len(error_N) - len(finite_N)
@@ -57,7 +57,7 @@ def _examples(predictions: Reconstruction, places: range) -> list[Example]:
     if len(shape) != 3 or shape[-1] not in (1, 3):
         return []
     inputs = predictions.input[np.isfinite(predictions.input)]
-    # One scale for both pictures of every pair: that of the inputs, [0, 1] if they lie there.
+    # Both pictures of every pair have the scale of the inputs, which is [0, 1] if they are in this range.
     low, high = min(0.0, float(inputs.min(initial=0))), max(1.0, float(inputs.max(initial=1)))
 
     def picture(values: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read without trust: a file may be missing, torn or of another form."""
+"""Reads the folder of a run. A file may be missing, incomplete or have another form."""
 
 import dataclasses
 import json
@@ -14,21 +14,21 @@ from dl.stopping import FINAL_SPLIT
 from dl.system.files import read_regular
 from dl.task import FRACTION
 
-MAX_TEXT = 2_000  # characters of a value
+MAX_TEXT = 2_000  # largest number of characters of a value
 MAX_METRICS_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The evidence of one run.
+    """The files of one run.
 
     Attributes:
-      run: run.json.
-      lines: of metrics.jsonl.
-      result: result.json; empty if the run has not ended.
-      predictions: of the final split, where they were kept.
-      robustness: robustness.json; empty if it was not measured.
-      missing: what is not there, in sentences.
+      run: the content of run.json.
+      lines: the lines of metrics.jsonl.
+      result: the content of result.json; empty if the run has not ended.
+      predictions: the predictions for the final split. `None` if they were not kept.
+      robustness: the content of robustness.json; empty if it was not measured.
+      missing: sentences about what is missing.
     """
 
     run: Mapping[str, Any]
@@ -40,13 +40,13 @@ class Record:
 
     @property
     def final_split(self) -> str | None:
-        """The split of the headline: test, else the last that was evaluated."""
+        """The split of the headline: test, or else the last evaluated split."""
         splits = list(mapping(self.result.get("metrics")))
         return FINAL_SPLIT if FINAL_SPLIT in splits else (splits[-1] if splits else None)
 
     @property
     def units(self) -> Mapping[str, str]:
-        """The units of the metrics, as the loss function stated them; runs of old stated none."""
+        """The units of the metrics. Runs of older versions do not record them."""
         if "kind" in self.result:
             return {name: text(unit) for name, unit in mapping(self.result.get("units")).items()}
         nats = {"loss": "nats"} if isinstance(self.predictions, Predictions) else {}
@@ -54,26 +54,28 @@ class Record:
 
     @property
     def notice(self) -> str:
-        """What the user must know about the data before trusting a figure."""
+        """The notice about the data, which a reader of the metrics must know."""
         return text(self.result.get("notice") or self.run.get("notice") or "")
 
 
 def read_record(folder: Path) -> Record:
-    """Reads a run's folder.
+    """Reads the folder of a run.
 
     Raises:
-      UserError: it holds no run.
+      UserError: the folder does not hold a run.
     """
     run = RunFolder(folder)
     record = run.record if folder.is_dir() else None
     if not isinstance(record, dict):
-        raise UserError(f"{folder} holds no run; give the folder that a run left, such as runs/NAME-TIME")
+        raise UserError(f"{folder} does not hold a run; give the folder of a run, such as runs/NAME-TIME")
     missing: list[str] = []
     result: Mapping[str, Any] = {}
     try:
         result = run.result or {}
         if not result:
-            missing.append("The result: the run has not ended. Start it again with the same folder to go on.")
+            missing.append(
+                "The result: the run has not ended. Start it again with the same folder to resume it."
+            )
     except UserError as error:
         missing.append(f"The result: {error}.")
     lines: list[Mapping[str, Any]] = []
@@ -104,7 +106,7 @@ def read_record(folder: Path) -> Record:
 
 
 def interval_of(result: Mapping[str, Any], split: str, name: str) -> tuple[float, float] | None:
-    """Returns the bounds of a figure's 95 % interval, None where the result has none."""
+    """Returns the bounds of the 95 % interval of a metric; `None` if the result has none."""
     bounds = mapping(mapping(result.get("intervals")).get(split)).get(name)
     if not isinstance(bounds, list) or len(bounds) != 2:
         return None
@@ -112,25 +114,25 @@ def interval_of(result: Mapping[str, Any], split: str, name: str) -> tuple[float
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """Returns a mapping as it is, anything else as an empty one."""
+    """Returns a mapping unchanged, and an empty mapping for any other value."""
     return value if isinstance(value, Mapping) else {}
 
 
 def items(value: Any) -> list[Any]:
-    """Returns a list as it is, anything else as an empty one."""
+    """Returns a list unchanged, and an empty list for any other value."""
     return list(value) if isinstance(value, list | tuple) else []
 
 
 def number(value: Any) -> float:
-    """Returns a number as it is, anything else as NaN."""
+    """Returns a number unchanged, and NaN for any other value."""
     try:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return math.nan
 
 
 def text(value: Any) -> str:
-    """Returns a string as it is, anything else as JSON, `none` of nothing; cut off where it is long."""
+    """Returns a string unchanged, and any other value as JSON (`none` for None). Long text is truncated."""
     if value is None:
         return "none"
     found = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -158,7 +160,7 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
     for line in content.decode("utf-8", "replace").splitlines():
         try:
             value = json.loads(line)
-        except (ValueError, RecursionError):  # torn: the run goes on, or was killed
+        except (ValueError, RecursionError):  # an incomplete line: the run continues, or was killed
             continue
         if isinstance(value, dict):
             lines.append(value)

@@ -1,4 +1,4 @@
-"""What the predictions of a regression show: predicted against actual values, and residuals.
+"""The section of a regression: predicted against actual values, and residuals.
 
 Shapes: N examples, D outputs.
 """
@@ -15,7 +15,7 @@ MAX_PLOTTED = 3  # outputs with plots
 
 
 def regression_section(predictions: Regression) -> TaskSection:
-    """Returns what is shown of a regression; an example with a NaN is left out and counted."""
+    """Returns the section of a regression. Examples with a NaN are left out and counted."""
     is_finite_N = np.isfinite(predictions.output).all(1) & np.isfinite(predictions.target).all(1)
     output_ND, target_ND = (
         np.asarray(x, np.float64)[is_finite_N] for x in (predictions.output, predictions.target)
@@ -33,7 +33,7 @@ def regression_section(predictions: Regression) -> TaskSection:
         for name, figure in figures.items()
     ] + shown
     by_output = [regression_figures(output_ND[:, [d]], target_ND[:, [d]]) for d in range(len(names))]
-    # The worst first; an undefined R² last.
+    # The worst outputs come first; an undefined R² comes last.
     order = np.argsort([one["r_squared"].value for one in by_output], kind="stable")
     plots: list[Plot] = []
     for d in order[:MAX_PLOTTED].tolist():

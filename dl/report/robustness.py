@@ -1,4 +1,4 @@
-"""What `python -m dl robustness` has left in a run's folder: accuracy over severity, and the mean errors."""
+"""The section about `python -m dl robustness`: accuracy over severity, and the mean errors."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ class Robustness:
     """The section of a classifier that was measured on corrupted images.
 
     Attributes:
-      sample: of which images, in words.
-      figures: name and value of each.
+      sample: text about the images that were used.
+      figures: the name and the value of each metric.
       plots: accuracy over severity.
     """
 
@@ -26,7 +26,7 @@ class Robustness:
 
 
 def robustness_section(found: Mapping[str, Any]) -> Robustness | None:
-    """Returns what is shown of robustness.json, read without trust; None where it holds nothing to show."""
+    """Returns the section of robustness.json, which is not trusted; `None` if there is nothing to show."""
     clean = mapping(found.get("clean"))
     series, rows = [], []
     for style, (name, cells) in enumerate(mapping(found.get("corruptions")).items()):

@@ -13,13 +13,13 @@ from dl.report.utilization import peak_flops
 from dl.runs.console import format_epochs
 from dl.task import FRACTION
 
-MAX_STARTS = 50  # in the table
-MAX_SEEDS = 50  # that are named
-MAX_FIGURES = 200  # of a run
+MAX_STARTS = 50  # rows in the table of starts
+MAX_SEEDS = 50  # seeds that are listed
+MAX_FIGURES = 200  # metrics in the table
 
 
 def headline(record: Record) -> Mapping[str, str] | None:
-    """Returns the figure that the run stands for, with its interval in words; None before its end."""
+    """Returns the headline metric with its interval as text; `None` if the run has not ended."""
     split = record.final_split
     if split is None:
         return None
@@ -47,7 +47,7 @@ def headline(record: Record) -> Mapping[str, str] | None:
 
 
 def figures_table(record: Record) -> Table:
-    """Returns every figure of every split with its interval, where there is one."""
+    """Returns a table of every metric of every split, with its interval if there is one."""
     rows = []
     for split, figures in mapping(record.result.get("metrics")).items():
         for name, value in mapping(figures).items():
@@ -63,7 +63,7 @@ def figures_table(record: Record) -> Table:
 
 
 def facts(record: Record) -> list[tuple[str, str]]:
-    """Returns what a reader asks first, beside the headline."""
+    """Returns the main facts of a run, beside the headline."""
     result, run = record.result, record.run
     data = mapping(result.get("dataset") or run.get("dataset"))
     found = [("data", f"{text(data.get('name'))} {text(data.get('version'))}")]
@@ -94,7 +94,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
 
 
 def used_values(record: Record) -> dict[str, str]:
-    """Returns what the run used where an option may have left it open: each in words, as far as known."""
+    """Returns the values that the run used for options that may be None, as text."""
     run, result = record.run, record.result
     steps, batch_size = number(run.get("num_steps")), number(run.get("batch_size"))
     size = number(mapping(mapping(run.get("dataset")).get("sizes")).get("train"))
@@ -110,7 +110,7 @@ def used_values(record: Record) -> dict[str, str]:
     return {name: shown or f"{value:.4g}" for name, (value, shown) in known.items() if math.isfinite(value)}
 
 
-# Options by which experiments state these.
+# The names of the options with these values.
 _USED = {
     "num_steps": "steps",
     "num_epochs": "epochs",
@@ -122,7 +122,7 @@ _USED = {
 
 
 def _flops(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the FLOPs of an example forward: products with padding, as tables count them, and without."""
+    """Returns the forward FLOPs per example, with products with padding (as in tables) and without."""
     flops = number(result.get("forward_flops_per_example"))
     without = number(result.get("forward_flops_per_example_without_padding"))
     found = [("forward FLOPs an example", f"{flops:,.0f}")] if math.isfinite(flops) else []
@@ -132,7 +132,7 @@ def _flops(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _utilization(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what the model needs a second, and its share of what the devices could do."""
+    """Returns the FLOPs per second of training, and their fraction of the peak of the devices."""
     flops = number(result.get("examples_per_second")) * number(result.get("train_flops_per_example"))
     if not math.isfinite(flops):
         return []
@@ -143,7 +143,7 @@ def _utilization(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def budget(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Returns what the wall time went to: name, seconds, share of the whole."""
+    """Returns the parts of the wall time: name, seconds and fraction of the total."""
     total = number(result.get("seconds"))
     if not total > 0:
         return []
@@ -166,14 +166,14 @@ def budget_table(parts: Sequence[tuple[str, float, float]]) -> Table:
 
 
 def memory(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the most memory that was in use, of the last start."""
+    """Returns the peak memory of the last start."""
     peak = mapping(result.get("peak_memory_bytes"))
     words = {"host": "host (resident memory of the process)", "device": "device (of the fullest one)"}
     return [(words[name], f"{number(peak[name]) / 2**20:,.0f} MiB") for name in words if name in peak]
 
 
 def energy(record: Record) -> tuple[list[tuple[str, str]], Sequence[str]]:
-    """Returns the estimate as names and values, and what it rests on; or why there is none."""
+    """Returns the estimate as names and values, and its assumptions; or why there is no estimate."""
     seconds = number(record.result.get("seconds"))
     starts = [mapping(start) for start in items(record.run.get("starts"))]
     cores = (
@@ -193,7 +193,7 @@ def energy(record: Record) -> tuple[list[tuple[str, str]], Sequence[str]]:
 
 
 def options_table(record: Record) -> Table:
-    """Returns the options, with what was used for a None; those that differ from defaults are marked."""
+    """Returns a table of the options, with the value that was used for a None. Changed options are marked."""
     run, used = record.run, used_values(record)
     options, defaults = mapping(run.get("options")), mapping(run.get("defaults"))
     rows, marked = [], set()
@@ -211,7 +211,7 @@ def options_table(record: Record) -> Table:
 
 
 def environment(run: Mapping[str, Any]) -> tuple[Table, Table]:
-    """Returns the versions of the software, and every start of the run with its machine."""
+    """Returns tables of the software versions, and of every start of the run with its machine."""
     versions = [(str(name), text(version)) for name, version in mapping(run.get("versions")).items()]
     commit = run.get("commit")
     versions.append(("commit", text(commit) if commit else "no git checkout"))
@@ -236,7 +236,7 @@ def environment(run: Mapping[str, Any]) -> tuple[Table, Table]:
 
 
 def data_identity(record: Record) -> list[tuple[str, str]]:
-    """Returns which data the figures were measured on."""
+    """Returns the identity of the data that the metrics were measured on."""
     data = mapping(record.result.get("dataset") or record.run.get("dataset"))
     found = [(name, text(data[name])) for name in ("name", "version", "checksum") if name in data]
     found += [
@@ -248,7 +248,7 @@ def data_identity(record: Record) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as a person reads it: `12.3 s`, `4 min 05 s`, `3 h 20 min`."""
+    """Returns a time as text: `12.3 s`, `4 min 05 s`, `3 h 20 min`."""
     if not math.isfinite(seconds):
         return "not recorded"
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""The section of a report about a kind of task that is no classification: its figures, plots and examples."""
+"""The section of a report about a task that is not a classification: its metrics, plots and examples."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Example:
     """One example that is shown.
 
     Attributes:
-      pictures: name and PNG, as a data URI, of each.
-      words: text and shade, 0 to `NUM_SHADES`, of each part of it.
-      caption: a line below.
+      pictures: name and PNG (as a data URI) of each picture.
+      words: text and shade, 0 to `NUM_SHADES`, of each token.
+      caption: the line below the example.
     """
 
     pictures: Sequence[tuple[str, str]]
@@ -29,15 +29,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSection:
-    """What is shown of a task.
+    """The section about a task.
 
     Attributes:
-      title: of the section.
-      sample: of how many examples, in words.
-      figures: name and value of each.
-      plots: in order.
-      tables: likewise.
-      examples: by title, such as the worst ones.
+      title: the title of the section.
+      sample: on how many examples the section is based, as text.
+      figures: the name and the value of each metric.
+      plots: the plots in order.
+      tables: the tables in order.
+      examples: groups of examples with their titles, such as the worst examples.
     """
 
     title: str
@@ -49,14 +49,14 @@ class TaskSection:
 
 
 def figure_text(figure: Figure) -> str:
-    """Returns a value with its interval, where there is one."""
+    """Returns a metric as text, with its interval if there is one."""
     if not figure.method:
         return f"{figure.value:.4g}"
     return f"{figure.value:.4g} (95 % interval {figure.low:.4g} to {figure.high:.4g}; {figure.method})"
 
 
 def histogram(values: np.ndarray) -> tuple[list[tuple[float, float, float]], list[tuple[str, str]]]:
-    """Returns the bars of the finite values, and the rows of a table of them."""
+    """Returns the bars of a histogram of the finite values, and the rows of its table."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return [], []

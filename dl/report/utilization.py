@@ -1,10 +1,10 @@
-"""What devices could compute, for the share of it that a run has used (MFU, Chowdhery et al. 2022, 4.1)."""
+"""The peak FLOPs of devices, for the model FLOPs utilization (MFU, Chowdhery et al. 2022, 4.1)."""
 
 import re
 from collections.abc import Sequence
 
-# By what JAX calls the device, the first that is found: products and sums a second in bfloat16 (float16 on
-# V100 and T4), dense, in 10^12, as the maker rates it. Where a name leaves the form open, the larger one.
+# Patterns of device names in JAX (the first match counts), and the rated dense 16-bit peak in 10^12 FLOPs per
+# second: bfloat16, or float16 on V100 and T4. If a name has several variants, that of the largest.
 _PEAKS = (
     (r"B200", 2250.0),
     (r"H200(?! NVL)", 989.0),
@@ -18,7 +18,7 @@ _PEAKS = (
     (r"T4\b", 65.0),
     (r"A10\b", 125.0),
     (r"RTX 4090", 165.0),
-    (r"TPU v3", 61.5),  # a device is one of the two cores of a chip there
+    (r"TPU v3", 61.5),  # a device is one of the two cores of a chip
     (r"TPU v4", 275.0),
     (r"TPU v5 ?(lite|e)", 197.0),
     (r"TPU v5", 459.0),
@@ -27,10 +27,10 @@ _PEAKS = (
 
 
 def peak_flops(devices: Sequence[str]) -> float | None:
-    """Returns the most that the devices together could compute, in FLOPs a second; None if one is not known.
+    """Returns the peak of all devices together, in FLOPs per second; `None` if a device is not known.
 
     Args:
-      devices: the kind of each, as JAX calls it.
+      devices: the kind of each device, as JAX names it.
     """
     peaks = [next((peak for pattern, peak in _PEAKS if re.search(pattern, kind)), None) for kind in devices]
     known = [peak * 1e12 for peak in peaks if peak is not None]

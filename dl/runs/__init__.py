@@ -1,5 +1,5 @@
-"""Runs: what lies on disk afterwards, and what is printed meanwhile.
+"""Runs: the folder of a run on disk, and the output of a run in the terminal.
 
 The folder of a run, its log, its predictions and its provenance. It may import `dl.data`, `dl.evaluation`,
-`dl.system` and the words at the top of `dl`. Read `folder` first.
+`dl.system` and the modules at the top of `dl`. Read `folder` first.
 """

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar in a terminal, a line an epoch anywhere else."""
+"""The output of a run: a progress bar in a terminal, otherwise one line for each epoch."""
 
 import contextlib
 import math
@@ -21,11 +21,11 @@ from dl.system.files import replace_file, why_no_output
 from dl.system.text import printable
 
 BAR_REFRESH_SECONDS = 0.2
-MIN_WIDTH = 160  # of a table that no terminal limits
+MIN_WIDTH = 160  # of a table that is not printed to a terminal, in characters
 
 
 class Console:
-    """The screen of one run; silent on every process but the first.
+    """The output of one run. It is silent on every process except the first.
 
     Attributes:
       is_live: whether a progress bar is shown, because the output is a terminal.
@@ -37,7 +37,8 @@ class Console:
             quiet=is_quiet or jax.process_index() > 0,
             highlight=False,
             soft_wrap=True,
-            # Plain lines in a notebook, whose output knows neither a bar of a terminal nor its colours.
+            # A notebook gets plain lines, because it does not support the progress bar and colours of a
+            # terminal.
             force_jupyter=False,
             force_terminal=False if "ipykernel" in sys.modules else None,
         )
@@ -55,17 +56,17 @@ class Console:
             self.line(f"  {label:<{width}}  {text}")
 
     def box(self, title: str, text: str) -> None:
-        """Prints text that must not be overlooked."""
+        """Prints text in a box, so that it is not overlooked."""
         panel = Panel(Text(text), title=title, border_style="bold red")
         self._screen.print(panel, soft_wrap=False, width=min(100, self._screen.width))
 
     def notice(self, notice: str | None) -> None:
-        """Prints what the user must know about the data, if there is anything."""
+        """Prints the notice about the data, if there is one."""
         if notice:
             self.box("NOT THE DATA YOU MAY EXPECT", notice)
 
     def start(self, num_steps: int) -> None:
-        """Shows the bar, where there is a terminal."""
+        """Shows the progress bar if there is a terminal."""
         if self.is_live:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -83,7 +84,7 @@ class Console:
             self._bar.refresh()
 
     def progress(self, step: int, description: str, figures: Mapping[str, float]) -> None:
-        """Moves the bar; redraws a few times a second at most."""
+        """Updates the progress bar. It is drawn a few times per second at most."""
         if self._bar is None or time.monotonic() - self._refreshed < BAR_REFRESH_SECONDS:
             return
         self._refreshed = time.monotonic()
@@ -91,7 +92,7 @@ class Console:
             self._task,
             completed=step,
             description=description,
-            # The unit is plain beside a bar, and the line must fit 80 columns.
+            # The unit is obvious beside a progress bar, and the line must fit 80 columns.
             figures=format_figures(figures).replace(" examples/s", "/s"),
         )
         self._bar.refresh()
@@ -103,8 +104,8 @@ class Console:
 
 
 def format_figures(figures: Mapping[str, float]) -> str:
-    """Returns metrics as a person reads them: `loss 0.0123  accuracy 98.76 %  4,312 examples/s`."""
-    # jit returns the keys of a dict in alphabetical order; a reader looks for the loss first.
+    """Returns metrics as text: `loss 0.0123  accuracy 98.76 %  4,312 examples/s`."""
+    # jit returns the keys of a dict in alphabetical order, but a reader looks for the loss first.
     names = sorted(figures, key="loss".__ne__)
     return "  ".join(_format(name, figures[name]) for name in names)
 
@@ -118,7 +119,7 @@ def _format(name: str, value: float) -> str:
 
 
 def format_value(value: float) -> str:
-    """Returns a metric with four digits after the point, or four in all where it is tiny or huge."""
+    """Returns a metric with four decimals, or with four significant digits if it is tiny or huge."""
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e6 or not value else f"{value:.4g}"
 
 
@@ -138,7 +139,7 @@ def format_epochs(epochs: float) -> str:
 
 
 def print_table(table: RichTable) -> None:
-    """Prints a table: as wide as the terminal, or as it needs to be where there is none."""
+    """Prints a table: as wide as the terminal, or as wide as needed if there is none."""
     console = RichConsole(highlight=False)
     if not console.is_terminal:
         console = RichConsole(highlight=False, width=max(console.width, MIN_WIDTH))
@@ -146,10 +147,10 @@ def print_table(table: RichTable) -> None:
 
 
 def save(write: Callable[[BinaryIO], Any], path: Path) -> None:
-    """Calls `write` with a new file that then takes the place of `path`, and says so.
+    """Calls `write` with a new file, replaces `path` by this file, and prints its name.
 
     Raises:
-      UserError: it cannot be written; what stood there before stands.
+      UserError: the file cannot be written. An earlier file stays as it was.
     """
     with writing(path):
         if reason := why_no_output(path):
@@ -164,7 +165,7 @@ def save_text(text: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A context that writes a file: says so at its end, and makes a UserError of what the system refuses."""
+    """A context that writes a file: prints its name at the end, and turns an OSError into a UserError."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What a run is made of: a function that returns an experiment, and the options that it was called with.
+"""The definition of a run: a function that returns an experiment, and the options of the function.
 
-The experiment and the identity of its run come from one object: neither can be stated without the other.
+The experiment and the identity of its run come from this one object, so they always agree.
 """
 
 import dataclasses
@@ -14,23 +14,23 @@ from dl.experiment import Experiment
 from dl.runs.differences import as_recorded
 from dl.runs.provenance import code_of, legacy_code_of, module_name
 
-# What a run records of its own options, where they are not given.
+# The values that a run records for its own options if they are not given.
 RUN_DEFAULTS: Mapping[str, Any] = {"precision": "float32", "clip_norm": None, "num_seeds": 1}
 
 IN_MEMORY = "experiment"
-"""The name of an experiment that no function made."""
+"""The name of an experiment that was not made by a function, such as one in a notebook."""
 
 Change = Callable[[Experiment], Experiment]
 
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """A function of an experiment, and its options.
+    """The function of an experiment, and its options.
 
     Attributes:
-      fn: returns the experiment; its keyword arguments are the options.
-      options: of the function; one that is left out has its default.
-      name: of the experiment, such as `experiments.mnist_cnn`. None: the function's module.
+      fn: the function that returns the experiment. Its keyword arguments are the options.
+      options: the options of the function. An option that is left out has its default.
+      name: the name of the experiment, such as `experiments.mnist_cnn`. Default: the module of the function.
     """
 
     fn: Callable[..., Experiment]
@@ -46,12 +46,12 @@ class Definition:
 
     @classmethod
     def of(cls, experiment: "Experiment | Definition") -> "Definition":
-        """Returns the definition of an experiment that is there already, such as one made in a notebook."""
+        """Returns the definition of an existing experiment, such as one that is made in a notebook."""
         if isinstance(experiment, Definition):
             return experiment
         if not isinstance(experiment, Experiment):
             raise UserError(
-                f"{str(experiment)[:80]} is not an Experiment; give an Experiment, or Definition(function, "
+                f"{str(experiment)[:80]} is not an Experiment; pass an Experiment, or Definition(function, "
                 "options)"
             )
 
@@ -64,16 +64,16 @@ class Definition:
         """Returns the definition of the same experiment with a change.
 
         Args:
-          facts: what run.json says of it beside the options, such as `{"fold": 2}`; more may not be open.
-          change: from the experiment as the function returns it to the changed one.
+          facts: what run.json records about the change beside the options, such as `{"fold": 2}`.
+          change: returns the changed experiment for the experiment that the function returns.
         """
         return dataclasses.replace(self, _facts={**self._facts, **facts}, _base=self, _change=change)
 
     def build(self) -> Experiment:
-        """Returns the experiment, the same one each time: its data are loaded once.
+        """Returns the experiment. Every call returns the same object, so its data are loaded once.
 
         Raises:
-          UserError: the function returns something else.
+          UserError: the function does not return an Experiment.
         """
         if "_experiment" not in self.__dict__:
             object.__setattr__(self, "_experiment", self._build())
@@ -92,7 +92,7 @@ class Definition:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The options as run.json holds them, each resolved, and what was changed."""
+        """The options as run.json records them, including defaults and changes."""
         return as_recorded({**self.defaults, **self.options, **self._facts})
 
     @property
@@ -103,15 +103,15 @@ class Definition:
 
     @property
     def code(self) -> str:
-        """A digest of the code of the function's file; empty of an experiment that was there already."""
+        """The digest of the code in the file of the function; empty if no function made the experiment."""
         return "" if self.name == IN_MEMORY else code_of(self.fn)
 
     @property
     def legacy_code(self) -> str:
-        """The digest that runs of older versions recorded."""
+        """The digest of the code that runs of older versions recorded."""
         return "" if self.name == IN_MEMORY else legacy_code_of(self.fn)
 
     @property
     def stem(self) -> str:
-        """What the folders of its runs are called after."""
+        """The beginning of the names of the folders of its runs."""
         return re.sub(r"\W+", "-", (self.name or "").rpartition(".")[2])

@@ -1,4 +1,4 @@
-"""What makes two runs the same: their options as they are recorded, and what may not differ at a resume."""
+"""The comparison of two runs: the recorded options and facts that a resumed run must not change."""
 
 import enum
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-# Settings of an experiment by the names that older versions recorded.
+# The names of settings that older versions recorded, and their present names.
 RENAMED = {"report_every": "eval_every", "report_start": "eval_at_start", "target": "stop_at"}
 
 
 def as_recorded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as run.json holds them: what JSON does not know, such as a path, is text there."""
+    """Returns options as run.json records them. Values that are not JSON, such as paths, become text."""
     return {str(name): _recorded(value) for name, value in options.items()}
 
 
@@ -33,25 +33,27 @@ def _recorded(value: Any) -> Any:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: str = "") -> list[str]:
-    """Says what differs in experiment, its code, options and data; devices and versions may differ.
+    """Returns text about each difference in experiment, code, options and data.
+
+    Devices and versions may differ.
 
     Args:
-      there: run.json.
-      here: the same of the run that asks, as far as it is known.
-      legacy_code: the digest of its code that runs without an `id` recorded.
+      there: the content of run.json.
+      here: the same facts about the present run, as far as they are known.
+      legacy_code: the digest of the present code as runs without an `id` recorded it.
     """
     code = there.get("code")
     is_same_code = code and "id" not in there and code == legacy_code
     pairs = [("experiment", there.get("experiment"), here["experiment"])]
     pairs += [] if is_same_code else [("code", code, here["code"])]
-    if "initial" in here:  # else the run has not asked for it yet
+    if "initial" in here:  # else it is not known yet
         pairs.append(("initial", there.get("initial"), here["initial"]))
     for group in ("options", "dataset"):
         old, new = there.get(group) or {}, here.get(group) or {}
         if group == "dataset":  # older versions did not record what is empty here
             old, new = ({key: value for key, value in data.items() if value != ""} for data in (old, new))
         pairs += [(key, old.get(key), new.get(key)) for key in {**old, **new}]
-    for group in ("numerics", "settings"):  # another version may know others
+    for group in ("numerics", "settings"):  # another version may record other keys
         old, new = there.get(group) or {}, here.get(group) or {}
         old = {RENAMED.get(key, key): value for key, value in old.items()}
         pairs += [(key, old[key], new[key]) for key in old if key in new]
@@ -68,7 +70,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: 
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Compares JSON values; NaN is the same as NaN."""
+    """Whether two JSON values are equal; NaN equals NaN."""
     if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
         return True
     if isinstance(one, list) and isinstance(other, list):
@@ -79,7 +81,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def _is_close(one: Any, other: Any) -> bool:
-    """Compares digests of computations, with the numbers beside them as far as machines agree on them."""
+    """Whether two computations are the same: equal digests, and equal numbers up to rounding."""
     (digest, numbers), (other_digest, other_numbers) = one, other
     pairs = zip(numbers, other_numbers, strict=True)
     return digest == other_digest and all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6) for a, b in pairs)

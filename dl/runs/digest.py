@@ -1,4 +1,4 @@
-"""Digests of trees of arrays: two runs can be compared by eye, and a flipped bit is noticed."""
+"""Digests of trees of arrays, which compare two runs and detect a flipped bit."""
 
 import hashlib
 from typing import Any
@@ -12,7 +12,7 @@ from dl.sharding import path_name
 def leaf_digests(tree: Any) -> dict[str, str]:
     """Returns the SHA-256 of each leaf by its path, over dtype, shape and bytes (C order).
 
-    Leaves that this process holds only in part (sharded over several processes) are left out.
+    Leaves that are sharded over several processes are left out.
     """
     digests = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -1,7 +1,7 @@
-"""Finds an experiment by the name that a person, or the folder of a run, gives it.
+"""Finds an experiment by a name that a user types, or that the folder of a run records.
 
-Importing a module runs its code. What a person types is imported from wherever it lies; what a run's folder
-says, only from the experiments that are installed together with `dl`.
+Importing a module runs its code. A name that a user types is imported from any place. A name in the folder
+of a run is imported only if it is an experiment that is installed together with `dl`.
 """
 
 import ast
@@ -21,10 +21,10 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.system.files import read_regular
 
-EXPERIMENTS = "experiments"  # the package where a bare NAME is looked up
-# Beside `dl` itself: in the checkout, or where both were installed.
+EXPERIMENTS = "experiments"  # the package that contains the experiment of a NAME without dots
+# The directory that contains `dl`: the checkout, or the directory where both are installed.
 INSTALLED = Path(__file__).resolve().parents[2] / EXPERIMENTS
-_OF_A_FILE = "file:"  # begins the name of a module that was given as a path
+_OF_A_FILE = "file:"  # prefix of the name of a module that was given as a path
 _MAX_SOURCE_BYTES = 16 * 2**20
 _IDENTIFIER = r"[^\W\d]\w*"
 
@@ -33,21 +33,21 @@ def find_experiment(name: str) -> Callable[..., Experiment]:
     """Returns the function `experiment` of a module, given as NAME, experiments.NAME or a path.
 
     Raises:
-      UserError: there is no such module, or it has no such function.
+      UserError: the module does not exist, or it does not define the function.
     """
     is_path = name.endswith(".py") or "/" in name
     return _experiment_of(_load(_file_of(name)) if is_path else _import(name), name)
 
 
 def find_installed(name: str, hint: str) -> Callable[..., Experiment]:
-    """Returns the function `experiment` of a module beside `dl`, which a run's folder names.
+    """Returns the function `experiment` of an installed module that the folder of a run names.
 
     Args:
-      name: as run.json has it, read without trust.
-      hint: what to type for any other module.
+      name: the name in run.json, which is not trusted.
+      hint: what the user can type to import another module.
 
     Raises:
-      UserError: it is not one of the package `experiments` beside `dl`.
+      UserError: the module is not in the package `experiments` beside `dl`.
     """
     parts = name.split(".")
     if len(name) > 200 or len(parts) < 2 or not all(re.fullmatch(_IDENTIFIER, part) for part in parts):
@@ -58,13 +58,13 @@ def find_installed(name: str, hint: str) -> Callable[..., Experiment]:
     package = sys.modules.get(EXPERIMENTS) or _import_installed_package()
     if {Path(place).resolve() for place in package.__path__} != {INSTALLED}:
         raise UserError(
-            f"run.json names {name!r}, and the package {EXPERIMENTS} that is loaded is another; {hint}"
+            f"run.json names {name!r}, but another package {EXPERIMENTS} is imported already; {hint}"
         )
     return _experiment_of(importlib.import_module(name), name)
 
 
 def known_experiments() -> dict[str, str]:
-    """Returns the names of the package `experiments`, each with the first line of its docstring.
+    """Returns the experiments in the package `experiments`: names and first lines of docstrings.
 
     A module that does not define `experiment`, such as one that was renamed, is left out.
     """
@@ -74,7 +74,7 @@ def known_experiments() -> dict[str, str]:
         spec = _spec([EXPERIMENTS, module.name])
         if module.ispkg or spec is None or spec.origin is None:
             continue
-        try:  # read, not imported: one broken file must not hide the others
+        try:  # the file is parsed, not imported: a broken file must not hide the others
             tree = ast.parse(Path(spec.origin).read_bytes())
         except (OSError, ValueError, SyntaxError):
             found[module.name] = "cannot be read"
@@ -86,7 +86,7 @@ def known_experiments() -> dict[str, str]:
 
 
 def _defines_experiment(statement: ast.stmt) -> bool:
-    """Whether a statement is a function `experiment`, or imports or assigns one."""
+    """Whether a statement defines, imports or assigns `experiment`."""
     if isinstance(statement, ast.ImportFrom):
         return any((alias.asname or alias.name) == "experiment" for alias in statement.names)
     if isinstance(statement, ast.Assign):
@@ -95,12 +95,12 @@ def _defines_experiment(statement: ast.stmt) -> bool:
 
 
 def stem_of_file(module: str) -> str | None:
-    """Returns the name of the file that a module was loaded from by its path; None of other modules."""
+    """Returns the path that a module was loaded by; `None` if it was not loaded by a path."""
     return Path(module.removeprefix(_OF_A_FILE)).stem if module.startswith(_OF_A_FILE) else None
 
 
 def hint(word: str, known: Sequence[str]) -> str:
-    """Returns the nearest known word as a question, or all of them."""
+    """Returns the most similar known name as a question, or a list of all known names."""
     near = difflib.get_close_matches(word, known, 1, 0.5)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
 
@@ -114,37 +114,37 @@ def _experiment_of(module: ModuleType, name: str) -> Callable[..., Experiment]:
 
 def _import(name: str) -> ModuleType:
     parts = [*([] if "." in name else [EXPERIMENTS]), *name.split(".")]
-    if _spec(parts) is not None:  # else nothing is imported, no parent either
+    if _spec(parts) is not None:  # else not even a parent package is imported
         return importlib.import_module(".".join(parts))
     if os.path.isfile(f"{name}.py"):
         raise UserError(f"there is no experiment {name}; did you mean {name}.py?")
     if os.path.exists(name):
-        _file_of(name)  # says what is wrong with it
+        _file_of(name)  # raises an error about the path
     raise UserError(f"there is no experiment {name}; {hint(name.rpartition('.')[2], [*known_experiments()])}")
 
 
 def _file_of(name: str) -> Path:
-    """Returns the file that a path means, which may lack its ending."""
-    path = os.path.expanduser(name)  # unlike the methods of Path, those of os.path raise nothing
+    """Returns the file of a path; the ending .py may be left out."""
+    path = os.path.expanduser(name)  # os.path does not raise errors here, but Path does
     if not os.path.exists(path) and os.path.isfile(f"{path}.py"):
         path += ".py"
     if os.path.isdir(path):
         raise UserError(f"{name} is a folder; give the path of an experiment, such as {path}/NAME.py")
     if not os.path.exists(path):
-        raise UserError(f"there is no file {name}; give the path of an experiment")
+        raise UserError(f"the file {name} does not exist; give the path of an experiment")
     if not path.endswith(".py"):
         raise UserError(f"{name} does not end in .py; give the path of an experiment")
     try:
         content = read_regular(Path(path), _MAX_SOURCE_BYTES)
         if "\0" in importlib.util.decode_source(content):
             raise ValueError
-    except (ValueError, SyntaxError):  # a file of something else; what is wrong in Python is shown as it is
+    except (ValueError, SyntaxError):  # not a text file; a mistake in Python code is raised below
         raise UserError(f"{name} is not text; give the path of an experiment, a Python file") from None
     return Path(path)
 
 
 def _load(path: Path) -> ModuleType:
-    """Imports a file: as `python -m` knows it where it can, else under a name that no other module has."""
+    """Imports a file under its module name if it has one, else under a unique name."""
     parts = path.with_suffix("").parts
     if not path.is_absolute() and _comes_from(_spec(parts), path):
         module = importlib.import_module(".".join(parts))
@@ -157,7 +157,7 @@ def _load(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for it
+    sys.modules[name] = module  # dataclasses look up the module there
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -167,20 +167,20 @@ def _load(path: Path) -> ModuleType:
 
 
 def _comes_from(spec: ModuleSpec | None, path: Path) -> bool:
-    # Where there is no location the origin is a word, such as `built-in`.
+    # Without a location the origin is not a path, for example `built-in`.
     return bool(spec and spec.has_location and spec.origin and path.samefile(spec.origin))
 
 
 def _spec(parts: Sequence[str]) -> ModuleSpec | None:
-    """Returns where a module would be imported from. Unlike `importlib.util.find_spec`, imports no parent."""
+    """Returns where a module is imported from. Unlike `importlib.util.find_spec`, it imports no parents."""
     spec, places = None, None
     for part in parts:
         if not re.fullmatch(_IDENTIFIER, part) or (spec is not None and places is None):
             return None
         try:
-            # Only the first part may be found by other means than a path, such as an editable install.
+            # Only the first part can be found by an import hook, such as that of an editable install.
             spec = importlib.util.find_spec(part) if places is None else PathFinder.find_spec(part, places)
-        except ValueError:  # of a module that has none, such as __main__
+        except ValueError:  # a module without a spec, such as __main__
             return None
         if spec is None:
             return None
@@ -189,10 +189,12 @@ def _spec(parts: Sequence[str]) -> ModuleSpec | None:
 
 
 def _import_installed_package() -> ModuleType:
-    """Imports the package `experiments` beside `dl`, whatever else of that name is on the path."""
+    """Imports the package `experiments` beside `dl`, even if another one is on the path."""
     spec = PathFinder.find_spec(EXPERIMENTS, [str(INSTALLED.parent)])
     if spec is None or spec.loader is None:
-        raise UserError(f"there is no package {EXPERIMENTS} beside dl; give --experiment NAME or its path")
+        raise UserError(
+            f"there is no package {EXPERIMENTS} beside dl; add --experiment NAME, or the path of its file"
+        )
     package = importlib.util.module_from_spec(spec)
     sys.modules[EXPERIMENTS] = package
     try:

@@ -1,7 +1,7 @@
-"""The folder of a run, as it lies on disk: what was asked for, on what, and what came out.
+"""The folder of a run on disk: its definition, metrics, checkpoints and result.
 
-`run.json` is written at the first start, `metrics.jsonl` grows, `result.json` appears at the end. All that
-may be in the folder is said here in one place; `dl.runs.run` writes it.
+`run.json` is written at the first start, `metrics.jsonl` grows, and `result.json` is written at the end. This
+module names all files in the folder; `dl.runs.run` writes them.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ REPORT = "report.html"
 
 
 class RunFolder:
-    """A folder that holds a run, or none yet; it is only read.
+    """The folder of a run, which may not have started. It is only read.
 
     Attributes:
-      folder: where.
+      folder: the path of the folder.
     """
 
     def __init__(self, folder: Path | str):
@@ -54,56 +54,56 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any] | None:
-        """What run.json says, once the run has started."""
+        """The content of run.json; `None` before the run has started."""
         return _read(self.folder / "run.json", "restore it from a copy, or choose another --workdir")
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The result, once the run has finished."""
+        """The content of result.json; `None` before the run has finished."""
         path = self.folder / "result.json"
         result = _read(path, "remove it and run the same command again, which makes it from the checkpoint")
         if result is None or "run_id" not in result or (record := self.record) is None:
             return result
         if result["run_id"] != record.get("id"):
-            raise UserError(f"{path} belongs to another run; remove it, or restore that of this run")
+            raise UserError(f"{path} belongs to another run; remove it, or restore the file of this run")
         return result
 
     @property
     def robustness(self) -> dict[str, Any] | None:
-        """What robustness.json says, once it was measured."""
+        """The content of robustness.json; `None` if robustness was not measured."""
         return _read(self.robustness_path, "remove it, or measure it again")
 
     @property
     def name(self) -> str:
-        """The name of the experiment; empty where there is no run."""
+        """The name of the experiment; empty if there is no run."""
         return str((self.record or {}).get("experiment") or "")
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of the experiment as run.json holds them."""
+        """The options of the experiment as run.json records them."""
         options = (self.record or {}).get("options")
         return options if isinstance(options, dict) else {}
 
     @property
     def code(self) -> str:
-        """The digest of the experiment's code when the run began; empty where there was none."""
+        """The digest of the code of the experiment at the first start; empty if it is not recorded."""
         return str((self.record or {}).get("code") or "")
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """What tells this run from others, None before it started; `id` is None in an older version's run."""
+        """The identity of the run; `None` before it has started. In runs of older versions `id` is `None`."""
         if (record := self.record) is None:
             return None
         config = {name: record.get(name) for name in ("experiment", "code", "options", "dataset")}
         return {"id": record.get("id"), "config": json_digest(config)}
 
     def verify(self, path: Path) -> None:
-        """Checks a file of this run, metrics.jsonl or predictions.npz, against the digest in the result.
+        """Checks metrics.jsonl or predictions.npz against its digest in result.json.
 
-        Of a run that has not finished, metrics.jsonl is checked as far as the newest checkpoint knows it.
+        If the run has not finished, metrics.jsonl is checked up to the newest checkpoint.
 
         Raises:
-          UserError: it is damaged or missing.
+          UserError: the file is damaged or missing.
         """
         size = None
         if (result := self.result) is not None:
@@ -114,7 +114,7 @@ class RunFolder:
         else:
             expected = None
         if not expected:
-            return  # of an older version, or not to be expected
+            return  # a run of an older version, or the file is not expected
         try:
             digest = file_digest(path, size)
         except OSError as error:
@@ -123,7 +123,7 @@ class RunFolder:
             raise UserError(f"{path} is damaged: it does not match the digest that the run recorded")
 
     def damages(self) -> list[str]:
-        """Returns what is wrong with the files that are read for reports and comparisons only."""
+        """Returns text about each damaged file among those that only reports and comparisons read."""
         found = []
         for path in (self.metrics_path, self.predictions_path):
             try:
@@ -133,7 +133,7 @@ class RunFolder:
         return found
 
     def tidy(self) -> None:
-        """Removes what killed processes left in the folder of a finished run, where it can be written."""
+        """Removes temporary files of killed processes in the folder of a finished run, if it is writable."""
         with contextlib.suppress(OSError, UserError):
             lock = FolderLock(self.folder)
             self._remove_leftovers()
@@ -151,12 +151,12 @@ class RunFolder:
 def _read(path: Path, hint: str) -> dict[str, Any] | None:
     value = read_json(path, hint)
     if value is not None and not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; {hint}")
+        raise UserError(f"{path} is damaged: it does not hold a JSON object; {hint}")
     return value
 
 
 def read_progress(directory: Path) -> dict[str, Any] | None:
-    """Returns the progress of the newest checkpoint without its state; None if there is none to be read."""
+    """Returns the progress of the newest checkpoint without its state; `None` if none is readable."""
     steps = [path for path in directory.glob("*") if path.name.isdecimal()]
     try:
         extra = read_json(max(steps, key=lambda path: int(path.name)) / "extra" / "metadata")

@@ -1,20 +1,20 @@
-"""What a run records: `metrics.jsonl`, one JSON object a line, and TensorBoard events where installed.
+"""The log of a run: `metrics.jsonl`, one JSON object per line, and TensorBoard events if it is installed.
 
 Every line has `kind`, `step` (updates done) and `epoch` (passes over the training split, a fraction).
 
-- `kind: "train"`: means over the steps since the last such line of every metric of the loss (`loss`,
+- `kind: "train"`: means over the steps since the last line of this kind: every metric of the loss (`loss`,
   `accuracy`, …), `gradient_norm` and `learning_rate`, with `examples_per_second`.
-- `kind: "epoch"`: the same means over everything since the last evaluation, each example counted once,
-  the short last batch by its size; with `seconds` since the start of training.
+- `kind: "epoch"`: the same means over all steps since the last evaluation. Every example counts once, also
+  in a short last batch. `seconds` is the time since the start of training.
 - `kind: "validation"` (or another evaluation split's name, and `"test"` once at the end): means over the
   whole split, each example counted exactly once.
 
-Where several seeds are trained at the same time, a figure is the mean over them, and `seeds` holds the
-values of each, in the order of the seeds.
+Where several seeds are trained at the same time, a metric is the mean over them, and `seeds` holds the
+metrics of each, in the order of the seeds.
 
-The units of the metrics are those that the task states, see `task.Kind`. `examples_per_second` is over
-the time spent in training steps, without compilation, evaluation and saving, since step 0; `seconds` is all
-wall time since the start. A figure that is no finite number is null.
+The task states the units of its metrics, see `task.Kind`. `examples_per_second` counts the time in training
+steps since step 0, without compilation, evaluation and saving. `seconds` is the wall time since the start. A
+metric that is not finite is null.
 """
 
 import contextlib
@@ -40,14 +40,14 @@ class Averages:
     """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON.
 
     Attributes:
-      sums: total and count, shape (2,), or (M, 2) of M runs at the same time.
+      sums: total and count of each metric, shape (2,), or (M, 2) for M runs.
     """
 
     def __init__(self, sums: Mapping[str, Any] | None = None):
         self.sums = {name: np.asarray(pair, np.float64) for name, pair in (sums or {}).items()}
 
     def add(self, metrics: MetricTable) -> None:
-        """Adds the metrics of a step, once they are on the host."""
+        """Adds the metrics of a step, which are on the host."""
         more = np.asarray(metrics.sums, np.float64)
         for place, name in enumerate(metrics.names):
             self.sums[name] = self.sums.get(name, 0.0) + more[..., place, :]
@@ -63,37 +63,37 @@ class Averages:
 
 
 def means(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the mean of each metric over the runs that train at the same time."""
+    """Returns the mean of each metric over the runs of a population."""
     return {name: float(np.mean(value)) for name, value in metrics.items()}
 
 
 def line_of(kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a line of the log: of several members the mean of each metric, and `seeds` with their own."""
+    """Returns a line of the log: the metrics, or for several runs their means and the metrics of each."""
     seeds = {name: np.asarray(value).tolist() for name, value in values.items() if np.ndim(value)}
     line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **means(values)}
     return finite({**line, "seeds": seeds} if seeds else line)
 
 
 class MetricsLog:
-    """The metrics of one run on disk. Only process 0 writes.
+    """The log of one run on disk. Only process 0 writes.
 
     Attributes:
-      size: bytes written; given back at a resume, it cuts off what a killed process wrote after its
-        last checkpoint. TensorBoard drops what lies after `step`.
-      trouble: why the lines before a resume are not there; empty if they are.
+      size: the size of the log in bytes. At a resume, the log is cut to this size, which removes what a
+        killed process wrote after its last checkpoint. TensorBoard drops events after `step`.
+      trouble: why the lines before a resume are missing; empty if they are not.
     """
 
     def __init__(self, path: Path, size: int = 0, step: int = 0, digest: str = ""):
-        """Opens the file, new or as far as it was written.
+        """Opens a new log, or an existing one at the size that a checkpoint recorded.
 
         Args:
-          path: of the file. One that does not hold what was written is set aside, and a new one begun.
-          size: bytes that it must hold.
-          step: of the checkpoint that is resumed.
-          digest: of these bytes, as `digest` gave it; empty if it is not known.
+          path: the path of the file. A file that does not match the digest is renamed, and a new one begins.
+          size: the size of the file at the checkpoint, in bytes.
+          step: the step of the checkpoint that is resumed.
+          digest: the digest of these bytes, see the property `digest`; empty if it is not known.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the file cannot be written.
         """
         self._path = path
         self._file: io.FileIO | None = None
@@ -117,14 +117,14 @@ class MetricsLog:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of what was written."""
+        """The SHA-256 of the log so far."""
         return self._content.hexdigest()
 
     def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         """Writes a line.
 
         Raises:
-          UserError: the disk does not take it.
+          UserError: the file cannot be written.
         """
         if self._file is None:
             return
@@ -138,7 +138,7 @@ class MetricsLog:
         if self._board is not None:
             for name, value in means(values).items():
                 if not math.isfinite(value):
-                    continue  # a plot has no place for it
+                    continue  # it cannot be plotted
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class MetricsLog:
         try:
             yield
         except OSError as error:
-            hint = "make room, and run the same command again to go on from the last checkpoint"
+            hint = "free some space, then run the same command again to resume from the last checkpoint"
             raise storage_error(self._path, error, hint) from error
 
 
@@ -175,7 +175,7 @@ def _first_bytes(path: Path, size: int) -> bytes:
 
 
 def finite(value: Any) -> Any:
-    """Returns JSON values with null in place of numbers that JSON does not know."""
+    """Returns JSON values in which numbers that are not finite are replaced by null."""
     if isinstance(value, Mapping):
         return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -192,4 +192,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
-        raise UserError(f"{path} is damaged: not readable as lines of JSON ({error})") from None
+        raise UserError(f"{path} is damaged: it does not hold lines of JSON ({error})") from None

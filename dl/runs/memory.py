@@ -1,4 +1,4 @@
-"""A run that leaves nothing on disk: the same as `dl.runs.run.Run` to whoever trains, kept in memory only."""
+"""A run that is kept in memory only, with the same methods as `dl.runs.run.Run`."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ from dl.runs.predictions import Kept
 
 
 class MemoryRun:
-    """A run without a folder; it cannot be stopped and resumed.
+    """A run without a folder. It cannot be resumed.
 
     Attributes:
-      definition: of the experiment.
+      definition: the definition of the experiment.
       log: the metrics so far.
-      predictions: of the final split; None before the end, and of several seeds.
+      predictions: the predictions for the final split. `None` before the end, and with several seeds.
     """
 
     folder = None
@@ -38,25 +38,25 @@ class MemoryRun:
         return self.definition.name or ""
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """There is nothing that it could disagree with."""
+        """Does nothing: there is no earlier run to compare with."""
 
     def open(self, facts: Mapping[str, Any], mesh: Mesh) -> None:
-        """There is nothing to take."""
+        """Does nothing: there is no folder to lock."""
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Does nothing: there is no folder to release."""
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Nothing can be moved away."""
+        """Does nothing: there is no folder that could be moved."""
         yield
 
     def open_log(self, size: int, step: int, digest: str) -> "MemoryLog":
-        """Returns the log of the metrics, which begins empty."""
+        """Returns an empty log of the metrics."""
         return self.log
 
     def keep_predictions(self, predictions: Kept) -> None:
-        """Keeps what the run's end predicts."""
+        """Keeps the predictions of the final variables."""
         self.predictions = predictions
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class MemoryLog:
     """The metrics of a run, as `dl.runs.log.MetricsLog` writes them.
 
     Attributes:
-      lines: as a reader of metrics.jsonl gets them.
+      lines: the lines, as a reader of metrics.jsonl gets them.
     """
 
     size = 0
@@ -84,20 +84,20 @@ class MemoryLog:
         self.lines.append(line_of(kind, step, epoch, values))
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Does nothing: there is no file to close."""
 
 
 class NoCheckpoints:
-    """Checkpoints of a run in memory: none."""
+    """The checkpoints of a run in memory. Nothing is saved."""
 
     directory = None
     steps: tuple[int, ...] = ()
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Saves nothing."""
+        """Does nothing: a run in memory is not saved."""
 
     def restore(self, abstract_state: Any, trouble_with: Any) -> None:
-        """Finds nothing."""
+        """Returns `None`: nothing was saved."""
 
     def wait(self) -> None:
-        """There is nothing to wait for."""
+        """Does nothing: nothing is being saved."""

@@ -1,4 +1,4 @@
-"""Where a run comes from: the code, the software and the machine that made it."""
+"""The provenance of a run: the code, the software and the machine that made it."""
 
 import ast
 import hashlib
@@ -34,9 +34,9 @@ PACKAGES = (
 
 
 def code_digest(path: Path) -> str:
-    """Returns a SHA-256 of a Python file that comments, docstrings and formatting do not change.
+    """Returns a SHA-256 of the code in a Python file.
 
-    Neither does the version of Python.
+    Comments, docstrings, formatting and the version of Python do not change it.
     """
 
     def canonical(node: object) -> str:
@@ -45,8 +45,8 @@ def code_digest(path: Path) -> str:
         if not isinstance(node, ast.AST):
             return f"{type(node).__name__} {node!a}"
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            return "Expr"  # a docstring, or another constant that nobody reads
-        if isinstance(node, ast.JoinedStr):  # versions cut the text of an f-string into other parts
+            return "Expr"  # a docstring, or another constant that is not used
+        if isinstance(node, ast.JoinedStr):  # versions of Python split the text of an f-string differently
             parts = [
                 part.value.encode("utf-8", "surrogatepass").hex()
                 if isinstance(part, ast.Constant) and isinstance(part.value, str)
@@ -59,7 +59,7 @@ def code_digest(path: Path) -> str:
             for name, value in ast.iter_fields(node)
             if name not in ("kind", "type_ignores")
             and value is not None
-            and value != []  # newer versions have more
+            and value != []  # newer versions of Python have more fields
         ]
         return f"{type(node).__name__}({','.join(fields)})"
 
@@ -67,7 +67,7 @@ def code_digest(path: Path) -> str:
 
 
 def legacy_code_digest(path: Path) -> str:
-    """Returns what `code_digest` was in runs without an `id`: it holds for one version of Python."""
+    """Returns the digest of code in runs without an `id`, which depends on the version of Python."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         for child in ast.iter_child_nodes(node):
@@ -77,7 +77,7 @@ def legacy_code_digest(path: Path) -> str:
 
 
 def function_digest(function: Callable[..., Any]) -> str:
-    """Returns a SHA-256 of a function that no file holds, as in a notebook: of its source or its code."""
+    """Returns a SHA-256 of a function without a file, as in a notebook: of its source or bytecode."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -91,7 +91,7 @@ def _facts_of(code: CodeType) -> tuple[Any, ...]:
 
 
 def software() -> dict[str, Any]:
-    """Versions and the commit of the code, where it is a git checkout."""
+    """Returns the versions of packages, and the commit of the code if it is a git checkout."""
 
     def git(*words: str) -> str:
         place = Path(__file__).parent
@@ -105,7 +105,7 @@ def software() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is some other repository
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the file is inside another repository
         commit, changed = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         commit, changed = None, None
@@ -118,7 +118,7 @@ def software() -> dict[str, Any]:
 
 
 def numerics() -> dict[str, Any]:
-    """Returns JAX's settings on which every random draw and every dtype depend: a run keeps to them."""
+    """Returns the settings of JAX that change random draws and dtypes. A resumed run must not change them."""
     return {
         "jax_threefry_partitionable": bool(jax.config.jax_threefry_partitionable),  # type: ignore[attr-defined]
         "jax_enable_x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
@@ -136,7 +136,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory(mesh: Mesh) -> dict[str, int]:
-    """Returns the most memory that was in use, in bytes: `host`, of this process, and `device` where told."""
+    """Returns the peak memory in bytes: `host` of this process, and `device` if it is known."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     stats = [device.memory_stats() or {} for device in mesh.local_devices]
@@ -151,23 +151,23 @@ def describe_devices(mesh: Mesh) -> list[str]:
 
 
 def module_name(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns `experiments.NAME`, also of what runs as `__main__`; of a file its name without .py."""
+    """Returns `experiments.NAME`, also for the module `__main__`; for a file its name without .py."""
     if experiment_fn.__module__ != "__main__":
         return stem_of_file(experiment_fn.__module__) or experiment_fn.__module__
     main_module = sys.modules["__main__"]
     spec = getattr(main_module, "__spec__", None)
-    # A notebook and `python -c` have no file.
+    # A notebook and `python -c` do not have a file.
     return spec.name if spec else Path(getattr(main_module, "__file__", None) or experiment_fn.__name__).stem
 
 
 def code_of(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns the digest of the file that defines an experiment; where there is none, of the function."""
+    """Returns the digest of the file that defines an experiment, or of the function if there is no file."""
     path = _file_of(experiment_fn)
     return code_digest(path) if path else function_digest(experiment_fn)
 
 
 def legacy_code_of(experiment_fn: Callable[..., Experiment]) -> str:
-    """Returns what `code_of` was in runs without an `id`."""
+    """Returns the digest as runs without an `id` recorded it."""
     path = _file_of(experiment_fn)
     return legacy_code_digest(path) if path else ""
 
@@ -175,6 +175,6 @@ def legacy_code_of(experiment_fn: Callable[..., Experiment]) -> str:
 def _file_of(experiment_fn: Callable[..., Experiment]) -> Path | None:
     try:
         path = inspect.getsourcefile(experiment_fn)
-    except TypeError:  # of a class or function made in a session
+    except TypeError:  # a class or function of an interactive session
         return None
     return Path(path) if path and Path(path).is_file() else None

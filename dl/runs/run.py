@@ -1,6 +1,6 @@
-"""A run that is being made: its folder, which this process alone may write to, and its definition.
+"""A run that is being trained: its definition, and its folder, which only this process writes to.
 
-A file is replaced in one move: at no time is there half of one.
+Each file is replaced in one step, so a reader never sees an incomplete file.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ class Run(RunFolder):
     """A run and the folder that it writes.
 
     Attributes:
-      folder: it exists once `open` returned. One that the run names itself is made, and so reserved, when its
-        name is first asked for.
-      definition: of the experiment.
+      folder: the path of the folder. It exists after `open`. If the run chooses the name, the folder is
+        created, and so reserved, at the first access.
+      definition: the definition of the experiment.
 
-    `resume_command` is what goes on with the run, or makes that from the folder; None: this process's command
-    line, with the folder.
+    `resume_command` is the command that resumes the run, or a function that returns it for a folder. `None`
+    means the command line of this process with the folder.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class Run(RunFolder):
 
     @property
     def where(self) -> str:
-        """What a person is told of the place."""
+        """The path of the folder, as text for the user."""
         return str(self.folder)
 
     @property
     def is_begun(self) -> bool:
-        """Whether the folder holds this run by now."""
+        """Whether the folder holds this run already."""
         return self._folder is not None and self.record is not None
 
     @property
     def resume_command(self) -> str:
-        """The command line that goes on with this run."""
+        """The command line that resumes this run."""
         if callable(self._resume_command):
             return self._resume_command(self.folder)
         if self._resume_command is not None:
@@ -86,14 +86,14 @@ class Run(RunFolder):
         return this_command(self.name, self.folder)
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Makes sure that the folder is new, empty or holds this very run; changes nothing.
+        """Checks that the folder is new, is empty, or holds this run. Nothing is changed.
 
         Args:
-          facts: what run.json says beside the options; `dataset`, `numerics`, `settings`, `traced`
+          facts: what run.json records beside the options; `dataset`, `numerics`, `settings`, `traced`
             and `initial` are compared.
 
         Raises:
-          UserError: it holds something else.
+          UserError: the folder holds another run or other files.
         """
         if self._folder is None:
             return  # it will be new
@@ -103,7 +103,9 @@ class Run(RunFolder):
                 if self.folder.exists() and any(
                     not path.name.startswith(".") for path in self.folder.iterdir()
                 ):
-                    raise UserError(f"{self.folder} is not empty and holds no run; choose another folder")
+                    raise UserError(
+                        f"{self.folder} is not empty and does not hold a run; choose another folder"
+                    )
             elif found := differences(record, self._describe(facts), self.definition.legacy_code):
                 raise UserError(
                     f"{self.folder} holds another run ({'; '.join(found)}); to resume that run, give its "
@@ -111,7 +113,7 @@ class Run(RunFolder):
                 )
 
     def open(self, facts: Mapping[str, Any], mesh: Mesh) -> None:
-        """Takes the folder for this process, and notes this start in run.json.
+        """Locks the folder for this process, and records this start in run.json.
 
         Raises:
           UserError: another process writes to it, it holds another run, or it cannot be written.
@@ -123,7 +125,7 @@ class Run(RunFolder):
             self._lock = FolderLock(self.folder)
             self._is_reserved = False
         try:
-            self.check(facts)  # again: another process may have begun a run meanwhile
+            self.check(facts)  # again, because another process may have started a run in the meantime
             self._remove_leftovers()
             record = self.record
             if record is None:
@@ -139,35 +141,35 @@ class Run(RunFolder):
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """A context that needs the folder where it was opened.
+        """A context that needs the folder at the path where it was opened.
 
         Raises:
-          StorageError: it was removed, moved or replaced, before or within.
+          StorageError: the folder was removed, moved or replaced, before or inside the context.
         """
         self._check_in_place()
         try:
             yield
         except Exception:
-            self._check_in_place()  # which explains whatever the writing of its files has raised
+            self._check_in_place()  # which raises an error that explains the failure
             raise
 
     def _check_in_place(self) -> None:
         if self._lock is not None and not self._lock.is_in_place():
             raise StorageError(
-                f"{self.folder} was removed or moved while the run went on; move it back and run the same "
-                "command again to go on from its last checkpoint"
+                f"{self.folder} was removed or moved during the run; move it back, then run the same "
+                "command again to resume from its last checkpoint"
             )
 
     def open_log(self, size: int, step: int, digest: str) -> MetricsLog:
-        """Returns the log of the metrics, as far as a checkpoint knows it: see `MetricsLog`."""
+        """Returns the log of the metrics up to a checkpoint, see `MetricsLog`."""
         return MetricsLog(self.metrics_path, size, step, digest)
 
     def keep_predictions(self, predictions: Kept) -> None:
-        """Writes what the run's end predicts."""
+        """Writes the predictions of the final variables."""
         predictions.save(self.predictions_path)
 
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the result, and returns it: from now on the run is finished."""
+        """Writes the result, which marks the run as finished, and returns it."""
         result = dict(finite(_plain(result)))
         if jax.process_index():
             return result
@@ -178,7 +180,7 @@ class Run(RunFolder):
             return write_json(self.folder / "result.json", {**result, "run_id": run_id, "digests": digests})
 
     def close(self) -> None:
-        """Lets other processes have the folder; one that was reserved and not used is removed."""
+        """Unlocks the folder for other processes. A reserved folder that was not used is removed."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -223,12 +225,12 @@ class Run(RunFolder):
 
 
 def this_command(program: str, folder: Path, argv: Sequence[str] | None = None) -> str:
-    """Returns a command line with `folder` as its --workdir, to be typed again.
+    """Returns a command line with `folder` as its --workdir, which a user can type.
 
     Args:
       program: a module that `python -m` runs, or the path of a Python file.
-      folder: in place of the one that was given, if one was.
-      argv: the words after the program; None: those of this process.
+      folder: the folder, which replaces the value of --workdir in `argv`.
+      argv: the arguments after the program. `None` means those of this process.
     """
     words = without_workdir(sys.argv[1:] if argv is None else argv)
     start = ["python", program] if program.endswith(".py") else ["python", "-m", program]
@@ -236,14 +238,14 @@ def this_command(program: str, folder: Path, argv: Sequence[str] | None = None) 
 
 
 def without_workdir(argv: Sequence[str]) -> list[str]:
-    """Returns the words of a command line without --workdir and its value."""
-    words, told = [], iter(argv)
-    for word in told:
-        if word == "--workdir":
-            next(told, None)
-        elif not word.startswith("--workdir="):
-            words.append(word)
-    return words
+    """Returns the arguments of a command line without --workdir and its value."""
+    kept, arguments = [], iter(argv)
+    for argument in arguments:
+        if argument == "--workdir":
+            next(arguments, None)
+        elif not argument.startswith("--workdir="):
+            kept.append(argument)
+    return kept
 
 
 def _plain(value: Any) -> Any:

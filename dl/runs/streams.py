@@ -1,4 +1,4 @@
-"""Standard output and standard error that never cost a run: closed pipes, lost terminals, other alphabets."""
+"""Standard output and error whose failures never end a run: closed pipes, lost terminals, encodings."""
 
 import contextlib
 import functools
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Forgiving:
-    """A text stream that falls silent for good once nobody reads it or nothing can be written.
+    """A text stream that discards all text after its first failed write.
 
-    Characters that its alphabet lacks are written as their codes.
+    Characters that its encoding lacks are written as escape codes.
     """
 
     def __init__(self, find: Callable[[], Any]):
-        """Makes one of the stream that `find` returns at each use."""
+        """Wraps the stream that `find` returns, which is called at each use."""
         self._find = find
 
     def write(self, text: str) -> int:
@@ -25,7 +25,7 @@ class Forgiving:
             stream.write(text)
         except UnicodeEncodeError:
             stream.write(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding))
-        except (OSError, ValueError):  # the second: it was closed
+        except (OSError, ValueError):  # ValueError: the stream was closed
             self._silence()
         return len(text)
 
@@ -36,7 +36,7 @@ class Forgiving:
             self._silence()
 
     def _silence(self) -> None:
-        """Sends everything to nowhere, also what libraries write and the interpreter flushes at its end."""
+        """Discards all further output, also that of libraries and of the interpreter at its end."""
         stream = self._find()
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -49,16 +49,16 @@ class Forgiving:
 
 
 def standard_output() -> Any:
-    """Returns a stream to what standard output is when it is written to."""
-    # While a progress bar is shown, rich stands in for it.
+    """Returns a stream that writes to the present `sys.stdout` at each use."""
+    # While a progress bar is shown, rich replaces `sys.stdout`.
     return Forgiving(lambda: getattr(sys.stdout, "rich_proxied_file", sys.stdout))
 
 
 @contextlib.contextmanager
 def forgiving() -> Iterator[None]:
-    """A context of a command: printing never raises, and a warning is one line.
+    """A context for a command: printing never raises an error, and a warning is one line.
 
-    A line that cannot be shown is lost, not the work.
+    If a line cannot be printed, the command continues.
     """
     before, format_warning = (sys.stdout, sys.stderr), warnings.formatwarning
     warnings.formatwarning = _one_line
@@ -79,7 +79,7 @@ def forgiving() -> Iterator[None]:
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Returns a warning for the one who runs a command; where in the code it was given helps nobody else."""
+    """Returns a warning as one line, without its place in the code, which does not help the user."""
     name = "" if category is UserWarning else f"{category.__name__}: "
     return f"warning: {name}{' '.join(str(message).split())}\n"
 

@@ -1,4 +1,4 @@
-"""Tables of text: in the terminal, in Markdown and in LaTeX."""
+"""Tables of text for the terminal, Markdown and LaTeX."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; every row is as long as the header."""
+    """Rows of text under a header. Every row is as long as the header."""
 
     title: str
     header: Sequence[str]
@@ -29,7 +29,7 @@ class Table:
     def to_rich(self) -> RichTable:
         table = RichTable(title=Text(self.title), title_justify="left")
         for number, name in enumerate(self.header):
-            # Of a cell nothing may be cut off; the terminal folds it.
+            # A cell must not be truncated; the terminal folds it.
             table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*map(Text, row))
@@ -43,7 +43,7 @@ class Table:
         return "\n".join([f"**{self.title}**", "", line(self.header), rule, *map(line, self.rows)])
 
     def to_latex(self) -> str:
-        """Returns a `tabular` with plain rules, which needs no package."""
+        """Returns a `tabular` with plain rules, which does not need a LaTeX package."""
 
         def line(cells: Sequence[str]) -> str:
             return " & ".join(" ".join(cell.translate(_LATEX).split()) for cell in cells) + r" \\"

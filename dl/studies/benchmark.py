@@ -1,8 +1,8 @@
 """A benchmark: every method is tuned with the same budget, then measured with fresh seeds.
 
-The hyperparameter that is tuned takes several values, with several seeds each: all in one program where only
-the optimizer depends on it, else one program for each value. The mean of a validation metric chooses; the
-test split is read by the runs with fresh seeds only.
+The tuned hyperparameter takes several values, with several seeds each. They are trained in one program if
+only the optimizer depends on the hyperparameter, else in one program for each value. The value with the best
+mean of a validation metric is selected. Only the runs with fresh seeds read the test split.
 """
 
 import contextlib
@@ -45,17 +45,17 @@ BENCHMARK = StudyKind(
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """What a benchmark has found.
+    """The result of a benchmark.
 
     Attributes:
-      folder: that holds its runs, benchmark.json, benchmark.md and benchmark.png.
-      methods: the option that tells the methods apart.
+      folder: the folder with its runs, benchmark.json, benchmark.md and benchmark.png.
+      methods: the option whose values are the methods.
       tuned: the option that was tuned.
-      test_metric: what the methods are ranked by.
-      rows: of the methods, the best first: `name`, the chosen value of `tuned`, `test` with its `interval`
-        and its `scores` by seed, the validation curves over `values`, and the `difference` to the reference.
-      reference: the method that the others are compared with.
-      notice: of the data; None where they are what was asked for.
+      test_metric: the metric that ranks the methods.
+      rows: one for each method, the best first: `name`, the selected value of `tuned`, `test`, its
+        `interval` and `scores` by seed, validation curves over `values`, and `difference` to the reference.
+      reference: the method that the others are compared with. `None` means no comparison.
+      notice: what the user must know about the data. `None` means that there is nothing to know.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Benchmark:
 
     @property
     def markdown(self) -> str:
-        """The table of all methods, and below it what must be known of the data."""
+        """The table of all methods, with the notice about the data below it."""
         table = format_table(self.rows, self.methods, self.tuned, self.reference, self.test_metric)
         return f"{table}\n\nNOTE: {short_notice(self.notice)}" if self.notice else table
 
@@ -91,29 +91,29 @@ def benchmark(
     console: Console | None = None,
     resume_command: ResumeCommand | None = None,
 ) -> Benchmark:
-    """Tunes one hyperparameter of every method alike, then measures each method with fresh seeds.
+    """Tunes one hyperparameter of every method in the same way, then measures each method with fresh seeds.
 
     Args:
       experiment_fn: the function of the experiment.
-      methods: its option that tells the methods apart, such as `optimizer`.
+      methods: the option whose values are the methods, such as `optimizer`.
       names: the values of that option.
-      tuned: the option that is tuned for each, a number.
-      values: that it takes; by method where they differ, just one where there is nothing to tune.
-      options: of all runs; the others have their defaults.
-      metric: of validation, that chooses; best is what the metric states. The metric that the methods are
-        ranked by is the fairest.
-      test_metric: that the methods are ranked by; it must state whether small or large values are good.
+      tuned: the option that is tuned for each method. Its values are numbers.
+      values: the values of `tuned`: one list for all, or one for each method. One value is not tuned.
+      options: the options of all runs. An option that is left out has its default.
+      metric: the validation metric that selects the value. The fairest choice is `test_metric`.
+      test_metric: the metric that ranks the methods. It must state whether small or large values are good.
       reference: the method that all others are compared with, by Student's paired test over the seeds.
-      tuning_seeds: for each value of the hyperparameter.
-      final_seeds: fresh ones, for the metrics of test.
-      folder: of the study; the same folder again resumes it. None: runs/NAME-TIME.
-      mesh: the devices; all of them if None.
+      tuning_seeds: number of seeds for each value of the hyperparameter.
+      final_seeds: number of fresh seeds for the test metric.
+      folder: the folder of the study. The same folder resumes the study. `None` means a new folder,
+        runs/NAME-TIME.
+      mesh: the devices. `None` means all devices.
       console: where progress is printed.
-      resume_command: from the folder to what a stopped benchmark tells its user to type.
+      resume_command: returns, for a folder, the command line that resumes a stopped benchmark.
 
     Raises:
       ValueError: the reference is not one of the methods.
-      UserError: a mistake in the arguments or in a run, or a method diverges at every value.
+      UserError: an argument or a run has a mistake, or a method diverges at every value.
     """
     if reference is not None and reference not in names:
         raise ValueError(f"reference={reference!r} is not one of {', '.join(names)}")
@@ -131,12 +131,12 @@ def benchmark(
         rows = []
         finals: dict[str, Evidence] = {}
         for method in names:
-            own = values[method] if isinstance(values, Mapping) else values
-            row, final = _Method(runs, method, {**fixed, methods: method}, tuned, own).measure(
+            candidates = values[method] if isinstance(values, Mapping) else values
+            row, final = _Method(runs, method, {**fixed, methods: method}, tuned, candidates).measure(
                 judged, tuning_seeds, final_seeds
             )
             shown = f"{shown_as(row['test'], test_metric)} ({bounds(row, test_metric)})"
-            chosen = f"{tuned}={row[tuned]:g}, " if len(own) > 1 else ""
+            chosen = f"{tuned}={row[tuned]:g}, " if len(candidates) > 1 else ""
             console.line(f"{method}: {chosen}test {test_metric} {shown}, {row['seconds']} s")
             rows.append(row)
             finals[method] = Evidence(method, {}, final)
@@ -154,7 +154,7 @@ def benchmark(
 
 
 class _Judged(NamedTuple):
-    """What decides; a sign is 1 where small values are good, else -1."""
+    """The metrics that decide. A sign is 1 if small values are good, else -1."""
 
     metric: str
     sign: int
@@ -163,7 +163,7 @@ class _Judged(NamedTuple):
 
 
 def _measures(experiment: Experiment, metric: str, test_metric: str) -> _Judged:
-    """Raises UserError before anything is trained for a metric that is not measured, or has no direction."""
+    """Returns the metrics that decide; raises UserError if one is not measured or has no direction."""
     directions = metric_directions(experiment)
     known = dict.fromkeys(directions, np.zeros(()))
     for split, name in (("validation", metric), (FINAL_SPLIT, test_metric)):
@@ -178,11 +178,11 @@ class _Method:
     """One method: it is tuned, then measured.
 
     Attributes:
-      runs: what trains.
-      name: of the method.
-      options: of its runs.
+      runs: the object that trains the runs.
+      name: the name of the method.
+      options: the options of its runs.
       tuned: the option that is tuned.
-      values: that it takes.
+      values: the values of the tuned option.
     """
 
     runs: StudyRuns
@@ -200,7 +200,7 @@ class _Method:
             self._at(values[0]).build(), self._at(values[-1]).build(), self._population([first], values)
         )
         seconds = 0.0
-        curves: dict[str, list[float]] = {"loss": [], metric: []}  # the loss tells who has diverged
+        curves: dict[str, list[float]] = {"loss": [], metric: []}  # the loss shows which runs have diverged
         for numbers in [values] if share else [[value] for value in values]:
             part = f"tune-{self.name}" if share else f"tune-{self.name}-{numbers[0]:g}"
             trained: list[dict[str, Any]] = []
@@ -209,10 +209,10 @@ class _Method:
                 seconds += tuning["seconds"]
                 trained = tuning["members"]
             for value in numbers:
-                own = [member for member in trained if member.get(self.tuned, value) == value]
+                same = [member for member in trained if member.get(self.tuned, value) == value]
                 for name, curve in curves.items():
-                    curve.append(_mean([member["metrics"]["validation"].get(name, 0.0) for member in own]))
-        # A run that diverged has no loss, but an accuracy.
+                    curve.append(_mean([member["metrics"]["validation"].get(name, 0.0) for member in same]))
+        # A run that has diverged has no loss, but it may have an accuracy.
         has_diverged = ~np.isfinite(curves["loss"]) | ~np.isfinite(curves[metric])
         if has_diverged.all():
             raise UserError(
@@ -220,7 +220,7 @@ class _Method:
                 "values"
             )
         best = int(np.argmin(np.where(has_diverged, np.inf, judged.sign * np.array(curves[metric]))))
-        # Seeds that chose nothing.
+        # Seeds that were not used for tuning.
         fresh = range(first + tuning_seeds, first + tuning_seeds + final_seeds)
         final = self._train(f"final-{self.name}", fresh, [values[best]], share)
         scores = np.array([row["metrics"][FINAL_SPLIT][judged.test_metric] for row in final["members"]])
@@ -231,7 +231,7 @@ class _Method:
             **{curve_key(name): finite(curve) for name, curve in curves.items()},
             "values": list(values),
             "test": float(scores.mean()),
-            # As the runs state it: a share stays within [0, 1].
+            # The interval of the result: that of a proportion stays within [0, 1].
             "interval": final["intervals"][FINAL_SPLIT][judged.test_metric] if len(scores) > 1 else None,
             "scores": scores.tolist(),
             "seconds": round(seconds + final["seconds"], 1),
@@ -252,11 +252,11 @@ class _Method:
     def _train(
         self, part: str, seeds: Sequence[int], values: Sequence[float], share: bool, hidden: str | None = None
     ) -> dict[str, Any]:
-        """Trains all seeds with all values, in one program; there is one value where they do not share."""
+        """Trains all seeds with all values in one program; without `share` there is one value."""
         population = self._population(seeds, values) if share else Population(tuple(seeds))
         described = [population.describe(k) for k in range(len(population))]
         definition = self._at(values[0]).changed({"members": described})
-        if share:  # the runs say which values they have
+        if share:  # the population records the value of each run
             definition = definition.changed({self.tuned: self.options[self.tuned]})
         if hidden is not None:
             definition = definition.changed({}, hide_test)
@@ -264,12 +264,12 @@ class _Method:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """Returns the mean over seeds; NaN where one of them diverged (None where it is read from a file)."""
+    """Returns the mean over seeds; NaN if one of them diverged (its value is None in a file)."""
     return math.nan if not values or None in values else float(np.mean(values))  # type: ignore[arg-type]
 
 
 def _may_share(one: Experiment, other: Experiment, population: Population) -> bool:
-    """Whether experiments differ in a hyperparameter of the optimizer alone, judged by the two outermost."""
+    """Whether the first and the last experiment differ only in a hyperparameter of the optimizer."""
     kind = fingerprint(one)
     if kind is None or kind != fingerprint(other):
         return False

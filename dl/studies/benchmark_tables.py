@@ -1,4 +1,4 @@
-"""What a benchmark has found: a Markdown table of its rows, and a figure."""
+"""The results of a benchmark as a Markdown table and a plot."""
 
 import math
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def curve_key(metric: str) -> str:
-    """Returns what benchmark.json calls the validation curve of a metric."""
+    """Returns the key of the validation curve of a metric in benchmark.json."""
     return f"validation_{ {'loss': 'losses', 'accuracy': 'accuracies'}.get(metric, metric) }"
 
 
 def shown_as(value: float, metric: str) -> str:
-    """Returns a figure as it is shown: an accuracy in percent."""
+    """Returns a metric as text: an accuracy in percent."""
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4g}"
 
 
 def bounds(row: dict[str, Any], metric: str) -> str:
-    """Returns the 95 % interval of a row over its seeds, as it is shown."""
+    """Returns the 95 % interval of a row over its seeds, as text."""
     if row["interval"] is None:
         return "unknown"
     return " to ".join(shown_as(bound, metric) for bound in row["interval"])
@@ -80,7 +80,7 @@ def plot(
         figures = [math.nan if value is None else factor * value for value in row[curve_key(metric)]]
         lowest = min([lowest, *(value for value in figures if not math.isnan(value))])
         look = {"linestyle": styles[number // 10 % len(styles)], "color": f"C{number % 10}"}
-        if len(figures) == 1:  # nothing was tuned: a level
+        if len(figures) == 1:  # nothing was tuned: draw a horizontal line
             left.axhline(figures[0], label=row["name"], **look)
         else:
             left.plot(row["values"], figures, marker=".", label=row["name"], **look)
@@ -90,7 +90,7 @@ def plot(
     names = [row["name"] for row in reversed(rows)]
     factor, label = _scale(test_metric)
     means = [factor * row["test"] for row in reversed(rows)]
-    # None of a single seed.
+    # A single seed has no interval.
     intervals = [row["interval"] or [row["test"]] * 2 for row in reversed(rows)]
     lows, highs = zip(*intervals, strict=True)
     margins = [

@@ -1,4 +1,4 @@
-"""The comparison of finished runs, read from their folders: how they were made, how their metrics differ."""
+"""The comparison of finished runs from their folders: their settings, and their metrics."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from dl.studies.comparison import (
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """How finished runs differ.
+    """The comparison of finished runs.
 
     Attributes:
-      sides: the runs of each side, the first of which is compared with each other one.
-      differences: of each other side, by metric.
-      confidence: of the intervals.
+      sides: the runs of each side. The first side is compared with each of the others.
+      differences: the differences of each other side to the first, by metric.
+      confidence: the confidence level of the intervals, such as 0.95.
     """
 
     sides: Sequence[Side]
@@ -37,7 +37,7 @@ class Comparison:
 
     @property
     def tables(self) -> list[Table]:
-        """What was done differently, then a table of the metrics for each other side."""
+        """A table of the settings that differ, then a table of the metrics for each other side."""
         first, *others = self.sides
         pairs = zip(self.differences, others, strict=True)
         tables = [table_of(rows, first, other, self.confidence) for rows, other in pairs]
@@ -45,7 +45,7 @@ class Comparison:
 
     @property
     def lines(self) -> list[str]:
-        """A sentence for each metric of each other side, and what is to be known of the data."""
+        """A sentence for each metric of each other side, and the notices about the data."""
         first, *others = self.sides
         lines = [
             _sentence(row, first, other, self.confidence)
@@ -57,23 +57,26 @@ class Comparison:
 
 
 def compare_runs(*sides: Path | Sequence[Path]) -> Comparison:
-    """Compares finished runs: what was done differently, and whether the metrics differ.
+    """Compares the settings of finished runs, and tests whether their metrics differ.
 
-    The first side is compared with each other one. A run is called better only where a 95 % interval of the
-    paired difference excludes zero; with several comparisons each interval is wider, so that all hold
-    together with 95 % (Bonferroni).
+    The first side is compared with each of the others. A run is called better only if the 95 % interval of
+    the paired difference excludes zero. With several comparisons each interval is wider, so that all of them
+    hold together with 95 % (Bonferroni).
 
     Args:
-      sides: two at least, each the folder of a run, or the folders of runs that differ in their seed alone.
+      sides: at least two sides. Each is the folder of a run, or the folders of runs that differ only in their
+        seed.
 
     Raises:
       UserError: a folder without a finished run, or runs on different data.
     """
     folders = [[side] if isinstance(side, Path) else list(side) for side in sides]
     if len(folders) < 2:
-        raise UserError("a comparison needs two runs at least; give the folder of another run")
+        raise UserError("a comparison needs at least two runs; give the folder of another run")
     if not all(folders):
-        raise UserError("a side without a run cannot be compared; give the folder of a run on each side")
+        raise UserError(
+            "a side of the comparison has no run; give the folder of at least one run for each side"
+        )
     read = [[read_run(folder) for folder in side] for side in folders]
     check_comparable(read)
     first, *others = read
@@ -82,16 +85,16 @@ def compare_runs(*sides: Path | Sequence[Path]) -> Comparison:
 
 
 def read_run(folder: Path) -> Evidence:
-    """Returns what the folder of a finished run holds.
+    """Reads the folder of a finished run.
 
     Raises:
-      UserError: it does not hold a run, or one that has not finished, or a file cannot be read.
+      UserError: the folder does not hold a finished run, or a file cannot be read.
     """
     run = RunFolder(folder)
     record, result = run.record, run.result
     if record is None:
         hint = f", such as {folder / 'fold-1'}" if (folder / "folds.json").exists() else ""
-        raise UserError(f"{folder} does not hold a run; give the folder of one{hint}")
+        raise UserError(f"{folder} does not hold a run; give the folder of a run{hint}")
     if result is None:
         raise UserError(f"the run in {folder} has not finished; run its command again first")
     predictions = None

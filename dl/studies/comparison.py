@@ -1,6 +1,7 @@
-"""Whether one run is better than another: what was done differently, and a paired test of what came out.
+"""The comparison of two sides: the settings that differ, and paired tests of the metrics.
 
-Pairs are the same test examples, or the same seeds. A side is one run, or several that differ in their seeds.
+A side is one run, or several runs that differ in their seeds. Pairs are the same test examples, or the same
+seeds.
 """
 
 import json
@@ -20,19 +21,19 @@ from dl.studies.pairing import pair_examples
 NOT_TESTED = "not tested"
 NO_DIFFERENCE = "no difference shown"
 NO_DIRECTION = "a difference, but nothing states which is better,"
-# Of runs that were recorded before metrics stated it.
+# Directions of metrics in runs of older versions, which do not record them.
 _BETTER = {"loss": "min", "accuracy": "max", "penalty": "min"}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a finished run's folder says.
+    """The content of the folder of a finished run.
 
     Attributes:
-      name: the folder.
+      name: the path of the folder.
       record: the content of run.json.
-      result: of result.json.
-      predictions: the fields of the `Kept` in predictions.npz, of one split; None without.
+      result: the content of result.json.
+      predictions: the fields of the `Kept` in predictions.npz. `None` if there are no predictions.
     """
 
     name: str
@@ -46,18 +47,17 @@ Side = Sequence[Evidence]
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger a figure is on the other side than on the first.
+    """The difference of a metric between the other side and the first side.
 
     Attributes:
-      split: that was evaluated.
-      metric: the figure.
-      first: its value there, a mean over seeds where there are several.
-      other: likewise.
-      difference: other - first, over the pairs, with its interval; None where there are no pairs.
-      p_value: of the paired test.
-      test: which test that is, or why there is none.
-      verdict: `better` or `worse` (the other side) only where the interval excludes zero and the test
-        rejects.
+      split: the evaluated split.
+      metric: the name of the metric.
+      first: its value on the first side, the mean over seeds if there are several.
+      other: its value on the other side, the mean over seeds if there are several.
+      difference: other - first, over the pairs, with its interval. `None` if there are no pairs.
+      p_value: the p-value of the paired test.
+      test: the name of the test, or why there is no test.
+      verdict: `better` or `worse` (the other side) only if the interval excludes zero and the test rejects.
     """
 
     split: str
@@ -71,7 +71,7 @@ class Difference:
 
 
 def check_comparable(sides: Sequence[Side]) -> None:
-    """Raises UserError if the runs were measured on different data, or a side mixes experiments."""
+    """Raises UserError if the runs were measured on different data, or if a side mixes experiments."""
     first = sides[0][0]
     for evidence in (evidence for side in sides for evidence in side):
         ours, theirs = (_data(one) for one in (first, evidence))
@@ -84,8 +84,8 @@ def check_comparable(sides: Sequence[Side]) -> None:
         for evidence in side[1:]:
             for key, _ in _differing([_asked_for(side[0].record), _asked_for(evidence.record)]):
                 raise UserError(
-                    f"{side[0].name} and {evidence.name} are on one side but differ in {key}; the runs on a "
-                    "side may differ in their seed alone"
+                    f"{side[0].name} and {evidence.name} are on one side but differ in {key}; the runs of a "
+                    "side may differ only in their seed"
                 )
 
 
@@ -96,15 +96,15 @@ def differences_in_setup(sides: Sequence[Side]) -> Table:
 
 
 def compare(first: Side, other: Side, confidence: float = 0.95) -> list[Difference]:
-    """Returns each figure that both sides have measured, tested where there are pairs.
+    """Compares each metric that both sides have measured, with a test if there are pairs.
 
-    Where both sides have the same seeds, at least two: Student's paired test, and his interval of the mean
-    difference. Where both are one run that has predictions of the same examples: McNemar's exact test of the
-    accuracies, with Newcombe's interval; Student's of the losses, over the examples. Better is only what both
-    the interval and the test say.
+    If both sides have the same seeds, at least two: Student's paired test, with its interval of the mean
+    difference. If each side is one run with predictions for the same examples: McNemar's exact test of the
+    accuracies with Newcombe's interval, and Student's paired test of other means over the examples. A verdict
+    needs both the interval and the test.
 
     Raises:
-      UserError: members of a run differ in more than their seeds, or there is no common figure.
+      UserError: the members of a run differ in more than their seeds, or there is no common metric.
     """
     figures_a, figures_b = _by_seed(first), _by_seed(other)
     result = []
@@ -119,7 +119,7 @@ def compare(first: Side, other: Side, confidence: float = 0.95) -> list[Differen
 
 
 def table_of(differences: Sequence[Difference], first: Side, other: Side, confidence: float = 0.95) -> Table:
-    """Returns the figures of two sides and what the tests say."""
+    """Returns the table of the metrics of two sides with their tests."""
     rows = []
     for row in differences:
         shown = "" if row.difference is None else f"{row.difference.estimate:+.4f}"
@@ -193,14 +193,14 @@ def _split_of(evidence: Evidence) -> str | None:
 
 
 def _by_seed(side: Side) -> BySeed:
-    """Returns the figures of each seed of a side."""
+    """Returns the metrics of each seed of a side."""
     result: BySeed = {}
     for evidence in side:
         for member in evidence.result.get("members", [evidence.result]):
             if member["seed"] in result:
                 raise UserError(
-                    f"{evidence.name} has seed {member['seed']} twice on its side; give runs that differ in "
-                    "their seeds alone"
+                    f"{evidence.name} has seed {member['seed']} twice on its side; give runs with "
+                    "different seeds"
                 )
             result[member["seed"]] = member["metrics"]
     return result
@@ -234,13 +234,13 @@ def _facts(side: Side) -> dict[str, Any]:
 
 
 def _asked_for(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns experiment, code and options, without what only says which seeds."""
+    """Returns experiment, code and options, without the options about seeds."""
     options = {k: v for k, v in record["options"].items() if k not in ("seed", "num_seeds", "members")}
     return {"experiment": record["experiment"], "code": record.get("code"), **options}
 
 
 def _differing(facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Returns each key with its values, one for each of the `facts`, where they are not all equal."""
+    """Returns each key whose values are not equal in all `facts`, with these values."""
     keys = dict.fromkeys(key for one in facts for key in one)
     values = [(key, [one.get(key) for one in facts]) for key in keys]
     return [(key, row) for key, row in values if any(value != row[0] for value in row)]

@@ -1,7 +1,7 @@
-"""Cross-validation: an experiment trained once for each fold, evaluated on the fold it has not seen.
+"""Cross-validation: an experiment is trained once for each fold, and evaluated on the held-out fold.
 
-The folds run one after the other: members of one program share their data, and folds do not. The test split
-is not read.
+The folds are trained one after the other, because the runs of one program share their data, and folds do not.
+The test split is not read.
 """
 
 import dataclasses
@@ -29,27 +29,27 @@ FOLDS = StudyKind("cross-validation", "folds.json", ("fold-*", "report.html"))
 
 
 def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[str, Any]:
-    """Trains on all folds but one, for each in turn, in the folders fold-1, fold-2, … of the run's folder.
+    """Trains on all folds but one, for each fold, in folders fold-1, fold-2, … in the folder of the run.
 
-    Number of steps, batch size and schedule stay the experiment's own, for the schedule is a part of the
-    optimizer. What a run trains on is not as large as the experiment's training split, so that it passes it
-    more or less often; what is printed and folds.json say how often. Where each example has a class the
-    folds are stratified by it, else they are drawn at random. The interval is Student's over the
-    folds (Kohavi 1995); as their training sets overlap it is narrower than it should be, and no unbiased one
-    is known (Bengio & Grandvalet 2004). Of statistics that the experiment took from its own training split,
-    such as channel means, a fold may have been a part.
+    Number of steps, batch size and schedule are those of the experiment, because the schedule is a part of
+    the optimizer. The training set of a fold differs in size from the training split of the experiment, so
+    the number of epochs differs; the output and folds.json state it. If each example has a class, the folds
+    are stratified by class, else they are random. The interval is Student's over the folds (Kohavi 1995). It
+    is too narrow because the training sets overlap, and no unbiased interval is known (Bengio & Grandvalet
+    2004). Statistics that the experiment computed from its training split, such as channel means, may include
+    the held-out fold.
 
     Args:
-      run: of the experiment with its own splits; in its folder are those of the folds.
+      run: the run of the experiment with its original splits. Its folder contains those of the folds.
       mesh: the devices.
-      num_folds: K.
+      num_folds: K, the number of folds.
       how: further arguments of `train`.
 
     Returns:
       The content of folds.json.
 
     Raises:
-      UserError: as `train`, or the folder holds something else, or what the runs start from was trained on
+      UserError: the errors of `train`; or the folder holds something else; or the warm start was trained on
         the same data.
     """
     experiment = run.definition.build()
@@ -72,7 +72,7 @@ def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[
 
 
 def introduction(experiment: Experiment, folds: Folds) -> str:
-    """Returns what to know of the folds: how they were drawn, and how often a run passes them."""
+    """Returns text about the folds: how they were drawn, and the number of epochs of a run."""
     kind = f"drawn at random, as {folds.unstratified}" if folds.unstratified else "stratified by label"
     size = min(len(folds[k].train) for k in range(len(folds)))
     steps, batch_size = experiment.num_steps, experiment.batch_size
@@ -98,7 +98,7 @@ def _train_all(
 
 
 def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what folds.json says of the results: each fold's, and their mean with its 95 % interval."""
+    """Returns the results for folds.json: those of each fold, and their mean with its 95 % interval."""
     identity = experiment.data.identity
     rows = [result["metrics"]["validation"] for result in results]
     values = {name: [_number(row[name]) for row in rows] for name in rows[0]}
@@ -130,7 +130,7 @@ def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]
 
 
 def final_line(summary: dict[str, Any], run: Run) -> str:
-    """Returns the figures as `name=value` words, to be read and to be searched for; accuracy is the last."""
+    """Returns one line with the metrics, each as `name=value`; accuracy is the last."""
     metrics, intervals = summary["metrics"]["validation"], summary["intervals"]["validation"]
     words = []
     for name in sorted(metrics, key=lambda name: (name == "accuracy", name)):
@@ -152,23 +152,23 @@ def final_line(summary: dict[str, Any], run: Run) -> str:
 
 
 def _refuse_leaks(experiment: Experiment) -> None:
-    """Raises UserError if what the runs start from was trained on the rows that are held out here."""
+    """Raises UserError if the warm start was trained on the rows that are held out here."""
     start = experiment.warm_start
     while isinstance(start, FromExperiment):
         before = start.fn(**start.options)
         if before.data.identity.checksum == experiment.data.identity.checksum:
             raise UserError(
-                "the runs would start from parameters that were trained on all of "
-                f"{before.data.identity.name}, the held-out folds included; choose another warm start, or "
+                "the warm start was trained on all of "
+                f"{before.data.identity.name}, including the held-out folds; choose another warm start, or "
                 "leave --folds out"
             )
         start = before.warm_start
 
 
 def _is_share(result: dict[str, Any], name: str) -> bool:
-    """Whether every example adds a share of its weight to a metric, by the interval that a fold was given."""
+    """Whether a metric is a proportion, by the method of the interval of a fold."""
     return result.get("interval_methods", {}).get("validation", {}).get(name) in (WILSON, EFFECTIVE)
 
 
 def _number(value: float | None) -> float:
-    return np.nan if value is None else value  # as result.json holds what is not a finite number
+    return np.nan if value is None else value  # result.json holds null for a number that is not finite

@@ -1,4 +1,4 @@
-"""What a learning curve is made of: an experiment with parts of its data, or with models of several sizes."""
+"""The plan of a learning curve: an experiment with parts of its data, or with models of several sizes."""
 
 import dataclasses
 import itertools
@@ -22,16 +22,16 @@ from dl.training.batches import MAX_PADDED_BATCH
 from dl.training.summary import num_trained_parameters
 from dl.types import Splits
 
-_PART_KEY = (2, 2**63)  # apart from the keys of epochs, (seed, epoch), of splits and of folds
+_PART_KEY = (2, 2**63)  # differs from the keys of epochs, (seed, epoch), of splits and of folds
 
 
 class Axis(NamedTuple):
-    """What an error is measured over.
+    """The horizontal axis of a learning curve.
 
     Attributes:
-      unit: of the sizes.
-      label: of their axis.
-      whole: what there can be twice of.
+      unit: the unit of the sizes.
+      label: the label of the axis.
+      whole: the name of the largest size, in text about twice this size.
     """
 
     unit: str
@@ -44,12 +44,12 @@ PARAMETERS = Axis("parameters", "trained parameters", "parameters")
 
 
 class Point(NamedTuple):
-    """What is trained at one place of a curve.
+    """One point of a curve, which is an experiment to train.
 
     Attributes:
-      value: of what is varied, as text.
-      size: in the unit of the axis.
-      definition: of the experiment of that size.
+      value: the value of the varied option, as text.
+      size: the size in the unit of the axis.
+      definition: the definition of the experiment of that size.
     """
 
     value: str
@@ -58,13 +58,13 @@ class Point(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is trained for a curve.
+    """The experiments that are trained for a curve.
 
     Attributes:
-      varied: the name of what has another value at each point.
-      axis: what the curve goes over.
-      points: the smallest first; where their data differ, each is made when it is asked for.
-      experiment: with what they share: seed, notice and splits to evaluate on.
+      varied: the name of the option that has another value at each point.
+      axis: the horizontal axis.
+      points: the points, the smallest first. If their data differ, each point is made on request.
+      experiment: an experiment with the shared seed, notice and evaluation splits.
     """
 
     varied: str
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
 
 
 def part_of(data: Splits, fraction: float, batch_size: int = 1) -> ChangedSplits:
-    """Returns splits that train on the first rows of one fixed random order; `part_size` says on how many."""
+    """Returns splits whose training split is the first `part_size` rows of one fixed random order."""
     size = len(data.train)
     order = random_order(size, *_PART_KEY)
     rows = np.sort(order[: max(part_size(size, fraction, batch_size), 1)])
@@ -82,11 +82,11 @@ def part_of(data: Splits, fraction: float, batch_size: int = 1) -> ChangedSplits
 
 
 def part_size(num_examples: int, fraction: float, batch_size: int = 1) -> int:
-    """Returns how many examples a part has: whole batches where it is larger than one.
+    """Returns the number of examples of a part: whole batches if it is larger than one batch.
 
-    Otherwise the last batch of each of its passes would hold what is left over, sometimes a single example,
-    and as all sizes train for the same number of steps a small part would meet it every other step. A part
-    smaller than a batch is a batch of its own; the whole is always the whole.
+    Otherwise the last batch of each epoch would be incomplete, sometimes with a single example. Because all
+    sizes train for the same number of steps, a small part would have such a batch in every other step. A part
+    that is smaller than a batch is one batch. The fraction 1 is always the whole split.
     """
     size = round(fraction * num_examples)
     if fraction == 1 or size <= batch_size:
@@ -100,12 +100,12 @@ def plan_parts(
     """Returns a curve over the number of training examples.
 
     Args:
-      experiment_fn: the experiment.
-      options: of it.
-      fractions: of its training split, three at least.
+      experiment_fn: the function of the experiment.
+      options: the options of the function.
+      fractions: the fractions of the training split, at least three.
 
     Raises:
-      UserError: a mistake in the fractions or in the options; parts of the same size, or too small ones.
+      UserError: the fractions or options have a mistake, or parts have the same size or are too small.
     """
     numbers = _checked(fractions)
     whole = Definition(experiment_fn, options)
@@ -122,7 +122,7 @@ def plan_parts(
 
 
 def _check_parts(experiment: Experiment, fractions: Sequence[float]) -> None:
-    """Raises UserError for parts that are not worth their training."""
+    """Raises UserError for parts that are too small or of the same size."""
     train, batch_size = experiment.data.train, experiment.batch_size
     sizes = [part_size(len(train), fraction, batch_size) for fraction in fractions]
     smallest = f"the fraction {_text(fractions[0])} of {len(train):,} examples is {sizes[0]:,}"
@@ -149,15 +149,15 @@ def _check_parts(experiment: Experiment, fractions: Sequence[float]) -> None:
 def plan_models(
     experiment_fn: Callable[..., Experiment], options: Options, over: Mapping[str, Dimension | Sequence[Any]]
 ) -> Plan:
-    """Returns a curve over the number of trained parameters; of each model only shapes are made here.
+    """Returns a curve over the number of trained parameters. Only the shapes of each model are computed here.
 
     Args:
-      experiment_fn: the experiment.
-      options: of it.
-      over: the option that takes several values, with three of them at least.
+      experiment_fn: the function of the experiment.
+      options: the options of the function.
+      over: the option that takes several values, with at least three of them.
 
     Raises:
-      UserError: a mistake in `over` or the options; two models are of one size, or their data differ.
+      UserError: `over` or the options have a mistake, two models have the same size, or their data differ.
     """
     check_options(experiment_fn, over)
     if len(over) != 1:
@@ -169,7 +169,7 @@ def plan_models(
         )
     values = dimension.grid(name)
     if len(values) < 3:
-        raise UserError(f"over {name} has {len(values)} values; a power law takes three or more")
+        raise UserError(f"over {name} has {len(values)} values; a power law needs at least three")
     points = []
     for value in values:
         definition = Definition(experiment_fn, {**options, name: value})
@@ -188,7 +188,7 @@ def plan_models(
 
 
 def _checked(fractions: Sequence[float]) -> list[float]:
-    are_possible = all(0 < fraction <= 1 for fraction in fractions)  # a NaN is not
+    are_possible = all(0 < fraction <= 1 for fraction in fractions)  # False for NaN
     if not are_possible or len(set(fractions)) < max(len(fractions), 3):
         shown = ", ".join(map(_text, fractions))
         raise UserError(
@@ -198,5 +198,5 @@ def _checked(fractions: Sequence[float]) -> list[float]:
 
 
 def _text(fraction: float) -> str:
-    """Returns a fraction in as few digits as tell it."""
+    """Returns a fraction as text with as few digits as possible."""
     return f"{fraction:g}" if float(f"{fraction:g}") == fraction else repr(fraction)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def plot(
     sizes: Sequence[int], errors_SR: np.ndarray, law: PowerLaw | None, xlabel: str, ylabel: str
 ) -> "Figure":
-    """Returns the error over the sizes: a point for each run; a law with its 95 % band."""
+    """Plots the error over the sizes: a point for each run, and the power law with its 95 % band."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")

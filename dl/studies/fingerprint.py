@@ -1,4 +1,4 @@
-"""What experiments measure; whether they differ in their optimizers alone, so that one program trains all."""
+"""Fingerprints of experiments, which tell whether they differ only in their optimizers."""
 
 import hashlib
 import re
@@ -23,10 +23,10 @@ _COMPARED = (
 
 
 def fingerprint(experiment: Experiment) -> str | None:
-    """Returns a digest of all but the optimizer and the seed: data, model, loss, gradient, number of steps.
+    """Returns a digest of an experiment without its optimizer and seed: data, model, loss, gradient, steps.
 
-    What is computed goes in as traced, constants included: a number that a loss or an augmentation closes
-    over makes a difference. None where this cannot be told, as of start values.
+    It covers the traced computation with its constants, such as a number that a loss or an augmentation
+    closes over. `None` if there is no such digest, as for an experiment with a warm start.
     """
     if experiment.warm_start is not None:
         return None
@@ -41,16 +41,16 @@ def fingerprint(experiment: Experiment) -> str | None:
 
 
 def metric_directions(experiment: Experiment) -> Directions:
-    """Returns what an evaluation measures: the name of each metric and whether small or large is good."""
+    """Returns the metrics of an evaluation: names, and whether small or large values are good."""
     aux = jax.eval_shape(_make_pass(experiment), root_key(0), stored_batch(experiment))[1]
     return {name: mean.better for name, mean in aux.metrics.items()}
 
 
 def direction_of(metric: str, directions: Directions, mode: Direction | None) -> Direction:
-    """Returns whether the smallest or the largest value of a metric is best, for a command with --mode.
+    """Returns whether the smallest or the largest value of a metric is best.
 
     Raises:
-      UserError: neither the metric nor `mode` states it.
+      UserError: neither the metric nor `mode` states the direction.
     """
     try:
         return "max" if sign_of(metric, directions, mode) > 0 else "min"

@@ -1,7 +1,7 @@
-"""The folder of a study of several runs: reserved when its name is chosen, locked as a whole, one record.
+"""The folder of a study: it contains the runs and one record, and is locked as a whole.
 
-Sweeps, benchmarks, learning curves and cross-validations keep their runs in such a folder. The record says
-which study it is and what it has found so far; it carries a digest of itself.
+Sweeps, benchmarks, learning curves and cross-validations keep their runs in such a folder. The record holds
+the definition of the study, its results so far, and a digest of itself.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ _REMOVE = "remove it, and the same command writes a new one from the runs that s
 
 @dataclasses.dataclass(frozen=True)
 class StudyKind:
-    """What a study is, and what it writes.
+    """A kind of study, and the names of its files.
 
     Attributes:
-      name: such as sweep.
+      name: the name of the kind, such as sweep.
       record: the name of its record, such as sweep.json.
-      parts: patterns of the names of what it writes beside the record. Such files and folders do not make a
-        folder without a record foreign: each run says for itself what it is.
-      former_record: the name of the record in older versions, which is read where there is no other.
-      former_keys: from the keys of that record to those of today.
+      parts: patterns of the names of its other files and folders. A folder without a record may contain them,
+        because each run is checked by itself.
+      former_record: the name of the record in older versions, which is read if there is no `record`.
+      former_keys: the present key for each key of that record.
     """
 
     name: str
@@ -46,11 +46,11 @@ class StudyKind:
 
 
 class Study:
-    """An open study: nobody else writes to its folder.
+    """An open study. No other process writes to its folder.
 
     Attributes:
-      kind: of study.
-      folder: of all its runs.
+      kind: the kind of study.
+      folder: the folder that contains all its runs.
     """
 
     def __init__(self, kind: StudyKind, folder: Path):
@@ -59,20 +59,20 @@ class Study:
 
     @property
     def path(self) -> Path:
-        """Where the record is."""
+        """The path of the record."""
         return self.folder / self.kind.record
 
     def resume(
         self, header: Mapping[str, Any], older: Mapping[str, Any] | None = None
     ) -> dict[str, Any] | None:
-        """Returns the record of this very study, so far; None where there is none yet.
+        """Returns the record of this study so far; `None` if there is none.
 
         Args:
-          header: what makes it this study, as `plain` gives it. What an older record lacks is not compared.
-          older: what an older version would have recorded instead.
+          header: the definition of the study, see `plain`. Keys that an older record lacks are not compared.
+          older: the values that an older version recorded instead.
 
         Raises:
-          UserError: the record is damaged, or of another study.
+          UserError: the record is damaged, or belongs to another study.
         """
         there = read_record(self.path)
         if there is None and self.kind.former_record is not None:
@@ -94,10 +94,10 @@ class Study:
         return there
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Resumes this very study, or begins its record with the header.
+        """Resumes this study, or starts its record with the header.
 
         Raises:
-          UserError: as `resume` and `write`.
+          UserError: the errors of `resume` and `write`.
         """
         if self.resume(header) is None:
             self.write(header)
@@ -115,12 +115,12 @@ class Study:
 
 @contextlib.contextmanager
 def open_study(kind: StudyKind, folder: Path | None, stem: str) -> Iterator[Study]:
-    """Takes the folder of a study for this process, until the context ends.
+    """A context that locks the folder of a study for this process.
 
     Args:
-      kind: of study.
-      folder: where; None: a new one, runs/STEM-TIME.
-      stem: of the name of a new folder.
+      kind: the kind of study.
+      folder: the folder. `None` means a new folder, runs/STEM-TIME.
+      stem: the beginning of the name of a new folder.
 
     Raises:
       UserError: the folder holds something else, another process uses it, or it cannot be written.
@@ -143,7 +143,7 @@ def open_study(kind: StudyKind, folder: Path | None, stem: str) -> Iterator[Stud
 
 @contextlib.contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """A context in which an error of the file system is one line about the folder."""
+    """A context that turns an OSError into a UserError about the folder."""
     try:
         yield
     except OSError as error:
@@ -154,10 +154,10 @@ def usable(folder: Path) -> Iterator[None]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Returns a record without its digest; None where there is none. An older one has no digest.
+    """Returns a record without its digest; `None` if there is no record. Older records have no digest.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the record is damaged.
     """
     record = read_json(path, _REMOVE)
     if record is None:
@@ -168,14 +168,14 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """Returns the error of a record that does not hold what it should."""
+    """Returns the error about a damaged record."""
     return UserError(f"{path} is damaged ({what}); {_REMOVE}")
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options as a record holds them: as `as_recorded`, and a number that is not finite is text.
+    """Returns options as a record holds them: as `as_recorded`, but numbers that are not finite become text.
 
-    So a NaN in the record equals the NaN of the command that goes on.
+    So a NaN in the record equals the NaN of the command that resumes the study.
     """
 
     def as_text(value: Any) -> Any:
@@ -189,19 +189,19 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two values are the same JSON; True is not 1, and NaN is NaN."""
+    """Whether two JSON values are equal; True does not equal 1, and NaN equals NaN."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _pairs(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """Returns what is compared of one entry of a header: of options each by itself."""
+    """Returns the values of one entry of a header that are compared: each option separately."""
     if name != "options" or not (isinstance(old, dict) and isinstance(new, dict)):
         return [(name, old, new)]
     return [(key, old.get(key), new.get(key)) for key in {**old, **new}]
 
 
 def _reserve(stem: str) -> Path:
-    """Makes a folder that was not there, so that of two that begin in one second each has its own."""
+    """Creates a new folder. Two studies that start in the same second get different folders."""
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     Path("runs").mkdir(exist_ok=True)
     for number in itertools.count(1):
@@ -213,6 +213,6 @@ def _reserve(stem: str) -> Path:
 
 
 def _foreign(kind: StudyKind, folder: Path) -> str | None:
-    """Returns the name of something in the folder that no study of this kind has written, if there is one."""
+    """Returns the name of a file that a study of this kind does not write, if the folder has one."""
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return next((n for n in names if not any(fnmatch.fnmatch(n, part) for part in kind.parts)), None)

@@ -1,9 +1,8 @@
 """A learning curve: the error over the number of training examples, or over the number of parameters.
 
-Every run has the experiment's own number of steps and batch size, so that a smaller part is passed more
-often. The rows of a smaller part are among those of a larger one, always the same; a part larger than a batch
-is cut to whole batches (`curve_plan.part_size`). The splits to evaluate on stay whole. Models of several
-sizes train on the same data.
+Every run has the number of steps and the batch size of the experiment, so a smaller part has more epochs. A
+smaller part is always a subset of a larger one. A part that is larger than a batch is cut to whole batches
+(`curve_plan.part_size`). Evaluation splits are not reduced. Models of several sizes train on the same data.
 """
 
 import dataclasses
@@ -38,11 +37,11 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Measure(NamedTuple):
-    """What a curve is of.
+    """The metric of a curve.
 
     Attributes:
-      split: that it is measured on.
-      metric: its name.
+      split: the split that it is measured on.
+      metric: the name of the metric.
       direction: whether the smallest or the largest value is best.
     """
 
@@ -51,7 +50,7 @@ class Measure(NamedTuple):
     direction: Direction
 
     def error(self, value: Any) -> Any:
-        """Returns what should fall: the metric itself, or 1 - metric; its own inverse."""
+        """Returns the error: the metric itself, or 1 - metric. The function is its own inverse."""
         return value if self.direction == "min" else 1 - value
 
     @property
@@ -62,13 +61,13 @@ class Measure(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured at S sizes.
+    """The measurements at S sizes.
 
     Attributes:
-      values: of what is varied, as text.
-      sizes: in the unit of the axis.
-      errors: of R runs of each, shape S × R; NaN where one diverged.
-      intervals: of the mean of the metric over the runs, as their results state it.
+      values: the values of the varied option, as text.
+      sizes: the sizes in the unit of the axis.
+      errors: the errors of R runs of each size, shape S × R; NaN if a run diverged.
+      intervals: the intervals of the mean of the metric over the runs, from their results.
     """
 
     values: list[str]
@@ -79,19 +78,18 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LearningCurve:
-    """What a learning curve has found.
+    """The result of a learning curve.
 
     Attributes:
-      folder: that holds its runs, curve.json and curve.png.
+      folder: the folder with its runs, curve.json and curve.png.
       varied: the option that has another value at each point, or `fraction`.
-      axis: what the error is measured over.
-      measure: what the curve is of.
-      measured: at each size.
-      law: the power law; None where the errors allow no fit.
-      objection: why there is no forecast; None where there is one.
-      forecast: of the error at twice the largest size, with its 95 % interval; None where the law does not
-        fit.
-      notice: of the data; None where they are what was asked for.
+      axis: the horizontal axis.
+      measure: the metric of the curve.
+      measured: the measurements at each size.
+      law: the power law. `None` if it cannot be fitted.
+      objection: why there is no forecast. `None` if there is one.
+      forecast: the error at twice the largest size, with its 95 % interval. `None` if the law does not fit.
+      notice: what the user must know about the data. `None` means that there is nothing to know.
     """
 
     folder: Path
@@ -106,7 +104,7 @@ class LearningCurve:
 
     @property
     def table(self) -> Table:
-        """The metric at each size, with its 95 % interval, and by the law where it fits."""
+        """The metric at each size with its 95 % interval, and the value of the law if it fits."""
         header, rows = [self.varied, self.axis.unit, "mean", "95 %"], []
         values, sizes, errors_SR, intervals = self.measured
         law = None if self.forecast is None else self.law
@@ -118,7 +116,7 @@ class LearningCurve:
 
     @property
     def lines(self) -> list[str]:
-        """The law and its forecast as `name=value` words, or why there is no forecast."""
+        """Lines with the law and its forecast, each as `name=value`, or why there is no forecast."""
         measure, law = self.measure, self.law
         place = f"curve={self.folder}" + (f" NOTE: {short_notice(self.notice)}" if self.notice else "")
         if self.forecast is None or law is None:
@@ -146,31 +144,32 @@ def learning_curve(
     console: Console | None = None,
     resume_command: ResumeCommand | None = None,
 ) -> LearningCurve:
-    """Trains with more and more of the data, or larger and larger models, and fits a power law to the error.
+    """Trains with increasing parts of the data, or increasing models, and fits a power law to the error.
 
-    A law that does not fit is not extrapolated: then there is a table and no forecast. The interval describes
-    the scatter of the runs, not whether the law holds beyond them.
+    If the law does not fit, there is a table but no forecast. The interval describes the scatter of the runs,
+    not whether the law holds beyond them.
 
     Args:
       experiment_fn: the function of the experiment.
-      options: of all runs; the others have their defaults.
-      fractions: of the training split, three at least; `FRACTIONS` if None.
-      over: instead, the option that changes the size of the model, with three values at least.
-      metric: what the curve is of, on the test split (without one, validation); of a metric that is best when
-        it is large, such as accuracy, the curve is of 1 - metric. None: accuracy, else loss.
-      mode: whether the smallest or the largest value is best; as the metric states if None.
-      num_seeds: runs of each size, in one program; two at least.
-      folder: of the study; the same folder again resumes it. None: runs/NAME-curve-TIME.
-      mesh: the devices; all of them if None.
+      options: the options of all runs. An option that is left out has its default.
+      fractions: the fractions of the training split, at least three. `None` means `FRACTIONS`.
+      over: in place of fractions, the option that changes the size of the model, with at least three values.
+      metric: the metric on the test split, or on the validation split if there is no test split. If large
+        values are good, as for accuracy, the curve shows 1 - metric. `None` means accuracy, else loss.
+      mode: whether the smallest or the largest value is best. `None` means that the metric states it.
+      num_seeds: number of runs of each size, in one program; at least two.
+      folder: the folder of the study. The same folder resumes the study. `None` means a new folder,
+        runs/NAME-curve-TIME.
+      mesh: the devices. `None` means all devices.
       console: where progress is printed.
-      resume_command: from the folder to what a stopped curve tells its user to type.
+      resume_command: returns, for a folder, the command line that resumes a stopped curve.
 
     Raises:
-      UserError: a mistake in the arguments or in a run, or the experiment does not measure that metric.
+      UserError: an argument or a run has a mistake, or the experiment does not measure the metric.
     """
     console = console or Console()
     if fractions is not None and over is not None:
-        raise UserError("fractions and over ask for two curves; choose one")
+        raise UserError("fractions and over were both given; pass only one of them")
     if twice := (over or {}).keys() & (options or {}).keys():
         raise UserError(f"{twice.pop()} takes the values of over and is given another too; choose one")
     if num_seeds < 2:
@@ -235,7 +234,7 @@ def _train_all(plan: Plan, measure: Measure, num_seeds: int, runs: StudyRuns, co
 
 
 def _number(bound: float | None) -> float:
-    return np.nan if bound is None else bound  # as result.json holds what is not a finite number
+    return np.nan if bound is None else bound  # result.json holds null for a number that is not finite
 
 
 def _fit(folder: Path, plan: Plan, measure: Measure, measured: Measured) -> LearningCurve:
@@ -250,7 +249,7 @@ def _fit(folder: Path, plan: Plan, measure: Measure, measured: Measured) -> Lear
 
 
 def _measure(experiment: Experiment, metric: str | None, mode: Direction | None) -> Measure:
-    """Raises UserError before anything is trained if the experiment does not measure what is asked for."""
+    """Returns the metric of the curve; raises UserError if the experiment does not measure it."""
     evaluations = experiment.data.evaluations
     split = FINAL_SPLIT if FINAL_SPLIT in evaluations else "validation"
     if split not in evaluations:
@@ -263,7 +262,7 @@ def _measure(experiment: Experiment, metric: str | None, mode: Direction | None)
 
 
 def _unfit(errors_SR: np.ndarray, measure: Measure) -> str | None:
-    """Returns why no law can be fitted to the errors; None where one can be."""
+    """Returns why a law cannot be fitted to the errors; `None` if it can."""
     if not np.isfinite(errors_SR).all():
         return f"{measure.label} of a run is not a finite number"
     if errors_SR.min() < 0:

@@ -1,4 +1,4 @@
-"""Two runs on the same examples of one split: which test their metrics allow, and what it says.
+"""Paired tests of two runs on the same examples of one split.
 
 Shapes: N examples.
 """
@@ -14,24 +14,24 @@ from dl.evaluation.paired import mcnemar, newcombe_paired, paired_ratio
 Predicted = Mapping[str, Any]
 """The fields of the `predictions.Kept` of one run."""
 
-_OF_CLASSES = ("accuracy", "loss")  # what a classification's log-probabilities tell of each example
-_OF_THE_DATA = ("index", "label", "target", "num_tokens")  # what must be the same on both sides
+_OF_CLASSES = ("accuracy", "loss")  # metrics that follow from the log-probabilities of a classification
+_OF_THE_DATA = ("index", "label", "target", "num_tokens")  # arrays that must be equal on both sides
 
 
 def pair_examples(
     a: Predicted, b: Predicted, metric: str, values: tuple[float, float], confidence: float
 ) -> tuple[str, Interval | None, float | None]:
-    """Returns the test, the interval of b - a and p, or why there is none.
+    """Returns the name of the test, the interval of b - a and the p-value, or why there is no test.
 
-    Of zeros and ones, one for each example, McNemar's exact test and Newcombe's interval; of any other mean
-    Student's over the examples.
+    Zeros and ones, one for each example, have McNemar's exact test and Newcombe's interval. Other means have
+    Student's paired test over the examples.
 
     Args:
       a: predictions of the first run.
-      b: of the other.
-      metric: that is compared.
-      values: of the metric, as the runs measured it.
-      confidence: of the interval.
+      b: predictions of the other run.
+      metric: the metric that is compared.
+      values: the values of the metric that the runs measured.
+      confidence: the confidence level of the interval, such as 0.95.
     """
     rows_a, rows_b = _rows(a, metric), _rows(b, metric)
     if rows_a is None or rows_b is None:
@@ -39,7 +39,7 @@ def pair_examples(
     if not _are_of_the_same(a, b) or rows_a.shape != rows_b.shape:
         return "the predictions are of different examples or labels", None, None
     ratios = [rows[:, 0].sum() / max(rows[:, 1].sum(), 1e-30) for rows in (rows_a, rows_b)]
-    # Another figure, such as a loss with a penalty, is not what the predictions tell of each example.
+    # Other metrics, such as a loss with a penalty, do not follow from the predictions.
     if not np.allclose(ratios, values, rtol=1e-3):
         return f"the {metric} is not the mean of what the predictions say", None, None
     num = len(rows_a)
@@ -55,9 +55,10 @@ def pair_examples(
 
 
 def _rows(predicted: Predicted, metric: str) -> np.ndarray | None:
-    """Returns what each example adds to a metric, total and weight, shape N × 2; None if nobody knows.
+    """Returns total and weight of each example for a metric, shape N × 2; `None` if they are not known.
 
-    Predictions of before tell of a classification's accuracy and loss alone, in the order of their index.
+    Predictions of older versions give only accuracy and loss of a classification, in the order of their
+    index.
     """
     names = tuple(map(str, predicted.get("metric_names", ())))
     if metric in names:
@@ -72,7 +73,7 @@ def _rows(predicted: Predicted, metric: str) -> np.ndarray | None:
 
 
 def _are_of_the_same(a: Predicted, b: Predicted) -> bool:
-    """Whether predictions are of the same rows with the same targets, as far as they tell."""
+    """Whether two predictions have the same rows and targets, as far as these are known."""
     orders = [np.argsort(one["index"], kind="stable") for one in (a, b)]
     for name in _OF_THE_DATA:
         if (name in a) != (name in b):

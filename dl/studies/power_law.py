@@ -1,4 +1,4 @@
-"""How an error falls with the number of examples or of parameters: a power law down to a floor.
+"""The power law with a floor of an error over the number of examples or parameters.
 
 Hestness et al. 2017; Henighan et al. 2020, eq. 1.1. Shapes: S sizes, R runs of each, G exponents.
 """
@@ -12,7 +12,7 @@ from dl.errors import UserError
 from dl.evaluation.intervals import Interval
 
 _EXPONENTS = (0.01, 4.0)
-_NUM_EXPONENTS = 400  # of a grid, and again of a finer one
+_NUM_EXPONENTS = 400  # exponents of the grid, and of a finer grid
 _ROUNDING = 1e-9
 REJECTED_BELOW = 0.05  # p-value of the lack of fit
 
@@ -29,10 +29,10 @@ class PowerLaw(NamedTuple):
 
 
 def fit(sizes: ArrayLike, errors: ArrayLike) -> PowerLaw:
-    """Returns the power law with the least squared distance to the errors.
+    """Fits a power law to the errors by least squares.
 
-    Of each exponent the best scale and floor are a linear problem, so that one number is searched (variable
-    projection, Golub & Pereyra 1973), between 0.01 and 4.
+    For a given exponent, scale and floor are a linear problem, so only the exponent is searched, between 0.01
+    and 4 (variable projection, Golub & Pereyra 1973).
 
     Raises:
       UserError: there are fewer than three sizes.
@@ -41,7 +41,7 @@ def fit(sizes: ArrayLike, errors: ArrayLike) -> PowerLaw:
 
     sizes, errors = np.asarray(sizes, float).ravel(), np.asarray(errors, float).ravel()
     if len(set(sizes.tolist())) < 3:
-        raise UserError(f"{len(set(sizes.tolist()))} sizes do not determine a power law; give three at least")
+        raise UserError(f"{len(set(sizes.tolist()))} sizes do not determine a power law; give at least three")
     reference = _middle(sizes)
 
     def solve(exponent: float) -> tuple[np.ndarray, float]:
@@ -62,7 +62,7 @@ def fit(sizes: ArrayLike, errors: ArrayLike) -> PowerLaw:
 
 
 class LackOfFit(NamedTuple):
-    """How much farther the means lie from a law than the runs scatter, and the probability of so much."""
+    """The statistic of the lack-of-fit test, and its p-value."""
 
     statistic: float
     p_value: float
@@ -75,7 +75,7 @@ def lack_of_fit(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> LackO
     and exponent and floor unless they lie on a bound. A law inside its bounds always fits three sizes.
 
     Raises:
-      UserError: there is but one run of each size.
+      UserError: there is only one run of each size.
     """
     from scipy import stats
 
@@ -86,9 +86,9 @@ def lack_of_fit(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> LackO
     scatter = float(((errors_SR - means_S[:, None]) ** 2).sum())
     low, high = _EXPONENTS
     is_inside = low * (1 + 1e-6) < law.exponent < high * (1 - 1e-6)
-    num_fitted = 1 + is_inside + (law.floor > 0)  # what lies on its bound is not fitted
+    num_fitted = 1 + is_inside + (law.floor > 0)  # a parameter on its bound is not fitted
     freedom = num_sizes - num_fitted, num_sizes * (num_runs - 1)
-    # Rounding errors are not distances.
+    # Differences by rounding are not counted.
     if freedom[0] == 0 or distance <= 1e-12 * float((errors_SR**2).sum()):
         return LackOfFit(0.0, 1.0)
     if scatter == 0:
@@ -98,7 +98,7 @@ def lack_of_fit(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> LackO
 
 
 def objection(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> str | None:
-    """Returns why a fitted law must not be carried on to twice the largest size; None where it may be."""
+    """Returns why a fitted law must not be extrapolated to twice the largest size; `None` if it may be."""
     test = lack_of_fit(law, sizes, errors_SR)
     if test.p_value < REJECTED_BELOW:
         return (
@@ -119,21 +119,21 @@ def objection(law: PowerLaw, sizes: ArrayLike, errors_SR: np.ndarray) -> str | N
 def forecast(sizes: ArrayLike, errors_SR: np.ndarray, size: float, confidence: float = 0.95) -> Interval:
     """Returns the error of the best power law at a size, with its profile interval.
 
-    The interval holds every error y through which some law goes that lies hardly farther from the means than
-    the best law does: RSS(y) - RSS(best) <= t² s² / R (Bates & Watts 1988, 6.1.2). s² is the variance of the
+    The interval contains every error y for which a law through y is nearly as close to the means as the best
+    law: RSS(y) - RSS(best) <= t² s² / R (Bates & Watts 1988, 6.1.2). s² is the variance of the
     runs, each size weighted by its influence on y, and t has the degrees of freedom of that sum (Welch 1947;
-    Satterthwaite 1946): the scatter may differ between the sizes. The laws in it may have a floor below 0,
-    for a bound on which the best law lies would make the interval too narrow; the estimate is moved into it
-    where it lies outside. It says how far the runs scatter, not whether the law goes on beyond them.
+    Satterthwaite 1946), because the scatter may differ between the sizes. These laws may have a floor below
+    0, because a bound would make the interval too narrow. If the estimate is outside the interval, it is
+    moved to its bound. The interval describes the scatter of the runs, not whether the law holds beyond them.
 
     Args:
-      sizes: of S.
-      errors_SR: of R runs of each size.
-      size: where.
-      confidence: of the interval.
+      sizes: the S sizes.
+      errors_SR: the errors of R runs of each size.
+      size: the size of the forecast.
+      confidence: the confidence level of the interval, such as 0.95.
 
     Raises:
-      UserError: there is but one run of each size, or there are fewer than three sizes.
+      UserError: there is only one run of each size, or there are fewer than three sizes.
     """
     from scipy import stats
 
@@ -150,7 +150,8 @@ def forecast(sizes: ArrayLike, errors_SR: np.ndarray, size: float, confidence: f
     parts_S = weights_S * variances_S
     freedom = parts_S.sum() ** 2 / ((parts_S**2).sum() / (errors_SR.shape[1] - 1))
     slack = stats.t.ppf((1 + confidence) / 2, freedom) ** 2 * variance
-    # Where the scatter is small few exponents of the grid come into question: a finer one around those.
+    # If the scatter is small, few exponents of the grid are inside the interval: use a finer grid around
+    # them.
     is_near_G = profile.distances(exponents_G) <= profile.distances(exponents_G).min() + slack
     near = np.flatnonzero(is_near_G)
     bounds = exponents_G[max(near[0] - 1, 0)], exponents_G[min(near[-1] + 1, len(exponents_G) - 1)]
@@ -162,7 +163,7 @@ def forecast(sizes: ArrayLike, errors_SR: np.ndarray, size: float, confidence: f
 class _Profile:
     """Least squares of the laws y + scale ((n / m)^-b - (N / m)^-b), which have the error y at the size N.
 
-    Of each exponent b the distance is a quadratic in y once the scale is the best one.
+    For each exponent b, with the best scale, the sum of squares is a quadratic function of y.
     """
 
     def __init__(self, sizes_S: np.ndarray, means_S: np.ndarray, size: float):
@@ -174,9 +175,9 @@ class _Profile:
         return np.exp(-exponents_G[:, None] * self._logs_S) - np.exp(-exponents_G * self._log)[:, None]
 
     def _quadratic(self, exponents_G: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns curvature, place and height of the minimum over y, of each exponent."""
+        """Returns curvature, position and value of the minimum over y, for each exponent."""
         columns_GS = self._columns(exponents_G)
-        # What is left of a constant and of the means once the column is taken out of them.
+        # The residuals of a constant and of the means after regression on the column.
         norms_G = np.maximum((columns_GS**2).sum(1), np.finfo(float).tiny)
         ones_GS = 1 - columns_GS * (columns_GS.sum(1) / norms_G)[:, None]
         means_GS = self._means_S - columns_GS * (columns_GS @ self._means_S / norms_G)[:, None]
@@ -189,7 +190,7 @@ class _Profile:
         return self._quadratic(exponents_G)[2]
 
     def interval(self, exponents_G: np.ndarray, slack: float) -> tuple[float, float]:
-        """Returns the lowest and the highest y whose distance is at most the smallest plus `slack`."""
+        """Returns the lowest and the highest y whose sum of squares is at most the minimum plus `slack`."""
         curvature_G, place_G, height_G = self._quadratic(exponents_G)
         room_G = height_G.min() + slack - height_G
         half_G = np.sqrt(np.maximum(room_G, 0.0) / curvature_G)
@@ -197,7 +198,7 @@ class _Profile:
         return float((place_G - half_G)[is_in_G].min()), float((place_G + half_G)[is_in_G].max())
 
     def influences(self, exponents_G: np.ndarray) -> np.ndarray:
-        """Returns by how much y of the best law moves with each mean, to first order; shape S."""
+        """Returns the derivative of y of the best law with respect to each mean; shape S."""
         _, place_G, height_G = self._quadratic(exponents_G)
         best = int(height_G.argmin())
         b, column_S = exponents_G[best], self._columns(exponents_G[best : best + 1])[0]
@@ -208,10 +209,10 @@ class _Profile:
 
 
 def _middle(sizes: np.ndarray) -> float:
-    """Returns the geometric mean: without such a unit the powers differ by orders of magnitude."""
+    """Returns the geometric mean, the unit in which the powers have similar magnitudes."""
     return float(np.exp(np.log(sizes).mean()))
 
 
 def _check_runs(num_runs: int) -> None:
     if num_runs < 2:
-        raise UserError("one run of each size does not show the spread of the runs; give two seeds at least")
+        raise UserError("one run of each size does not show the spread of the runs; give at least two seeds")

@@ -1,4 +1,4 @@
-"""The runs of a study: runs of one experiment, each in a folder of its own inside the study's folder."""
+"""The runs of a study: runs of one experiment, each in a separate folder inside the folder of the study."""
 
 import dataclasses
 import inspect
@@ -31,7 +31,8 @@ class StudyRuns:
       experiment_fn: the function of the experiment.
       study: the open study, in whose folder the runs lie.
       mesh: the devices.
-      resume_command: what a stopped run tells its user to type. None: a sentence about the same call.
+      resume_command: the command line that resumes a stopped run. `None` means a sentence about the same
+        call.
     """
 
     experiment_fn: Callable[..., Experiment]
@@ -42,18 +43,18 @@ class StudyRuns:
     def train(
         self, part: str, definition: Definition, population: Population | Single = SINGLE
     ) -> dict[str, Any]:
-        """Trains one run, without output; a finished one is read from its folder.
+        """Trains one run without output. A finished run is read from its folder.
 
         Args:
           part: the name of the run's folder.
-          definition: of the experiment.
-          population: seeds and options of runs that share one program.
+          definition: the definition of the experiment.
+          population: the seeds and options of the runs that share one program.
 
         Returns:
           The content of result.json.
 
         Raises:
-          UserError: as `train`.
+          UserError: the errors of `train`.
         """
         folder = self.study.folder
         resume = self.resume_command or (lambda folder: f"the same call with folder={str(folder)!r}")

@@ -1,4 +1,4 @@
-"""Where the options of an experiment are searched, and in which order: grids, random draws, halving, TPE."""
+"""Search spaces and search methods for options: grids, random draws, successive halving, TPE."""
 
 import itertools
 import math
@@ -10,9 +10,9 @@ import numpy as np
 
 from dl.errors import UserError
 
-REDUCTION = 3  # of a rung of successive halving the best third goes on (Li et al. 2018, 3.6)
-_RANDOM_KEY = 2**62  # apart from the keys of orders, (seed, epoch)
-_DIGITS = 6  # of a number drawn, so that it can be typed again
+REDUCTION = 3  # the best third of a rung of successive halving continues (Li et al. 2018, 3.6)
+_RANDOM_KEY = 2**62  # differs from the keys of epochs, (seed, epoch)
+_DIGITS = 6  # significant digits of a drawn number, so that a user can type it
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Interval:
       low: the lower bound.
       high: the upper bound.
       is_log: whether equal ratios are equally likely, rather than equal differences.
-      num: values of a grid; None where there is to be none.
+      num: the number of values in a grid. `None` if the interval is not for a grid.
     """
 
     low: float
@@ -52,7 +52,8 @@ class Interval:
 
     def at(self, place: float) -> float:
         """Returns the value at a place in [0, 1)."""
-        high = self.high + 1 if self.is_whole else self.high  # each whole number has a place of its own
+        # The positions of each integer have equal length.
+        high = self.high + 1 if self.is_whole else self.high
         if self.is_log:
             value = self.low * (high / self.low) ** place
         else:
@@ -60,7 +61,7 @@ class Interval:
         return self._fit(math.floor(value) if self.is_whole else value)
 
     def grid(self, name: str) -> tuple[float, ...]:
-        """Returns `num` values; raises UserError where it is None."""
+        """Returns `num` values; raises UserError if it is `None`."""
         if self.num is None:
             text = f"{'log:' if self.is_log else ''}{self.low:g}:{self.high:g}"
             raise UserError(
@@ -82,7 +83,7 @@ Point = dict[str, Any]
 
 
 def as_space(values: Mapping[str, "Dimension | Sequence[Any]"]) -> dict[str, Dimension]:
-    """Returns a space; of an option that has a plain sequence, its items are the choices.
+    """Returns a space of dimensions. The items of a plain sequence become choices.
 
     Raises:
       UserError: the space is empty, or a sequence is.
@@ -98,13 +99,13 @@ def as_space(values: Mapping[str, "Dimension | Sequence[Any]"]) -> dict[str, Dim
 
 
 def grid_points(space: Space) -> list[Point]:
-    """Returns every combination; the last option changes fastest."""
+    """Returns all combinations of the values; the last option changes fastest."""
     values = [dimension.grid(name) for name, dimension in space.items()]
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 
 
 def random_points(space: Space, num_points: int, seed: int) -> list[Point]:
-    """Returns independent draws (Bergstra & Bengio 2012); of more points the first are the same."""
+    """Returns independent draws (Bergstra & Bengio 2012). More points begin with the same points."""
     words = np.random.Philox(key=(seed, _RANDOM_KEY)).random_raw(num_points * len(space))
     places = (words >> np.uint64(11)).reshape(num_points, len(space)) / 2.0**53
     return [
@@ -114,9 +115,10 @@ def random_points(space: Space, num_points: int, seed: int) -> list[Point]:
 
 
 def rungs(num_points: int, budget: int) -> list[tuple[int, int]]:
-    """Returns how many points get which budget, rung by rung (Jamieson & Talwalkar 2016, algorithm 1).
+    """Returns the number of points and the budget of each rung (Jamieson & Talwalkar 2016, algorithm 1).
 
-    The last rung has the whole budget; each before it a third of the next, and three times its points.
+    The last rung has the whole budget. Each earlier rung has a third of the next budget, and three times its
+    points.
     """
     last = 0
     while REDUCTION ** (last + 1) <= min(num_points, budget):
@@ -127,16 +129,16 @@ def rungs(num_points: int, budget: int) -> list[tuple[int, int]]:
 class Tpe:
     """Points that a tree-structured Parzen estimator proposes (Bergstra et al. 2011), by Optuna.
 
-    The same answers to the same seed bring the same points.
+    The same seed and the same values of the trials give the same points.
     """
 
     def __init__(self, space: Space, seed: int, sign: float):
-        """`sign` is 1 where large values are good, -1 where small ones are."""
+        """Starts the search; `sign` is 1 if large values are good, -1 if small ones are."""
         try:
             import optuna
         except ImportError:
             raise UserError(
-                "TPE needs Optuna; pip install 'dl[search]', or choose the method random, grid or halving"
+                "the method tpe needs Optuna; run pip install 'dl[search]', or choose random, grid or halving"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._failed = optuna.trial.TrialState.FAIL
@@ -145,7 +147,7 @@ class Tpe:
         )
         self._space = space
         self._distributions = {
-            # The places of the values: a value may be of a type that Optuna cannot store, such as a path.
+            # Optuna gets the positions of the values, because it cannot store every type, such as a path.
             name: optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
             if isinstance(dimension, Choices)
             else optuna.distributions.IntDistribution(dimension.low, dimension.high, dimension.is_log)
@@ -155,7 +157,7 @@ class Tpe:
         }
 
     def points(self, num_points: int) -> Iterator[tuple[Point, Callable[[float | None], None]]]:
-        """Yields points, each with the function that takes its value; None for one that failed."""
+        """Yields points, each with the function that must be called with its value (`None` if it failed)."""
         for _ in range(num_points):
             trial = self._study.ask(self._distributions)
 

@@ -1,7 +1,7 @@
-"""A sweep: trains an experiment with many options and chooses by validation.
+"""A sweep: trains an experiment with many options and selects the best ones by a validation metric.
 
-Each trial is a run's folder, and all that has finished stands in sweep.json: the same call resumes the sweep.
-The test split is never read. Trials of a grid or a random search that differ in hyperparameters of the
+Each trial is a run with a folder, and sweep.json records the finished trials. The same call resumes the
+sweep. The test split is never read. Trials of a grid or a random search that differ in hyperparameters of the
 optimizer alone, or in their seeds, are trained in one program.
 """
 
@@ -31,23 +31,24 @@ from dl.studies.trials import Row, Trials
 
 SWEEP = StudyKind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png"))
 NUM_TRIALS = 20
-BUDGETS = ("num_epochs", "num_steps")  # successive halving divides the first that the experiment has
+# Successive halving divides the first of these options that the experiment has.
+BUDGETS = ("num_epochs", "num_steps")
 
 Method = Literal["random", "grid", "halving", "tpe"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep has found.
+    """The result of a sweep.
 
     Attributes:
-      folder: that holds its runs, sweep.json, sweep.md and sweep.png.
-      rows: of the trials, the best first: `trial`, `options`, `value` of the metric (None if it failed),
+      folder: the folder with its runs, sweep.json, sweep.md and sweep.png.
+      rows: one for each trial, the best first: `trial`, `options`, `value` of the metric (None if it failed),
         `metrics`, `error`, `folder`, and `member` where several trials share a run.
       best_options: all options of the best trial, as the experiment takes them.
-      split: that the metric is measured on.
-      metric: that chooses.
-      notice: of the data; None where they are what was asked for.
+      split: the split that the metric is measured on.
+      metric: the metric that ranks the trials.
+      notice: what the user must know about the data. `None` means that there is nothing to know.
     """
 
     folder: Path
@@ -69,7 +70,7 @@ class Sweep:
 
     @property
     def lines(self) -> list[str]:
-        """The best trial as `name=value` words."""
+        """Lines about the best trial, each as `name=value`."""
         num_failed = sum(row["value"] is None for row in self.rows)
         note = f" NOTE: {short_notice(self.notice)}" if self.notice else ""
         return [
@@ -98,23 +99,25 @@ def sweep(
 
     Args:
       experiment_fn: the function of the experiment.
-      space: of each option that is searched, its values, or an `Interval`.
-      options: of all trials; the others have their defaults.
+      space: for each searched option, its values or an `Interval`.
+      options: the options of all trials. An option that is left out has its default.
       method: grid (all combinations), random (Bergstra & Bengio 2012), halving (Jamieson & Talwalkar 2016:
         many random trials, of which the best third is trained again with three times the epochs), or tpe
         (Bergstra et al. 2011, by Optuna: each trial where the ones before were good).
-      num_trials: of random and tpe, and of the first rung of halving; 20 if None.
-      metric: SPLIT.NAME; never of test.
-      mode: whether the smallest or the largest value is best; as the metric states if None.
-      folder: of the study; the same folder again resumes it. None: runs/NAME-sweep-TIME.
-      mesh: the devices; all of them if None.
+      num_trials: number of trials of random and tpe, and of the first rung of halving. `None` means 20.
+      metric: the metric that ranks the trials, as SPLIT.NAME. The test split is refused.
+      mode: whether the smallest or the largest value is best. `None` means that the metric states it.
+      folder: the folder of the study. The same folder resumes the study. `None` means a new folder,
+        runs/NAME-sweep-TIME.
+      mesh: the devices. `None` means all devices.
       together: the largest number of trials that are trained in one program.
-      search_seed: of the draws.
+      search_seed: random seed of the draws.
       console: where progress is printed.
-      resume_command: from the folder to what a stopped sweep tells its user to type.
+      resume_command: returns, for a folder, the command line that resumes a stopped sweep.
 
     Raises:
-      UserError: a mistake in the arguments, all trials have failed, or their surroundings let one fail.
+      UserError: an argument has a mistake, all trials have failed, or a trial failed because of its
+        environment.
     """
     console = console or Console()
     space = as_space(space)
@@ -136,7 +139,7 @@ def sweep(
         "metric": metric,
         "mode": probe.rule.mode,
         "search_seed": search_seed,
-        # The other methods take more trials later.
+        # The other methods can add trials later.
         "num_trials": search.num_trials if method == "halving" else None,
     }
     with open_study(SWEEP, folder, f"{name.rpartition('.')[2]}-sweep") as study:
@@ -148,15 +151,15 @@ def sweep(
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """Which points are tried, judged before the first is.
+    """The plan of a search, which is checked before the first trial.
 
     Attributes:
-      method: of the search.
-      space: that is searched.
-      seed: of the draws.
-      num_trials: of a grid all its points; of halving those of the first rung.
-      budget_option: the option that halving divides; None of other methods.
-      budget: of the last rung.
+      method: the search method.
+      space: the space that is searched.
+      seed: random seed of the draws.
+      num_trials: number of trials: all points of a grid, or those of the first rung of halving.
+      budget_option: the option that halving divides. `None` for other methods.
+      budget: the budget of the last rung.
     """
 
     method: Method
@@ -168,17 +171,17 @@ class _Search:
 
     @classmethod
     def of(cls, space: Space, fixed: Options, method: Method, num_trials: int | None, seed: int) -> "_Search":
-        """Raises UserError where the method cannot search this space."""
+        """Raises UserError if the method cannot search this space."""
         if method == "grid":
             size = len(grid_points(space))
             if num_trials not in (None, size):
                 raise UserError(
-                    f"num_trials={num_trials} is not for a grid, and this one has {size} trials; leave it "
-                    "out, or choose the method random"
+                    f"num_trials={num_trials} does not apply to a grid, which has {size} trials here; "
+                    "leave it out, or choose the method random"
                 )
             return cls(method, space, seed, size)
         if method == "tpe":
-            Tpe(space, seed, 1.0)  # or Optuna is missing
+            Tpe(space, seed, 1.0)  # raises a UserError if Optuna is missing
         num_trials = num_trials or NUM_TRIALS
         if method != "halving":
             return cls(method, space, seed, num_trials)
@@ -205,7 +208,7 @@ class _Search:
                 tell(row["value"])
 
     def _halve(self, trials: Trials, rule: KeepBest, console: Console) -> None:
-        """Successive halving: the best third of a rung is trained anew with three times the budget."""
+        """Successive halving: the best third of a rung is trained again with three times the budget."""
         assert self.budget_option is not None
         plan = rungs(self.num_trials, self.budget)
         said = ", ".join(f"{num} trials with {budget}" for num, budget in plan)
@@ -220,12 +223,12 @@ class _Search:
 def _conclude(trials: Trials, probe: Probe, budget_option: str | None) -> Sweep:
     folder, rows, rule = trials.folder, trials.rows, probe.rule
     if all(row["value"] is None for row in rows):
-        if trials.defect is not None:  # of the code, as it seems: its traceback says where
+        if trials.defect is not None:  # a mistake in the code, which the traceback shows
             raise trials.defect
         raise UserError(f"all {len(rows)} trials failed, the first with: {rows[0]['error']}")
 
     def rank(row: Row) -> tuple[bool, float, float]:
-        # After halving only trials with the same budget are comparable.
+        # After halving, only trials with the same budget are comparable.
         budget = row["options"][budget_option] if budget_option else 0
         has_failed, badness = _badness(row, rule)
         return has_failed, -budget, badness

@@ -1,4 +1,4 @@
-"""What a sweep has found: a table of its trials, and a plot with an axis for each option."""
+"""The results of a sweep: a table of its trials, and a plot with an axis for each option."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def table_of(rows: Rows, metric: str) -> Table:
-    """Returns the trials in the order given; where one has failed, why."""
+    """Returns a table of the trials in the given order, with the error of each failed trial."""
     names = list(rows[0]["options"])
     return Table(
         f"{len(rows)} trials by {metric}",
@@ -32,13 +32,13 @@ def table_of(rows: Rows, metric: str) -> Table:
 
 
 def plot(rows: Rows, space: Mapping[str, Mapping[str, Any]], metric: str, sign: float) -> "Figure":
-    """Returns parallel coordinates (Inselberg 1985): a line for each trial, through its options.
+    """Plots parallel coordinates (Inselberg 1985): a line for each trial, through its options.
 
     Args:
-      rows: the trials; those without a value are left out.
-      space: of each option the fields of its dimension.
-      metric: its name.
-      sign: 1 where large values are good, -1 where small ones are; the best lines are the most yellow.
+      rows: the trials. Those without a value are left out.
+      space: for each option, the fields of its dimension.
+      metric: the name of the metric.
+      sign: 1 if large values are good, -1 if small values are good. The best lines are yellow.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -66,7 +66,7 @@ def plot(rows: Rows, space: Mapping[str, Mapping[str, Any]], metric: str, sign: 
 
 
 def _draw_axis(axes: "Axes", number: int, values: Sequence[Any], is_log: bool) -> list[float]:
-    """Draws a vertical axis with its ticks; returns the height of each value on it, from 0 to 1."""
+    """Draws a vertical axis with ticks; returns the height of each value on it, from 0 to 1."""
     is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     known = sorted(set(values)) if is_number else list(dict.fromkeys(map(_text, values)))
     if is_number:
@@ -80,7 +80,12 @@ def _draw_axis(axes: "Axes", number: int, values: Sequence[Any], is_log: bool) -
         heights = [known.index(_text(value)) / steps for value in values]
         ticks = [(place / steps, value) for place, value in enumerate(known)]
     axes.axvline(number, color="0.6", linewidth=1)
-    paper = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}  # the lines cross there
+    paper = {
+        "facecolor": "white",
+        "alpha": 0.8,
+        "linewidth": 0,
+        "pad": 1,
+    }  # keeps the text readable over the lines
     for height, value in ticks:
         label = f"{value:.4g}" if isinstance(value, float) else str(value)
         axes.annotate(

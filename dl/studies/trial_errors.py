@@ -1,21 +1,22 @@
-"""Whose fault it is that a trial failed: its own options', or what surrounds it (files, network, memory)."""
+"""The cause of a failed trial: its options, or its environment (files, network, memory)."""
 
 import jax
 
 from dl.errors import UserError
 
-_MAY_BE_NAMED = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # by an option that is a path
-_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # of XLA's errors
+# An option may be the path of a missing file.
+_MAY_BE_NAMED = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# Status codes of XLA errors that may be temporary.
+_PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
 _MAX_LENGTH = 300
 
 
 def is_of_surroundings(error: BaseException, is_built: bool = True) -> bool:
-    """Whether an error says nothing about the options of a trial: the same may work another time.
+    """Whether an error is caused by the environment of a trial, so that a repetition may work.
 
     Args:
-      error: or what it was raised from, or while another was handled.
-      is_built: whether the experiment had been built; before that, a file that is not there may be one that
-        an option names.
+      error: the error. Its causes and contexts are checked too.
+      is_built: whether the experiment was built. Before that, an option may name the missing file.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -32,7 +33,7 @@ def is_of_surroundings(error: BaseException, is_built: bool = True) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns an error in one line; with its type where it is not a UserError."""
+    """Returns an error as one line, with its type if it is not a UserError."""
     text = " ".join(str(error).split())
     text = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}".removesuffix(": ")
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"

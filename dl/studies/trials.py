@@ -1,8 +1,7 @@
-"""The trials of a sweep: each a run, on its own or as a member of one program; what has finished stays.
+"""The trials of a sweep. Each is a separate run, or a member of a population in one program.
 
-A trial that failed by its own options, or that diverged, is a row like any other. What its surroundings did
-to it (data that are not there, a full disk, too little memory) is not a result: it ends the sweep, and the
-next start tries the trial again.
+A trial that diverged, or failed because of its options, is recorded as a row. A failure of its environment
+(missing data, a full disk, too little memory) ends the sweep, and the next start repeats the trial.
 """
 
 import json
@@ -30,16 +29,16 @@ Row = dict[str, Any]
 
 
 class Trials:
-    """The trials of a sweep, in their order; one that is recorded is not repeated.
+    """The trials of a sweep in their order. Recorded trials are not repeated.
 
     Attributes:
-      folder: of the sweep.
-      rows: of all trials so far: `trial`, `options`, `value` of the metric (None if it failed), `error`,
+      folder: the folder of the sweep.
+      rows: one for each trial so far: `trial`, `options`, `value` of the metric (None if it failed), `error`,
         whether it `has_diverged`, `folder`, and which `member` of the run there it is, where that has
         several.
-      points: the options of each, as the experiment takes them.
-      header: what sweep.json says beside the trials.
-      defect: the first error that no UserError explains.
+      points: the options of each trial, as the experiment takes them.
+      header: the content of sweep.json beside the trials.
+      defect: the first error that is not a UserError.
     """
 
     def __init__(
@@ -51,18 +50,18 @@ class Trials:
         together: int,
         console: Console,
     ):
-        """Reads what the folder holds.
+        """Reads the trials in the folder.
 
         Args:
-          runs: what trains them.
-          fixed: options of all trials.
+          runs: the object that trains the runs.
+          fixed: the options of all trials.
           probe: an experiment of the space that can be built.
-          header: what the record says beside the trials.
+          header: the content of the record beside the trials.
           together: the largest number of trials in one program.
           console: where a line for each trial is printed.
 
         Raises:
-          UserError: it holds something else than this sweep, or its record is damaged.
+          UserError: the folder does not hold this sweep, or its record is damaged.
         """
         self.folder = runs.study.folder
         self.rows: list[Row] = []
@@ -79,15 +78,15 @@ class Trials:
         self._write()
 
     def run(self, points: Sequence[Point], are_independent: bool = False) -> list[Row]:
-        """Trains what is not recorded yet; returns a row for each point, in their order.
+        """Trains the trials that are not recorded; returns a row for each point, in the same order.
 
         Args:
-          points: the options of each that are searched.
-          are_independent: whether no later trial depends on these. Then they may share a program, and one
-            that failed before is tried again, unless it diverged.
+          points: the searched options of each trial.
+          are_independent: whether no later trial depends on these trials. Then they may share a program, and
+            a failed trial is repeated unless it diverged.
 
         Raises:
-          UserError: the folder holds other trials, or what surrounds a trial let it fail.
+          UserError: the folder holds other trials, or a trial failed because of its environment.
         """
         start = len(self.rows)
         rows = []
@@ -107,7 +106,7 @@ class Trials:
         if are_independent and self._together > 1 and any("value" not in row for row in rows):
             for group in self._groups(points, options):
                 left = [k for k in group if "value" not in rows[k]]
-                # Where one of them had to be trained alone, so must the rest.
+                # If one of them was trained alone, the others are trained alone too.
                 if len(left) > 1 and all("member" in rows[k] for k in group if k not in left):
                     self._train_together([options[k] for k in left], [rows[k] for k in left])
         for row, own in zip(rows, options, strict=True):
@@ -130,9 +129,9 @@ class Trials:
             try:
                 experiment = self._define(options[k]).build()
                 kind = fingerprint(experiment)
-            except Exception:  # the trial itself will say it
+            except Exception:  # the trial raises the error again
                 continue
-            # Together they would stop only when the last one has reached its target.
+            # Together they would stop only when the last of them has reached its target.
             if (
                 kind
                 and experiment.stop_at is None
@@ -144,7 +143,7 @@ class Trials:
         return [chunk for chunk in chunks if len(chunk) > 1]
 
     def _train_together(self, options: Sequence[Options], rows: Sequence[Row]) -> None:
-        """Trains trials as a population in one program; does nothing where that cannot be."""
+        """Trains trials as a population in one program, if that is possible."""
         first = options[0]
         numbers = [name for name in rows[0]["options"] if isinstance(first[name], float)]
         varied = [name for name in numbers if any(not is_same(own[name], first[name]) for own in options)]
@@ -161,7 +160,7 @@ class Trials:
             result = self._runs.train(folder, definition, population)
         except Stopped:
             raise
-        except Exception:  # then each trial says for itself what is wrong; alone it may also fit into memory
+        except Exception:  # then each trial is trained alone, where it may fit into memory or show its error
             return
         for k, row in enumerate(rows):
             row |= {"folder": folder, "member": k}
@@ -191,8 +190,8 @@ class Trials:
         self._report([row])
 
     def _refuse_surroundings(self, error: Exception, is_built: bool, trial: int) -> None:
-        """Raises UserError if what failed was not the trial."""
-        # Damaged, or of another study.
+        """Raises UserError if the environment of the trial caused the error."""
+        # The run is damaged, or belongs to another study.
         is_of_folder = isinstance(error, UserError) and str(self.folder) in str(error)
         if not is_of_folder and not is_of_surroundings(error, is_built):
             if isinstance(error, Diverged):
@@ -200,11 +199,12 @@ class Trials:
             try:
                 self._probe.check()
                 return
-            except UserError as also:  # of options that worked before
+            except UserError as also:  # options that worked before fail now
                 error = also
         kind = type(error) if isinstance(error, UserError) else UserError
         raise kind(
-            f"trial {trial} cannot run at this time ({one_line(error)}); mend that, and run the same command "
+            f"trial {trial} cannot run now ({one_line(error)}); solve this problem, then run the same "
+            "command "
             "again"
         ) from error
 
@@ -214,7 +214,7 @@ class Trials:
     def _finish(self, row: Row, metrics: dict[str, Any]) -> None:
         rule = self._probe.rule
         value = look_up(metrics, rule.split, rule.metric).item()
-        row["value"] = finite(value)  # of a run that diverged null already
+        row["value"] = finite(value)  # null for a run that has diverged
         row["metrics"] = finite(metrics)
         if row["value"] is None:
             row["error"] = f"{rule.split} {rule.metric} is not a finite number"
@@ -235,7 +235,7 @@ def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:
     """Returns the rows of a record by their numbers.
 
     Raises:
-      UserError: they are not rows of trials.
+      UserError: the rows are not valid.
     """
     kinds = {"trial": int, "options": dict, "folder": str}
     rows = record.get("trials")
@@ -249,7 +249,7 @@ def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:
         if not is_number and not (value is None and isinstance(row.get("error"), str)):
             raise damaged(study.path, f"trial {row['trial']} has neither a value nor an error")
     if len({row["trial"] for row in rows}) < len(rows):
-        raise damaged(study.path, "a trial stands there twice")
+        raise damaged(study.path, "it holds a trial twice")
     return {row["trial"]: row for row in rows}
 
 

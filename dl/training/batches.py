@@ -17,8 +17,8 @@ from dl.sharding import num_batch_shards
 from dl.training.population import SINGLE, Population, Single
 from dl.types import Batch, OfInput, Source
 
-# A batch larger than the split is mostly padding, which is a mistake, except that a default batch size must
-# do for a tiny set too.
+# A batch that is larger than the split is mostly padding, which is a mistake. Smaller batches are allowed,
+# because a default batch size must work for a tiny data set too.
 MAX_PADDED_BATCH = 1024
 
 
@@ -28,19 +28,20 @@ def make_batches(
     """Returns the batches of `train` and of each evaluation split, which share one shape.
 
     Args:
-      experiment: says what data, and how large a batch.
+      experiment: the data and the batch size.
       mesh: the devices.
-      population: the runs that are trained at the same time, each in an order of its own.
+      population: the runs that are trained at the same time, each with its own batch order.
 
     Raises:
-      UserError: a split is empty, a feature has a name that batches keep for themselves, a whole number is
-        too large for the device, or a batch is larger than the training split.
+      UserError: a split is empty, a feature has a reserved name, an integer is too large for the
+        device, or a batch is larger than the training split.
     """
     data = experiment.data
     if experiment.batch_size > max(len(data.train), MAX_PADDED_BATCH):
         raise UserError(
             f"batch_size={experiment.batch_size} is larger than the training split of "
-            f"{data.identity.name}, {len(data.train)} examples; choose at most that"
+            f"{data.identity.name}, {len(data.train)} examples; choose a batch size of at most "
+            f"{len(data.train)}"
         )
     for name, source in {"train": data.train, **data.evaluations}.items():
         if not len(source):
@@ -57,7 +58,7 @@ def make_batches(
 
 
 def stored_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a training batch as the data hold it."""
+    """Returns the shapes and dtypes of a training batch before preprocessing."""
     size, spec = experiment.batch_size, experiment.data.train.spec
     batch = {
         name: jax.ShapeDtypeStruct((size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
@@ -70,10 +71,13 @@ def stored_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def check_targets(experiment: Experiment, split: str, source: Source) -> None:
-    """Raises UserError for the first target that is not what the stated kind of task compares with.
+    """Checks the targets of a split against the kind of the task.
 
-    That is 0 or 1 for each of several labels, whole numbers from 0 for tokens. What the preprocessing makes
-    itself is not looked at, nor is a source that is not in memory.
+    Each of several labels must be 0 or 1. Tokens must be integers of at least 0. Targets that preprocessing
+    makes are not checked. Values of a source that is not in memory are not checked.
+
+    Raises:
+      UserError: the target is missing, or a value of it is not allowed.
     """
     kind = experiment.task.kind
     if kind is None or kind.name == "classification":
@@ -95,34 +99,34 @@ def check_targets(experiment: Experiment, split: str, source: Source) -> None:
     jax.eval_shape(prepare, {**example, **one})
     if kind.target not in features and kind.target != experiment.task.input_name:
         raise UserError(
-            f"the {split} split has no feature {kind.target} to compare outputs with; it has "
-            f"{', '.join(source.spec)}: name one to the task, target_name="
+            f"the {split} split does not have the target feature {kind.target}; it has "
+            f"{', '.join(source.spec)}; name one of them to the task, target_name="
         )
     if not is_stored or kind.name not in ("multi_label", "language_model"):
         return
     dtype = np.dtype(source.spec[kind.target].dtype)
     if kind.reads_tokens and dtype.kind not in "iu":
-        raise UserError(f"{kind.target} are stored as {dtype}; tokens are whole numbers: astype(np.int32)")
+        raise UserError(f"{kind.target} has the dtype {dtype}; tokens must be integers; use astype(np.int32)")
     if not isinstance(source, ArraySource):
         return
     values = source.arrays[kind.target]
     is_right = values >= 0 if kind.reads_tokens else (values == 0) | (values == 1)
     if not is_right.all():
-        place = tuple(np.argwhere(~is_right)[0])
-        expected = "tokens are whole numbers from 0" if kind.reads_tokens else "labels are 0 or 1"
+        where = tuple(np.argwhere(~is_right)[0])
+        expected = "tokens must be at least 0" if kind.reads_tokens else "labels must be 0 or 1"
         raise UserError(
-            f"{kind.target} of row {place[0]} of the {split} split is {values[place]}; {expected}"
+            f"{kind.target} of row {where[0]} of the {split} split is {values[where]}; {expected}"
         )
 
 
 def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None:
-    """Looks once at all labels that the loss compares with outputs for classes, before anything is trained.
+    """Checks all class labels once, before training.
 
-    Which feature holds them, and how many classes there are, follows from the loss: it hands a feature of the
+    The loss shows which feature holds the labels, and how many classes there are: it passes a feature of the
     batch to `losses.cross_entropy` or `metrics.accuracy`, as `task.classification` does.
 
     Raises:
-      UserError: the first label that is no class, by split, row and value.
+      UserError: a label is not a class. The message names its split, row and value.
     """
     found: dict[str, int] = {}
 
@@ -144,13 +148,13 @@ def check_labels(experiment: Experiment, batches: Mapping[str, Batches]) -> None
 
 
 def describe_input(experiment: Experiment) -> str:
-    """Returns a line about an input in bytes that is read as it is; empty where there is nothing to say."""
+    """Returns a notice about an integer input that is not scaled to [0, 1]; empty if there is none."""
     leaf, name = experiment.data.train.spec.get(experiment.task.input_name), experiment.task.input_name
     if not isinstance(experiment.preprocess, OfInput) or leaf is None or is_image(name, leaf):
         return ""
     if leaf.dtype not in (np.uint8, np.uint16):
         return ""
     return (
-        f"the input {name}, {leaf.dtype} of shape {leaf.shape}, is read as whole numbers, not as pixels in "
-        f"[0, 1]; for pixels state preprocess=unit_range({name!r}), and preprocess=None for numbers"
+        f"the input {name}, {leaf.dtype} of shape {leaf.shape}, is read as integers, not as pixels in "
+        f"[0, 1]; pass preprocess=unit_range({name!r}) for pixels, or preprocess=None for integers"
     )

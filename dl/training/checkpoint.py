@@ -1,9 +1,9 @@
-"""Checkpoints: asynchronous, atomic, with digests and the identity of their run. Nothing else touches orbax.
+"""Checkpoints: asynchronous, atomic, with digests and the identity of their run. No other module uses orbax.
 
-Orbax writes a step into a temporary folder and renames it when it is complete, so a killed process leaves
-no half checkpoint. What it does not notice is a bit that flips in what is stored: the digests do, of each
-leaf and of the record beside them. What orbax cannot be asked for is kept here too, in one place: plain
-paths, quiet threads, and errors of the disk in one line.
+Orbax writes a step into a temporary folder and renames it when it is complete, so a killed process does
+not leave an incomplete checkpoint. Orbax does not notice a flipped bit in a stored array; the digests of
+each leaf and of the record beside the arrays do. This module also works around limits of orbax: special
+characters in paths, output of its threads, and errors of the disk.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from dl.sharding import path_name
 from dl.system.json_files import DIGEST_KEY, json_digest
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
-# What orbax, or tensorstore below it, reads as a pattern, a separator or the scheme of an address.
+# Orbax and tensorstore read these characters as a pattern, a separator or the scheme of an address.
 _NOT_PLAIN = re.compile(r"[\[\]*?\\]|:/")
 
 
@@ -46,15 +46,16 @@ class Checkpoints:
         identity: Mapping[str, Any] | None = None,
         is_read_only: bool = False,
     ):
-        """Opens the checkpoints, and removes what killed processes left of others.
+        """Opens the checkpoints, and removes incomplete ones of killed processes.
 
         Args:
-          directory: made if there is none.
-          keep: how many of the newest are kept.
-          identity: of the run, as `Run.identity` gives it; None: checkpoints of any run are read.
-          is_read_only: leave everything as it is.
+          directory: the directory; it is created if it does not exist.
+          keep: the number of checkpoints that are kept, the newest ones.
+          identity: the identity of the run, see `Run.identity`. `None` means that checkpoints of any run are
+            read.
+          is_read_only: whether nothing on the disk may change.
         """
-        import orbax.checkpoint as ocp  # slow to import, and evaluation does without
+        import orbax.checkpoint as ocp  # slow to import, and not needed for evaluation
 
         _keep_threads_quiet()
         self.directory = directory.resolve()
@@ -77,12 +78,12 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Stores `state` and the JSON values `progress`; writing goes on in the background.
+        """Stores `state` and the JSON values `progress`; writing continues in the background.
 
-        The state may be donated to the next step at once: what is written is a copy.
+        The state may be donated to the next step at once, because a copy is written.
 
         Raises:
-          StorageError: this one, or the one before, cannot be written.
+          StorageError: this checkpoint or the previous one cannot be written.
         """
         self.wait()
         if step in self.steps:
@@ -104,7 +105,7 @@ class Checkpoints:
         """Waits until everything is written.
 
         Raises:
-          StorageError: it could not be.
+          StorageError: a checkpoint could not be written.
         """
         with self._storing():
             self._manager.wait_until_finished()
@@ -112,17 +113,17 @@ class Checkpoints:
     def restore(
         self, abstract_state: Any, trouble_with: Callable[[Any], str] = lambda state: ""
     ) -> tuple[Any, dict[str, Any]] | None:
-        """Returns the newest intact state and its progress, None if nothing was ever saved.
+        """Returns the newest intact state and its progress; `None` if nothing was saved.
 
         Checkpoints that are damaged are reported by a warning and set aside.
 
         Args:
-          abstract_state: of `jax.ShapeDtypeStruct`s with the shardings wanted now; they may differ from
-            those the state was saved with.
-          trouble_with: says why a state is not to be used; empty if it is.
+          abstract_state: the state as `jax.ShapeDtypeStruct`s with the desired shardings. They may differ
+            from the shardings of the saved state.
+          trouble_with: returns why a state must not be used; empty if it may be used.
 
         Raises:
-          UserError: there are checkpoints and none is intact, or they belong to another run.
+          UserError: no checkpoint is intact, or the checkpoints belong to another run.
         """
         reasons = []
         for step in reversed(self.steps):
@@ -134,7 +135,7 @@ class Checkpoints:
                     raise ValueError(trouble)
             except UserError:
                 raise
-            # Damage shows as whatever the reader of the damaged file happens to raise.
+            # A damaged file can raise any exception in the library that reads it.
             except Exception as error:
                 reason = f"checkpoint {place} is damaged ({_brief(error)})"
                 reasons.append(reason)
@@ -145,7 +146,7 @@ class Checkpoints:
                 self._set_aside(later)
             return state, extra["progress"]
         if reasons:
-            raise UserError(f"{'; '.join(reasons)}; none is intact, start in another --workdir")
+            raise UserError(f"{'; '.join(reasons)}; no checkpoint is intact; start in another --workdir")
         return None
 
     def _read_step(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
@@ -159,7 +160,7 @@ class Checkpoints:
         ):
             if (leaf.shape, leaf.dtype) != (wanted.shape, wanted.dtype):
                 raise ValueError(
-                    f"{path_name(path)} is {leaf.dtype}{leaf.shape}, not {wanted.dtype}{wanted.shape}"
+                    f"{path_name(path)} is {leaf.dtype}{leaf.shape}; expected {wanted.dtype}{wanted.shape}"
                 )
         extra = dict(restored.extra)
         _check_digest(extra)
@@ -195,7 +196,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _plain_directory(self) -> Path:
-        """Returns the directory, by way of a link where its own path holds what orbax misunderstands."""
+        """Returns the directory, or a link to it if its path has characters that orbax misreads."""
         if not _NOT_PLAIN.search(f"{self.directory}/"):
             return self.directory
         self._link = Path(tempfile.mkdtemp(prefix="dl-")) / "checkpoints"
@@ -204,7 +205,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:
-        """Turns what the disk does to a checkpoint into one line."""
+        """Turns an error of the disk into a StorageError of one line."""
         try:
             yield
         except Exception as error:
@@ -213,19 +214,19 @@ class Checkpoints:
                 raise
             if not self._is_read_only:
                 with contextlib.suppress(OSError):
-                    self._remove_leftovers()  # which gives back the room that was taken
+                    self._remove_leftovers()  # which frees the space on the disk
             steps = self.steps if self._manager is not None else []
-            stands = f"that of step {steps[-1]:,} stands" if steps else "there is none before it"
+            saved = f"the checkpoint of step {steps[-1]:,} is kept" if steps else "none was saved before"
             raise StorageError(
-                f"a checkpoint in {self.directory} cannot be written ({reason}), {stands}; make room, "
-                "and run the same command again to go on"
+                f"a checkpoint in {self.directory} cannot be written ({reason}); {saved}; free some space, "
+                "then run the same command again to resume"
             ) from error
 
     def close(self) -> None:
-        """Waits until everything is written, and lets go of the folder.
+        """Waits until everything is written, and releases the folder.
 
         Raises:
-          StorageError: it could not be written.
+          StorageError: a checkpoint could not be written.
         """
         try:
             self.wait()
@@ -264,7 +265,7 @@ def _check_digest(extra: dict[str, Any]) -> None:
 
 
 def _storage_reason(error: BaseException) -> str | None:
-    """Returns what the operating system said, None where an error has another reason."""
+    """Returns the message of the operating system; `None` if the error has another reason."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -277,7 +278,7 @@ def _storage_reason(error: BaseException) -> str | None:
 
 @functools.cache
 def _keep_threads_quiet() -> None:
-    """Drops what orbax, and threads below it, print of a failed save or restore: the same is raised."""
+    """Drops what orbax and its threads print about a failed save or restore: the error is raised anyway."""
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     ours = re.compile("orbax|tensorstore|ocdbt", re.IGNORECASE)
     logging.getLogger("asyncio").addFilter(lambda record: not ours.search(record.getMessage()))

@@ -1,6 +1,6 @@
-"""What a run decides after an evaluation: which one it keeps, and whether it has seen enough.
+"""Decisions after an evaluation: whether it is the best one, and whether the run stops early.
 
-Pure functions on the host: `session` carries the decisions out.
+Pure functions on the host; `session` acts on the decisions.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,15 @@ from dl.training.progress import Progress
 
 
 class Choice(NamedTuple):
-    """What follows from an evaluation.
+    """The decisions after an evaluation.
 
     Attributes:
-      best: which evaluation is the best so far.
-      is_taken: whether it is this one, so that the present variables are kept; of the shape of a metric.
+      best: the best evaluation so far.
+      is_taken: whether this evaluation is the best one, so that its variables are kept; the shape of a
+        metric.
       evaluations: the metrics that the run would end with now, by split.
-      intervals: theirs, by split and metric.
-      stopped_early: why the run has seen enough; empty while it goes on.
+      intervals: the intervals of these metrics, by split and metric.
+      stopped_early: why the run stops early; empty if it continues.
     """
 
     best: Best
@@ -38,15 +39,15 @@ def choose(
     intervals: dict[str, dict[str, Any]],
     step: int,
 ) -> Choice:
-    """Returns what follows from an evaluation. One before the first step is never the best.
+    """Returns the decisions after an evaluation. An evaluation before the first step is never the best.
 
     Args:
-      keep_best: the rule that says which evaluation is the best; None: the last one.
-      stop_at: the metric that is good enough, if there is one.
-      progress: of the run before this evaluation.
-      metrics: of this evaluation, by split; and of `train`, where steps were made since the last one.
-      intervals: of this evaluation, by split and metric.
-      step: of this evaluation.
+      keep_best: the rule that says which evaluation is the best. `None` means the last one.
+      stop_at: the value of a metric at which the run stops. `None` means that the run does not stop early.
+      progress: the progress of the run before this evaluation.
+      metrics: the metrics of this evaluation by split, and of `train` if there were steps since the last one.
+      intervals: the intervals of this evaluation, by split and metric.
+      step: the step of this evaluation.
     """
     best, is_taken = progress.best, np.zeros((), bool)
     evaluations = {split: dict(of_split) for split, of_split in metrics.items() if split != "train"}

@@ -1,4 +1,4 @@
-"""What a split measures: the mean of each metric, and how far its examples scatter about it."""
+"""The evaluation of a split: the mean of each metric, and the spread over the examples."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +14,8 @@ from dl.runs.log import Averages
 from dl.training.signals import StopSignals
 from dl.types import Batch, Variables
 
-# Steps under way before their metrics are read: enough to keep a device busy, few enough that the bar
-# tells the truth and that batches do not pile up in memory.
+# Number of steps that are in flight before their metrics are read. This keeps a device busy; a larger number
+# would delay the progress bar and keep more batches in memory.
 MAX_IN_FLIGHT = 4
 
 
@@ -23,10 +23,10 @@ class Evaluation(NamedTuple):
     """What an evaluation of a split has measured, by metric; of a population arrays have a leading axis.
 
     Attributes:
-      means: over the split, every example counted once.
-      spreads: of what the examples add to them; of a metric that does not tell it there is none.
+      means: the mean over the split. Every example counts once.
+      spreads: the spread over the examples. Metrics that do not report a value per example are left out.
       examples: total and weight of each example, float32, shape N × 2, in the order of the split's rows; only
-        where they were asked for.
+        if they were requested.
     """
 
     means: dict[str, np.ndarray]
@@ -41,13 +41,13 @@ def evaluate(
     stop: StopSignals | None = None,
     keep_examples: bool = False,
 ) -> Evaluation | None:
-    """Evaluates a split; None if a signal came.
+    """Evaluates a split; returns `None` if a signal arrived.
 
     Args:
-      eval_step: from variables and a batch to its metrics.
-      variables: of the model.
-      batches: of the split.
-      stop: asked after each batch.
+      eval_step: returns the metrics for variables and a batch.
+      variables: the variables of the model.
+      batches: the batches of the split.
+      stop: the signal request, which is checked after each batch.
       keep_examples: whether to return what each example adds to each metric.
     """
     averages = Averages()
@@ -78,7 +78,7 @@ def evaluate(
 
 
 def _lagged(outputs: Iterable[Any], lag: int) -> Iterator[Any]:
-    """Yields the outputs in order, each after `lag` later ones were asked for."""
+    """Yields the outputs in order, each after `lag` later ones were requested."""
     pending: deque[Any] = deque()
     for output in outputs:
         pending.append(output)

@@ -1,7 +1,7 @@
-"""What tells an experiment from others, made from the experiment itself: recorded with a run, compared later.
+"""The identity of an experiment, which a run records and a resumed run compares.
 
-Options and code that are stated beside an experiment can be forgotten, and then a folder holds another run
-than they say. What is computed cannot.
+It is made from the experiment itself: its settings, and digests of what it computes. Recorded options and
+code may miss a change; the computation does not.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ _LIBRARIES = ("jax", "flax", "optax")
 def describe(experiment: Experiment, population: Population | Single = SINGLE) -> dict[str, Any]:
     """Returns the facts of an experiment as run.json holds them.
 
-    Neither devices nor the addresses of objects make a difference. What is traced depends on the versions of
-    the libraries, on this code and on the platform, so it is compared `under` the same ones only.
+    Devices and addresses of objects do not change the facts. The traced computation depends on the versions
+    of the libraries, on this code and on the platform; `under` names them, and only equal ones are compared.
 
     Returns:
       `settings`: its numbers and rules; `traced`: digests of what is computed (the initial state, a step of
@@ -67,8 +67,9 @@ def describe(experiment: Experiment, population: Population | Single = SINGLE) -
 class _Reader:
     """Digests a traced computation: its operations, their arguments and the constants in it.
 
-    Whole numbers count exactly. Floats are rounded, and of an array of them a projection is told apart, to be
-    compared with a tolerance: what is computed from the data differs in its last bits between machines.
+    Integers are digested exactly. Floats are rounded, and a projection of each array of floats is returned
+    for a comparison with a tolerance, because values that are computed from data differ in their last bits
+    between machines.
     """
 
     def __init__(self) -> None:
@@ -126,7 +127,7 @@ class _Reader:
             self._text(f"{value:.6g}")
         elif value is None or isinstance(value, str | int | np.dtype | complex):
             self._text(repr(value))
-        else:  # functions, meshes and such: what matters of them stands elsewhere, or is the machine's
+        else:  # functions, meshes and others: they are covered elsewhere, or depend on the machine
             self._text(type(value).__name__)
 
     def _array(self, value: Any) -> None:
@@ -158,7 +159,7 @@ def _circumstances() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a setting as JSON knows it."""
+    """Returns a setting as a JSON value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

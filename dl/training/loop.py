@@ -52,26 +52,27 @@ def train(
     profile: bool = False,
     console: Console | None = None,
 ) -> Result:
-    """Trains an experiment to its end, and returns what came out.
+    """Trains an experiment to its last step, and returns the result.
 
     Args:
-      experiment: what to train; or a `Definition`, a function that returns it with the function's options.
-      folder: where the run is saved, so that the same call resumes it or returns what has finished. None:
-        nothing is written to disk.
-      mesh: the devices; None: all of them, each with a part of the batch. A run may be resumed on another
-        mesh.
-      log_every: steps between two rows of training metrics.
-      save_every: seconds between two checkpoints.
-      population: runs of the experiment that are trained at the same time; None: just the experiment.
-      debug_nans: whether to stop at the first NaN and name the operation that made it; slower.
+      experiment: the experiment, or a `Definition`: the function that returns it and the options of the
+        function.
+      folder: the folder of the run. The same call resumes the run, or returns the result of a finished run.
+        `None` means that nothing is written to disk.
+      mesh: the devices. `None` means all devices, each with a part of the batch. A run may be resumed on
+        another mesh.
+      log_every: number of steps between two rows of training metrics.
+      save_every: time between two checkpoints, in seconds.
+      population: runs of the experiment that are trained at the same time. `None` means a single run.
+      debug_nans: whether to stop at the first NaN and name the operation that made it. Training is slower.
       profile: whether to trace a few steps into the folder `profile` of the run.
-      console: where progress is shown; None: on the standard output.
+      console: where progress is shown. `None` means the standard output.
 
     Raises:
-      UserError: a mistake in the experiment or the data, a folder that holds another run, or a loss that is
-        not finite any more.
-      StorageError: the state cannot be saved; what was saved before stands.
-      Stopped: a signal such as SIGINT or SIGTERM asked for it; with a folder the state was saved.
+      UserError: the experiment or the data have a mistake, the folder holds another run, or the loss is no
+        longer finite.
+      StorageError: the state cannot be saved. Earlier checkpoints stay intact.
+      Stopped: a signal such as SIGINT or SIGTERM arrived. If there is a folder, the state was saved.
     """
     definition = Definition.of(experiment)
     run = MemoryRun(definition) if folder is None else Run(folder, definition, _call_again)
@@ -102,18 +103,18 @@ def train_run(
     profile: bool = False,
     console: Console | None = None,
 ) -> Result:
-    """Trains from the newest checkpoint of a run, or from the start, to the end; as `train`.
+    """Trains from the newest checkpoint of a run, or from the start, to the last step.
 
-    A run that has finished is not repeated. A population that is trained is a part of what the run
-    is, and its definition says so.
+    A finished run is not repeated. The definition of the run must describe the population. The arguments are
+    those of `train`.
     """
     console = console or Console()
     with contextlib.ExitStack() as stack:
         stack.callback(run.close)
         if debug_nans and isinstance(population, Population):
-            raise UserError("debug_nans follows one run; leave --num-seeds out")
+            raise UserError("debug_nans examines a single run; train one seed, without --num-seeds")
         if profile and isinstance(run, MemoryRun):
-            raise UserError("profile=True writes into the folder of the run; give folder=")
+            raise UserError("profile=True writes into the folder of the run; pass folder=")
         experiment = run.definition.build()
         batches = make_batches(experiment, mesh, population)
         facts = _facts(experiment, population)
@@ -158,7 +159,7 @@ def train_run(
         session.run_to_end(log_every, save_every, debug_nans, profiler)
         result = session.result()
         with run.in_place():
-            checkpoints.wait()  # a result promises its parameters
+            checkpoints.wait()  # a result needs its checkpoint
         result = run.finish(result)
         console.line(final_line(result, run))
         _agreeing(result)
@@ -169,7 +170,7 @@ def train_run(
 
 
 def _agreeing(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns a result whose predictions agree with what was measured; it is stored either way."""
+    """Returns a stored result; raises Disagreement if its predictions disagree with its metrics."""
     if "disagreement" in result:
         raise Disagreement(result["disagreement"])
     return result
@@ -190,10 +191,10 @@ def _facts(experiment: Experiment, population: Population | Single) -> dict[str,
 
 
 def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], program: Program) -> Experiment:
-    """Returns the experiment whose rules state what is better, as their metrics do.
+    """Returns the experiment with the direction (smallest or largest is best) of its rules filled in.
 
     Raises:
-      UserError: a rule could only fail after the first evaluation, or nothing states what is better.
+      UserError: a rule names a metric that is not measured, or the direction of its metric is not known.
     """
     known = {
         name: program.train_metrics if name == "train" else program.metrics
@@ -211,7 +212,7 @@ def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], pro
 
 
 def _start(experiment: Experiment, program: Program, run: Run | MemoryRun, mesh: Mesh) -> Variables | None:
-    """Returns the variables that the run starts from, on the host; None: all are initialised."""
+    """Returns the variables that the run starts from, on the host; `None` if all are initialised."""
     warm_start = experiment.warm_start
     if warm_start is None:
         return None
@@ -233,10 +234,10 @@ def _start(experiment: Experiment, program: Program, run: Run | MemoryRun, mesh:
 
 
 def _train_first(before: FromExperiment, run: Run | MemoryRun, mesh: Mesh) -> Variables:
-    """Returns what another experiment ends with, on the host.
+    """Returns the final variables of another experiment, on the host.
 
-    It is trained in a folder beside that of the run, whose name is a digest of its options, code and data:
-    later runs that ask for the same find it there. Stopped on the way, the same command resumes it.
+    That experiment is trained in a folder beside the folder of the run. The name of its folder is a digest of
+    its options, code and data, so later runs reuse it. If it is stopped, the same command resumes it.
     """
     definition = Definition(before.fn, before.options)
     if isinstance(run, MemoryRun):

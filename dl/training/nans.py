@@ -1,4 +1,4 @@
-"""Where a NaN comes from: a step that made one is traced again and followed back to the operation."""
+"""Finds the origin of a NaN: the step that made it is traced again, back to the operation."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from dl.training.state import TrainState
 from dl.training.step import StepConfig, TrainStep, update_state
 from dl.types import Batch
 
-# Their code is right; what is wrong stands in the line that called it.
+# These libraries are skipped: the mistake is in the line that called them.
 LIBRARIES = (
     *(f"{library.__path__[0]}/" for library in (jax, flax, optax)),
     *(module.__file__ for module in (functools, contextlib)),
@@ -29,16 +29,16 @@ LIBRARIES = (
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The operation that made a NaN from numbers, or the first one that took a NaN which was there before.
+    """The operation that made a NaN from numbers, or the first operation that read an existing NaN.
 
     Attributes:
-      operation: JAX's name of the primitive, such as `div`; empty where the NaN was handed on as it was.
-      inputs: dtype, shape and range of each operand, in words.
-      place: file, line and function of the code that asked for it.
-      code: that line.
-      scope: the modules around it, such as `Net/Dense_0`.
+      operation: JAX's name of the primitive, such as `div`; empty if the NaN was only passed on.
+      inputs: dtype, shape and range of each operand, as text.
+      place: file, line and function of the code that called the operation.
+      code: the text of that line.
+      scope: the modules that contain it, such as `Net/Dense_0`.
       is_backward: whether it belongs to the gradient of that line.
-      given: what held the NaN before any operation: `a constant`, or the path of an argument; else empty.
+      given: what held the NaN before any operation: `a constant` or the path of an argument; else empty.
     """
 
     operation: str
@@ -60,22 +60,22 @@ class Origin:
 
 
 def report_nans(train_step: TrainStep, config: StepConfig) -> TrainStep:
-    """Returns the compiled step, which now ends the run at the first NaN and says where it was made.
+    """Returns the compiled step with a check that ends the run at the first NaN and names its origin.
 
-    It keeps a copy of the state, and waits for each step. A step that made a NaN is repeated operation by
-    operation, so that the whole of its intermediate values must fit into memory.
+    The checked step keeps a copy of the state, and waits for each step. A step that made a NaN is repeated
+    operation by operation, so all its intermediate values must fit into memory.
 
     Raises:
-      UserError: (the returned step) a metric or the next state holds a NaN. With a loss scale, the
-        state alone is looked at: overflow is part of the method there.
+      UserError: (the returned step) a metric or the next state holds a NaN. With a loss scale,
+        only the state is checked, because overflow of the gradient is expected.
     """
 
     def watched(after: TrainState, metrics: Mapping[str, Mean]) -> Any:
-        # The loss first: where it is a NaN, all that follows is one too.
+        # The loss is checked first: if it is NaN, everything that is computed from it is NaN too.
         return after if config.loss_scale else (metrics.get("loss"), dict(metrics), after)
 
     def step(state: TrainState, batch: Batch) -> Any:
-        before = jax.tree.map(jnp.copy, state)  # the step consumes its own
+        before = jax.tree.map(jnp.copy, state)  # the step donates its state
         after, metrics = train_step(state, batch)
         if any(map(_has_nan, jax.tree.leaves(watched(after, metrics)))):
             origin = find_nan(lambda s, b: watched(*update_state(config, s, b)), before, batch)
@@ -86,14 +86,14 @@ def report_nans(train_step: TrainStep, config: StepConfig) -> TrainStep:
 
 
 def _first_nan(number: int, origin: Origin | None, batch: Batch) -> str:
-    """Returns in words what a step did."""
+    """Returns the error message about a step that made a NaN."""
     if origin is None:
         return (
             f"step {number:,} made a NaN, but not when repeated operation by operation; it may "
             "come of an overflow that fusing hides: lower the learning rate or clip the gradient"
         )
     root, _, name = origin.given.partition("/")
-    if root == "1":  # an argument: the state is number 0, the batch number 1
+    if root == "1":  # an argument: 0 is the state, 1 is the batch
         values = np.asarray(batch[name]).reshape(len(batch["index"]), -1)
         rows = np.flatnonzero(np.isnan(values).any(1) & np.asarray(batch["mask"]))
         examples = ", ".join(str(index) for index in np.asarray(batch["index"])[rows[:5]])
@@ -109,12 +109,12 @@ def _first_nan(number: int, origin: Origin | None, batch: Batch) -> str:
 
 
 def find_nan(fn: Any, *args: Any) -> Origin | None:
-    """Returns the operation that made the first NaN among the results of `fn(*args)`; None if there is none.
+    """Returns the operation that made the first NaN in the results of `fn(*args)`; `None` if there is none.
 
-    `fn` is traced, its operations are carried out one by one, and from the NaN in the result we go back
-    through operands that hold one. So NaNs that `jnp.where` throws away do not count, and the operation of a
-    gradient is found with the line that it is the gradient of. Where the way back ends at a constant or at an
-    argument, `given` says which: of arguments the path, such as `1/image`.
+    `fn` is traced and its operations are evaluated one by one. The search starts at the NaN in the result and
+    goes back through operands that hold a NaN. NaNs that `jnp.where` discards are therefore ignored, and an
+    operation of a gradient is reported with the line of its forward operation. If the search ends at a
+    constant or an argument, `given` names it; an argument is named by its path, such as `1/image`.
     """
     closed = jax.make_jaxpr(fn)(*args)
     leaves = jax.tree_util.tree_leaves_with_path(args)
@@ -136,7 +136,7 @@ def _find(
       consts: its constants.
       args: its arguments.
       callers: the equations around it, outer ones first.
-      names: of the arguments, where they may hold a NaN.
+      names: the names of the arguments that may hold a NaN.
     """
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     given = dict(zip(jaxpr.invars, names, strict=False))
@@ -172,7 +172,7 @@ def _evaluate(equation: Any, inputs: Sequence[Any]) -> Sequence[Any]:
 
 
 def _look_inside(equation: Any, inputs: Sequence[Any], callers: tuple[Any, ...]) -> Origin | None:
-    """Returns the origin within the loop, branch or function that an operation stands for."""
+    """Returns the origin inside the loop, branch or function that an operation calls."""
     bodies: list[tuple[Any, Any]] = [
         (getattr(body, "jaxpr", body), getattr(body, "consts", ()))
         for value in equation.params.values()
@@ -197,7 +197,7 @@ def _look_inside(equation: Any, inputs: Sequence[Any], callers: tuple[Any, ...])
 def _look_inside_scan(
     body: Any, consts: Sequence[Any], inputs: Sequence[Any], callers: tuple[Any, ...]
 ) -> Origin | None:
-    """Returns the origin in the first turn with a NaN. Inputs are constants, the carry, what is sliced."""
+    """Returns the origin in the first iteration with a NaN. The inputs are constants, carry and slices."""
     equation = callers[-1]
     is_sliced = [
         len(outer.aval.shape) > len(inner.aval.shape)
@@ -222,7 +222,7 @@ def _look_inside_scan(
 
 
 def _look_inside_while(inputs: Sequence[Any], callers: tuple[Any, ...]) -> Origin | None:
-    """Returns the origin in the first turn with a NaN.
+    """Returns the origin in the first iteration with a NaN.
 
     Inputs are the constants of the condition, those of the body, and the carry.
     """
@@ -245,9 +245,9 @@ def _look_inside_while(inputs: Sequence[Any], callers: tuple[Any, ...]) -> Origi
 def _describe(
     inputs: Sequence[Any], callers: tuple[Any, ...], equation: Any = None, given: str = ""
 ) -> Origin:
-    """Returns an equation in words; those of `callers` are around it. None: nothing was done with the NaN."""
+    """Returns the origin that an equation is, called by `callers`; `None` if it only passes the NaN on."""
     equations = (*callers, equation) if equation is not None else callers
-    # A function that was traced before, and is reused, knows no caller: then the line around it.
+    # A function that was traced before and is reused does not know its caller: then use the outer equation.
     frames = [frame for equation in reversed(equations) for frame in _frames(equation)]
     place, code = "an unknown line", ""
     if frames:
@@ -267,7 +267,7 @@ def _describe(
 
 
 def _frames(equation: Any) -> list[Any]:
-    """Returns where an equation was asked for, innermost first, outside of libraries."""
+    """Returns the lines of user code that called an equation, innermost first."""
     traceback = equation.source_info.traceback
     return [f for f in (traceback.frames if traceback else ()) if not f.file_name.startswith(LIBRARIES)]
 
@@ -284,5 +284,5 @@ def _in_words(value: Any) -> str:
 
 
 def _has_nan(value: Any) -> bool:
-    # Neither keys nor integers can hold one.
+    # Keys and integers cannot hold a NaN.
     return jnp.issubdtype(value.dtype, jnp.inexact) and bool(jnp.isnan(value).any())

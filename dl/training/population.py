@@ -1,9 +1,9 @@
 """Several runs of one experiment in one compiled program: other seeds, other optimizer hyperparameters.
 
-Run k of a `Population` of M computes what a run of its own with its seed and its options computes. State,
-training batch and metrics carry a leading axis of size M. This is the only file that knows the axis:
-`Population` and `Single`, the experiment alone and without such an axis, have the same methods, so that no
-caller asks which of them it has. All that knows the axis makes this file a long one.
+Run k of a `Population` of M runs computes the same as a separate run with its seed and its options. State,
+training batch and metrics have a leading axis of size M. Only this file handles the axis: `Population` and
+`Single` (a single run without such an axis) have the same methods, so no caller needs to distinguish them.
+This is why the file is long.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from dl.training.state import TrainState
 from dl.training.step import StepConfig
 from dl.types import Batch, Source, Variables
 
-MAX_SIZE = 2**16  # whose orders of the data are still held easily
+MAX_SIZE = 2**16  # the batch orders of so many runs still fit into memory
 
 Traced = Mapping[str, jax.Array]
 Update = Callable[[StepConfig, TrainState, Batch], Any]
@@ -47,7 +47,7 @@ IntervalsOfSplits = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Single:
-    """The experiment alone: no array has an axis of runs. Its methods are described in `Population`."""
+    """A single run: arrays do not have a population axis. `Population` documents the methods."""
 
     def __len__(self) -> int:
         return 1
@@ -118,13 +118,13 @@ SINGLE = Single()
 
 @dataclasses.dataclass(frozen=True)
 class Population:
-    """Which runs are trained at the same time.
+    """The runs that are trained at the same time.
 
     Attributes:
       seeds: one for each run.
-      options: by name, a value for each run; only the optimizer depends on them, as on its learning rate.
-      tx_of: from the options of one run, as traced scalars, to its optimizer.
-      is_unrolled: whether runs are computed one by one, not in vectorized operations; see `for_devices`.
+      options: the values of each option, one for each run. Only the optimizer may depend on these options.
+      tx_of: returns the optimizer of a run for its options, which are traced scalars.
+      is_unrolled: whether runs are computed one by one instead of vectorized; see `for_devices`.
     """
 
     seeds: tuple[int, ...]
@@ -135,30 +135,34 @@ class Population:
     def __post_init__(self) -> None:
         for name, values in self.options.items():
             if len(values) != len(self.seeds):
-                raise ValueError(f"{name} has {len(values)} values for {len(self.seeds)} runs")
+                raise ValueError(
+                    f"{name} has {len(values)} values for {len(self.seeds)} runs; give one value for each run"
+                )
         if self.options and self.tx_of is None:
-            raise ValueError("a population whose runs differ in their options needs tx_of")
+            raise ValueError(
+                "the runs of the population differ in their options, but tx_of is None; pass tx_of"
+            )
 
     def __len__(self) -> int:
         return len(self.seeds)
 
     def describe(self, k: int) -> dict[str, Any]:
-        """Returns what is particular to run k."""
+        """Returns the seed and the options of run k."""
         return {"seed": self.seeds[k], **{name: values[k] for name, values in self.options.items()}}
 
     def settings(self) -> dict[str, Any]:
-        """Returns what run.json records of the population beside the settings of the experiment."""
+        """Returns what run.json records about the population."""
         return {"seeds": list(self.seeds), "member_options": dict(self.options)}
 
     def in_words(self, seed: int) -> str:
-        """Returns how the runs differ, for a person; `seed` is the experiment's own."""
+        """Returns text about how the runs differ; `seed` is the seed of the experiment."""
         return f"{len(self)} runs at the same time that differ in {', '.join(['seed', *self.options])}"
 
     def tx(self, traced: Traced, default: optax.GradientTransformation) -> optax.GradientTransformation:
-        """Returns the optimizer of one run; `default` where runs differ in their seeds alone.
+        """Returns the optimizer of one run; `default` if the runs differ only in their seeds.
 
         Raises:
-          UserError: one of the options decides more than a number in the optimizer.
+          UserError: one of the options changes more than a number in the optimizer.
         """
         if self.tx_of is None:
             return default
@@ -166,17 +170,19 @@ class Population:
             return self.tx_of(traced)
         except (jax.errors.ConcretizationTypeError, TypeError) as error:
             raise UserError(
-                f"{', '.join(self.options)} cannot differ between the runs of one program, because more "
-                f"than the optimizer's arithmetic depends on it ({str(error).splitlines()[0]})"
+                f"{', '.join(self.options)} cannot differ between the runs of one program: more than "
+                f"the arithmetic of the optimizer depends on it ({str(error).splitlines()[0]}); train the "
+                "runs "
+                "separately"
             ) from error
 
-    # What a program is made of.
+    # Methods that build the program.
 
     def for_devices(self, mesh: Mesh, trace_loss: Callable[[], Any]) -> "Population":
-        """Returns the population as it is computed fastest on these devices.
+        """Returns the population with the faster of vectorized and unrolled computation on these devices.
 
-        Vectorized over kernels, a convolution becomes a grouped one, which XLA computes on a CPU up to 6
-        times slower than the same convolutions one by one. Several devices share the runs anyway.
+        Vectorized convolutions become a grouped convolution, which XLA computes on a CPU up to 6 times slower
+        than the separate convolutions. Several devices share the runs in either case.
 
         Args:
           mesh: the devices.
@@ -187,7 +193,7 @@ class Population:
         return dataclasses.replace(self, is_unrolled=has_convolution(trace_loss()))
 
     def each(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function of arrays of one run as a function of those of all runs, in one operation."""
+        """Returns a function of the arrays of one run as a vectorized function of the arrays of all runs."""
         return jax.vmap(fn)
 
     def init_state(
@@ -220,7 +226,7 @@ class Population:
         return dataclasses.replace(config, tx=self.tx(options, config.tx))
 
     def _apart(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns `fn` over all runs: vectorized, or one after the other where that is faster."""
+        """Returns `fn` over all runs: vectorized, or one run after the other where that is faster."""
         if not self.is_unrolled:
             return jax.vmap(fn)
 
@@ -230,7 +236,7 @@ class Population:
 
         return unrolled
 
-    # Where arrays live.
+    # Methods about shardings and batches.
 
     def shardings(self, abstract_state: TrainState, mesh: Mesh, rules: Rules) -> TrainState:
         """Returns a sharding for each leaf of the state.
@@ -240,8 +246,8 @@ class Population:
         """
         if num_batch_shards(mesh) != mesh.shape["data"] or mesh.size != mesh.shape["data"]:
             raise UserError(
-                f"mesh {format_mesh(mesh.shape)} splits parameters, and {len(self)} seeds at the same time "
-                "are spread whole; use --mesh data=N"
+                f"mesh {format_mesh(mesh.shape)} shards parameters, but a run of {len(self)} seeds is not "
+                "sharded; use --mesh data=N"
             )
         spec = PartitionSpec(BATCH_AXES) if self._is_spread(mesh) else PartitionSpec()
         return jax.tree.map(lambda _: NamedSharding(mesh, spec), abstract_state)
@@ -249,30 +255,30 @@ class Population:
     def batch_sharding(self, mesh: Mesh) -> NamedSharding:
         """Returns the sharding of a training batch.
 
-        It splits the axis of the runs where that divides, so that no device ever waits for another, else the
-        axis of the examples.
+        It splits the axis of the runs if the devices divide it, so that no device waits for another.
+        Otherwise it splits the axis of the examples.
         """
         if self._is_spread(mesh):
             return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
         return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
     def batches(self, source: Source, batch_size: int, mesh: Mesh, seed: int) -> Batches:
-        """Returns training batches, of each run in the order of its own seed."""
+        """Returns training batches. Each run has the batch order of its seed."""
         return _BatchesOfAll(self.seeds, source, batch_size, mesh, self.batch_sharding(mesh))
 
     def _is_spread(self, mesh: Mesh) -> bool:
-        """Whether the runs, rather than the examples of each, are spread over the devices."""
+        """Whether the devices share the runs, rather than the examples of each run."""
         return len(self) % num_batch_shards(mesh) == 0
 
-    # What the runs end with.
+    # Methods about the results.
 
     def interval(self, spread: Spread) -> tuple[Interval, str] | None:
-        """Returns the interval of a metric over its examples, which only a single run has."""
+        """Returns the interval of a metric over its examples, which only a single run reports."""
         return None
 
     @property
     def keeps_predictions(self) -> bool:
-        """Whether predictions are kept, as of a single run."""
+        """Whether predictions are kept, which only a single run does."""
         return False
 
     def summarize(
@@ -283,14 +289,14 @@ class Population:
         chosen: Sequence[Mapping[str, Any]],
         variables: Variables,
     ) -> dict[str, Any]:
-        """Returns what result.json says of the runs: their intervals, digests and, of several, each one.
+        """Returns what result.json says about the runs: intervals, digests and the results of each run.
 
         Args:
-          metrics: by split and metric, shape (M,).
-          intervals: by split and metric, over examples: bounds and method, where `interval` gives them.
-          shares: by metric, whether it lies in [0, 1] by what it counts.
-          chosen: for each run its best evaluation; empty where none is kept.
-          variables: that the runs ended with.
+          metrics: the values by split and metric, shape (M,).
+          intervals: bounds and method of the intervals over examples, by split and metric, see `interval`.
+          shares: for each metric, whether it is a proportion in [0, 1].
+          chosen: the best evaluation of each run; empty if none is kept.
+          variables: the variables that the runs ended with.
         """
         host = jax.device_get(variables["params"])
         return {
@@ -322,7 +328,7 @@ class Population:
 
 
 class _BatchesOfAll(Batches):
-    """A batch for each run along a leading axis, each in the order of its own seed."""
+    """The batches of all runs along a leading axis. Each run has the batch order of its seed."""
 
     def __init__(
         self,
@@ -336,17 +342,17 @@ class _BatchesOfAll(Batches):
         self._seeds = seeds
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the global example indices of a step, int32, and which are not padding; shapes (M, B)."""
+        """Returns the example indices of a step (int32), and which are not padding; shapes (M, B)."""
         of_runs = [rows_of_step(len(self.source), self.batch_size, seed, step) for seed in self._seeds]
         index_MB, mask_MB = (np.stack(arrays) for arrays in zip(*of_runs, strict=True))
         return index_MB, mask_MB
 
 
 def consecutive(seed: int, num_seeds: int) -> Population | Single:
-    """Returns a population with the seeds seed, seed + 1, …; of one seed the experiment alone.
+    """Returns a population with the seeds seed, seed + 1, …; for one seed a `Single`.
 
     Raises:
-      UserError: there are more of them than one program can hold, or than there are seeds.
+      UserError: there are more seeds than one program can hold, or a seed is out of range.
     """
     check_count("num_seeds", num_seeds, Range(1, min(MAX_SIZE, 2**32 - seed)))
     return Population(tuple(range(seed, seed + num_seeds))) if num_seeds > 1 else SINGLE

@@ -1,4 +1,4 @@
-"""A trace of a few training steps, to be looked at in Perfetto or XProf."""
+"""A profile of a few training steps, for Perfetto or XProf."""
 
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ FIRST, NUM_STEPS = 5, 5  # the first steps warm up caches and are left out
 
 
 class Profiler:
-    """Traces the steps 6 to 10 that a process makes; of fewer steps those from the sixth on.
+    """Traces the steps 6 to 10 of a process, or the steps from the sixth if there are fewer than ten.
 
     Attributes:
-      folder: that the trace is written to, by `jax.profiler`.
+      folder: the folder that `jax.profiler` writes the trace to.
     """
 
     def __init__(self, folder: Path, console: Console):
@@ -28,7 +28,7 @@ class Profiler:
         self._is_watching = False
 
     def watch(self, train_step: TrainStep) -> TrainStep:
-        """Returns the step, traced in its turn."""
+        """Returns the step with tracing."""
         self._is_watching = True
 
         def step(state: TrainState, batch: Batch) -> Any:
@@ -46,7 +46,7 @@ class Profiler:
         return step
 
     def close(self) -> None:
-        """Writes the trace, unless that is done."""
+        """Writes the trace, unless it is written already."""
         if self._is_tracing:
             self._is_tracing = self._is_watching = False
             jax.profiler.stop_trace()

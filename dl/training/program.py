@@ -1,4 +1,4 @@
-"""The compiled program of an experiment: its steps, and what is known of the state before it exists."""
+"""The compiled program of an experiment: its steps, and the shapes of the state before it exists."""
 
 import time
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ from dl.types import Batch, ModelState, Params, Variables
 def make_train_step(
     config: StepConfig, mesh: Mesh, shardings: TrainState, population: Population | Single = SINGLE
 ) -> TrainStep:
-    """Returns the jitted step `(state, batch) -> (state, metrics)`. The state given is consumed.
+    """Returns the jitted step `(state, batch) -> (state, metrics)`. The input state is donated.
 
     Args:
-      config: what a step is made of. That its loss is a mean over all devices follows from the shardings.
+      config: the parts of a step. The shardings make its loss a mean over all devices.
       mesh: the devices.
-      shardings: of the state, leaf by leaf, as `sharding.state_shardings` gives them.
-      population: the runs whose state, batch and metrics are given.
+      shardings: the sharding of each leaf of the state, see `sharding.state_shardings`.
+      population: the runs that the step trains.
     """
 
     def update(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
@@ -57,13 +57,13 @@ def make_eval_step(
 ) -> EvalStep:
     """Returns the jitted step `(variables, batch) -> metrics`, without randomness or updates.
 
-    The metrics tell what each example adds to them.
+    The metrics include what each example adds to them.
 
     Args:
-      config: as in training.
+      config: the parts of a step, as in training.
       mesh: the devices.
-      shardings: of the variables, leaf by leaf.
-      population: the runs whose variables are given; they share the batch.
+      shardings: the sharding of each leaf of the variables.
+      population: the runs that the step evaluates. They share the batch.
     """
 
     def evaluate(variables: Variables, batch: Batch) -> MetricTable:
@@ -79,9 +79,9 @@ class CompiledSteps(NamedTuple):
     """The steps of a program, compiled.
 
     Attributes:
-      train: from a state and a batch to the next state and the metrics; the state given is consumed.
-      eval: from variables and a batch to the metrics; None where nothing is evaluated.
-      seconds: that compilation took.
+      train: returns the next state and the metrics for a state and a batch. The input state is donated.
+      eval: returns the metrics for variables and a batch. `None` if nothing is evaluated.
+      seconds: the compilation time in seconds.
     """
 
     train: TrainStep
@@ -90,18 +90,18 @@ class CompiledSteps(NamedTuple):
 
 
 class Program:
-    """The train step and the eval step of an experiment, each traced once, and `compile`d once.
+    """The train step and the eval step of an experiment. Each is traced and compiled once.
 
     Attributes:
-      config: what a step is made of.
-      num_steps: updates in the whole run.
+      config: the parts of a step.
+      num_steps: number of updates in the whole run.
       population: the runs that the program trains.
       abstract_state: shapes, dtypes and shardings of the state.
-      shardings: of the state, leaf by leaf.
-      facts: the number of parameters and the FLOPs of an example, of the model alone: without decoding,
-        resizing and augmentation.
-      metrics: what the eval step measures, each with its direction; empty where nothing is evaluated.
-      train_metrics: what the train step measures, likewise.
+      shardings: the sharding of each leaf of the state.
+      facts: the number of parameters, and the FLOPs of the model per example, without decoding, resizing and
+        augmentation.
+      metrics: the metrics of the eval step with their directions; empty if nothing is evaluated.
+      train_metrics: the metrics of the train step with their directions.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Program:
         return jax.jit(self._init, in_shardings=(in_shardings,), out_shardings=self.shardings)(warm_start)
 
     def compile(self) -> CompiledSteps:
-        """Compiles each step; with JAX_DISABLE_JIT the steps are plain functions."""
+        """Compiles each step. With JAX_DISABLE_JIT the steps are plain functions."""
         started = time.monotonic()
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return CompiledSteps(self._train_step, self._eval_step, 0.0)
@@ -182,23 +182,23 @@ class Program:
         return CompiledSteps(train_step, eval_step, time.monotonic() - started)
 
     def eval_variables(self, state: TrainState) -> Variables:
-        """Returns the variables that are evaluated of a state."""
+        """Returns the variables of a state that are evaluated."""
         return self.population.each(lambda state: state.eval_variables)(state)
 
     def trouble_with(self, state: TrainState) -> str:
-        """Says which parameters or statistics of a state are not finite; empty if, of any run, all are."""
+        """Returns text about the parameters or statistics that are not finite; empty if a run has none."""
         if np.asarray(self._is_finite(state.params, state.model_state)).any():
             return ""
         return f"{next(iter(_nonfinite(state)), 'a parameter')} is not finite"
 
     def keep_best(self, state: TrainState, is_taken: np.ndarray) -> TrainState:
-        """Returns the state whose best variables are the present ones, in the runs where `is_taken`."""
+        """Returns the state with its current variables as the best ones, in the runs where `is_taken`."""
         best = self._select(state.best, self.eval_variables(state), is_taken)
         return state.replace(best=best)  # type: ignore[attr-defined]
 
 
 def _flops(name: str, traced: Any, num_examples: int) -> dict[str, int | None]:
-    """Returns the FLOPs of an example in both conventions of `dl.flops`; None where nothing was traced."""
+    """Returns the FLOPs per example in both conventions of `dl.flops`; `None` if nothing was traced."""
     return {
         f"{name}_flops_per_example{convention}": (
             None if traced is None else count_jaxpr_flops(traced.jaxpr, padding=padding) // num_examples

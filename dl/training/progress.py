@@ -1,4 +1,4 @@
-"""What the host knows of a run beside its state: running means, clocks, what was evaluated."""
+"""The progress of a run on the host, beside its state: running means, clocks, evaluations."""
 
 import contextlib
 import dataclasses
@@ -13,10 +13,10 @@ from dl.stopping import Best
 
 
 class Stopwatch:
-    """Seconds of wall time, over several spells.
+    """A stopwatch of wall time that can be started several times.
 
     Attributes:
-      seconds: so far.
+      seconds: the elapsed time, in seconds.
     """
 
     def __init__(self, seconds: float = 0.0, *, is_running: bool = False):
@@ -48,33 +48,33 @@ class Stopwatch:
         self.start()
 
 
-_STOPPED = ("waiting", "compiling", "evaluating", "saving")  # watches that run for a spell only
-_RENAMED = {"reported_step": "evaluated_step"}  # from what older versions wrote
+_STOPPED = ("waiting", "compiling", "evaluating", "saving")  # watches that do not run all the time
+_RENAMED = {"reported_step": "evaluated_step"}  # keys of older versions
 
 
 @dataclasses.dataclass
 class Progress:
-    """Saved with the state, so that a resumed run logs what an uninterrupted one logs.
+    """The progress, which is saved with the state: a resumed run logs the same as an uninterrupted run.
 
     Attributes:
-      line: means since the last line of metrics.
-      epoch: means since the last evaluation.
+      line: the means since the last line of metrics.
+      epoch: the means since the last evaluation.
       training: time spent in training steps.
-      waiting: the part of it that was spent on the next batch.
-      compiling: time spent in compiling them and the eval step, at every start.
+      waiting: the part of the training time that was spent on waiting for batches.
+      compiling: time spent in compilation, at every start.
       evaluating: time spent in evaluation.
       saving: time that training waited for checkpoints.
-      total: time since the start, all of these included.
-      log_size: bytes of metrics.jsonl.
+      total: time since the start, including all other times.
+      log_size: the size of metrics.jsonl, in bytes.
       log_digest: the SHA-256 of these bytes.
-      log_start: the step whose lines are the first in it; more than 0 if those before were lost.
+      log_start: the step of the first line in the log; more than 0 if earlier lines were lost.
       evaluated_step: the step of the last evaluation, -1 before the first.
-      evaluations: the metrics of the last evaluation, by split; of the best one where that is kept.
-      intervals: of the same evaluation, of one run: by split and metric its bounds and its method.
-      shares: by metric, whether it lies in [0, 1] by what it counts.
-      best: which evaluation was the best.
-      frozen_digest: of what is frozen, at the start; empty where nothing is.
-      stopped_early: why the run ended before its last step; empty while it goes on.
+      evaluations: the metrics of the last evaluation by split, or of the best evaluation if it is kept.
+      intervals: bounds and method of each interval of that evaluation, by split and metric; for one run only.
+      shares: for each metric, whether it is a proportion in [0, 1].
+      best: the best evaluation.
+      frozen_digest: the digest of the frozen variables at the start; empty if nothing is frozen.
+      stopped_early: why the run ended before its last step; empty if it did not.
     """
 
     line: Averages = dataclasses.field(default_factory=Averages)
@@ -111,7 +111,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Progress":
-        """Reads what `to_json` has written, in this version or an older one."""
+        """Reads the JSON value that `to_json` returned in this version or an older one."""
         values = {_RENAMED.get(name, name): value for name, value in values.items()}
         objects = {
             "line": Averages(values["line"]),

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: lines of metrics in its log, and the same for a person who watches."""
+"""Records a run during training: lines of metrics in its log, and the progress bar."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from dl.training.progress import Progress
 
 
 class Recorder:
-    """Averages the metrics of steps in the run's progress, and writes them when asked to."""
+    """Averages the metrics of the steps, and writes them on request."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class Recorder:
         """Makes a recorder.
 
         Args:
-          experiment: what is trained.
-          num_runs: that are trained at the same time.
-          steps_per_epoch: of the training split.
-          progress: holds the averages, the clocks and how far the log is written.
-          log: of the run.
-          console: where a person watches.
+          experiment: the experiment that is trained.
+          num_runs: number of runs that are trained at the same time.
+          steps_per_epoch: number of steps in one pass over the training split.
+          progress: the averages, the clocks and the size of the log.
+          log: the log of the run.
+          console: where the progress is shown.
         """
         self._experiment = experiment
         self._num_runs = num_runs
@@ -44,22 +44,22 @@ class Recorder:
 
     @property
     def log_digest(self) -> str:
-        """The SHA-256 of what was written to the log."""
+        """The SHA-256 of the log so far."""
         return self._log.digest
 
     def begin(self, step: int) -> None:
-        """Says if the log does not hold the lines of the steps before."""
+        """Warns if the log lacks the lines of earlier steps."""
         if self._log.trouble:
             self._progress.log_start = step
-            self._console.line(f"{self._log.trouble}; the metrics go on from step {step:,} in a new one")
+            self._console.line(f"{self._log.trouble}; the metrics continue from step {step:,} in a new file")
 
     def add(self, metrics: MetricTable) -> None:
-        """Takes in the metrics of a step, once they are on the host."""
+        """Adds the metrics of a step, which are on the host."""
         self._progress.line.add(metrics)
         self._progress.epoch.add(metrics)
 
     def tell(self, step: int, is_line: bool) -> None:
-        """Moves the progress bar, and if `is_line` writes the averages since the last line."""
+        """Updates the progress bar. If `is_line`, also writes the averages since the last line."""
         if not (self._console.is_live or is_line):
             return
         metrics, rate = self._progress.line.compute(), self.examples_per_second(step)
@@ -73,10 +73,10 @@ class Recorder:
     def tell_evaluations(
         self, step: int, evaluations: Mapping[str, Mapping[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """Writes and prints the metrics of an evaluation, by split, beside those of training.
+        """Writes and prints the metrics of an evaluation, and the training metrics since the last one.
 
         Returns:
-          The averages of training since the last evaluation; empty if there was no step.
+          The averages of the training metrics since the last evaluation; empty if there was no step.
         """
         trained, seconds = self._progress.epoch.compute(), self._progress.total.seconds
         self._progress.epoch = Averages()
@@ -99,7 +99,7 @@ class Recorder:
         self._progress.log_size = self._log.size
 
     def examples_per_second(self, step: int) -> float:
-        """Returns training examples over the time spent in training steps, since step 0."""
+        """Returns the training examples per second of training time, since step 0."""
         epoch, within = divmod(step, self._steps_per_epoch)
         size = len(self._experiment.data.train)
         examples = epoch * size + min(within * self._experiment.batch_size, size)
@@ -107,7 +107,7 @@ class Recorder:
         return self._num_runs * examples / seconds if seconds > 0 else 0.0
 
     def place(self, step: int) -> str:
-        """Returns how far a step is, in epochs where evaluations come at the end of one."""
+        """Returns text about a step: its epoch if evaluations follow epochs, else its number."""
         num_steps, size = self._experiment.num_steps, self._steps_per_epoch
         if (self._experiment.eval_every or size) % size:
             return f"step {step:,}/{num_steps:,}"
@@ -117,5 +117,5 @@ class Recorder:
 
 
 def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Leaves out of a line for people what only a plot needs."""
+    """Returns the metrics for the progress line, without those that only a plot needs."""
     return {k: v for k, v in metrics.items() if k not in ("gradient_norm", "learning_rate")}

@@ -1,4 +1,4 @@
-"""The variables that a run ended with, read from its checkpoint."""
+"""Restores the variables that a run ended with, from its checkpoint."""
 
 from jax.sharding import Mesh
 
@@ -14,10 +14,10 @@ from dl.types import Variables
 
 
 def restore_variables(experiment: Experiment, run: RunFolder, mesh: Mesh) -> Variables:
-    """Returns the variables that a finished run ended with, as arrays on the devices; the disk is only read.
+    """Returns the variables that a finished run ended with, as arrays on the devices. Nothing is written.
 
     Raises:
-      UserError: there is no intact checkpoint, or none that the result is of.
+      UserError: there is no intact checkpoint, or no checkpoint that matches the result.
     """
     program = Program(experiment, mesh, make_batches(experiment, mesh))
     expected = (run.result or {}).get("params_digest")

@@ -1,4 +1,4 @@
-"""What a run ends with: the content of result.json, and the predictions beside it."""
+"""The result of a run: the content of result.json, and the predictions."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -39,26 +39,28 @@ def make_result(
     epochs: float,
     examples_per_second: float,
 ) -> dict[str, Any]:
-    """Returns the content of result.json, without what follows from the predictions.
+    """Returns the content of result.json, without the metrics that are computed from the predictions.
 
     Args:
-      experiment: what was trained.
-      program: that trained it.
-      progress: at the end.
-      variables: that the run ended with.
-      metrics: by split: a scalar, or one value for each run of a population.
+      experiment: the experiment that was trained.
+      program: the program that trained it.
+      progress: the progress at the end of the run.
+      variables: the variables that the run ended with.
+      metrics: the metrics by split and name: a scalar, or one value for each run of a population.
       intervals: of the metrics of a single run.
-      name: of the run.
-      steps: updates that were made.
-      epochs: passes over the training split.
-      examples_per_second: training examples, over the time spent in training steps.
+      name: the name of the run.
+      steps: number of updates.
+      epochs: number of passes over the training split.
+      examples_per_second: training examples per second of training time.
 
     Raises:
       RuntimeError: frozen variables have changed.
     """
     frozen = frozen_digest(variables, experiment.frozen)
     if frozen != progress.frozen_digest:
-        raise RuntimeError(f"frozen variables have changed: {progress.frozen_digest} became {frozen}")
+        raise RuntimeError(
+            f"frozen variables have changed: their digest was {progress.frozen_digest}, and is {frozen}"
+        )
     warnings = find_warnings(experiment.keep_best, progress.best)
     return {
         "experiment": name,
@@ -94,17 +96,17 @@ def summarize(
     variables: Variables,
     population: Population | Single,
 ) -> dict[str, Any]:
-    """Returns the metrics of a run that has ended, which evaluation was the best, and digests.
+    """Returns the final metrics of a run, its best evaluation, and digests.
 
-    `intervals` are of 95 %. `interval_methods` say how: over the seeds where there are several (Student),
-    else over the examples, by what they count (`evaluation.spread`).
+    `intervals` are 95 % confidence intervals. `interval_methods` name their methods: over the seeds if there
+    are several (Student's t), else over the examples (`evaluation.spread`).
 
     Args:
       experiment: what was trained.
-      progress: at the end.
-      metrics: by split: a scalar, or one value for each run of a population.
+      progress: the progress at the end of the run.
+      metrics: the metrics by split and name: a scalar, or one value for each run of a population.
       intervals: of the metrics of a single run.
-      variables: that the run ended with.
+      variables: the variables that the run ended with.
       population: the runs that were trained.
     """
     rule, best = experiment.keep_best, progress.best
@@ -125,7 +127,7 @@ def summarize(
 
 
 def find_warnings(rule: KeepBest | None, best: Best) -> list[str]:
-    """Returns what a reader must know before trusting the metrics."""
+    """Returns warnings that a reader of the metrics must know."""
     if rule is None or None not in best.value:
         return []
     num = len(best.value)
@@ -139,9 +141,9 @@ def find_warnings(rule: KeepBest | None, best: Best) -> list[str]:
 def find_intervals(
     evaluation: Evaluation, population: Population | Single, warn: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Returns bounds and method of each metric of a single run; of a population there are none here.
+    """Returns bounds and method of the interval of each metric of a single run; nothing for a population.
 
-    An interval is only for show: where one cannot be computed, `warn` is told why, and there is none.
+    If an interval cannot be computed, it is left out, and `warn` is called with the reason.
     """
     found: dict[str, Any] = {}
     for name, spread in evaluation.spreads.items():
@@ -157,13 +159,13 @@ def find_intervals(
 
 
 def find_shares(evaluation: Evaluation, before: Mapping[str, bool]) -> dict[str, bool]:
-    """Returns by metric whether it lies in [0, 1], by what it counts here and in the evaluations before."""
+    """Returns for each metric whether it is a proportion in [0, 1], here and in earlier evaluations."""
     here = {name: bool(np.all(spread.is_share)) for name, spread in evaluation.spreads.items()}
     return {**before, **{name: before.get(name, True) and is_share for name, is_share in here.items()}}
 
 
 def frozen_digest(variables: Variables, frozen: freezing.Patterns) -> str:
-    """Returns the SHA-256 of what is frozen, parameters and statistics; empty where nothing is."""
+    """Returns the SHA-256 of the frozen parameters and statistics; empty if nothing is frozen."""
     return tree_digest(freezing.frozen_part(variables, frozen)) if frozen else ""
 
 
@@ -177,17 +179,17 @@ def keep_predictions(
     is_stopped: Callable[[], bool],
     warn: Callable[[str], None],
 ) -> Kept | None:
-    """Writes what a run's end predicts for the final split; its metrics stand without that.
+    """Writes the final predictions for the final split. The metrics do not need them.
 
     Args:
       experiment: what was trained.
-      variables: that the run ends with.
-      batches: by split; of the last one where there is no final split, of none where there is only `train`.
+      variables: the variables that the run ends with.
+      batches: the batches by split. Without a final split, the last evaluation split is used.
       mesh: the devices.
-      examples: by metric, what each example of the final split adds to it.
-      keep: takes them.
-      is_stopped: asked after each batch whether to leave it.
-      warn: told why there are no predictions.
+      examples: for each metric, what each example of the final split adds to it.
+      keep: called with the predictions.
+      is_stopped: called after each batch. If it returns True, the predictions are not kept.
+      warn: called with the reason if there are no predictions.
     """
     split = FINAL_SPLIT if FINAL_SPLIT in batches else list(batches)[-1]
     if split == "train":

@@ -1,4 +1,4 @@
-"""What the options of a run change in its experiment: the precision, and the norm of the gradient."""
+"""Run options that change the experiment: the precision, and gradient clipping."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ DEFAULTS: Mapping[str, Any] = {"precision": "float32", "clip_norm": None}
 
 
 def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment with the precision and the clipping that the options of its run state.
+    """Returns the experiment with the precision and the gradient clipping of the options of its run.
 
     Args:
-      experiment: as its function makes it.
-      options: of the run, such as run.json has them; of them `precision` and `clip_norm`, where they stand.
+      experiment: the experiment as its function returns it.
+      options: the options of the run, such as those in run.json. Only `precision` and `clip_norm` are used.
 
     Raises:
       UserError: a value is out of range.
@@ -33,7 +33,7 @@ def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Expe
         return experiment
     policy = PRECISIONS.get(asked["precision"]) if isinstance(asked["precision"], str) else None
     if policy is None:
-        raise UserError(f"precision={asked['precision']!r} is none of {', '.join(PRECISIONS)}")
+        raise UserError(f"precision={asked['precision']!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     return dataclasses.replace(
         experiment,
         task=computing_in(policy, experiment.task),
@@ -42,5 +42,5 @@ def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Expe
 
 
 def changed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of the options that differ from their defaults: what a run records of them."""
+    """Returns the options that differ from their defaults, which a run records."""
     return {name: options[name] for name, default in DEFAULTS.items() if options[name] != default}

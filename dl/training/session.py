@@ -1,7 +1,7 @@
-"""The one loop over steps: step, record, evaluate, save, stop.
+"""The training loop: step, record, evaluate, save, stop.
 
-It only orchestrates: what a step computes stands in `step`, what a batch holds in `data.pipeline`, what an
-evaluation decides in `choice`, what a run ends with in `result`. It opens no files itself.
+It only orchestrates: `step` computes a step, `data.pipeline` makes the batches, `choice` decides after an
+evaluation, and `result` makes the result. It does not open files itself.
 """
 
 import time
@@ -35,12 +35,12 @@ from dl.types import Variables
 
 
 class Session:
-    """One process's part of a run: from where it starts to the end or a signal.
+    """The part of a run in one process: from its start to the end or to a signal.
 
     Attributes:
-      state: at `step`, or a few steps further.
-      progress: what the host knows beside the state.
-      step: whose metrics are recorded.
+      state: the training state, which may be a few steps ahead of `step`.
+      progress: the progress of the run, on the host.
+      step: the last step whose metrics are recorded.
     """
 
     def __init__(
@@ -74,22 +74,22 @@ class Session:
     def run_to_end(
         self, log_every: int, save_every: float, debug_nans: bool, profiler: Profiler | None = None
     ) -> None:
-        """Makes the remaining steps, and saves the last state.
+        """Runs the remaining steps, and saves the last state.
 
         Args:
-          log_every: steps between two lines of metrics.
-          save_every: seconds between two checkpoints.
-          debug_nans: end at the first NaN; see `nans.report_nans`.
+          log_every: number of steps between two lines of metrics.
+          save_every: time between two checkpoints, in seconds.
+          debug_nans: whether to end at the first NaN; see `nans.report_nans`.
           profiler: traces a few steps.
 
         Raises:
-          Stopped: a signal came; the state was saved.
-          Diverged: the loss or a parameter became no number.
+          Stopped: a signal arrived; the state was saved.
+          Diverged: the loss or a parameter is not finite.
           StorageError: the state cannot be saved.
         """
         progress = self.progress
         self._recorder.begin(self.step)
-        # After a resume: unless it was made before the checkpoint.
+        # After a resume this evaluation may be done already.
         if self._is_evaluated(self.step) if self.step else self._experiment.eval_at_start:
             self._evaluate_all()
         train_step = self._steps.train
@@ -118,7 +118,7 @@ class Session:
                 last_save = time.monotonic()
             if self._stop.received or progress.stopped_early:
                 break
-        while pending:  # a signal may come after the queue was looked at
+        while pending:  # a signal may arrive after the queue was checked
             self._record(*pending.popleft(), log_every)
         progress.training.stop()
         self._save()
@@ -128,7 +128,7 @@ class Session:
         """Evaluates the final split and returns the content of result.json.
 
         Raises:
-          Stopped: a signal came.
+          Stopped: a signal arrived.
         """
         progress, program, experiment = self.progress, self._program, self._experiment
         variables = self.state.best or program.eval_variables(self.state)
@@ -191,16 +191,16 @@ class Session:
         return step % self._eval_every == 0 or step == self._experiment.num_steps
 
     def _record(self, step: int, metrics: Any, log_every: int) -> None:
-        """Takes in the metrics of one step."""
+        """Records the metrics of one step."""
         self.step = step
         self._recorder.add(jax.device_get(metrics))
         self._refuse_divergence()
         self._recorder.tell(step, is_line=step % log_every == 0 or self._is_evaluated(step))
 
     def _refuse_divergence(self) -> None:
-        """Ends a run whose loss is no number any more: nothing after that is worth its time."""
+        """Ends a run whose loss is not finite, because training cannot recover from that."""
         metrics = self.progress.line.compute()
-        # Of several seeds some may go on.
+        # With several seeds, the run ends when all have diverged.
         if np.isfinite(metrics.get("loss", 0.0)).any() or self._experiment.loss_scale is not None:
             return
         shown = means(metrics)
@@ -211,10 +211,10 @@ class Session:
     def _diverged(self, what: str) -> Diverged:
         self._checkpoints.wait()
         steps = self._checkpoints.steps
-        stands = f"the checkpoint of step {steps[-1]:,} stands" if steps else "nothing was saved before"
+        saved = f"the checkpoint of step {steps[-1]:,} is kept" if steps else "no checkpoint was saved before"
         return Diverged(
             f"{what}; lower the learning rate, clip the gradient, look for inputs and targets out of range, "
-            f"or add --debug-nans; {stands}"
+            f"or add --debug-nans; {saved}"
         )
 
     def _evaluate_all(self) -> None:
@@ -228,7 +228,7 @@ class Session:
             if name not in ("train", FINAL_SPLIT):
                 evaluation = self._evaluate(name, variables)
                 if evaluation is None:
-                    return  # cut short: the resumed run evaluates again
+                    return  # interrupted by a signal: the resumed run evaluates again
                 found[name] = evaluation
         trained = self._recorder.tell_evaluations(
             self.step, {name: evaluation.means for name, evaluation in found.items()}
@@ -237,7 +237,7 @@ class Session:
         self._decide({"train": trained} if trained else {}, found)
 
     def _decide(self, trained: Mapping[str, Any], found: Mapping[str, Evaluation]) -> None:
-        """Keeps the best variables, and ends the run where it has seen enough."""
+        """Keeps the best variables, and ends the run if its rule for early stopping says so."""
         progress, experiment = self.progress, self._experiment
         choice = choose(
             experiment.keep_best,
@@ -257,7 +257,7 @@ class Session:
             self._console.line(f"stopped early at {place}: {progress.stopped_early}")
 
     def _evaluate(self, name: str, variables: Variables) -> Evaluation | None:
-        """Returns what a split measures; None if a signal cut it short."""
+        """Returns the evaluation of a split; `None` if a signal interrupted it."""
         assert self._steps.eval is not None
         is_final = name == FINAL_SPLIT
         with self.progress.evaluating.running():
@@ -268,11 +268,11 @@ class Session:
         return find_intervals(evaluation, self._program.population, self._console.line)
 
     def _save(self) -> None:
-        """Saves the state and the progress; both are at the same step here.
+        """Saves the state and the progress, which are at the same step here.
 
         Raises:
-          Diverged: it is no state to go on from.
-          StorageError: it cannot be written.
+          Diverged: the state is not finite.
+          StorageError: the checkpoint cannot be written.
         """
         if not self.step:
             return
@@ -283,7 +283,7 @@ class Session:
             self._checkpoints.save(self.step, self.state, self.progress.to_json())
 
     def _end_if_stopped(self) -> None:
-        """Raises Stopped if a signal came, with the command that goes on."""
+        """Raises Stopped if a signal arrived, with the command that resumes the run."""
         if self._stop.received is None:
             return
         name, num_steps = self._stop.received.name, self._experiment.num_steps
@@ -293,4 +293,4 @@ class Session:
             if self.step
             else f"stopped by {name} before the first step"
         )
-        raise Stopped(self._stop.received, f"{when}; to go on: {self._run.resume_command}")
+        raise Stopped(self._stop.received, f"{when}; to resume: {self._run.resume_command}")

@@ -1,11 +1,13 @@
-"""Stopping on request: Ctrl-C, SIGTERM and their like become a flag that the loop reads between steps."""
+"""Stopping on request: Ctrl-C, SIGTERM and similar signals set a flag that the loop reads between steps."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 
-_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal or its connection went
-_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # of batch systems, before the end of a job
+# SIGHUP: the terminal was closed or its connection was lost.
+_REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Batch systems send them before the end of a job.
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 class Stopped(Exception):
@@ -17,9 +19,10 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """A context in which the first signal that asks to stop only sets `received`; a second one acts at once.
+    """A context in which the first stop signal only sets `received`; a second one acts at once.
 
-    Left alone are signals that the process ignores, as SIGHUP under `nohup`, and all outside the main thread.
+    Signals that the process ignores, such as SIGHUP under `nohup`, are not handled. Outside the main thread
+    no signal is handled.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a process begins to train: at the newest checkpoint of the run, or before its first step."""
+"""The start of training in a process: the newest checkpoint of the run, or the initial state."""
 
 from typing import NamedTuple
 
@@ -15,12 +15,12 @@ from dl.types import Variables
 
 
 class Start(NamedTuple):
-    """Where a process begins: at the newest checkpoint, or before the first step.
+    """Where a process starts to train: at the newest checkpoint, or before the first step.
 
     Attributes:
-      state: on the devices.
-      progress: what the host knows beside it.
-      step: updates that were made.
+      state: the training state, on the devices.
+      progress: the progress of the run, on the host.
+      step: number of updates that are done.
     """
 
     state: TrainState
@@ -31,18 +31,18 @@ class Start(NamedTuple):
 def find_start(
     program: Program, checkpoints: Checkpoints | NoCheckpoints, warm_start: Variables | None, console: Console
 ) -> Start:
-    """Returns the newest intact checkpoint; where nothing was saved, the initial state.
+    """Returns the newest intact checkpoint, or the initial state if nothing was saved.
 
     Args:
-      program: of the experiment.
-      checkpoints: of the run.
+      program: the program of the experiment.
+      checkpoints: the checkpoints of the run.
       warm_start: host arrays that replace initial variables.
-      console: where a person watches.
+      console: where the progress is shown.
 
     Raises:
-      UserError: there are checkpoints, and none can be read.
+      UserError: no checkpoint can be read.
     """
-    progress = Progress(best=Best.none_yet(len(program.population)))  # its clock starts here
+    progress = Progress(best=Best.none_yet(len(program.population)))  # starts its clock
     restored = checkpoints.restore(program.abstract_state, program.trouble_with)
     if restored is None:
         state = program.init(warm_start)
@@ -54,8 +54,8 @@ def find_start(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"the progress record of the newest checkpoint in {checkpoints.directory} cannot be "
-            f"read ({type(error).__name__}: {error}); remove that, or start in another --workdir"
+            f"read ({type(error).__name__}: {error}); remove this checkpoint, or start in another --workdir"
         ) from None
-    step = int(state.step.max())  # the same for every run of a population
+    step = int(state.step.max())  # all runs of a population are at the same step
     console.line(f"resuming at step {step:,} of {program.num_steps:,}")
     return Start(state, progress, step)

@@ -1,4 +1,4 @@
-"""The training state: arrays only, so that what is saved is exactly what resumes."""
+"""The training state: arrays only, so that a checkpoint holds all that a resumed run needs."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,14 @@ class TrainState:
     """Everything that one training step reads and writes.
 
     Attributes:
-      step: int32, the number of steps done.
+      step: the number of steps that are done, int32.
       params: the trained parameters.
       model_state: the other Linen collections, such as batch statistics.
-      opt_state: of the optimizer.
-      rng: a key that never changes; step s draws from `fold_in(rng, s)`.
-      ema: the moving average of `params` where the experiment keeps one.
-      loss_scale: the dynamic loss scale where float16 is used.
-      best: the variables of the best evaluation where the experiment keeps them.
+      opt_state: the state of the optimizer.
+      rng: a random key that never changes. Step s draws from `fold_in(rng, s)`.
+      ema: the moving average of `params`. `None` if the experiment keeps none.
+      loss_scale: the dynamic loss scale. `None` unless float16 is used.
+      best: the variables of the best evaluation. `None` if the experiment does not keep them.
     """
 
     step: jax.Array
@@ -38,7 +38,7 @@ class TrainState:
 
     @property
     def eval_params(self) -> Params:
-        """The parameters that are evaluated: the average where one is kept, here or by the optimizer.
+        """The parameters that are evaluated: their average, if the state or the optimizer keeps one.
 
         The other collections, such as batch statistics, are those of the raw parameters in either case.
         """
@@ -59,9 +59,10 @@ class TrainState:
 
 
 def root_key(seed: int | jax.Array) -> Key:
-    """Returns the key that all of a run's draws come from, of threefry whatever `jax_default_prng_impl` says.
+    """Returns the threefry key that all random draws of a run come from.
 
-    Under `vmap` other generators draw from the first key alone: a run beside others would not be its own.
+    `jax_default_prng_impl` is ignored: under `vmap` other generators draw from the first key only, so a run
+    in a population would differ from a single run.
     """
     return jax.random.key(seed, impl="threefry2x32")
 
@@ -81,11 +82,11 @@ def init_state(
     """Returns the state before the first step, a pure function of its arguments.
 
     Args:
-      init_fn: from a key and a batch to the model's variables.
+      init_fn: returns the variables of the model for a key and a batch.
       tx: the optimizer.
-      batch: an example batch; only shapes and dtypes matter.
-      seed: of the initial parameters and of every later draw.
-      frozen: patterns on the paths of the parameters that the optimizer never sees.
+      batch: a batch of examples; only its shapes and dtypes matter.
+      seed: random seed of the initial parameters and of every later draw.
+      frozen: regular expressions. Parameters whose path matches one are not given to the optimizer.
       warm_start: variables that replace the initial ones of the same path, such as a pretrained backbone.
       keep_ema: whether the state carries a moving average of the parameters.
       keep_best: whether the state carries the variables of the best evaluation.
@@ -101,7 +102,7 @@ def init_state(
         model_state=variables,
         opt_state=tx.init(trained),
         rng=rng,
-        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        # A copy is needed: the step donates its state, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
         loss_scale=loss_scale,
     )

@@ -1,6 +1,6 @@
-"""What one step computes: pure, unjitted functions of a state and a batch.
+"""The computation of one step: pure, unjitted functions of a state and a batch.
 
-Nothing here knows a model, a data set or a device count. `program` compiles these functions.
+They do not depend on a certain model, data set or number of devices. `program` compiles them.
 """
 
 import dataclasses
@@ -37,15 +37,16 @@ EvalStep = Callable[[Variables, Batch], MetricTable]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """What the computation of a step depends on: one record, made once of an experiment.
+    """The parts of a step: one record that is made once from an experiment.
 
     Attributes:
-      init_fn: from a key and a stored batch to the model's variables.
-      loss_fn: the mean loss over a stored batch; with a key in training, where it also augments.
-      tx: the optimizer; one that takes extra arguments gets the loss as `value`.
-      grad_fn: how the loss becomes a gradient.
-      frozen: patterns on the paths of parameters that stay as they are, with the statistics of their norms.
-      ema_decay: of the moving average of the parameters; None: there is none.
+      init_fn: returns the variables of the model for a key and a stored batch.
+      loss_fn: the mean loss over a stored batch. With a key it also augments the batch, as in training.
+      tx: the optimizer. If it takes extra arguments, it gets the loss as `value`.
+      grad_fn: makes a function that returns the loss and its gradient from the loss function.
+      frozen: regular expressions. Parameters whose path matches one, and the statistics of their norm layers,
+        are not updated.
+      ema_decay: the decay of the moving average of the parameters. `None` means that there is no average.
       loss_scale: the initial loss scale, for float16.
       keeps_best: whether the state carries the variables of the best evaluation.
     """
@@ -61,7 +62,7 @@ class StepConfig:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "StepConfig":
-        """Returns what a step of the experiment is made of."""
+        """Returns the parts of a step of the experiment."""
         return cls(
             init_fn=experiment.init,
             loss_fn=with_inputs(experiment.task.loss, experiment.preprocess, experiment.augment),
@@ -74,7 +75,7 @@ class StepConfig:
         )
 
     def init(self, batch: Batch, seed: int | jax.Array, warm_start: Variables | None = None) -> TrainState:
-        """Returns the state before the first step, as `init_state` makes it of a stored batch."""
+        """Returns the state before the first step; see `init_state`."""
         return init_state(
             self.init_fn,
             self.tx,
@@ -89,14 +90,14 @@ class StepConfig:
 
 
 def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment | None = None) -> LossFn:
-    """Returns `loss_fn` on batches that were first decoded and, in training, augmented.
+    """Returns `loss_fn` with preprocessing and, in training, augmentation of its batches.
 
     Args:
-      loss_fn: sees the batch after both.
-      preprocess: from a stored batch to what the model eats; no randomness.
-      augment: from a key and ONE example to an example; never called in evaluation. The key is
-        `fold_in(step key, example index)`: what an example sees depends neither on how the batch is
-        split nor on the number of devices.
+      loss_fn: the loss of a batch after preprocessing and augmentation.
+      preprocess: returns the input of the model for a stored batch, without randomness.
+      augment: returns an augmented example for a key and ONE example. It is not called in evaluation. The
+        key is `fold_in(step key, example index)`, so the augmentation does not depend on how the batch is
+        split or on the number of devices.
     """
 
     def loss_on_stored(
@@ -116,11 +117,13 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
 
 
 def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One step of training, unjitted: for `jit`, for `vmap` over a population, for tests.
+    """Computes one training step.
+
+    The function is not jitted, so that `jit`, `vmap` over a population and tests can use it.
 
     Returns:
-      The next state, and the metrics of the loss with `gradient_norm` and, where the optimizer's state
-      tells it, `learning_rate`.
+      The next state, and the metrics of the loss with `gradient_norm` and, if the state of the optimizer
+      contains it, `learning_rate`.
     """
     frozen = config.frozen
     scale = None if state.loss_scale is None else state.loss_scale.scale
@@ -135,7 +138,8 @@ def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[T
     (loss, aux), gradient = config.grad_fn(scaled_loss)(trained, state.model_state, batch, key)
     if scale is not None:
         loss, gradient = jax.tree.map(lambda x: x / scale, (loss, gradient))
-    # Some transformations follow the loss, such as a rate that falls on a plateau; the others ignore it.
+    # Some transformations use the loss, such as a learning rate that falls on a plateau; the others ignore
+    # it.
     tx = optax.with_extra_args_support(config.tx)
     updates, opt_state = tx.update(gradient, state.opt_state, trained, value=loss)
     trained = optax.apply_updates(trained, updates)
@@ -146,8 +150,8 @@ def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[T
         opt_state=opt_state,
     )
     if config.ema_decay is not None:
-        # The ramp forgets the initial parameters quickly; without it they would dominate for
-        # 1/(1 - decay) steps.
+        # The decay grows at the start, so that the average forgets the initial parameters quickly. Otherwise
+        # they would dominate for 1/(1 - decay) steps.
         decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         before, _ = freezing.split(state.ema, frozen)
         average = optax.incremental_update(trained, before, 1.0 - decay)

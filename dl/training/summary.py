@@ -1,4 +1,4 @@
-"""What a run says of itself to a person: the facts before it starts, one line when it is done."""
+"""The summary of a run: facts that are printed before it starts, and one line at its end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def introduce(
     facts: Mapping[str, Any],
     population: Population | Single = SINGLE,
 ) -> None:
-    """Prints which data, devices, model and folder; `facts` are those of the program."""
+    """Prints the data, devices, model, training and folder of a run; `facts` are those of the program."""
     data = experiment.data
     identity = data.identity
     console.line(run.name)
@@ -55,7 +55,7 @@ def introduce(
 
 
 def _count_flops(facts: Mapping[str, Any], name: str) -> str:
-    """Returns FLOPs as published tables count them, and without padding where that differs visibly."""
+    """Returns text about FLOPs as published tables count them, and without padding if that differs."""
     with_padding, without = (
         f"{format_count(facts[f'{name}_flops_per_example{convention}'])}FLOPs"
         for convention in ("", "_without_padding")
@@ -64,14 +64,14 @@ def _count_flops(facts: Mapping[str, Any], name: str) -> str:
 
 
 def num_trained_parameters(experiment: Experiment) -> int:
-    """Returns the number of parameters that the optimizer sees: without frozen ones; nothing is allocated."""
+    """Returns the number of parameters that are not frozen. Nothing is allocated."""
     variables, _ = abstract(experiment)
     trained, _ = freezing.split(variables.get("params", {}), experiment.frozen)
     return num_params(trained)
 
 
 def final_line(result: Mapping[str, Any], run: Run | MemoryRun) -> str:
-    """Returns the metrics of a finished run as `name=value` words, to be read and to be searched for."""
+    """Returns one line with the metrics of a finished run, each as `name=value`."""
     words = [
         f"{split}_{name}={_number(value)}"
         for split, values in result["metrics"].items()
@@ -100,5 +100,5 @@ def final_line(result: Mapping[str, Any], run: Run | MemoryRun) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Formats a metric; result.json holds None for one that is no number, such as a diverged loss."""
+    """Formats a metric; result.json holds null for a number that is not finite, such as a diverged loss."""
     return "nan" if value is None else format_value(value)

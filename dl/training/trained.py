@@ -1,4 +1,4 @@
-"""What training returns: the metrics, the history and the variables of a run, and its predictions."""
+"""The result of training: the metrics, the history and the variables of a run, and its predictions."""
 
 import functools
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ from dl.types import Batch, Params, Variables
 
 
 class Estimate(float):
-    """A metric: a number, with the bounds of its 95 % interval.
+    """The value of a metric, with the bounds of its 95 % confidence interval.
 
     Attributes:
-      low: the lower bound, None where there is no interval.
-      high: the upper bound, likewise.
+      low: the lower bound. `None` if there is no interval.
+      high: the upper bound. `None` if there is no interval.
     """
 
     low: float | None
     high: float | None
 
     def __new__(cls, value: float, low: float | None = None, high: float | None = None) -> "Estimate":
-        """Makes a number that knows its interval."""
+        """Makes a number with an interval."""
         estimate = super().__new__(cls, value)
         estimate.low, estimate.high = low, high
         return estimate
@@ -52,9 +52,9 @@ class Result:
     """A run that was trained now or earlier.
 
     Attributes:
-      experiment: what was trained.
-      folder: of the run; None where it is in memory only.
-      record: what result.json says; empty of a run that has not finished.
+      experiment: the experiment that was trained.
+      folder: the folder of the run. `None` if the run is in memory only.
+      record: the content of result.json; empty if the run has not finished.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, dict[str, Estimate]]:
-        """By split and name, each metric of the end with its interval, over seeds if there are several."""
+        """The final metrics by split and name, with their intervals (over the seeds if there are several)."""
         intervals = self.record.get("intervals", {})
         return {
             split: {
@@ -105,7 +105,7 @@ class Result:
 
     @property
     def variables(self) -> Variables:
-        """What the run ended with, by collection; of several seeds with a leading axis.
+        """The variables that the run ended with, by collection. Several seeds have a leading axis.
 
         Raises:
           UserError: the checkpoint is missing or damaged.
@@ -117,23 +117,24 @@ class Result:
 
     @property
     def params(self) -> Params:
-        """The parameters among the variables."""
+        """The trained parameters: the collection `params` of the variables."""
         return self.variables["params"]
 
     def predict(self, inputs: ArrayLike | Mapping[str, ArrayLike], batch_size: int | None = None) -> Any:
-        """Returns the outputs of the model for new inputs, such as the logits of a classifier.
+        """Computes the outputs of the model for new inputs, such as the logits of a classifier.
 
         Args:
-          inputs: the feature that the model reads, with a leading axis of examples, as the data store it or
-            as floats in [0, 1]; or several features by name.
-          batch_size: examples computed at once; None: the experiment's `eval_batch_size`. The last batch is
-            padded, so that the model is compiled once.
+          inputs: the input feature of the model, with a leading axis of examples: as the data store it, or as
+            floats in [0, 1]. Several features are given by name.
+          batch_size: number of examples that are computed at once. `None` means the `eval_batch_size` of
+            the experiment. The last batch is padded, so that the model is compiled once.
 
         Returns:
-          NumPy arrays with a row for each example.
+          NumPy arrays with one row for each example.
 
         Raises:
-          UserError: the inputs do not have the form of the data that the model was trained on.
+          UserError: the inputs do not have the shape of the data that the model was trained on, several seeds
+            were trained, or the task has no function predict.
         """
         features = self._features(inputs)
         size = len(next(iter(features.values())))
@@ -163,10 +164,10 @@ class Result:
     @functools.cached_property
     def _outputs(self) -> Any:
         if self.record.get("members"):
-            raise UserError("several seeds were trained at the same time; predict with a run of one")
+            raise UserError("several seeds were trained at the same time; use a run of one seed to predict")
         outputs = outputs_fn(self.experiment)
         if outputs is None:
-            raise UserError("the experiment states no outputs; give its task a function predict")
+            raise UserError("the task of the experiment has no function predict; add one")
         return jax.jit(outputs)
 
     def _refused(self, features: Mapping[str, np.ndarray]) -> UserError | None:
@@ -184,7 +185,7 @@ class Result:
         return None
 
     def _features(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-        """Returns the features by name; raises UserError where their form is not that of the data."""
+        """Returns the features by name; raises UserError if their shapes are not those of the data."""
         name = self.experiment.task.input_name
         given = inputs if isinstance(inputs, Mapping) else {name: inputs}
         features = {name: np.asarray(values) for name, values in given.items()}
@@ -198,5 +199,9 @@ class Result:
                 )
         lengths = {name: len(values) if values.ndim else 0 for name, values in features.items()}
         if not lengths or len(set(lengths.values())) > 1 or not min(lengths.values()):
-            raise UserError(f"there must be the same number of examples, at least one, in {lengths}")
+            raise UserError(
+                f"the inputs have different numbers of examples, or no examples: {lengths}; give the same "
+                "number, at "
+                "least one, for each feature"
+            )
         return features

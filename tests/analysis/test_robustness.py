@@ -206,7 +206,10 @@ def test_figures_of_two_corruptions_by_hand(monkeypatch):
     assert found["baseline"]["clean"]["accuracy"] == 0.75
     # Of four examples some resamples have none that the baseline has wrong.
     (line,) = (line for line in corruption_errors.lines_of(found, "it") if line.startswith("mCE"))
-    assert line == "mCE 77.5 % (no interval: in some resamples the baseline loses nothing): 100 % is it"
+    assert (
+        line
+        == "mCE 77.5 % (no interval: in some resamples the ratio to the baseline is not defined): 100 % is it"
+    )
     # Wilson: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with n = 4
     z = 1.959964
     centre, half = 0.75 + z**2 / 8, z * (0.75 * 0.25 / 4 + z**2 / 64) ** 0.5
@@ -294,7 +297,7 @@ def test_the_preview_has_a_row_a_corruption_and_a_block_an_image(subject):
         ({"kind": "int"}, "the images are stored as int32"),
         ({"kind": "wide"}, "the stored images have values from 0 to 199"),
         ({"kind": "target"}, "the test split does not have class labels"),
-        ({"kind": "silent"}, "states no outputs to classify by; give its Task a predict="),
+        ({"kind": "silent"}, "has no function predict; add one"),
         ({"num_seeds": 2}, "trained 2 seeds together"),
     ],
 )
@@ -313,7 +316,7 @@ def test_what_cannot_be_measured_is_one_line(shades, tmp_path, options, message)
 
 def test_outputs_that_are_no_logits_are_refused(subject, mesh1):
     picture = dataclasses.replace(subject, outputs=lambda variables, batch: batch["image"])
-    with pytest.raises(UserError, match=r"have the shape \(16, 6, 5, 1\) and the type uint8"):
+    with pytest.raises(UserError, match=r"have the shape \(16, 6, 5, 1\) and the dtype uint8"):
         measure_errors(picture, mesh1)
 
 
@@ -323,7 +326,7 @@ def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
     write_json(tmp_path / "run.json", record)
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(
-        UserError, match="was trained on shades .* name the folder of the same data with --data-dir"
+        UserError, match="was trained on shades .* give the folder of the same data with --data-dir"
     ):
         open_classifier(tmp_path, "test", str(shades / "corrupted_shades.py"))
     del record["dataset"]
@@ -338,7 +341,7 @@ def test_other_data_than_the_run_had_are_refused(shades, tmp_path, subject):
     [
         ([], "robustness needs RUN (the folder of a run)"),
         (["a", "b"], "robustness does not take the word 'b'"),
-        (["HERE"], "holds no run"),
+        (["HERE"], "does not hold a run"),
         (["HERE/run", "--splt", "test"], "there is no option --splt; did you mean --split?"),
         (
             ["HERE/run", "--experiment", "HERE/corrupted_shades.py", "--split", "validation"],

@@ -263,7 +263,7 @@ def test_a_row_of_bytes_is_read_as_numbers_and_that_is_said(tmp_path, mesh1, cap
         batch_size=8,
     )
     train_in(tmp_path / "run", mesh1, experiment)
-    assert "the input tokens, uint8 of shape (16,), is read as whole numbers" in capsys.readouterr().out
+    assert "the input tokens, uint8 of shape (16,), is read as integers" in capsys.readouterr().out
 
 
 def test_an_autoencoder_states_that_its_target_is_an_image(mesh1):

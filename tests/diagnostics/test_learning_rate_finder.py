@@ -133,15 +133,15 @@ def test_a_loss_that_never_falls_gets_no_suggestion():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"low": 1.0, "high": 0.1}, "low=1 and high=0.1 are no range"),
-        ({"low": 0.1, "high": 0.1}, "low=0.1 and high=0.1 are no range"),
+        ({"low": 1.0, "high": 0.1}, "low=1 is not smaller than high=0.1"),
+        ({"low": 0.1, "high": 0.1}, "low=0.1 is not smaller than high=0.1"),
         ({"low": 0.0}, "low=0.0 is out of range"),
         ({"low": -1.0}, "low=-1.0 is out of range"),
         ({"low": math.nan}, "low=nan is out of range"),
         ({"high": math.inf}, "high=inf is out of range"),
-        ({"num_steps": 1}, "steps=1 are too few"),
+        ({"num_steps": 1}, "steps=1 is too small"),
         ({"num_steps": 0}, "steps=0 is out of range"),
-        ({"num_steps": 5}, "steps=5 are too few"),
+        ({"num_steps": 5}, "steps=5 is too small"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):

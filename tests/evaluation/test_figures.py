@@ -89,7 +89,7 @@ def test_figures_of_one_example():
         ((LOG_P[0], LABELS), "shape (7,)"),
         ((LOG_P, LABELS, MASK[:5]), "the mask has the shape (5,)"),
         ((LOG_P, LABELS + 1), "classes; expected 0 to 6"),
-        ((LOG_P, LABELS.astype(float)), "labels are float64"),
+        ((LOG_P, LABELS.astype(float)), "labels have the dtype float64"),
         ((jnp.exp(LOG_P), LABELS), "example 0 do not sum to 1"),
     ],
 )

@@ -109,7 +109,7 @@ def test_another_package_that_is_loaded_is_not_taken_for_the_installed_one(trace
     with pytest.raises(UserError, match="returned 'None'|must return"):
         rebuild(Path(run_folder(trace.parent / "run", "experiments.evil")), "experiments.evil")
     trace.unlink()
-    with pytest.raises(UserError, match="the package experiments that is loaded is another"):
+    with pytest.raises(UserError, match="another package experiments is imported already"):
         find_installed(NAME, "hint")
     assert not trace.exists()
 

@@ -474,7 +474,7 @@ def test_the_command_writes_it_again(tiny, tmp_path, capsys):
     ("argv", "message"),
     [
         ((), "report needs RUN (the folder of a run)"),
-        (("nowhere",), "nowhere holds no run"),
+        (("nowhere",), "nowhere does not hold a run"),
         (("RUN", "more"), "report does not take the word 'more'"),
         (("RUN", "--out", "/nowhere/report.html"), "/nowhere/report.html cannot be written"),
     ],
@@ -524,5 +524,5 @@ def test_a_browser_has_nothing_to_complain_about(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="does not hold a run"):
         write_report(tmp_path, tmp_path / "report.html", None)

@@ -310,7 +310,7 @@ def test_metrics_that_were_damaged_are_said_and_never_padded(copy, finished, mes
 
     result = train_in(copy, mesh1, console=Listening(-1))
     assert result["params_digest"] == finished[1]["params_digest"]
-    assert [text for text in lines if "metrics.jsonl" in text and f"go on from step {step}" in text]
+    assert [text for text in lines if "metrics.jsonl" in text and f"continue from step {step}" in text]
     kept = read_metrics(path)
     assert min(line["step"] for line in kept) >= step  # an evaluation may still be due
     assert result["metrics_from_step"] == step
@@ -398,6 +398,6 @@ def test_parameters_that_the_result_is_not_of_are_not_taken_for_its_own(finished
     result = json.loads((folder / "result.json").read_text())
     write_json(folder / "result.json", {**result, "params_digest": "0" * 64})
     before = sorted(folder.rglob("*"))
-    with pytest.raises(UserError, match="not those that the result is of.*none is intact"):
+    with pytest.raises(UserError, match="not those that the result is of.*no checkpoint is intact"):
         restore_variables(EXPERIMENT, run_in(folder), mesh1)
     assert sorted(folder.rglob("*")) == before

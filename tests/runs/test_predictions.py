@@ -104,8 +104,8 @@ def test_a_signal_cuts_it_short(mesh1):
 @pytest.mark.parametrize(
     ("change", "arrays", "message"),
     [
-        ({}, {"label": np.zeros(21, np.float32)}, "no integer label"),
-        ({}, {"label": np.zeros((21, 2), np.int32)}, "no integer label"),
+        ({}, {"label": np.zeros(21, np.float32)}, "do not have an integer label"),
+        ({}, {"label": np.zeros((21, 2), np.int32)}, "do not have an integer label"),
         ({}, {"label": np.full(21, 3, np.int32)}, r"label of row 0, 3, is not in \[0, 3\)"),
         ({}, {"label": np.full(21, -1)}, r"label of row 0, -1, is not in \[0, 3\)"),
         ({"predict": lambda variables, batch: batch["image"]}, {}, "shape .* not logits"),
@@ -314,7 +314,7 @@ def test_flipped_bits_and_torn_files_are_refused_or_harmless(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "predictions.npz")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         read_predictions(tmp_path / "predictions.npz")
 
 
@@ -621,7 +621,7 @@ def test_options_that_are_gone_are_one_line(shades, capsys, tmp_path):
     other.write_text(SOURCE.replace("rate: float = 1.0", ""))
     with pytest.raises(SystemExit):
         main(["predict", str(shades / "run"), str(shades / "a.png"), "--experiment", str(other)])
-    assert "has no option rate any more" in capsys.readouterr().err
+    assert "the option rate, which" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -629,9 +629,9 @@ def test_options_that_are_gone_are_one_line(shades, capsys, tmp_path):
     [
         ([], "predict needs RUN (the folder of a run)"),
         (["RUN"], "predict needs IMAGE (an image file, or a folder of images)"),
-        (["nowhere", "IMAGE"], "nowhere holds no run"),
+        (["nowhere", "IMAGE"], "nowhere does not hold a run"),
         (["RUN", "absent.png"], "absent.png does not exist; give an image, or a folder of images"),
-        (["RUN", "RUN/checkpoints"], "holds no images"),
+        (["RUN", "RUN/checkpoints"], "does not contain images"),
         (["RUN", "IMAGE", "--tpo", "2"], "there is no option --tpo; did you mean --top?"),
     ],
 )

@@ -265,7 +265,10 @@ def test_it_is_a_function_that_returns_differences(tmp_path):
     row = next(row for row in found.differences[0] if row.metric == "accuracy")
     assert (row.first, row.other, row.difference) == (0.9, 0.8, None)
     assert [table.title for table in found.tables] == ["what differs", f"{b} against {a}"]
-    for sides, message in (((a,), "needs two runs at least"), ((a, []), "a side without a run")):
+    for sides, message in (
+        ((a,), "needs at least two runs"),
+        ((a, []), "a side of the comparison has no run"),
+    ):
         with pytest.raises(UserError, match=message):
             compare_runs(*sides)
 
@@ -299,10 +302,10 @@ def test_mistakes_are_one_line(dl, tmp_path):
         ([a], "compare needs RUN_B (the folder of a run); write python -m dl compare RUN_A RUN_B …"),
         ([a, b], "were measured on different data, d:1.0.0 (sha256 eeeeeeeeeeee) and d:1.0.0 (sha256 9999"),
         ([a, str(unfinished)], "has not finished; run its command again first"),
-        ([a, str(tmp_path / "none")], "does not hold a run; give the folder of one"),
+        ([a, str(tmp_path / "none")], "does not hold a run; give the folder of a run"),
         ([a, str(folds)], f"such as {folds}/fold-1"),
         ([a, broken], "predictions.npz does not hold predictions"),
-        ([a, ","], "a side without a run"),
+        ([a, ","], "a side of the comparison has no run"),
         ([a, a, "--latx", "x"], "there is no option --latx; did you mean --latex?"),
         ([a, a, "--latex", "/nowhere/t.tex"], "/nowhere/t.tex cannot be written"),
     ):

@@ -194,7 +194,7 @@ def test_it_is_a_function_that_returns_the_curve(path, tmp_path, mesh1):
     assert record["options"]["decay"] == 0.1
     assert len(found.table.rows) == 3
     for arguments, message in (
-        ({"fractions": fractions, "over": {"seed": [1, 2, 3]}}, "ask for two curves"),
+        ({"fractions": fractions, "over": {"seed": [1, 2, 3]}}, "were both given"),
         ({"over": {"seed": [1, 2, 3]}, "options": {"seed": 1}}, "seed takes the values of over and is given"),
         ({"over": {"seed": [1, 2, 3], "decay": [1.0]}}, "over must name one option, not seed, decay"),
         ({"over": {"sed": [1, 2, 3]}}, "'sed' is not an option of plane"),
@@ -255,7 +255,7 @@ def test_the_curve_over_parameters_trains_each_size_once(widths, tmp_path, capsy
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["hidden=4,8"], "over hidden has 2 values; a power law takes three or more"),
+        (["hidden=4,8"], "over hidden has 2 values; a power law needs at least three"),
         (["hidden=4:16"], "--over 'hidden=4:16' is a range; add the number of values, as in hidden=4:16:5"),
         (["hidden"], "'hidden' does not list values"),
         (["hiden=4,8,16"], "there is no option --hiden; did you mean --hidden?"),
@@ -263,7 +263,7 @@ def test_the_curve_over_parameters_trains_each_size_once(widths, tmp_path, capsy
         (["seed=1,2,3"], "seed=1 and seed=2 both train 375 parameters; over takes an option that changes"),
         (["pixels=64,16,32"], "pixels=16 and pixels=32 have other data; over takes an option that changes"),
         (["hidden=4,8,16", "--hidden", "4"], "hidden takes the values of --over and is given another too"),
-        (["hidden=4,8,16", "--fractions", "0.1,0.5,1"], "--fractions and --over ask for two curves"),
+        (["hidden=4,8,16", "--fractions", "0.1,0.5,1"], "--fractions and --over were both given"),
     ],
 )
 def test_mistakes_in_over_are_one_line(widths, capsys, argv, message):

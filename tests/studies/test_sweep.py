@@ -274,7 +274,7 @@ def test_the_plot_has_a_line_for_each_trial_and_an_axis_for_each_option():
         (["EXP", "batch_size=8,x"], "--batch-size 'x' is not understood; it must be a whole number"),
         (["EXP", "batch_size=8:0.5"], "--batch-size '0.5' is not understood; it must be a whole number"),
         (["EXP", "learning_rate=log:a:b"], "is not a range; write learning_rate=log:LOW:HIGH"),
-        (["EXP", "learning_rate=1:0.1"], "is not a range; the lower bound comes first"),
+        (["EXP", "learning_rate=1:0.1"], "is not a range; write the lower bound first"),
         (["EXP", "wide=0:1"], "--wide '0' is not understood; it must be True or False"),
         (["EXP", "seed=1", "seed=2"], "seed is given twice"),
         (["EXP", "seed=1", "--seed", "2"], "seed is searched and given a value too"),
@@ -283,7 +283,7 @@ def test_the_plot_has_a_line_for_each_trial_and_an_axis_for_each_option():
         (["EXP", "seed=1", "--metric", "loss"], "metric='loss' is not understood; write SPLIT.NAME"),
         (["EXP", "seed=1", "--metric", "validation.f1"], "metric='f1' is not measured; choose one of"),
         (["EXP", "seed=1", "--metric", "train.loss"], "split='train' is not evaluated; choose one of val"),
-        (["EXP", "seed=1", "--method", "grid", "--num-trials", "5"], "num_trials=5 is not for a grid"),
+        (["EXP", "seed=1", "--method", "grid", "--num-trials", "5"], "num_trials=5 does not apply to a grid"),
         (["EXP", "num_epochs=1,2", "--method", "halving"], "halving divides num_epochs or num_steps"),
     ],
 )
@@ -309,7 +309,7 @@ def test_without_optuna_tpe_is_one_line(dl, path, tmp_path, monkeypatch):
     words = ["sweep", path, "learning_rate=0.1:1", "--method", "tpe", "--workdir", str(tmp_path / "w")]
     status, _, err = dl(*words)
     assert status == 2
-    assert "TPE needs Optuna; pip install 'dl[search]'" in err
+    assert "the method tpe needs Optuna; run pip install 'dl[search]'" in err
 
 
 def test_tpe_goes_on_where_it_stopped(dl, path, tmp_path):

@@ -161,7 +161,9 @@ def test_data_that_vanish_in_the_middle_end_the_sweep(sweep, monkeypatch, tmp_pa
     words = ["batch_size=2,4,8"]
     status, _, err, rows = sweep(*words)
     assert status == 2
-    assert err.startswith("error: trial 1 cannot run at this time (the points are not prepared; fetch them);")
+    assert err.startswith(
+        "error: trial 1 cannot run now (the points are not prepared; fetch them); solve this problem"
+    )
     assert err.count("\n") == 1
     assert [row["trial"] for row in rows] == [0]
     monkeypatch.undo()

@@ -124,7 +124,7 @@ def test_damage_is_noticed_and_the_older_checkpoint_taken(folder, state, mesh1, 
 def test_with_every_checkpoint_damaged_the_user_is_told(folder, state, mesh1):
     saved(folder, state, 1)
     largest_file(folder / "1" / "state").unlink()
-    with pytest.raises(UserError, match="1 is damaged.*none is intact"):
+    with pytest.raises(UserError, match="1 is damaged.*no checkpoint is intact"):
         Checkpoints(folder).restore(abstract(state, mesh1))
 
 

@@ -120,7 +120,7 @@ def test_each_step_is_traced_and_compiled_once(tmp_path, mesh1, compilations):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_goes_on_to_the_same_end(uninterrupted, tmp_path, mesh1, step, number):
     folder = tmp_path / "run"
-    with pytest.raises(Stopped, match="to go on: python -m experiments.test") as caught:
+    with pytest.raises(Stopped, match="to resume: python -m experiments.test") as caught:
         train_in(folder, mesh1, console=SignallingConsole(step, number))
     assert caught.value.number == number
     assert not (folder / "result.json").exists()
@@ -173,7 +173,7 @@ def test_other_data_in_the_same_folder_is_refused(uninterrupted, mesh1):
 
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path, mesh1):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not empty and holds no run"):
+    with pytest.raises(UserError, match="not empty and does not hold a run"):
         train_in(tmp_path, mesh1)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -28,7 +28,7 @@ def test_whoever_holds_a_population_may_hold_a_single_run():
 def test_an_option_without_a_value_for_each_run_is_refused():
     with pytest.raises(ValueError, match="rate has 1 values for 2 runs"):
         Population((0, 1), {"rate": (0.1,)}, lambda options: EXPERIMENT.tx)
-    with pytest.raises(ValueError, match="needs tx_of"):
+    with pytest.raises(ValueError, match="tx_of is None"):
         Population((0, 1), {"rate": (0.1, 0.2)})
 
 

@@ -90,7 +90,7 @@ def test_a_warm_start_from_a_result_is_one_line(result, mesh1):
 
 def test_the_same_folder_resumes_and_returns_what_has_finished(result, tmp_path, mesh1):
     folder = tmp_path / "run"
-    with pytest.raises(Exception, match="to go on: dl.train"):
+    with pytest.raises(Exception, match="to resume: dl.train"):
         dl.train(EXPERIMENT, folder, mesh=mesh1, console=SignallingConsole(5))
     ended = dl.train(EXPERIMENT, str(folder), mesh=mesh1, console=QUIET)
     assert ended.record["params_digest"] == result.record["params_digest"]
@@ -130,7 +130,7 @@ def test_a_run_is_not_loaded_as_another_experiment(tmp_path, mesh1):
 
 
 def test_what_is_not_an_experiment_is_one_line():
-    with pytest.raises(dl.UserError, match="3 is not an Experiment; give an Experiment"):
+    with pytest.raises(dl.UserError, match="3 is not an Experiment; pass an Experiment"):
         dl.train(3)
 
 

@@ -81,7 +81,7 @@ def end_of(mesh, checkpoints, log, console):
 def test_a_session_in_memory_ends_as_a_run_in_a_folder(tmp_path, mesh1):
     expected = train_in(tmp_path / "run", mesh1)
     checkpoints, log = MemoryCheckpoints(), MemoryLog()
-    with pytest.raises(Stopped, match="at step . of 12; to go on: call it again"):
+    with pytest.raises(Stopped, match="at step . of 12; to resume: call it again"):
         end_of(mesh1, checkpoints, log, SignallingConsole(5))
     assert checkpoints.steps[0] < 12
     result = end_of(mesh1, checkpoints, log, Console(is_quiet=True))

@@ -60,7 +60,7 @@ def test_a_full_disk_is_one_line_and_a_exit_status_its_own(tmp_path, save_every)
     assert done.returncode == 74, done.stderr
     (line,) = done.stderr.splitlines()
     assert "a checkpoint in" in line
-    assert "cannot be written (File too large), there is none before it" in line
+    assert "cannot be written (File too large); none was saved before" in line
     assert time.monotonic() - started < 60  # nothing waits for what has failed
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
     assert not (tmp_path / "run" / "result.json").exists()
@@ -169,7 +169,7 @@ def test_a_state_with_a_nan_is_never_saved_and_the_last_finite_one_stands(tmp_pa
     for _ in range(2):  # every restart begins where all was well
         with pytest.raises(Diverged, match="params/Dense_1/bias is not finite after step 12") as caught:
             train_in(folder, mesh1, experiment)
-        assert f"the checkpoint of step {step} stands" in str(caught.value)
+        assert f"the checkpoint of step {step} is kept" in str(caught.value)
         assert step_of(folder) == step
         assert not (folder / "result.json").exists()
 

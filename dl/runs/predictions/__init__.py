@@ -1,7 +1,8 @@
-"""Predictions: what a run's last variables say of every example of a split.
+"""Predictions: the outputs of the final variables of a run for the examples of a split.
 
-`by_kind` collects them on the devices, a `Kept` for each kind of task; `reader` reads the file again;
-`figures` tells what follows from them, and whether they agree with what the run measured. Read `kept` first.
+`by_kind` collects them on the devices as a `Kept`, one class for each kind of task. `reader` reads the file.
+`figures` computes further metrics, and checks that the predictions agree with the metrics of the run. Read
+`kept` first.
 """
 
 from dl.runs.predictions.by_kind import collect_predictions

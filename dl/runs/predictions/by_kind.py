@@ -1,6 +1,6 @@
-"""What is kept of each kind of task: from a run's last variables and a split to its `Kept`.
+"""Collects the predictions for each kind of task: a `Kept` from the final variables and a split.
 
-Shapes: N examples that are kept, B examples of a batch, C classes or labels, T tokens, S = T - 1, V tokens of
+Shapes: N examples that are kept, B examples of a batch, C classes or labels, T tokens, S = T - 1, V tokens in
 the vocabulary.
 """
 
@@ -34,8 +34,8 @@ from dl.runs.predictions.kept import (
 from dl.task import Kind
 from dl.types import Batch, Variables
 
-MAX_SHOWN = 256  # examples that are kept in full: an eighth for their error, the others at random
-_SAMPLE_KEY = (0, 2**62)  # apart from the keys of epochs, (seed, epoch)
+MAX_SHOWN = 256  # examples that are kept in full: an eighth with the largest errors, the others at random
+_SAMPLE_KEY = (0, 2**62)  # differs from the keys of epochs, (seed, epoch)
 
 
 Keep = Callable[[jax.Array, Batch], dict[str, jax.Array]]
@@ -50,17 +50,17 @@ def collect_predictions(
     split: str,
     is_cut_short: Callable[[], bool] = lambda: False,
 ) -> Kept | None:
-    """Returns what is kept of the predictions for a split; None if nothing is, or if it was cut short.
+    """Returns the predictions for a split that are kept; `None` if nothing is kept, or after an interruption.
 
-    What that is follows from the kind of task that the task states. Without one it is a
-    classification where the data have an integer `label` an example and the outputs are floats of shape
-    B × C, C > 1 (logits, or log-probabilities); else the outputs, where they are floats.
+    The kind of the task decides what is kept. A task without a kind is a classification if each example has
+    an integer `label` and the outputs are floats of shape B × C, C > 1 (logits or log-probabilities).
+    Otherwise outputs that are floats are kept.
 
-    Of a split for which more than `MAX_BYTES` would be kept it is a random sample of the examples, always
-    the same.
+    If the predictions would take more than `MAX_BYTES`, a random sample of the examples is kept, which is
+    always the same.
 
     Raises:
-      UserError: outputs or targets are not those of the kind that is stated.
+      UserError: outputs or targets do not fit the kind of the task.
     """
     outputs = prepared_outputs_fn(experiment)
     if outputs is None:
@@ -75,7 +75,7 @@ def collect_predictions(
 
 @dataclasses.dataclass(frozen=True)
 class _Collection:
-    """What every kind needs to collect its predictions."""
+    """The arguments that every kind needs to collect its predictions."""
 
     experiment: Experiment
     variables: Variables
@@ -92,7 +92,7 @@ class _Collection:
         return kind
 
     def collect(self, keep: Keep) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Returns the arguments of every `Kept`, and what `keep` says of each example; None if cut short."""
+        """Returns the arguments of every `Kept`, and `keep` of each example; `None` after an interruption."""
         size, num_bytes = len(self.batches.source), self._bytes_per_example(keep)
         rows = np.arange(size, dtype=np.int32)
         if size * num_bytes > MAX_BYTES:
@@ -107,12 +107,12 @@ class _Collection:
     def collect_in_full(
         self, keep: Keep, index: np.ndarray, badness: np.ndarray
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns `shown` and `num_worst`, and what `keep` says of those examples.
+        """Returns `shown` and `num_worst`, and `keep` of the shown examples.
 
         Args:
-          keep: from outputs and a preprocessed batch to what is kept of each example.
+          keep: returns what is kept of each example for outputs and a preprocessed batch.
           index: the rows of the examples.
-          badness: of each; those with the largest are shown, a NaN before all.
+          badness: the error of each example. Those with the largest error are shown; NaN is the largest.
         """
         order = np.argsort(-np.nan_to_num(badness, nan=np.inf), kind="stable")
         num_bytes = self._bytes_per_example(keep)
@@ -138,7 +138,7 @@ class _Collection:
 def _guess(
     outputs: Callable[[Variables, Batch], tuple[jax.Array, Batch]], variables: Variables, batches: Batches
 ) -> str | None:
-    """Returns what is kept of a model whose task states no kind."""
+    """Returns what is kept of a model whose task does not state a kind."""
     output, batch = jax.eval_shape(outputs, variables, jax.eval_shape(lambda: batches[0]))
     if not jnp.issubdtype(output.dtype, jnp.floating) or output.shape[:1] != batch["mask"].shape:
         return None
@@ -155,7 +155,7 @@ def _classification(collection: _Collection) -> Kept | None:
     def keep(logits_BC: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         label = batch.get("label")
         if label is None or not jnp.issubdtype(label.dtype, jnp.integer) or label.size != len(label):
-            raise UserError("the data have no integer label an example")
+            raise UserError("the data do not have an integer label for each example")
         if logits_BC.ndim != 2 or logits_BC.shape[1] < 2 or not jnp.issubdtype(logits_BC.dtype, jnp.floating):
             raise UserError(
                 f"outputs of shape {logits_BC.shape} and dtype {logits_BC.dtype} are not logits of classes"

@@ -21,9 +21,9 @@ OutputsFn = Callable[[Variables, Batch], jax.Array]
 
 
 def outputs_fn(experiment: Experiment) -> OutputsFn | None:
-    """Returns the function from variables and a stored batch to the model's outputs; None if none is stated.
+    """Returns a function that computes the outputs of the model for variables and a stored batch.
 
-    That is `predict` of the task, on the preprocessed batch.
+    It calls `predict` of the task on the preprocessed batch. `None` if the task has no `predict`.
     """
     predict = experiment.task.predict
     if predict is None:
@@ -40,14 +40,14 @@ def outputs_fn(experiment: Experiment) -> OutputsFn | None:
 def prepared_outputs_fn(
     experiment: Experiment,
 ) -> Callable[[Variables, Batch], tuple[jax.Array, Batch]] | None:
-    """Returns the function from variables and a stored batch to the outputs and the preprocessed batch."""
+    """Returns a function that computes the outputs and the preprocessed batch."""
     outputs = outputs_fn(dataclasses.replace(experiment, preprocess=None))
     if outputs is None:
         return None
 
     def with_prepared(variables: Variables, batch: Batch) -> tuple[jax.Array, Batch]:
         prepared = batch if experiment.preprocess is None else experiment.preprocess(batch)
-        # A label is a number of a class, whatever is made of it on the way.
+        # A label is the number of a class here, even if preprocessing changes it.
         label = prepared.get("label")
         is_lost = "label" in batch and (label is None or not jnp.issubdtype(label.dtype, jnp.integer))
         kept = {**prepared, "label": batch["label"]} if is_lost else prepared
@@ -64,15 +64,15 @@ def collect_outputs(
     rows: np.ndarray | None = None,
     is_cut_short: Callable[[], bool] = lambda: False,
 ) -> Any:
-    """Returns the outputs for a split on the host, in the order of its rows, without padding.
+    """Computes the outputs for a split on the host, in the order of its rows, without padding.
 
     Args:
-      outputs: an array, or a tree of arrays, with a row for each example of a stored batch.
-      variables: on the devices.
-      batches: of the split, in its own order (`seed` None).
-      mesh: the devices; every process gets everything.
-      rows: which to keep, increasing; None: all.
-      is_cut_short: asked after each batch; once it says so the answer is None.
+      outputs: returns an array or a tree of arrays, with one row for each example of a stored batch.
+      variables: the variables of the model, on the devices.
+      batches: the batches of the split, in the order of its rows (`seed` is `None`).
+      mesh: the devices. Every process gets all outputs.
+      rows: the rows that are kept, in increasing order. `None` means all rows.
+      is_cut_short: called after each batch. If it returns True, the function returns `None`.
     """
     compute = jax.jit(outputs, out_shardings=replicated(mesh))
     is_kept = np.ones(len(batches.source), bool)
@@ -92,6 +92,6 @@ def collect_outputs(
 
 
 def class_names(data: Splits, num_classes: int) -> tuple[str, ...]:
-    """Returns the names that the data give their classes, "0", "1", … where they give no such ones."""
+    """Returns the names of the classes in the data, or "0", "1", … if the data do not name them."""
     names = tuple(map(str, getattr(data, "class_names", ())))
     return names if len(names) == num_classes else tuple(map(str, range(num_classes)))

@@ -1,4 +1,4 @@
-"""What follows from kept predictions: more figures, and whether they agree with what the run measured.
+"""Metrics that are computed from kept predictions, and the check that they agree with those of the run.
 
 Shapes: N examples.
 """
@@ -17,26 +17,27 @@ from dl.evaluation.regression_figures import regression_figures
 from dl.experiment import Experiment
 from dl.runs.predictions.kept import Kept, LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
 
-# The model is compiled apart for metrics and for predictions, and may compute in 16 bits: logits this close
-# to a tie may fall to either side, and a mean may differ by this part of itself.
+# The model is compiled separately for metrics and for predictions, and may compute in 16 bits. So logits that
+# differ by less than this may be ordered differently, and a mean may differ by this fraction of its value.
 TIE = 0.05
 RELATIVE_TOLERANCE = 0.02
 ABSOLUTE_TOLERANCE = 1e-4
-SAMPLING_ERRORS = 6.0  # standard errors, by which the mean over a sample may differ from that over the split
+# Allowed difference between the means over a sample and over the split, in standard errors.
+SAMPLING_ERRORS = 6.0
 
 
 class Disagreement(UserError):
-    """What a run measured is not what its kept predictions say."""
+    """The metrics of a run disagree with its kept predictions."""
 
 
 def figures_of(predictions: Kept, tell: Callable[[str], None] = lambda line: None) -> dict[str, Figure]:
-    """Returns figures with intervals that no metric of the loss has, such as R² of a regression.
+    """Returns metrics with intervals that the loss does not compute, such as R² of a regression.
 
-    Never raises: what cannot be computed costs no result.
+    It never raises an error: metrics that cannot be computed are left out.
 
     Args:
-      predictions: of one split.
-      tell: called with one line where figures cannot be computed.
+      predictions: the predictions for one split.
+      tell: called with one line of text if metrics cannot be computed.
     """
     try:
         with np.errstate(all="ignore"):
@@ -83,21 +84,21 @@ FIGURE_UNITS = {
 def add_to_result(
     experiment: Experiment, result: dict[str, Any], predictions: Kept, tell: Callable[[str], None]
 ) -> None:
-    """Adds what follows from the predictions to what result.json says of their split.
+    """Adds the metrics that are computed from the predictions to the content of result.json.
 
-    More figures with their intervals, directions and units; and `disagreement`, where `check_agreement` finds
-    one. Never raises.
+    They come with their intervals, directions and units. `disagreement` is added if `check_agreement` finds
+    one. It never raises an error.
 
     Args:
-      experiment: of the run.
-      result: changed in place.
-      predictions: of the variables that the run ended with.
-      tell: called with one line where something cannot be computed.
+      experiment: the experiment of the run.
+      result: the content of result.json, which is changed in place.
+      predictions: the predictions of the variables that the run ended with.
+      tell: called with one line of text if something cannot be computed.
     """
     split = predictions.split
     measured = dict(result["metrics"].get(split, {}))
     for name, figure in figures_of(predictions, tell).items():
-        if name in measured:  # a metric of the loss function is what it says
+        if name in measured:  # a metric of the loss function has priority
             continue
         result["metrics"][split][name] = figure.value
         result.setdefault("better", {})[name] = figure.better
@@ -115,12 +116,12 @@ def add_to_result(
 
 
 class _Recomputed(NamedTuple):
-    """A metric of each example, from its predictions.
+    """The contribution of each example to a metric, from its predictions.
 
     Attributes:
-      total: shape N; the metric is Σ total / Σ weight.
-      weight: shape N.
-      slack: by how much rounding may change the mean, beyond a part of itself.
+      total: the total of each example, shape N. The metric is Σ total / Σ weight.
+      weight: the weight of each example, shape N.
+      slack: the absolute difference in the mean that rounding may cause.
     """
 
     total: np.ndarray
@@ -129,18 +130,18 @@ class _Recomputed(NamedTuple):
 
 
 def check_agreement(experiment: Experiment, metrics: Mapping[str, float], predictions: Kept) -> None:
-    """Compares what a run measured with the same metrics of its kept predictions.
+    """Compares the metrics of a run with the same metrics of its kept predictions.
 
-    Of a task that states no kind it is `accuracy` alone, where it is a share. What is not
-    finite is not compared, nor are labels that are distributions.
+    For a task without a kind, only `accuracy` is compared, if it is a proportion. Values that are not finite
+    and labels that are distributions are not compared.
 
     Args:
-      experiment: of the run.
-      metrics: of the split of the predictions.
-      predictions: of the same variables.
+      experiment: the experiment of the run.
+      metrics: the metrics of the split of the predictions.
+      predictions: the predictions of the same variables.
 
     Raises:
-      Disagreement: they differ by more than rounding and sampling explain.
+      Disagreement: the metrics differ by more than rounding and sampling explain.
     """
     kind = experiment.task.kind
     recomputed = _recompute(predictions)
@@ -168,8 +169,9 @@ def check_agreement(experiment: Experiment, metrics: Mapping[str, float], predic
         if abs(measured - kept) > tolerance:
             raise Disagreement(
                 f"the run measured {name} {measured:.4g} on {predictions.split}, but its kept predictions "
-                f"have {kept:.4g}: do not trust either; look at what the loss and Experiment.preprocess make "
-                "of labels and inputs, and at predict of the Task"
+                f"have {kept:.4g}; do not trust either value; check what the loss and "
+                "Experiment.preprocess make "
+                "of labels and inputs, and check predict of the Task"
             )
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a run's predictions: a class for each kind of task.
+"""The predictions of a run that are kept: one class for each kind of task.
 
 Shapes: N examples that were kept, M of the whole split, C classes or labels, D outputs, K of the N examples
 that are kept in full, T tokens of a sequence, Q metrics.
@@ -13,26 +13,27 @@ import numpy as np
 
 from dl.system.files import replace_file
 
-MAX_BYTES = 64 * 2**20  # that are kept of a split; of a larger one it is a random sample of its examples
+MAX_BYTES = 64 * 2**20  # limit for a split; of a larger one a random sample of the examples is kept
 
 Layout = Mapping[str, tuple[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What every kind has.
+    """The fields that every kind has.
 
     Attributes:
-      split: its name.
-      num_examples: M, of the split; more than N if only a sample was kept.
+      split: the name of the split.
+      num_examples: the number of examples in the split, M. It is larger than N if only a sample is kept.
       index: the row of each example in the split, increasing, int32, shape N.
-      metric_names: of the metrics of each example, Q of them; empty where none were kept.
-      example_metrics: total and weight of each metric of each example of the split, as the run measured
+      metric_names: the names of the Q metrics that are kept for each example; empty if none are kept.
+      example_metrics: total and weight of each metric for each example of the split, as the run computed
         them, float32, shape M × Q × 2.
     """
 
     kind: ClassVar[str]
-    # Of each array the letters of its dtype's kind and of its dimensions; "*" is any number of them.
+    # For each array: the letters of its dtype kinds, and the letters of its dimensions. "*" is any number of
+    # them.
     layout: ClassVar[Layout]
 
     split: str
@@ -45,22 +46,22 @@ class Kept:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every example of the split is there."""
+        """Whether the predictions cover every example of the split."""
         return len(self.index) == self.num_examples
 
     @property
     def sample(self) -> str:
-        """Of which examples it is, in words."""
+        """Text about which examples are covered."""
         of = f"the {self.split} split"
         if self.is_whole:
             return f"all {self.num_examples:,} examples of {of}"
         return f"a random {len(self.index):,} of the {self.num_examples:,} examples of {of}"
 
     def with_metrics(self, examples: Mapping[str, np.ndarray]) -> Self:
-        """Returns the same with the metrics of each example; without, where they would take too much.
+        """Returns a copy with the metrics of each example, unless these would take too much memory.
 
         Args:
-          examples: by metric, total and weight of each example of the split, shape M × 2.
+          examples: for each metric, total and weight of each example of the split, shape M × 2.
         """
         if not examples or sum(rows.nbytes for rows in examples.values()) > MAX_BYTES:
             return self
@@ -68,7 +69,7 @@ class Kept:
         return dataclasses.replace(self, metric_names=tuple(examples), example_metrics=rows)
 
     def save(self, path: Path) -> None:
-        """Writes an .npz without pickles, so that a reader sees the old file or the new one."""
+        """Writes an .npz file without pickles. The file is replaced in one step."""
         arrays = {
             name: np.asarray(value, str if isinstance(value, tuple) else None)
             for name, value in vars(self).items()
@@ -82,17 +83,17 @@ class Kept:
         replace_file(path, write)
 
     def check(self) -> None:
-        """Raises ValueError for values that cannot be; their forms are checked before."""
+        """Raises ValueError for invalid values; the shapes are checked before."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions(Kept):
-    """What a classifier says.
+    """Predictions of a classifier.
 
     Attributes:
       label: the class of each example, int32, shape N.
       log_probabilities: natural logarithms, float32, shape N × C.
-      class_names: one a class; "0", "1", … where the data name none.
+      class_names: the name of each class; "0", "1", … if the data do not name them.
     """
 
     kind = "classification"
@@ -112,12 +113,12 @@ class Predictions(Kept):
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabel(Kept):
-    """What a classifier with any number of labels an example says.
+    """Predictions of a multi-label classifier.
 
     Attributes:
-      label: whether each label is there, bool, shape N × C.
-      log_odds: the logits of the labels, float32, shape N × C; a label is predicted where they are > 0.
-      class_names: one a label.
+      label: whether the example has each label, bool, shape N × C.
+      log_odds: the logits of the labels, float32, shape N × C. A label is predicted if its logit is > 0.
+      class_names: the name of each label.
     """
 
     kind = "multi_label"
@@ -130,12 +131,12 @@ class MultiLabel(Kept):
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Kept):
-    """What a regression says.
+    """Predictions of a regression.
 
     Attributes:
-      output: of the model, float32, shape N × D.
-      target: that it is compared with, float32, shape N × D.
-      target_names: one an output.
+      output: the outputs of the model, float32, shape N × D.
+      target: the targets, float32, shape N × D.
+      target_names: the name of each output.
     """
 
     kind = "regression"
@@ -148,15 +149,15 @@ class Regression(Kept):
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction(Kept):
-    """What an autoencoder makes of its inputs.
+    """Reconstructions of an autoencoder.
 
     Attributes:
-      error: the mean squared error of each example's values, float32, shape N.
-      shown: places in `index` of the examples that are kept in full, int32, shape K: the worst ones first
-        in falling order of their error, then some at random.
-      num_worst: how many of `shown` are there for their error.
-      input: as the model sees it, float32, shape K × that of an example.
-      output: in the units of the input, float32, of the same shape.
+      error: the mean squared error of each example, float32, shape N.
+      shown: positions in `index` of the examples that are kept in full, int32, shape K: first those with the
+        largest errors, in falling order, then a random sample.
+      num_worst: the number of examples in `shown` that have the largest errors.
+      input: the inputs of the model, float32, shape K × the shape of an example.
+      output: the outputs, in the units of the input, float32, of the same shape.
     """
 
     kind = "reconstruction"
@@ -177,24 +178,26 @@ class Reconstruction(Kept):
     def check(self) -> None:
         _check_shown(self.shown, self.num_worst, len(self.index))
         if self.input.shape != self.output.shape:
-            raise ValueError(f"input has the shape {self.input.shape}, output {self.output.shape}")
+            raise ValueError(
+                f"input has the shape {self.input.shape}, but output has the shape {self.output.shape}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel(Kept):
-    """What a language model makes of its sequences.
+    """Predictions of a language model.
 
     Attributes:
-      loss: the sum of the cross-entropies of each sequence's tokens, nats, float32, shape N.
-      num_right: how many of its tokens are predicted, int32, shape N.
-      num_tokens: how many count, int32, shape N.
-      shown: places in `index` of the sequences that are kept in full, as in `Reconstruction`; the worst
-        have the highest loss a token.
-      num_worst: how many of `shown` are there for their loss.
-      token: int32, shape K × T.
-      token_loss: of every token but the first, nats, NaN where it does not count, float32,
-        shape K × (T - 1).
-      token_names: what each token stands for; empty where the data do not say it.
+      loss: the sum of the cross-entropies of the tokens of each sequence, in nats, float32, shape N.
+      num_right: the number of correctly predicted tokens of each sequence, int32, shape N.
+      num_tokens: the number of tokens of each sequence that count, int32, shape N.
+      shown: positions in `index` of the sequences that are kept in full, as in `Reconstruction`; the worst
+        have the highest loss per token.
+      num_worst: the number of sequences in `shown` that have the highest loss.
+      token: the tokens, int32, shape K × T.
+      token_loss: the cross-entropy of each token but the first, in nats, float32, shape K × (T - 1). NaN if
+        the token does not count.
+      token_names: the text of each token; empty if the data do not state it.
     """
 
     kind = "language_model"
@@ -221,7 +224,10 @@ class LanguageModel(Kept):
     def check(self) -> None:
         _check_shown(self.shown, self.num_worst, len(self.index))
         if self.token.shape[1] != self.token_loss.shape[1] + 1:
-            raise ValueError(f"token has the shape {self.token.shape}, token_loss {self.token_loss.shape}")
+            raise ValueError(
+                f"token has the shape {self.token.shape}, but token_loss has the shape "
+                f"{self.token_loss.shape}"
+            )
         if (self.num_right < 0).any() or (self.num_right > self.num_tokens).any():
             raise ValueError("num_right is not in [0, num_tokens]")
         if self.token_names:
@@ -230,10 +236,10 @@ class LanguageModel(Kept):
 
 @dataclasses.dataclass(frozen=True)
 class Outputs(Kept):
-    """What any other model puts out.
+    """Outputs of any other model.
 
     Attributes:
-      output: float32, shape N × that of an example.
+      output: the outputs, float32, shape N × the shape of the output of an example.
     """
 
     kind = "outputs"

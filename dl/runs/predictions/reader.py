@@ -1,4 +1,4 @@
-"""Reads the .npz of predictions without trust: it may be torn, something else, or made to do harm."""
+"""Reads the .npz file of predictions. The file may be damaged, have other content, or be malicious."""
 
 import math
 import zipfile
@@ -10,7 +10,7 @@ import numpy as np
 from dl.errors import UserError
 from dl.runs.predictions.kept import KINDS, Kept, Predictions, check_range
 
-MAX_FILE_BYTES = 512 * 2**20  # that are taken into memory; what is written takes far less
+MAX_FILE_BYTES = 512 * 2**20  # limit for the memory; files that `Kept.save` writes are much smaller
 MAX_EXAMPLES = 2**40
 
 _COMMON = {"split": ("U", ""), "num_examples": ("iu", ""), "index": ("iu", "N")}
@@ -18,21 +18,21 @@ _OF_METRICS = {"metric_names": ("U", "Q"), "example_metrics": ("f", "MQ2")}
 
 
 def read_predictions(path: Path) -> Kept:
-    """Returns what `Kept.save` wrote; a file that names no kind is a classification.
+    """Returns what `Kept.save` wrote. A file without a kind is a classification.
 
     Raises:
-      UserError: the file is damaged, or something else.
+      UserError: the file is damaged, or does not hold predictions.
     """
     try:
         return _read(path)
-    except Exception as error:  # NumPy, zipfile and zlib each raise their own
+    except Exception as error:  # NumPy, zipfile and zlib raise different errors
         brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
         raise UserError(f"{path} does not hold predictions ({brief}); train the run again") from None
 
 
 def _read(path: Path) -> Kept:
     if not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         found = {}
         left = MAX_FILE_BYTES
@@ -44,7 +44,7 @@ def _read(path: Path) -> Kept:
             left -= entry.file_size
     kind = str(found.pop("kind", Predictions.kind))
     if kind not in KINDS:
-        raise ValueError(f"its kind {kind[:40]!r} is none of {', '.join(KINDS)}")
+        raise ValueError(f"its kind {kind[:40]!r} is not one of {', '.join(KINDS)}")
     cls = KINDS[kind]
     layout = {**_COMMON, **cls.layout, **(_OF_METRICS if "metric_names" in found else {})}
     if missing := layout.keys() - found.keys():
@@ -65,7 +65,7 @@ def _read(path: Path) -> Kept:
 
 
 def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, max_bytes: int) -> np.ndarray:
-    """Returns one array; nothing is allocated before its header fits the size of the entry."""
+    """Returns one array. It is allocated only if its header fits the size of the entry."""
     name = entry.filename
     if entry.file_size > max_bytes:
         raise ValueError(f"{name} claims {entry.file_size:,} bytes")
@@ -82,13 +82,13 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, max_bytes: int
             raise ValueError(f"{name} has the dtype {dtype}")
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != entry.file_size - member.tell():
             raise ValueError(f"{name} claims the shape {shape} in {entry.file_size:,} bytes")
-        content = member.read()  # to its end, where the checksum is compared
+        content = member.read()  # reads to the end, where the checksum is compared
     array = np.frombuffer(content, dtype)
     return array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)
 
 
 def _check_form(name: str, array: np.ndarray, dtypes: str, dimensions: str, sizes: dict[str, int]) -> None:
-    """Raises ValueError unless dtype and shape are those stated; sizes of new letters are noted."""
+    """Raises ValueError if dtype or shape are wrong; records the sizes of new dimension letters."""
     if array.dtype.kind not in dtypes:
         raise ValueError(f"{name} has the dtype {array.dtype}")
     letters = dimensions.rstrip("*")
