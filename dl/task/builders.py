@@ -4,6 +4,8 @@ Each builder states the kind of its task, except `supervised`, which accepts any
 
 Shapes: B examples, C classes or labels, D outputs, T tokens of a sequence, S = T - 1 tokens that are
 predicted, V tokens of the vocabulary.
+
+A long file, because the builders are to be read beside each other.
 """
 
 from collections.abc import Callable
