@@ -13,6 +13,7 @@ from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.methods import mixing
 from dl.metrics import Mean
+from dl.runs.console import Console
 from dl.runs.predictions import read_predictions
 from dl.types import Aux
 from tests.helpers import train_in
@@ -262,7 +263,7 @@ def test_a_row_of_bytes_is_read_as_numbers_and_that_is_said(tmp_path, mesh1, cap
         num_steps=1,
         batch_size=8,
     )
-    train_in(tmp_path / "run", mesh1, experiment)
+    train_in(tmp_path / "run", mesh1, experiment, console=Console())
     assert "the input tokens, uint8 of shape (16,), is read as integers" in capsys.readouterr().out
 
 
