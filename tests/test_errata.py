@@ -438,7 +438,7 @@ def test_without_a_flatten_every_pixel_is_classified():
     assert shape == (2, 26, 26, 10)
     assert num_params(params) == 5_834
     batch = {"image": jnp.zeros((2, 28, 28, 1)), "label": jnp.zeros(2, int), "mask": jnp.ones(2, bool)}
-    with pytest.raises(ValueError, match=r"got \(2, 26, 26, 10\); is a flatten"):
+    with pytest.raises(ValueError, match=r"have shape \(2, 26, 26, 10\); they must"):
         jax.eval_shape(lambda p: task.classification(PrintedConvolution()).loss(p, {}, batch, None), params)
     shape, params = shapes_of(CNN((32,), (128,), 10), MNIST_IMAGES)
     assert shape == (2, 10)

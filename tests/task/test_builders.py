@@ -42,7 +42,7 @@ def test_a_missing_flatten_is_named():
         "mask": jnp.ones(2, bool),
     }
     params = model.init(jax.random.key(0), batch["image"])["params"]
-    with pytest.raises(ValueError, match=r"got \(2, 8, 8, 10\); is a flatten"):
+    with pytest.raises(ValueError, match=r"have shape \(2, 8, 8, 10\); they must"):
         task.classification(model).loss(params, {}, batch, None)
 
 
@@ -258,9 +258,9 @@ def test_a_language_model_predicts_the_next_token_and_weighs_by_tokens(dtype):
 
 def test_outputs_that_are_no_logits_of_tokens_are_refused():
     for tokens in (np.zeros((3, 1), np.int32), np.zeros(3, np.int32)):
-        with pytest.raises(ValueError, match="a language model's logits have shape"):
+        with pytest.raises(ValueError, match="logits of shape .* do not fit tokens"):
             measured(task.language_model(Uniform()), tokens=tokens)
-    with pytest.raises(ValueError, match="a language model's logits have shape"):
+    with pytest.raises(ValueError, match="logits of shape .* do not fit tokens"):
         measured(task.language_model(Given()), tokens=np.zeros((3, 4), np.float32))
 
 

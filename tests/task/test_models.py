@@ -14,7 +14,7 @@ from dl.errors import UserError
 from dl.metrics import Mean
 from dl.precision import BFLOAT16, computing_in
 from dl.runs.predictions import read_predictions
-from dl.training.loop import restore_variables
+from dl.training.restore import restore_variables
 from dl.training.state import init_state
 from dl.training.step import update_state
 from dl.types import Aux
