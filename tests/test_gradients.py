@@ -325,5 +325,5 @@ def test_a_loss_that_is_a_number_is_refused(grad_fn):
     def loss(params, model_state, batch, key):
         return params.sum(), Aux(model_state, {})
 
-    with pytest.raises(TypeError, match=r"must be a dl.metrics.Mean, which Mean.of\(loss_B"):
+    with pytest.raises(TypeError, match=r"must be a dl.metrics.Mean: return Mean.of\(loss_B"):
         grad_fn(loss)(jnp.ones(2), {}, {"mask": jnp.ones(4, bool)}, None)

@@ -286,5 +286,5 @@ def test_a_backbone_starts_from_a_file_and_every_head_from_the_seed(file, mesh1,
 
 def test_a_submodule_that_the_model_lacks_is_refused_by_name(file, mesh1):
     initial = pretrained(file, torch_names.mobilenet_v2, "body", skip=("head",))
-    with pytest.raises(UserError, match="under='body' is not a module of the model, .* backbone, head"):
+    with pytest.raises(UserError, match="under='body' is not a module of the model; .* backbone, head"):
         initial(shapes_of(None, mesh1))

@@ -318,7 +318,7 @@ def test_any_source_trains_and_its_identity_is_its_content(tmp_path, mesh1, expe
 @pytest.mark.parametrize(
     ("name", "promised", "said"),
     [
-        ("label", jax.ShapeDtypeStruct((), np.float32), "label as int64 of shape .* promises .*float32"),
+        ("label", jax.ShapeDtypeStruct((), np.float32), "label as int64 of shape .* states .*float32"),
         ("image", jax.ShapeDtypeStruct((4, 4, 3), np.uint8), r"image as uint8 of shape \(4, 4, 1\)"),
         (
             "extra",

@@ -35,17 +35,23 @@ def run_folder(folder, experiment=NAME, options=None, **more):
 
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
-    """A working directory with code of a stranger's in it; returns the file that the code leaves when run."""
+    """A working directory with code of a stranger's in it; yields the file that the code leaves when run."""
     trace = tmp_path / "trace"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # as `python -m` does
     for file in ("evil.py", "runs/evil/payload.py", "experiments/evil.py", "runs/experiments/evil.py"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(CODE.format(trace=str(trace)))
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("evil", "runs", "experiments"):
-            monkeypatch.delitem(sys.modules, name)
-    return trace
+    # What a test imports under these names is forgotten after it.
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_strange(name)}
+    yield trace
+    for name in [name for name in sys.modules if _is_strange(name)]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def _is_strange(module):
+    return module.partition(".")[0] in ("evil", "runs", "experiments")
 
 
 NAMES = [

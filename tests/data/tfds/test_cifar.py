@@ -216,7 +216,7 @@ def test_an_archive_of_another_structure_is_one_line(name, archive, reason, put_
 def test_an_archive_with_another_checksum_is_refused(damage, put_archive, data_dir, offline):
     path = put_archive("cifar10", packed(content_of("cifar10")))
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"manual/{path.name} is not the file of .*delete it and fetch it"):
+    with pytest.raises(UserError, match=f"manual/{path.name} is not the file of .*delete it and download it"):
         _ = image_classification("cifar10").train
     assert not offline
 
