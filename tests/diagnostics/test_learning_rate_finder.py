@@ -181,7 +181,7 @@ def test_a_loss_below_zero_falls_and_explodes_as_others_do(tmp_path):
 
 
 def test_a_rate_that_cannot_be_replaced_is_said():
-    with pytest.raises(UserError, match=r"cannot be replaced.*recipe of dl\.optimizers"):
+    with pytest.raises(UserError, match=r"cannot be replaced.*function of dl\.optimizers"):
         find_learning_rate(experiment(optax.inject_hyperparams(optax.sgd)(0.1)))
 
 

@@ -14,7 +14,7 @@ from dl.runs.find import find_experiment
 from dl.studies.curve_plan import part_of, part_size
 from dl.studies.learning_curve import learning_curve
 from dl.studies.power_law import PowerLaw, fit, forecast, lack_of_fit, objection
-from tests.helpers import PLANE
+from tests.helpers import PLANE, replace_training
 
 WIDTHS = '''
 """A perceptron on the embedded digits; the bias of its last layer stays as it is."""
@@ -394,7 +394,7 @@ def test_what_was_measured_stands_though_no_law_fits(path, tmp_path, dl, monkeyp
         members = [{"metrics": {"test": {"accuracy": accuracy}}} for accuracy in accuracies]
         return {"members": members, "intervals": {"test": {"accuracy": [0.25, 0.75]}}}
 
-    monkeypatch.setattr("dl.studies.runs.train", train)
+    replace_training(monkeypatch, train)
     options = ["--fractions", "0.25,0.5,1", "--num-seeds", "2", "--mesh", "data=1"]
     status, out, _ = dl("learning-curve", path, *options, "--workdir", str(tmp_path / "c"))
     assert status == 0
@@ -413,7 +413,7 @@ def test_percent_and_what_is_no_number_lose_nothing(path, tmp_path, dl, monkeypa
         "members": [{"metrics": {"test": {"accuracy": accuracy}}}] * 2,
         "intervals": {"test": {"accuracy": [accuracy] * 2}},
     }
-    monkeypatch.setattr("dl.studies.runs.train", lambda *args, **how: result)
+    replace_training(monkeypatch, lambda *args: result)
     options = ["--fractions", "0.25,0.5,1", "--num-seeds", "2", "--mesh", "data=1"]
     status, out, _ = dl("learning-curve", path, *options, "--workdir", str(tmp_path / "c"))
     assert (status, "no forecast: test " in out) == (0, True)
