@@ -177,10 +177,10 @@ def test_what_is_attainable_is_known_of_other_libraries_than_linen():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "Linear is an NNX module that already has parameters"),
+        (nnx.Linear(3, 2, rngs=nnx.Rngs(0)), "Linear is an NNX module that has its parameters already"),
         (3, "3 is not a model; give a Linen module"),
         (lambda rngs: Bare(), "the array scale of an NNX module is not an nnx.Variable"),
-        (lambda rngs: 3, "the function of a model returned 3; it must return an NNX module"),
+        (lambda rngs: 3, "the function of a model returned 3, which is not an NNX module; give"),
     ],
 )
 def test_what_is_not_a_model_is_refused(model, message):
