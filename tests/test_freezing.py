@@ -128,9 +128,11 @@ def test_nothing_frozen_changes_nothing():
     tx = optimizers.sgd(0.1)
     state = make_state(tx, frozen=())
     after, _ = step(state, tx, frozen=())
-    gradient = jax.grad(
-        lambda params: LOSS_FN(params, state.model_state, make_batch(), state.rng)[0].compute()
-    )
+
+    def loss(params):
+        return LOSS_FN(params, state.model_state, make_batch(), state.rng)[0].compute()
+
+    gradient = jax.grad(loss)
     updates, _ = tx.update(gradient(state.params), tx.init(state.params), state.params)
     by_hand = optax.apply_updates(state.params, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, by_hand)
