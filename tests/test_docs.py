@@ -110,6 +110,7 @@ def test_readme_is_read_in_ten_minutes():
     assert len(README.read_text(encoding="utf-8").split()) <= 2200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [README, ROOT / "docs" / "experiments.md"], ids=["README", "experiments"])
 def test_an_experiment_that_is_copied_from_a_page_trains(page, tmp_path, monkeypatch, capsys):
     from dl import main

@@ -105,6 +105,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "side", "published"), PUBLISHED)
 def test_the_counts_of_known_networks_are_the_published_ones(function, side, published):
     model, x = function(), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -144,6 +145,7 @@ def trained(tmp_path_factory):
     return experiment, run, result, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_introduction_result_layers_and_report_state_the_same_counts(trained):
     experiment, run, result, printed = trained
     layers = experiment_layers(experiment)

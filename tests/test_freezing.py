@@ -54,6 +54,7 @@ def step(state, tx, **fields):
     return jax.jit(lambda s, b: update_state(config, s, b))(state, make_batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tx", [optimizers.adamw(0.1), optimizers.muon(1.0), optimizers.schedule_free_adamw(0.1)]
 )
@@ -104,6 +105,7 @@ def test_a_frozen_norm_uses_the_statistics_that_it_brought_along():
     assert float(metrics["loss"].compute()) != pytest.approx(float(free.compute()), 1e-2)
 
 
+@pytest.mark.slow
 def test_the_gradient_and_the_optimizer_never_see_what_is_frozen():
     tx = optimizers.adam(0.1)
     state = make_state(tx)

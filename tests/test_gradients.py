@@ -36,6 +36,7 @@ def problem():
     return task.classification(model).loss, params, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_micro_batches", [1, 2, 3, 12])
 def test_accumulation_equals_the_full_batch(problem, num_micro_batches):
     loss_fn, params, batch = problem
@@ -50,6 +51,7 @@ def test_micro_batches_that_do_not_divide_are_refused(problem):
         accumulated_gradient(5)(loss_fn)(params, {}, batch, None)
 
 
+@pytest.mark.slow
 def test_a_full_batch_step_is_the_mean_of_single_examples(problem):
     loss_fn, params, batch = problem
     everything = {**batch, "mask": jnp.ones(12, bool)}
@@ -75,6 +77,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_the_gradient_equals_backpropagation_by_hand_and_finite_differences(problem, head):
     loss_fn, output_error = HEADS[head]
@@ -194,6 +197,7 @@ def loss_and_gradient(grad_fn, learned, params, batch=UNEQUAL):
     return loss, gradient, {name: metric.compute() for name, metric in aux.metrics.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPED)
 @pytest.mark.parametrize("counted", COUNTED)
 def test_parts_that_count_unequally_add_up_to_the_full_batch(counted, wrapper):
@@ -235,6 +239,7 @@ def test_the_gradient_over_tokens_is_that_of_numpy(num_micro_batches):
     assert float(value) == pytest.approx(2 * mean + 0.3 * 4, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_examples_mix_within_their_part_and_the_parts_weigh_by_what_they_count():
     learned = with_mixing(COUNTED["examples"], mixup(1.0, 2))
     params = params_of("examples")
@@ -249,6 +254,7 @@ def test_examples_mix_within_their_part_and_the_parts_weigh_by_what_they_count()
     chex.assert_trees_all_close((loss, gradient), by_hand, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad_fn", [mean_gradient, accumulated_gradient(3)], ids=["full", "parts"])
 def test_a_batch_that_counts_nothing_has_no_gradient(grad_fn):
     nothing = {**UNEQUAL, "mask": jnp.zeros(SIZE, bool)}
@@ -259,6 +265,7 @@ def test_a_batch_that_counts_nothing_has_no_gradient(grad_fn):
     np.testing.assert_array_equal(gradient["table"], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [FULL, FLOAT16], ids=["float32", "float16"])
 def test_steps_under_a_loss_scale_are_those_of_the_full_batch(policy):
     """In float16 a gradient of sums, 2¹⁵ times that of 21 values around 50, would be infinite."""
@@ -289,6 +296,7 @@ def test_steps_under_a_loss_scale_are_those_of_the_full_batch(policy):
         chex.assert_trees_all_close(other, full, rtol=1e-5 if policy is FULL else 2e-2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_members_and_devices_accumulate_as_one_does_alone(mesh8):
     learned, tx = WRAPPED["penalty"](COUNTED["tokens"]), optimizers.sgd(0.5)
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:4]]), UNEQUAL)  # 16 rows, two a device

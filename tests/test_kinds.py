@@ -94,6 +94,7 @@ def words_of(page):
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
+@pytest.mark.slow
 def test_a_regression(finished):
     run = finished("diabetes")
     measured, target = run.result["metrics"]["test"], run.test["target"]
@@ -114,6 +115,7 @@ def test_a_regression(finished):
     assert "Predicted against actual" in words_of(run.report)
 
 
+@pytest.mark.slow
 def test_an_autoencoder(finished):
     run = finished("digit_codes")
     image = run.test["image"] / 255
@@ -129,6 +131,7 @@ def test_an_autoencoder(finished):
     assert run.report.count('alt="reconstruction of row') == run.report.count('alt="input of row') == 24
 
 
+@pytest.mark.slow
 def test_labels_of_which_any_number_holds(finished):
     run = finished("digit_properties")
     label, predicted = run.test["label"], run.outputs > 0
@@ -150,6 +153,7 @@ def test_labels_of_which_any_number_holds(finished):
     assert "above four" in words_of(run.report)
 
 
+@pytest.mark.slow
 def test_a_language_model(finished):
     run = finished("characters")
     tokens = run.test["tokens"].astype(int)
@@ -302,6 +306,7 @@ def blind(batch):
     return {**batch, "image": image, "label": jnp.zeros_like(batch["label"])}
 
 
+@pytest.mark.slow
 def test_a_run_whose_predictions_contradict_it_ends_with_an_error_and_keeps_its_result(tmp_path, mesh1):
     def cast(logits, batch):
         return losses.cross_entropy(logits, (batch["label"] / 255).astype(jnp.int32))
@@ -321,6 +326,7 @@ def test_a_run_whose_predictions_contradict_it_ends_with_an_error_and_keeps_its_
     assert "Agreement: the run measured accuracy 1" in words_of((tmp_path / "report.html").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_rounding_is_no_disagreement(tmp_path, mesh1, dtype):
     model = MLP(hidden=(8,), num_classes=3, dtype=dtype)
@@ -406,6 +412,7 @@ def test_tokens_are_no_pixels_whatever_their_type():
     assert tiny().preprocess is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_other_commands_take_every_kind(name, dl, tmp_path):
     path = str(FOLDER / f"{name}.py")
@@ -413,6 +420,7 @@ def test_other_commands_take_every_kind(name, dl, tmp_path):
     assert dl("lr-find", path, "--num-steps", "20", "--plot", str(tmp_path / "x.png"))[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sound_experiment_of_every_kind_overfits_one_batch(name):
     experiment = find_experiment(str(FOLDER / f"{name}.py"))()
@@ -420,6 +428,7 @@ def test_a_sound_experiment_of_every_kind_overfits_one_batch(name):
     assert result.has_passed, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digit_codes", "characters"])
 def test_outputs_that_ignore_the_input_do_not_pass(name):
     experiment = find_experiment(str(FOLDER / f"{name}.py"))()

@@ -9,6 +9,7 @@ from experiments.mlp_342 import experiment
 from tests.helpers import train_in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "coin"),  # what a coin's guess costs
     [("softmax", np.log(2)), ("sigmoid", 2 * np.log(2))],

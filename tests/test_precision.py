@@ -161,6 +161,7 @@ def finished(tmp_path_factory):
     return folder, run
 
 
+@pytest.mark.slow
 def test_a_run_records_precision_and_clipping_and_profiles_its_steps(finished):
     folder, _ = finished
     record = json.loads((folder / "run" / "run.json").read_text())

@@ -77,6 +77,7 @@ def test_without_the_rule_the_last_step_counts(tmp_path, mesh1):
     assert result["metrics"]["test"]["loss"] == pytest.approx(CURVE[5])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_remembers_its_best_and_its_patience(tmp_path, mesh1):
     experiment = counting(KeepBest(patience=2))
     expected = train_in(tmp_path / "whole", mesh1, experiment)
@@ -108,7 +109,7 @@ def test_a_target_on_the_training_loss(tmp_path, mesh1):
 
 @pytest.mark.parametrize("make", [KeepBest, lambda **k: StopAt(value=0.1, **k)])
 def test_the_test_split_may_choose_nothing(make):
-    with pytest.raises(UserError, match="read once, at the end"):
+    with pytest.raises(UserError, match="evaluated once, at the end"):
         make(split="test")
 
 
@@ -178,6 +179,7 @@ def test_every_seed_has_its_own_best_and_its_own_end():
     assert best.is_over(rule)
 
 
+@pytest.mark.slow
 def test_seeds_that_train_at_the_same_time_end_as_each_would_alone(tmp_path, mesh1, mesh8):
     rule = KeepBest(patience=2)
     experiment = dataclasses.replace(EXPERIMENT, num_steps=24, keep_best=rule)
@@ -197,6 +199,7 @@ def test_seeds_that_train_at_the_same_time_end_as_each_would_alone(tmp_path, mes
     assert low < mean < high
 
 
+@pytest.mark.slow
 def test_seeds_that_train_at_the_same_time_resume_too(tmp_path, mesh1):
     expected = train_in(tmp_path / "whole", mesh1, population=consecutive(0, 3))
     with pytest.raises(Stopped):
@@ -215,6 +218,7 @@ class Convolution(nn.Module):
         return nn.Dense(2)(nn.Conv(3, (2,))(x_BFC).mean(1))
 
 
+@pytest.mark.slow
 def test_seeds_of_a_network_with_convolutions_share_a_program_without_grouped_ones(tmp_path, mesh1):
     # As grouped convolutions, which is what vectorizing makes of them, they are many times slower on a CPU.
     model = Convolution()
@@ -235,6 +239,7 @@ def with_rate(rate):
     return optimizers.adam(optimizers.cosine(rate, 12, warmup_steps=3))
 
 
+@pytest.mark.slow
 def test_runs_may_differ_in_the_hyperparameters_of_the_optimizer(tmp_path, mesh1):
     rates = (1e-3, 1e-2, 1e-1)
     population = Population(

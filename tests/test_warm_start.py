@@ -105,6 +105,7 @@ def root(tmp_path_factory, mesh1):
 # Another experiment.
 
 
+@pytest.mark.slow
 def test_it_is_trained_once_and_the_next_who_asks_finds_it(root, mesh1):
     (inner,) = inner_folders(root)
     ended = read(inner / "result.json")

@@ -117,6 +117,7 @@ def command(shades, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_a_loop_over_the_images(subject, mesh1):
     found = measure_errors(subject, mesh1, seed=5)
     dense = restore_variables(subject.experiment, subject.run, mesh1)["params"]["Dense_0"]
@@ -140,6 +141,7 @@ def test_errors_are_those_of_a_loop_over_the_images(subject, mesh1):
     assert (found.corrupted != found.clean[:, None, None]).any((0, 2)).all()
 
 
+@pytest.mark.slow
 def test_neither_devices_nor_batch_size_change_the_errors(subject, mesh1, mesh8):
     expected = measure_errors(subject, mesh1)
     larger = dataclasses.replace(
@@ -240,6 +242,7 @@ def test_a_baseline_without_errors_defines_no_mce(monkeypatch):
     assert "not defined" in line
 
 
+@pytest.mark.slow
 def test_the_command_prints_writes_and_shows(shades, command, tmp_path):
     path = "HERE/corrupted_shades.py"
     argv = ("HERE/run", "--baseline", "HERE/baseline", "--experiment", path, "--baseline-experiment", path)

@@ -70,6 +70,7 @@ def test_summary(dl, path):
     assert "made up" in out
 
 
+@pytest.mark.slow
 def test_overfit_passes_and_fails(dl, path):
     status, out, _ = dl("overfit", path)
     assert status == 0
@@ -83,6 +84,7 @@ def test_overfit_passes_and_fails(dl, path):
     assert [line[:4] for line in out.splitlines()[-3:]] == ["  1.", "  2.", "  3."]
 
 
+@pytest.mark.slow
 def test_lr_find_suggests_and_plots(dl, path, tmp_path):
     status, out, _ = dl("lr-find", path, "--low", "1e-5", "--steps", "60", "--plot", str(tmp_path / "lr.png"))
     assert status == 0
@@ -336,6 +338,7 @@ def commands_with_data(path, prepared, folder):
     yield ("report", f"{folder}/run", "--experiment", path)
 
 
+@pytest.mark.slow
 def test_data_dir_reaches_the_data_and_leaves_the_environment_as_it_is(dl, digits, tmp_path, capsys):
     path, prepared = digits
     before = dict(os.environ)

@@ -87,6 +87,7 @@ def expected(tmp_path_factory, mesh1):
     return train_on(tmp_path_factory.mktemp("plain"), mesh1, source_of())["params_digest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "shape", "dtype"),
     [

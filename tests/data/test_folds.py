@@ -218,6 +218,7 @@ def finished(tmp_path_factory):
     return folder, argv
 
 
+@pytest.mark.slow
 def test_the_mean_over_folds_has_students_interval(finished, capsys):
     folder, argv = finished
     summary = json.loads((folder / "folds.json").read_text())
@@ -264,7 +265,7 @@ def test_a_fold_without_its_end_is_finished(finished, tmp_path):
 
 def test_what_was_trained_on_the_same_data_is_no_start(tmp_path, mesh1):
     leaking = dataclasses.replace(experiment(), warm_start=FromExperiment(experiment))
-    with pytest.raises(UserError, match="trained on all of points, the held-out folds included"):
+    with pytest.raises(UserError, match="trained on all of points, including the held-out folds"):
         cross_validate(run_in(tmp_path / "run", experiment=leaking), mesh1, num_folds=2)
 
 

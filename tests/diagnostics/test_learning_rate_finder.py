@@ -80,6 +80,7 @@ class Lars:
         return w - self.velocity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tx", "update"),
     [

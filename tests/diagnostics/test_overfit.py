@@ -46,6 +46,7 @@ def forbidden(key, example):
     raise AssertionError("augmentation is off here")
 
 
+@pytest.mark.slow
 def test_random_labels_are_learnt_by_heart_in_spite_of_dropout_and_augmentation():
     seen = []
     result = overfit(experiment(augment=forbidden), 300, 1e-3, lambda step, loss: seen.append((step, loss)))
@@ -86,6 +87,7 @@ class HalfFrozen(nn.Module):
         return nn.Dense(2, name="trained")(x_BD) + jax.lax.stop_gradient(nn.Dense(2, name="frozen")(x_BD))
 
 
+@pytest.mark.slow
 def test_what_was_seen_comes_first_among_the_causes():
     features, labels = FEATURES[:16].copy(), LABELS[:16].copy()
     features[1], labels[1] = features[0], 1 - labels[0]
@@ -132,6 +134,7 @@ def attained(example_loss, targets, num_outputs, smoothing_metric=None):
     return attainable(loss)
 
 
+@pytest.mark.slow
 def test_the_best_cross_entropies_are_0_and_the_entropy_of_the_labels():
     labels = jnp.array([0, 0, 0, 1])
     found = attained(losses.cross_entropy, labels, 2)
@@ -139,6 +142,7 @@ def test_the_best_cross_entropies_are_0_and_the_entropy_of_the_labels():
     assert found.constant == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_soft_targets_have_an_entropy_that_no_output_goes_below():
     smoothed = functools.partial(losses.cross_entropy, label_smoothing=0.2)
     found = attained(smoothed, jnp.array([0, 1, 2, 0]), 4, losses.cross_entropy)
@@ -149,6 +153,7 @@ def test_soft_targets_have_an_entropy_that_no_output_goes_below():
     assert found.best == pytest.approx(entropies.mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [1e-3, 1e4])
 def test_the_best_constant_has_the_variance_as_its_squared_error(unit):
     targets = unit * jnp.float32(300 + 10 * np.random.default_rng(1).normal(size=(20, 1)))
@@ -157,6 +162,7 @@ def test_the_best_constant_has_the_variance_as_its_squared_error(unit):
     assert found.constant == pytest.approx(float(targets.var()), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_of_a_density_there_is_no_lowest_loss():
     def gaussian(output, target):
         return (output[:, 1] + jnp.exp(-output[:, 1]) * (output[:, 0] - target) ** 2) / 2
@@ -180,6 +186,7 @@ class Blind(nn.Module):
         return nn.Dense(1)(0 * x_BD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "tx", "has_passed"),
     [(MLP((64,), 1), optimizers.adam(0.1), True), (Blind(), optimizers.sgd(0.1), False)],
@@ -201,6 +208,7 @@ def test_a_regression_far_from_zero_is_judged_by_what_a_constant_leaves(model, t
     assert "the best outputs that ignore the input" in result.why
 
 
+@pytest.mark.slow
 def test_label_smoothing_and_mixup_pass_though_their_losses_stay_up():
     model = MLP((64,), 2)
     smoothed = task.classification(model, label_smoothing=0.2, input_name="features")

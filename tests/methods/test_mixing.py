@@ -63,6 +63,7 @@ def problem():
     return task.classification(model), params, batch
 
 
+@pytest.mark.slow
 def test_a_penalty_is_added_to_the_loss_and_not_to_its_metric(problem):
     learned, params, batch = problem
     plain, _ = learned.loss(params, {}, batch, None)
@@ -203,6 +204,7 @@ def test_targets_are_the_shares_that_are_seen(mix):
     assert np.max(counts) == 2
 
 
+@pytest.mark.slow
 def test_the_ratio_is_drawn_from_a_symmetric_beta_distribution():
     """Mean ½, variance 1 / (4 (2 α + 1)); α = 1 takes a shortcut."""
     image = {"image": jnp.array([[0.0], [1.0]]), "label": jnp.arange(2), "mask": jnp.ones(2, bool)}

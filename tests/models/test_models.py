@@ -97,6 +97,7 @@ def test_later_branches_are_dropped_more_often():
     assert is_kept_B.mean() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["dropout", "drop_connect", "stochastic_depth"])
 def test_what_a_residual_perceptron_drops_it_drops_for_each_example_in_training_alone(option):
     params, x_BD = residual_params(), np.ones((50, 6), np.float32)
@@ -108,6 +109,7 @@ def test_what_a_residual_perceptron_drops_it_drops_for_each_example_in_training_
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [MLP((8,), 3), CNN((4,), (8,), 3, pool=True)], ids=["mlp", "cnn"])
 def test_the_forward_pass_is_a_function(model):
     images = jax.random.normal(jax.random.key(0), (3, 6, 6, 1))
@@ -163,6 +165,7 @@ def test_the_mlp_equals_numpy():
     np.testing.assert_allclose(model.apply({"params": params}, x_BD), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [CNN((4,), (8,), 3), CNN((4, 4), (8,), 3, pool=True), ConvNet(3)])
 @pytest.mark.parametrize("shape", [(28, 28, 1), (17, 23, 3)])
 def test_any_image_size_and_any_batch(model, shape):
@@ -194,6 +197,7 @@ def test_max_pool_takes_the_maximum_of_each_window(side):
     np.testing.assert_array_equal(pooled, expected)
 
 
+@pytest.mark.slow
 def test_no_example_sees_another():
     """The property that makes the network the same on any number of devices."""
     model = ConvNet(num_classes=3)
@@ -211,6 +215,7 @@ def test_he_initialisation_has_its_standard_deviation():
     assert float(kernel.std()) == pytest.approx((2 / 1000) ** 0.5, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "shape", "value"),
     [  # with ReLU and zeros nothing would move at all

@@ -70,6 +70,7 @@ def shapes_of(model, side, batch=1):
     return variables, jax.eval_shape(model.apply, variables, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "side", "num_parameters", "num_statistics"),
     [
@@ -99,6 +100,7 @@ def test_parameter_counts_are_the_published_ones(model, side, num_parameters, nu
     assert num_params(variables.get("batch_stats", {})) == num_statistics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "side", "num_features"),
     [(*sized, width) for sized, width in zip(SIZED, (256, 512, 512, 2048, 1280, 192), strict=True)],
@@ -132,6 +134,7 @@ def test_the_model_scales_its_input_once(function, side):
     assert seen == [(1, side, side, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "side"), TINY.values(), ids=TINY)
 def test_a_step_has_finite_gradients_everywhere_and_moves_only_statistics(model, side):
     batch = {
@@ -186,6 +189,7 @@ def test_the_stem_for_small_images_keeps_every_pixel():
     assert shapes == [(1, 32, 32, 64), (1, 16, 16, 128), (1, 8, 8, 256), (1, 4, 4, 512)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_init", [True, False])
 def test_a_block_starts_as_its_shortcut_if_asked(zero_init):
     model = ResNet(None, (2,), width=4, small_images=True, zero_init=zero_init, scaling=scaling.identity)
@@ -235,6 +239,7 @@ def test_what_does_not_fit_is_refused_by_name(model, side, message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
 def test_a_depthwise_convolution_is_a_convolution_with_one_group_a_channel(strides, padding):
@@ -254,6 +259,7 @@ def test_whitened_patches_are_uncorrelated_with_variance_one():
     np.testing.assert_allclose(whitened.T @ whitened / len(whitened), np.eye(12), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_partial_identity_passes_its_input_on():
     kernel = airbench.partial_identity(jax.random.key(0), (3, 3, 4, 6))
     x_BHWC = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
@@ -264,6 +270,7 @@ def test_a_partial_identity_passes_its_input_on():
     assert np.abs(y_BHWC[..., 4:]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_airbench_sees_an_image_and_its_mirror_image_alike_in_evaluation():
     model = airbench.Airbench(5, widths=(8, 12))
     x_BHWC = jax.random.uniform(jax.random.key(0), (3, 12, 12, 3))

@@ -113,6 +113,7 @@ def test_what_another_process_has_begun_or_finished_meanwhile_is_seen(tmp_path, 
         late.open(FACTS, mesh1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a[1]", "50% of é", "back\\slash", "x" * 200, "gs:/b", "a*?"])
 def test_any_path_will_do(tmp_path, mesh1, name):
     folder = tmp_path / name / "run"
@@ -292,6 +293,7 @@ def test_the_result_of_another_run_is_refused(copy, finished, mesh1):
         train_in(copy, mesh1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["removed", "cut", "flipped", "zeros", "emptied"])
 def test_metrics_that_were_damaged_are_said_and_never_padded(copy, finished, mesh1, damage, capsys):
     path, step = copy / "metrics.jsonl", step_of(copy)

@@ -242,6 +242,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", KEPT, ids=lambda kept: kept.kind)
 def test_whatever_stands_in_the_file_it_is_read_or_refused_in_one_line(kept, tmp_path):
     path = tmp_path / "predictions.npz"
@@ -496,6 +497,7 @@ def test_names_and_prints_of_code_change_neither_terminal_nor_spreadsheet(
         assert (image, first, second) == ("'=1+\\x1b]0;x\\x07.png", "\\x1b[2Jbright", "'=cmd()")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_mistake(shades, tmp_path):
     words = ["predict", str(shades / "run"), str(shades), "--experiment", str(shades / "shades_of_grey.py")]
     command = f"{shlex.join([sys.executable, '-m', 'dl', *words])} | true"
@@ -563,6 +565,7 @@ def predict_dog(code, capsys, image):
     return exit_.value.code, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_a_finished_run_needs_no_training_data(photos_run, capsys, tmp_path, monkeypatch):
     image = tmp_path / "one.png"
     image.write_bytes((tmp_path / "photos/=dog/3.png").read_bytes())

@@ -92,6 +92,7 @@ def result_of(folder, run):
     return json.loads((folder / run / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_leaves_a_table_its_numbers_and_a_figure(folder):
     table = (folder / "benchmark.md").read_text()
     assert table.splitlines()[0] == "| optimizer | learning_rate | test accuracy, mean of 2 seeds | 95 % |"
@@ -288,6 +289,7 @@ def regularized_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_number_of_the_loss_has_the_effect_that_a_run_of_its_own_has(regularized_folder, tmp_path, mesh1):
     tuned = result_of(regularized_folder, "tune-l2-0.01")["members"]
     assert [m["seed"] for m in tuned] == [3, 4]

@@ -72,6 +72,7 @@ def test_the_fit_is_that_of_scipy_where_there_is_noise():
     np.testing.assert_allclose(fit(SIZES, errors), theirs, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [PowerLaw(5.0, 0.5, 0.02), PowerLaw(2.0, 0.35, 0.0)])
 @pytest.mark.parametrize("num_runs", [3, 5])
 def test_the_interval_of_a_forecast_covers_the_law(law, num_runs):
@@ -167,6 +168,7 @@ def path(tmp_path):
     return str(file)
 
 
+@pytest.mark.slow
 def test_the_command_trains_fits_and_draws(path, tmp_path, capsys):
     options = ["--fractions", "0.25,0.5,1", "--num-seeds", "2", "--mesh", "data=1"]
     with pytest.raises(SystemExit) as exit_:
@@ -210,6 +212,7 @@ def widths(tmp_path):
     return str(file)
 
 
+@pytest.mark.slow
 def test_the_curve_over_parameters_trains_each_size_once(widths, tmp_path, capsys):
     argv = [
         "learning-curve",
@@ -359,6 +362,7 @@ def regression(tmp_path):
     return str(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "metric", "label"),
     [

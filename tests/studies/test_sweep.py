@@ -139,6 +139,7 @@ def grid(tmp_path_factory, path):
     return folder, argv, options
 
 
+@pytest.mark.slow
 def test_trials_in_one_program_are_those_of_their_own(grid, dl, path, tmp_path):
     alone = sweep_of(grid[0])["trials"]
     rates, seeds, decays = Choices((0.01, 0.3)), Choices((0, 1)), Choices((0.0, 0.5))
@@ -231,6 +232,7 @@ def test_more_trials_of_a_random_search_join_those_before(dl, path, tmp_path):
     assert folders == ["trial-000-and-1-more"] * 2 + ["trial-002-and-1-more"] * 2
 
 
+@pytest.mark.slow
 def test_halving_gives_the_best_third_three_times_the_epochs(dl, path, tmp_path):
     words = ["sweep", path, "learning_rate=log:1e-3:1.0", "--num-epochs", "3", "--method", "halving"]
     options = ["--num-trials", "3", "--metric", "validation.accuracy", "--mesh", "data=1"]
@@ -312,6 +314,7 @@ def test_without_optuna_tpe_is_one_line(dl, path, tmp_path, monkeypatch):
     assert "the method tpe needs Optuna; run pip install 'dl[search]'" in err
 
 
+@pytest.mark.slow
 def test_tpe_goes_on_where_it_stopped(dl, path, tmp_path):
     pytest.importorskip("optuna", reason="needs the extra: search")
     words = ["sweep", path, "learning_rate=log:1e-3:1.0", "--method", "tpe", "--mesh", "data=1"]

@@ -19,6 +19,7 @@ def batch_of(size: int, features: int = 3) -> dict[str, jax.Array]:
     }
 
 
+@pytest.mark.slow
 def test_the_reported_loss_is_plain_while_the_gradient_is_of_the_smoothed_one():
     model = MLP(hidden=(), num_classes=2)
     batch = batch_of(8)
@@ -35,6 +36,7 @@ class ForgetsToFlatten(nn.Module):
         return nn.Dense(10)(nn.Conv(4, (3, 3))(x))
 
 
+@pytest.mark.slow
 def test_a_missing_flatten_is_named():
     model = ForgetsToFlatten()
     batch = {
@@ -84,6 +86,7 @@ def test_one_number_an_example_is_a_target_too():
     assert flat == column
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
     model = MLP(hidden=(64,), num_classes=2, dropout=0.5)
     batch = batch_of(8)
@@ -149,6 +152,7 @@ def test_a_model_without_dropout_needs_no_train_argument():
         assert task.classification(Plain()).loss(params, {}, batch, key)[0].compute() > 0
 
 
+@pytest.mark.slow
 def test_soft_labels_are_measured_by_the_mixture_of_the_hard_ones():
     model = MLP(hidden=(), num_classes=3)
     batch = {**batch_of(4), "label": jnp.array([0, 1, 2, 0])}
@@ -203,6 +207,7 @@ def test_multi_label_is_the_mean_over_the_labels_of_valid_examples():
         measured(task.multi_label(Given()), image=logits, label=label[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_binary", [False, True])
 def test_an_autoencoder_is_compared_with_its_input(is_binary):
     class Half(nn.Module):
@@ -242,6 +247,7 @@ class Uniform(nn.Module):
         return jax.nn.one_hot((tokens + 1) % 4, 4) * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8])
 def test_a_language_model_predicts_the_next_token_and_weighs_by_tokens(dtype):
     tokens = np.array([[1, 2, 3, 0], [3, 1, 0, 0], [2, 2, 2, 2]], dtype)  # 0 is padding, the last row too

@@ -88,6 +88,7 @@ def in_linen(tmp_path_factory, mesh1):
     return folder, train_in(folder, mesh1, experiment_of(InLinen()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [lambda rngs: InNNX(rngs), FUNCTIONS], ids=["nnx", "functions"])
 def test_the_same_network_trains_alike_in_every_library(tmp_path, mesh1, in_linen, model):
     folder, expected = in_linen
@@ -105,6 +106,7 @@ def test_the_same_network_trains_alike_in_every_library(tmp_path, mesh1, in_line
     np.testing.assert_allclose(ours.log_probabilities, theirs.log_probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_norms_of_linen_and_nnx_gather_the_same_statistics(tmp_path, mesh1):
     experiments = [experiment_of(InLinen(with_norm=True)), experiment_of(lambda rngs: InNNX(rngs, True))]
     linen, in_nnx = (tmp_path / name for name in ("linen", "nnx"))
@@ -170,6 +172,7 @@ def test_every_library_computes_in_the_precision_of_the_run(model):
     assert traced.out_avals[0].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_what_is_attainable_is_known_of_other_libraries_than_linen():
     assert "the best outputs that ignore the input" in overfit(experiment_of(FUNCTIONS), 2).why
 

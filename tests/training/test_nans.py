@@ -62,6 +62,7 @@ def experiment():
     )
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_the_operation_and_the_line_that_made_the_first_nan(tmp_path):
     mesh = make_mesh({"data": BATCH_SIZE})
     with pytest.raises(UserError) as caught:
@@ -76,6 +77,7 @@ def test_a_run_ends_with_the_operation_and_the_line_that_made_the_first_nan(tmp_
     assert sorted(saved) == [BAD_STEP - 2, BAD_STEP - 1]
 
 
+@pytest.mark.slow
 def test_without_a_nan_the_bits_are_the_same(tmp_path, mesh1):
     sound = dataclasses.replace(experiment(), num_steps=BAD_STEP - 1)
     digests = {
@@ -210,6 +212,7 @@ def of_sound_data():
     return dataclasses.replace(experiment(), data=ArraySplits("points", train=points))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [

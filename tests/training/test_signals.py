@@ -15,6 +15,7 @@ from tests.helpers import SignallingConsole, train_in
 REQUESTS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_a_hang_up_and_the_warnings_of_batch_systems_are_saved(tmp_path, mesh1, name):
     before = signal.getsignal(name_of := getattr(signal, name))
@@ -68,6 +69,7 @@ def test_training_in_a_thread_leaves_the_signals_to_the_main_thread(tmp_path, me
     assert handlers == [signal.getsignal(getattr(signal, name)) for name in REQUESTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["compile", "_evaluate_all", "keep_predictions"])
 def test_a_signal_at_any_time_changes_nothing_of_the_end(tmp_path, mesh1, monkeypatch, when):
     from dl.training import session

@@ -54,6 +54,7 @@ def put(batch, mesh):
     return jax.device_put(batch, batch_sharding(mesh))
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_computes(mesh1, mesh8):
     tx = optimizers.adamw(1e-2)
     ends = []
@@ -65,6 +66,7 @@ def test_eight_devices_compute_what_one_computes(mesh1, mesh8):
     chex.assert_trees_all_close(*ends, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tx", [optimizers.sgd(0.1, 0.9), optimizers.adam(1e-2)], ids=["sgd", "adam"])
 def test_the_step_equals_a_reference_with_pmap_and_pmean(mesh8, tx):
     """Data parallelism as it was written before jit could shard: replicate, pmap, average."""
@@ -88,6 +90,7 @@ def test_the_step_equals_a_reference_with_pmap_and_pmean(mesh8, tx):
     chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(first_copy), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(mesh1):
     tx = optimizers.sgd(0.1)
     state = make_state(tx)
@@ -108,6 +111,7 @@ def test_the_step_reports_rate_and_gradient_norm(mesh1):
     assert metrics["gradient_norm"].compute() == pytest.approx(float(optax.tree.norm(gradient)))
 
 
+@pytest.mark.slow
 def test_runs_trained_side_by_side_equal_solo_runs():
     tx = optimizers.adam(1e-2)
     step = jax.jit(lambda state, batch: update(state, batch, tx)[0])

@@ -47,6 +47,7 @@ run_as_command(lambda: train_run(run_in(pathlib.Path("run"), experiment=experime
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_every", [0, 600])
 def test_a_full_disk_is_one_line_and_a_exit_status_its_own(tmp_path, save_every):
     started = time.monotonic()
@@ -162,6 +163,7 @@ def breaking(step, leaf="Dense_1"):
     return optax.GradientTransformation(lambda params: (jnp.int32(0), adam.init(params)), update)
 
 
+@pytest.mark.slow
 def test_a_state_with_a_nan_is_never_saved_and_the_last_finite_one_stands(tmp_path, mesh1):
     folder = tmp_path / "run"
     experiment = dataclasses.replace(EXPERIMENT, tx=breaking(12))
@@ -183,6 +185,7 @@ def test_a_nan_before_the_first_checkpoint_says_that_nothing_was_saved(tmp_path,
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_population_that_are_well_go_on(tmp_path, mesh1):
     population = Population((0, 1), {"rate": (1e-2, 1e30)}, lambda options: optax.sgd(options["rate"]))
     result = train_in(tmp_path / "run", mesh1, population=population)

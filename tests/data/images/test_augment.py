@@ -43,6 +43,7 @@ def augmented():
     return jax.device_get((run(KEYS), run(KEYS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_an_augmentation_is_a_function_of_its_key_and_stays_in_range(augmented, name):
     first, again = augmented[0][name], augmented[1][name]
@@ -78,6 +79,7 @@ def test_the_bounds_of_an_affine_map_hold():
     assert mean_row == pytest.approx(4.0, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fill_mode", "numpy_mode"),
     [("constant", "constant"), ("nearest", "edge"), ("reflect", "symmetric"), ("wrap", "wrap")],

@@ -34,6 +34,7 @@ def corrupted(name, severity, images=IMAGES, index=None):
     return np.asarray(program(images, index, NAMES.index(name), severity))
 
 
+@pytest.mark.slow
 def test_all_is_one_program_and_stays_in_range():
     for name in NAMES:
         for severity in SEVERITIES:
@@ -217,6 +218,7 @@ def test_large_images_get_the_constants_of_imagenet_c():
         np.testing.assert_allclose(contrast(jax.random.key(0), image, severity), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_neither_batch_size_nor_devices_change_what_an_image_becomes(mesh8, monkeypatch):
     # Few of them, as each batch size and each mesh is compiled anew.
     few = (corruptions.gaussian_noise, corruptions.impulse_noise, corruptions.motion_blur)

@@ -64,6 +64,7 @@ def test_shifts_below_one_are_fractions_of_their_own_side(drawn):
     assert_uniform(drawn[2][:, 1], -3.4, 3.4)
 
 
+@pytest.mark.slow
 def test_other_shifts_are_pixels_or_choices_and_other_zooms_are_bounds():
     _, shifts = maps(width_shift_range=3, height_shift_range=2.5)
     assert set(np.round(shifts[:, 1], 4)) == {-2, -1, 0, 1, 2}

@@ -332,6 +332,7 @@ def test_whoever_loses_the_rename_uses_the_winners(tmp_path):
     assert (final / "dataset_info.json").read_bytes() == b"winner"
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_both_end_well(data_dir):
     code = (
         "from dl.data import image_classification; d = image_classification('digits');"
