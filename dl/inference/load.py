@@ -19,7 +19,7 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import PositiveInt, check_value, type_name
 from dl.runs.definition import Definition
-from dl.runs.differences import differences
+from dl.runs.differences import differences, in_one_line
 from dl.runs.find import find_experiment, find_installed
 from dl.runs.folder import RunFolder
 from dl.runs.provenance import code_of, legacy_code_of
@@ -126,7 +126,7 @@ def load_run(
             made = Definition.of(experiment).build()
             if found := differences(run.record or {}, {**(run.record or {}), **describe(made)}):
                 raise UserError(
-                    f"{folder} holds another run ({'; '.join(found)}); pass the experiment of the run"
+                    f"{folder} holds another run ({in_one_line(found)}); pass the experiment of the run"
                 )
         else:
             rebuilt = rebuild(folder, experiment)

@@ -4,12 +4,13 @@ import enum
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 # The names of settings that older versions recorded, and their present names.
+MAX_SHOWN = 6  # differences in one message
 RENAMED = {"report_every": "eval_every", "report_start": "eval_at_start", "target": "stop_at"}
 
 
@@ -67,6 +68,12 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: 
         keys = [key for key in old if key in new and key != "under"]
         found += [f"the {key} computes something else" for key in keys if not _is_close(old[key], new[key])]
     return found
+
+
+def in_one_line(found: Sequence[str]) -> str:
+    """Returns differences as the middle of an error message; of many, the first ones and how many more."""
+    more = [f"{len(found) - MAX_SHOWN} more differences"] if len(found) > MAX_SHOWN else []
+    return "; ".join([*found[:MAX_SHOWN], *more])
 
 
 def _is_same(one: Any, other: Any) -> bool:

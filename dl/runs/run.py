@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from dl.errors import StorageError, UserError
 from dl.runs.definition import RUN_DEFAULTS, Definition
-from dl.runs.differences import as_recorded, differences
+from dl.runs.differences import as_recorded, differences, in_one_line
 from dl.runs.folder import RunFolder
 from dl.runs.log import MetricsLog, finite
 from dl.runs.predictions import Kept
@@ -108,7 +108,7 @@ class Run(RunFolder):
                     )
             elif found := differences(record, self._describe(facts), self.definition.legacy_code):
                 raise UserError(
-                    f"{self.folder} holds another run ({'; '.join(found)}); to resume that run, give its "
+                    f"{self.folder} holds another run ({in_one_line(found)}); to resume that run, give its "
                     "options; to start a new run, choose another folder"
                 )
 

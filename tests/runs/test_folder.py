@@ -403,3 +403,11 @@ def test_parameters_that_the_result_is_not_of_are_not_taken_for_its_own(finished
     with pytest.raises(UserError, match="not those that the result is of.*no checkpoint is intact"):
         restore_variables(EXPERIMENT, run_in(folder), mesh1)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_of_many_differences_a_few_are_shown_and_the_others_counted(tmp_path, mesh1):
+    run_in(tmp_path / "run", {f"option{k}": k for k in range(30)}).open(FACTS, mesh1)
+    other = run_in(tmp_path / "run", {f"option{k}": k + 1 for k in range(30)})
+    with pytest.raises(UserError, match="option5: 5 there, 6 here; 24 more differences") as caught:
+        other.check(FACTS)
+    assert "option6" not in str(caught.value)
