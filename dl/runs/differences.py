@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-# The names of settings that older versions recorded, and their present names.
 MAX_SHOWN = 6  # differences in one message
+# The names of settings that older versions recorded, and their present names.
 RENAMED = {"report_every": "eval_every", "report_start": "eval_at_start", "target": "stop_at"}
 
 
