@@ -72,10 +72,8 @@ def data_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-# One of them stands for all in the fast lane.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "mnist_mlp" else pytest.mark.slow) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_killed_and_resumed_ends_in_the_same_bits(name, tmp_path, data_folder):
     whole = run(name, tmp_path / "whole", data_folder)
     assert whole.returncode == 0, whole.stderr

@@ -102,6 +102,7 @@ def test_it_leaves_a_table_its_numbers_and_a_figure(folder):
     assert (folder / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_validation_chooses_the_rate_and_test_does_not(folder):
     tuned = result_of(folder, "tune-plain")["members"]
     means = [
@@ -118,6 +119,7 @@ def test_validation_chooses_the_rate_and_test_does_not(folder):
     assert [m["seed"] for m in tuned] == [3, 4] * 3
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_never_wins(folder):
     row = rows_of(folder)["plain"]
     assert row["validation_losses"][2] is None
@@ -125,12 +127,14 @@ def test_a_rate_that_diverges_never_wins(folder):
     assert [m["metrics"]["validation"]["loss"] for m in diverged] == [None, None]
 
 
+@pytest.mark.slow
 def test_an_optimum_at_the_edge_is_marked(folder):
     rows = {line.split()[1]: line for line in (folder / "benchmark.md").read_text().splitlines()[2:]}
     assert "1e+30 (edge of the range)" in rows["small"]
     assert "edge" not in rows["plain"]
 
 
+@pytest.mark.slow
 def test_the_figure_is_the_mean_over_fresh_seeds_with_its_interval(folder):
     for name, row in rows_of(folder).items():
         members = result_of(folder, f"final-{name}")["members"]
@@ -144,6 +148,7 @@ def test_the_figure_is_the_mean_over_fresh_seeds_with_its_interval(folder):
         assert row["interval"] == pytest.approx([low, high], rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_resumed_does_nothing_twice(folder, capsys):
     before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
     hold(folder)
@@ -152,6 +157,7 @@ def test_a_benchmark_that_is_resumed_does_nothing_twice(folder, capsys):
     assert capsys.readouterr().out.splitlines()[0].startswith("plain: learning_rate=0.1, test accuracy")
 
 
+@pytest.mark.slow
 def test_other_options_in_the_same_folder_are_refused(folder, capsys):
     with pytest.raises(SystemExit) as caught:
         hold(folder, "--seed", "9")
@@ -159,6 +165,7 @@ def test_other_options_in_the_same_folder_are_refused(folder, capsys):
     assert "seed: 3 there, 9 here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_older_version_is_resumed_and_keeps_its_options(folder, tmp_path, capsys):
     """Such a folder has race.json, with lanes for rows."""
     old = tmp_path / "old"
@@ -177,6 +184,7 @@ def test_a_folder_of_an_older_version_is_resumed_and_keeps_its_options(folder, t
     assert len(json.loads((old / "tune-plain" / "run.json").read_text())["starts"]) == 1
 
 
+@pytest.mark.slow
 def test_it_is_a_function_that_returns_the_rows_and_the_table(folder, mesh1):
     found = benchmark(
         experiment,
@@ -302,6 +310,7 @@ def test_a_number_of_the_loss_has_the_effect_that_a_run_of_its_own_has(regulariz
     assert tuned[1]["metrics"]["validation"]["loss"] != none["metrics"]["validation"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_value_of_which_every_seed_diverges_loses_to_the_others(regularized_folder):
     row = rows_of(regularized_folder)["l2"]
     assert (row["strength"], row["validation_losses"][0]) == (0.01, None)
@@ -309,6 +318,7 @@ def test_a_value_of_which_every_seed_diverges_loses_to_the_others(regularized_fo
     assert final["options"]["strength"] == 0.01
 
 
+@pytest.mark.slow
 def test_nothing_is_at_the_edge_where_nothing_is_tuned(regularized_folder):
     row = next(
         row for row in (regularized_folder / "benchmark.md").read_text().splitlines() if "| none |" in row
