@@ -3,13 +3,14 @@
     python -m benchmarks.loop_overhead [NUM_STEPS]
 
 Both run in this process, by turns. The bare loop gathers its batch from arrays on the device, steps, and
-waits once at the end. The loop's time holds metrics, log lines and checkpoints, not evaluation. The bar is
-1.03.
+waits once at the end. The loop's time holds metrics, log lines and checkpoints, not evaluation. Each turn
+gives a ratio; the median and the range are printed. The bar is a median of 1.03.
 """
 
 import contextlib
 import dataclasses
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from dl.training.program import Program
 from experiments.mlp_342 import experiment as mlp_342
 from experiments.mnist_cnn import experiment as mnist_cnn
 
-REPEATS = 4
+REPEATS = 6
 
 
 def bare_seconds(experiment: Experiment) -> float:
@@ -67,9 +68,11 @@ def main() -> None:
         for _ in range(REPEATS):
             bare.append(bare_seconds(data))
             loop.append(loop_seconds(data))
-        # The fastest of each: whatever else the machine does can only slow a loop down.
-        ratio, each = min(loop) / min(bare), min(bare) / experiment.num_steps * 1e3
-        print(f"{name}: bare {each:.2f} ms a step, loop / bare = {ratio:.3f}")
+        # Of neighbours: a machine may change its speed between two turns, seldom within one.
+        ratios = [one / other for one, other in zip(loop, bare, strict=True)]
+        median, each = statistics.median(ratios), statistics.median(bare) / experiment.num_steps * 1e3
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"{name}: bare {each:.2f} ms a step, loop / bare = {median:.3f} ({spread})")
 
 
 if __name__ == "__main__":

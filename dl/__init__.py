@@ -28,7 +28,7 @@ from dl.option_types import (
 from dl.runs.definition import Definition
 from dl.stopping import KeepBest, StopAt
 from dl.training.loop import train
-from dl.training.trained import Result
+from dl.training.result import Result
 from dl.warm_start import FromExperiment
 
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import optax
 
 from dl.freezing import Patterns
@@ -95,12 +96,24 @@ class Experiment:
         return self.task.init(key, batch)
 
 
-def abstract(experiment: Experiment) -> tuple[Variables, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the shapes of the initial variables and of a stored batch of one example."""
-    spec = experiment.data.train.spec
-    example = {
-        name: jax.ShapeDtypeStruct((1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
-        for name, leaf in spec.items()
+def stored_batch(experiment: Experiment, size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes of a training batch before preprocessing; nothing is read.
+
+    Args:
+      experiment: the data and the batch size.
+      size: the number of examples. Default: the batch size.
+    """
+    size = experiment.batch_size if size is None else size
+    batch = {
+        name: jax.ShapeDtypeStruct((size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
+        for name, leaf in experiment.data.train.spec.items()
     }
-    example |= {"index": jax.ShapeDtypeStruct((1,), "int32"), "mask": jax.ShapeDtypeStruct((1,), "bool")}
-    return jax.eval_shape(experiment.init, jax.random.key(0), example), example
+    return batch | {
+        "index": jax.ShapeDtypeStruct((size,), np.int32),
+        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
+    }
+
+
+def variable_shapes(experiment: Experiment) -> Variables:
+    """Returns the shapes and dtypes of the initial variables; nothing is allocated."""
+    return jax.eval_shape(experiment.init, jax.random.key(0), stored_batch(experiment, 1))

@@ -103,7 +103,6 @@ TOUCHES_THE_OUTSIDE = {
     "dl.training.progress",
     "dl.training.result",
     "dl.training.session",
-    "dl.training.trained",
     "dl.warm_start",
 }
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from rich.table import Table
 
-from dl.experiment import Experiment, abstract
+from dl.experiment import Experiment, stored_batch, variable_shapes
 from dl.flops import count_flops_by_scope
 from dl.sharding import path_name
 from dl.types import Variables
@@ -158,7 +158,7 @@ def _sizes(collection: Any, known: Container[Path]) -> Counter[Path]:
 
 def experiment_layers(experiment: Experiment) -> list[Layer]:
     """Returns the layers that the loss of an experiment calls for one example; empty if it calls none."""
-    variables, example = abstract(experiment)
+    variables, example = variable_shapes(experiment), stored_batch(experiment, 1)
     if experiment.preprocess is not None:
         example = jax.eval_shape(experiment.preprocess, example)
 

@@ -26,8 +26,8 @@ from dl.runs.provenance import code_of, legacy_code_of
 from dl.sharding import make_mesh
 from dl.system.files import expand
 from dl.training.identity import describe
+from dl.training.result import Result
 from dl.training.run_options import DEFAULTS, with_run_options
-from dl.training.trained import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,9 @@ def load_run(
     with remembering(run.record):
         if isinstance(experiment, Experiment | Definition):
             made = Definition.of(experiment).build()
-            if found := differences(run.record or {}, {**(run.record or {}), **describe(made)}):
+            there = run.record or {}
+            facts = {"dataset": dataclasses.asdict(made.data.identity), **describe(made)}
+            if found := differences(there, {**there, **facts}):
                 raise UserError(
                     f"{folder} holds another run ({in_one_line(found)}); pass the experiment of the run"
                 )

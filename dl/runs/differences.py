@@ -33,7 +33,9 @@ def _recorded(value: Any) -> Any:
     return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: str = "") -> list[str]:
+def differences(
+    there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: str = "", *, is_strict: bool = False
+) -> list[str]:
     """Returns text about each difference in experiment, code, options and data.
 
     Devices and versions may differ.
@@ -42,6 +44,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: 
       there: the content of run.json.
       here: the same facts about the present run, as far as they are known.
       legacy_code: the digest of the present code as runs without an `id` recorded it.
+      is_strict: whether an experiment without code of its own, as in a notebook, is told apart from one that
+        was begun under other versions. Only its traces tell what it computes, and they differ by version.
     """
     code = there.get("code")
     is_same_code = code and "id" not in there and code == legacy_code
@@ -67,6 +71,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], legacy_code: 
     if old.get("under") == new.get("under"):
         keys = [key for key in old if key in new and key != "under"]
         found += [f"the {key} computes something else" for key in keys if not _is_close(old[key], new[key])]
+    elif old and new and is_strict and not here.get("code"):
+        found.append("it was begun under other versions, so what it computes cannot be compared")
     return found
 
 

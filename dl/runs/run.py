@@ -106,7 +106,9 @@ class Run(RunFolder):
                     raise UserError(
                         f"{self.folder} is not empty and does not hold a run; choose another folder"
                     )
-            elif found := differences(record, self._describe(facts), self.definition.legacy_code):
+            elif found := differences(
+                record, self._describe(facts), self.definition.legacy_code, is_strict=True
+            ):
                 raise UserError(
                     f"{self.folder} holds another run ({in_one_line(found)}); to resume that run, give its "
                     "options; to start a new run, choose another folder"

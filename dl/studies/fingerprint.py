@@ -8,10 +8,9 @@ import jax
 import numpy as np
 
 from dl.errors import UserError
-from dl.experiment import Experiment
+from dl.experiment import Experiment, stored_batch
 from dl.metrics import Direction
 from dl.stopping import Directions, sign_of
-from dl.training.batches import stored_batch
 from dl.training.state import root_key
 from dl.training.step import StepConfig
 from dl.types import Variables

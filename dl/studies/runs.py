@@ -17,7 +17,8 @@ from dl.runs.provenance import module_name
 from dl.runs.run import Run
 from dl.studies.folder import Study
 from dl.training.loop import train_run
-from dl.training.population import SINGLE, Population, Single
+from dl.training.population import Population
+from dl.training.single import SINGLE, Single
 
 ResumeCommand = Callable[[Path], str]
 """From the folder of a study to the command line that resumes it."""

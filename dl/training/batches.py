@@ -11,10 +11,11 @@ from dl.data.images.decoding import is_image
 from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
-from dl.experiment import Experiment
+from dl.experiment import Experiment, stored_batch
 from dl.labels import watched
 from dl.sharding import num_batch_shards
-from dl.training.population import SINGLE, Population, Single
+from dl.training.population import Population
+from dl.training.single import SINGLE, Single
 from dl.types import Batch, OfInput, Source
 
 # A batch that is larger than the split is mostly padding, which is a mistake. Smaller batches are allowed,
@@ -55,19 +56,6 @@ def make_batches(
     for name, source in data.evaluations.items():
         batches[name] = Batches(source, size, mesh)
     return batches
-
-
-def stored_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of a training batch before preprocessing."""
-    size, spec = experiment.batch_size, experiment.data.train.spec
-    batch = {
-        name: jax.ShapeDtypeStruct((size, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
-        for name, leaf in spec.items()
-    }
-    return batch | {
-        "index": jax.ShapeDtypeStruct((size,), np.int32),
-        "mask": jax.ShapeDtypeStruct((size,), np.bool_),
-    }
 
 
 def check_targets(experiment: Experiment, split: str, source: Source) -> None:

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from dl.experiment import Experiment
-from dl.training.batches import stored_batch
-from dl.training.population import SINGLE, Population, Single
+from dl.experiment import Experiment, stored_batch
+from dl.training.population import Population
+from dl.training.single import SINGLE, Single
 from dl.training.step import StepConfig, update_state
 from dl.types import Batch
 

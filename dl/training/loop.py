@@ -28,14 +28,15 @@ from dl.stopping import FINAL_SPLIT, look_up
 from dl.training.batches import check_labels, describe_input, make_batches
 from dl.training.checkpoint import Checkpoints
 from dl.training.identity import describe
-from dl.training.population import SINGLE, Population, Single
+from dl.training.population import Population
 from dl.training.profiler import Profiler
 from dl.training.program import Program
+from dl.training.result import Result
 from dl.training.session import Session
 from dl.training.signals import StopSignals
+from dl.training.single import SINGLE, Single
 from dl.training.start import find_start
 from dl.training.summary import final_line, introduce
-from dl.training.trained import Result
 from dl.types import Variables
 from dl.warm_start import FromExperiment, check_fits
 

@@ -11,15 +11,15 @@ from jax.sharding import Mesh
 
 from dl import freezing
 from dl.data.pipeline import Batches
-from dl.experiment import Experiment
+from dl.experiment import Experiment, stored_batch
 from dl.flops import count_jaxpr_flops
 from dl.metrics import MetricTable
 from dl.precision import all_finite, has_nan
 from dl.sharding import batch_sharding, path_name, replicated
 from dl.stopping import Directions
-from dl.training.batches import stored_batch
 from dl.training.memory import check_fits
-from dl.training.population import SINGLE, Population, Single
+from dl.training.population import Population
+from dl.training.single import SINGLE, Single
 from dl.training.state import TrainState, num_params
 from dl.training.step import EvalStep, StepConfig, TrainStep, evaluate_batch, update_state
 from dl.types import Batch, ModelState, Params, Variables

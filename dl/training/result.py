@@ -1,212 +1,207 @@
-"""The result of a run: the content of result.json, and the predictions."""
+"""The result of training: the metrics, the history and the variables of a run, and its predictions."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
-from dl import freezing
-from dl.data.pipeline import Batches
+from dl.data.checks import check_are_classes
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.runs.digest import tree_digest
-from dl.runs.log import means
-from dl.runs.predictions import Kept, collect_predictions
-from dl.runs.provenance import describe_devices, peak_memory
-from dl.sharding import format_mesh
-from dl.stopping import FINAL_SPLIT, Best, KeepBest, MetricsOfSplits
-from dl.task import kind_facts
-from dl.training.evaluate import Evaluation
-from dl.training.population import IntervalsOfSplits, Population, Single
-from dl.training.program import Program
-from dl.training.progress import Progress
-from dl.types import Variables
+from dl.runs.folder import RunFolder
+from dl.runs.log import read_metrics
+from dl.runs.memory import MemoryLog
+from dl.runs.predictions import outputs_fn
+from dl.training.restore import restore_variables
+from dl.types import Batch, Params, Variables
 
 
-def make_result(
-    experiment: Experiment,
-    program: Program,
-    progress: Progress,
-    variables: Variables,
-    metrics: MetricsOfSplits,
-    intervals: IntervalsOfSplits,
-    *,
-    name: str,
-    steps: int,
-    epochs: float,
-    examples_per_second: float,
-) -> dict[str, Any]:
-    """Returns the content of result.json, without the metrics that are computed from the predictions.
+class Estimate(float):
+    """The value of a metric, with the bounds of its 95 % confidence interval.
 
-    Args:
+    Attributes:
+      low: the lower bound. `None` if there is no interval.
+      high: the upper bound. `None` if there is no interval.
+    """
+
+    low: float | None
+    high: float | None
+
+    def __new__(cls, value: float, low: float | None = None, high: float | None = None) -> "Estimate":
+        """Makes a number with an interval."""
+        estimate = super().__new__(cls, value)
+        estimate.low, estimate.high = low, high
+        return estimate
+
+    def __repr__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{float(self):.4g}{interval}"
+
+    def __reduce__(self) -> tuple[type["Estimate"], tuple[float, float | None, float | None]]:
+        return Estimate, (float(self), self.low, self.high)
+
+
+class Result:
+    """A run that was trained now or earlier.
+
+    Attributes:
       experiment: the experiment that was trained.
-      program: the program that trained it.
-      progress: the progress at the end of the run.
-      variables: the variables that the run ended with.
-      metrics: the metrics by split and name: a scalar, or one value for each run of a population.
-      intervals: of the metrics of a single run.
-      name: the name of the run.
-      steps: number of updates.
-      epochs: number of passes over the training split.
-      examples_per_second: training examples per second of training time.
-
-    Raises:
-      RuntimeError: frozen variables have changed.
+      folder: the folder of the run. `None` if the run is in memory only.
+      record: the content of result.json; empty if the run has not finished.
     """
-    frozen = frozen_digest(variables, experiment.frozen)
-    if frozen != progress.frozen_digest:
-        raise RuntimeError(
-            f"frozen variables have changed: their digest was {progress.frozen_digest}, and is {frozen}"
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        record: Mapping[str, Any],
+        *,
+        run: RunFolder | None,
+        mesh: Mesh,
+        log: MemoryLog | None = None,
+        variables: Variables | None = None,
+    ):
+        self.experiment = experiment
+        self.record = dict(record)
+        self.folder: Path | None = None if run is None else run.folder
+        self._run = run
+        self._mesh = mesh
+        self._log = log
+        self._variables = variables
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of {self.folder or 'a run in memory'}: {self.metrics or 'not finished'}>"
         )
-    warnings = find_warnings(experiment.keep_best, progress.best)
-    return {
-        "experiment": name,
-        **kind_facts(experiment.task.kind),
-        **summarize(experiment, progress, metrics, intervals, variables, program.population),
-        **({"metrics_from_step": progress.log_start} if progress.log_start else {}),
-        "better": dict(program.metrics),
-        **({"warnings": warnings} if warnings else {}),
-        "steps": steps,
-        "epochs": epochs,
-        "seconds": round(progress.total.seconds, 3),
-        "train_seconds": round(progress.training.seconds, 3),
-        "input_seconds": round(progress.waiting.seconds, 3),
-        "compile_seconds": round(progress.compiling.seconds, 3),
-        "evaluation_seconds": round(progress.evaluating.seconds, 3),
-        "saving_seconds": round(progress.saving.seconds, 3),
-        "peak_memory_bytes": peak_memory(program.mesh),
-        "examples_per_second": round(examples_per_second, 1),
-        **program.facts,
-        **({"frozen_digest": frozen} if frozen else {}),
-        "dataset": dataclasses.asdict(experiment.data.identity),
-        "notice": experiment.data.notice,
-        "devices": describe_devices(program.mesh),
-        "mesh": format_mesh(program.mesh.shape),
-    }
 
+    @property
+    def metrics(self) -> dict[str, dict[str, Estimate]]:
+        """The final metrics by split and name, with their intervals (over the seeds if there are several)."""
+        intervals = self.record.get("intervals", {})
+        return {
+            split: {
+                name: Estimate(np.nan if value is None else value, *intervals.get(split, {}).get(name, ()))
+                for name, value in of_split.items()
+            }
+            for split, of_split in self.record.get("metrics", {}).items()
+        }
 
-def summarize(
-    experiment: Experiment,
-    progress: Progress,
-    metrics: MetricsOfSplits,
-    intervals: IntervalsOfSplits,
-    variables: Variables,
-    population: Population | Single,
-) -> dict[str, Any]:
-    """Returns the final metrics of a run, its best evaluation, and digests.
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row for each logged step and each evaluation, with `kind`, `step`, `epoch` and the metrics.
 
-    `intervals` are 95 % confidence intervals. `interval_methods` name their methods: over the seeds if there
-    are several (Student's t), else over the examples (`evaluation.spread`).
+        `pandas.DataFrame(result.history)` makes a table of it. See `dl.runs.log` for the kinds.
+        """
+        if self._log is not None:
+            return [dict(line) for line in self._log.lines]
+        assert self._run is not None
+        return read_metrics(self._run.metrics_path) if self._run.metrics_path.exists() else []
 
-    Args:
-      experiment: what was trained.
-      progress: the progress at the end of the run.
-      metrics: the metrics by split and name: a scalar, or one value for each run of a population.
-      intervals: of the metrics of a single run.
-      variables: the variables that the run ended with.
-      population: the runs that were trained.
-    """
-    rule, best = experiment.keep_best, progress.best
-    chosen: list[dict[str, Any]] = []
-    result: dict[str, Any] = {
-        "metrics": {split: means(of_split) for split, of_split in metrics.items()},
-        "seed": experiment.seed,
-    }
-    if progress.stopped_early:
-        result["stopped_early"] = progress.stopped_early
-    if rule is not None:
-        result["best"] = {"split": rule.split, "metric": rule.metric}
-        chosen = [{"step": step, "value": value} for step, value in zip(best.step, best.value, strict=True)]
-    ends = population.summarize(metrics, intervals, progress.shares, chosen, variables)
-    if rule is not None:
-        result["best"] |= ends.pop("best", {})
-    return {**result, **ends}
+    @property
+    def variables(self) -> Variables:
+        """The variables that the run ended with, by collection. Several seeds have a leading axis.
 
+        Raises:
+          UserError: the checkpoint is missing or damaged.
+        """
+        if self._variables is None:
+            assert self._run is not None
+            self._variables = restore_variables(self.experiment, self._run, self._mesh)
+        return self._variables
 
-def find_warnings(rule: KeepBest | None, best: Best) -> list[str]:
-    """Returns warnings that a reader of the metrics must know."""
-    if rule is None or None not in best.value:
-        return []
-    num = len(best.value)
-    which = "" if num == 1 else f" of {best.value.count(None)} of {num} seeds"
-    return [
-        f"{rule.split} {rule.metric}{which} was a finite number in no evaluation, so that none is the "
-        "best; the run ends with its last variables"
-    ]
+    @property
+    def params(self) -> Params:
+        """The trained parameters: the collection `params` of the variables."""
+        return self.variables["params"]
 
+    def predict(self, inputs: ArrayLike | Mapping[str, ArrayLike], batch_size: int | None = None) -> Any:
+        """Computes the outputs of the model for new inputs, such as the logits of a classifier.
 
-def find_intervals(
-    evaluation: Evaluation, population: Population | Single, warn: Callable[[str], None]
-) -> dict[str, Any]:
-    """Returns bounds and method of the interval of each metric of a single run; nothing for a population.
+        Args:
+          inputs: the input feature of the model, with a leading axis of examples: as the data store it, or as
+            floats in [0, 1]. Several features are given by name.
+          batch_size: number of examples that are computed at once. `None` means the `eval_batch_size` of
+            the experiment. The last batch is padded, so that the model is compiled once.
 
-    If an interval cannot be computed, it is left out, and `warn` is called with the reason.
-    """
-    found: dict[str, Any] = {}
-    for name, spread in evaluation.spreads.items():
-        try:
-            interval = population.interval(spread)
-        except Exception as error:
-            warn(f"no interval of {name} ({_brief(error)})")
-            continue
-        if interval is not None:
-            (_, low, high), method = interval
-            found[name] = [low, high, method]
-    return found
+        Returns:
+          NumPy arrays with one row for each example.
 
+        Raises:
+          UserError: the inputs do not have the shape of the data that the model was trained on, several seeds
+            were trained, or the task has no function predict.
+        """
+        features = self._features(inputs)
+        size = len(next(iter(features.values())))
+        step = min(batch_size or self.experiment.eval_batch_size, max(size, 1))
+        parts = []
+        for start in range(0, max(size, 1), step):
+            rows = np.minimum(np.arange(start, start + step), max(size - 1, 0))
+            batch: Batch = {name: jnp.asarray(values[rows]) for name, values in features.items()}
+            batch |= {"index": jnp.asarray(rows, jnp.int32), "mask": jnp.arange(start, start + step) < size}
+            try:
+                outputs = self._outputs(self.variables, batch)
+            except (TypeError, ValueError, FlaxError) as error:
+                refused = self._refused(features)
+                if refused is None:
+                    raise
+                raise refused from error
+            parts.append(jax.tree.map(lambda rows, n=size - start: np.asarray(rows)[: max(n, 0)], outputs))
+        made = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        kind, name = self.experiment.task.kind, self.experiment.task.input_name
+        if kind is not None and kind.reads_tokens:
+            tokens, num_tokens = features[name], made.shape[-1]
+            if kind.padding_id is not None:
+                tokens = np.where(tokens == kind.padding_id, 0, tokens)
+            check_are_classes(f"{name} of row {{row}}", np.arange(size), tokens, num_tokens)
+        return made
 
-def find_shares(evaluation: Evaluation, before: Mapping[str, bool]) -> dict[str, bool]:
-    """Returns for each metric whether it is a proportion in [0, 1], here and in earlier evaluations."""
-    here = {name: bool(np.all(spread.is_share)) for name, spread in evaluation.spreads.items()}
-    return {**before, **{name: before.get(name, True) and is_share for name, is_share in here.items()}}
+    @functools.cached_property
+    def _outputs(self) -> Any:
+        if self.record.get("members"):
+            raise UserError("several seeds were trained at the same time; use a run of one seed to predict")
+        outputs = outputs_fn(self.experiment)
+        if outputs is None:
+            raise UserError("the task of the experiment has no function predict; add one")
+        return jax.jit(outputs)
 
-
-def frozen_digest(variables: Variables, frozen: freezing.Patterns) -> str:
-    """Returns the SHA-256 of the frozen parameters and statistics; empty if nothing is frozen."""
-    return tree_digest(freezing.frozen_part(variables, frozen)) if frozen else ""
-
-
-def keep_predictions(
-    experiment: Experiment,
-    variables: Variables,
-    batches: Mapping[str, Batches],
-    mesh: Mesh,
-    examples: Mapping[str, np.ndarray],
-    keep: Callable[[Kept], None],
-    is_stopped: Callable[[], bool],
-    warn: Callable[[str], None],
-) -> Kept | None:
-    """Writes the final predictions for the final split. The metrics do not need them.
-
-    Args:
-      experiment: what was trained.
-      variables: the variables that the run ends with.
-      batches: the batches by split. Without a final split, the last evaluation split is used.
-      mesh: the devices.
-      examples: for each metric, what each example of the final split adds to it.
-      keep: called with the predictions.
-      is_stopped: called after each batch. If it returns True, the predictions are not kept.
-      warn: called with the reason if there are no predictions.
-    """
-    split = FINAL_SPLIT if FINAL_SPLIT in batches else list(batches)[-1]
-    if split == "train":
-        return None
-    try:
-        predictions = collect_predictions(experiment, variables, batches[split], mesh, split, is_stopped)
-        if predictions is not None and split == FINAL_SPLIT:
-            predictions = predictions.with_metrics(examples)
-        if predictions is not None and jax.process_index() == 0:
-            keep(predictions)
-        return predictions
-    except Exception as error:
-        is_named = isinstance(error, UserError)
-        why = f": {error}" if is_named else f" ({_brief(error)}); look at predict of its Task"
-        warn(f"no predictions of {split} were written{why}")
+    def _refused(self, features: Mapping[str, np.ndarray]) -> UserError | None:
+        """Returns what to say of features that the model cannot take; None: they are as the data's."""
+        spec = self.experiment.data.train.spec
+        for name, values in features.items():
+            expected = tuple(spec[name].shape) if name in spec else values.shape[1:]
+            if values.shape[1:] != expected:
+                return UserError(
+                    f"{name} has the shape {values.shape}, which the model does not take; it was trained on "
+                    f"(examples, {', '.join(map(str, expected))})"
+                )
+            if name in spec and spec[name].dtype.kind in "iu" and values.dtype.kind not in "iu":
+                return UserError(f"{name} are given as {values.dtype}; the model reads {spec[name].dtype}")
         return None
 
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    def _features(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+        """Returns the features by name; raises UserError if their shapes are not those of the data."""
+        name = self.experiment.task.input_name
+        given = inputs if isinstance(inputs, Mapping) else {name: inputs}
+        features = {name: np.asarray(values) for name, values in given.items()}
+        spec = self.experiment.data.train.spec
+        for name, values in features.items():
+            expected = len(spec[name].shape) + 1 if name in spec else values.ndim
+            if values.ndim != expected:
+                raise UserError(
+                    f"{name} has the shape {values.shape}; expected (examples, "
+                    f"{', '.join(map(str, spec[name].shape))}), one row for each example"
+                )
+        lengths = {name: len(values) if values.ndim else 0 for name, values in features.items()}
+        if not lengths or len(set(lengths.values())) > 1 or not min(lengths.values()):
+            raise UserError(
+                f"the inputs have different numbers of examples, or no examples: {lengths}; give the same "
+                "number, at "
+                "least one, for each feature"
+            )
+        return features

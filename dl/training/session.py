@@ -28,7 +28,7 @@ from dl.training.nans import report_nans
 from dl.training.profiler import Profiler
 from dl.training.program import CompiledSteps, Program
 from dl.training.recorder import Recorder
-from dl.training.result import find_intervals, find_shares, keep_predictions, make_result
+from dl.training.result_json import find_intervals, find_shares, keep_predictions, make_result
 from dl.training.signals import Stopped, StopSignals
 from dl.training.start import Start
 from dl.types import Variables

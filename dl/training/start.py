@@ -9,7 +9,7 @@ from dl.stopping import Best
 from dl.training.checkpoint import Checkpoints
 from dl.training.program import Program
 from dl.training.progress import Progress
-from dl.training.result import frozen_digest
+from dl.training.result_json import frozen_digest
 from dl.training.state import TrainState
 from dl.types import Variables
 

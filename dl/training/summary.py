@@ -7,14 +7,15 @@ from jax.sharding import Mesh
 
 from dl import freezing
 from dl.data.splits import short_notice
-from dl.experiment import Experiment, abstract
+from dl.experiment import Experiment, variable_shapes
 from dl.runs.console import Console, format_count, format_epochs, format_value
 from dl.runs.memory import MemoryRun
 from dl.runs.provenance import describe_devices
 from dl.runs.run import Run
 from dl.sharding import format_mesh
 from dl.stopping import FINAL_SPLIT
-from dl.training.population import SINGLE, Population, Single
+from dl.training.population import Population
+from dl.training.single import SINGLE, Single
 from dl.training.state import num_params
 
 
@@ -65,8 +66,7 @@ def _count_flops(facts: Mapping[str, Any], name: str) -> str:
 
 def num_trained_parameters(experiment: Experiment) -> int:
     """Returns the number of parameters that are not frozen. Nothing is allocated."""
-    variables, _ = abstract(experiment)
-    trained, _ = freezing.split(variables.get("params", {}), experiment.frozen)
+    trained, _ = freezing.split(variable_shapes(experiment).get("params", {}), experiment.frozen)
     return num_params(trained)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dl.training.batches import make_batches
-from dl.training.population import SINGLE, Population, Single
+from dl.training.population import Population
 from dl.training.program import Program
+from dl.training.single import SINGLE, Single
 from tests.helpers import EXPERIMENT
 
 

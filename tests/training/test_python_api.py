@@ -8,7 +8,7 @@ import pytest
 
 import dl
 from dl.runs.console import Console
-from tests.helpers import DATA, EXPERIMENT, SignallingConsole, train_in
+from tests.helpers import DATA, EXPERIMENT, SignallingConsole, source_of, train_in
 
 QUIET = Console(is_quiet=True)
 FEATURES = DATA.evaluations["test"].arrays["features"]
@@ -145,3 +145,20 @@ def test_a_definition_trains_its_function_with_its_options(tmp_path, mesh1):
     other = dl.Definition(experiment, {"num_steps": 3, "seed": 1})
     with pytest.raises(dl.UserError, match="seed: 0 there, 1 here"):
         dl.train(other, tmp_path / "run", mesh=mesh1, console=QUIET)
+
+
+def test_a_notebooks_experiment_of_other_versions_is_not_taken_for_the_same(tmp_path, mesh1, monkeypatch):
+    folder = tmp_path / "run"
+    dl.train(EXPERIMENT, folder, mesh=mesh1, console=QUIET)
+    monkeypatch.setattr("dl.training.identity.version", lambda name: "99.0")
+    with pytest.raises(dl.UserError, match="begun under other versions"):
+        dl.train(EXPERIMENT, folder, mesh=mesh1, console=QUIET)
+    assert dl.load_run(folder, EXPERIMENT, mesh=mesh1).metrics  # what it holds can be read
+
+
+def test_a_run_is_not_loaded_with_other_data(tmp_path, mesh1):
+    folder = tmp_path / "run"
+    dl.train(EXPERIMENT, folder, mesh=mesh1, console=QUIET)
+    other = dl.data.ArraySplits("halfspace", DATA.train, {**DATA.evaluations, "test": source_of(13, 3)})
+    with pytest.raises(dl.UserError, match="checksum: .* there, .* here"):
+        dl.load_run(folder, dataclasses.replace(EXPERIMENT, data=other), mesh=mesh1)

@@ -1,29 +1,17 @@
 """A session without a folder: what it needs of its log, its checkpoints and its run, and no more."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from dl.runs.console import Console
+from dl.runs.memory import MemoryLog, MemoryRun
 from dl.training.batches import make_batches
 from dl.training.program import Program
 from dl.training.session import Session
 from dl.training.signals import Stopped, StopSignals
 from dl.training.start import find_start
-from tests.helpers import EXPERIMENT, SignallingConsole, train_in
-
-
-class MemoryLog:
-    size, digest, trouble = 0, "", ""
-
-    def __init__(self):
-        self.lines = []
-
-    def write(self, kind, step, epoch, values):
-        self.lines.append((kind, step))
-        self.size += 1
+from tests.helpers import EXPERIMENT, SignallingConsole, definition_of, train_in
 
 
 class MemoryCheckpoints:
@@ -46,17 +34,6 @@ class MemoryCheckpoints:
         pass
 
 
-class MemoryRun:
-    name = "experiments.test"
-    resume_command = "call it again"
-
-    def keep_predictions(self, predictions):
-        self.predictions = predictions
-
-    def in_place(self):
-        return contextlib.nullcontext()
-
-
 def end_of(mesh, checkpoints, log, console):
     batches = make_batches(EXPERIMENT, mesh)
     program = Program(EXPERIMENT, mesh, batches)
@@ -64,7 +41,7 @@ def end_of(mesh, checkpoints, log, console):
     with StopSignals() as stop:
         session = Session(
             EXPERIMENT,
-            MemoryRun(),
+            MemoryRun(definition_of()),
             program,
             program.compile(),
             batches,
@@ -81,13 +58,13 @@ def end_of(mesh, checkpoints, log, console):
 def test_a_session_in_memory_ends_as_a_run_in_a_folder(tmp_path, mesh1):
     expected = train_in(tmp_path / "run", mesh1)
     checkpoints, log = MemoryCheckpoints(), MemoryLog()
-    with pytest.raises(Stopped, match="at step . of 12; to resume: call it again"):
+    with pytest.raises(Stopped, match="at step . of 12; to resume: train again; give a folder"):
         end_of(mesh1, checkpoints, log, SignallingConsole(5))
     assert checkpoints.steps[0] < 12
     result = end_of(mesh1, checkpoints, log, Console(is_quiet=True))
     assert result["params_digest"] == expected["params_digest"]
     assert result["metrics"] == expected["metrics"]
     assert result["intervals"] == expected["intervals"]
-    steps = [step for kind, step in log.lines if kind == "train"]
+    steps = [line["step"] for line in log.lines if line["kind"] == "train"]
     assert steps == list(range(1, 13))
-    assert log.lines[-1] == ("test", 12)
+    assert (log.lines[-1]["kind"], log.lines[-1]["step"]) == ("test", 12)
