@@ -95,33 +95,63 @@ def mean_absolute_error(output: jax.Array, target: jax.Array) -> jax.Array:
     return _mean_of_example(jnp.abs(output - target))
 
 
-def next_token(
-    logits_BTV: jax.Array, tokens_BT: jax.Array, padding_id: int | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns three arrays about the prediction of every token but the first, each of shape B × (T - 1).
+NOT_COUNTED = -1
+"""The target of a token that does not count, such as padding."""
 
-    They are the cross-entropy in nats, whether the prediction is right, and whether the token counts. The
-    logits at t predict the token at t + 1. They must not depend on later tokens.
+
+def of_tokens(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns three arrays about the prediction of every target, each of shape B × T.
+
+    They are the cross-entropy in nats, whether the prediction is right, and whether the target counts.
 
     Args:
-      logits_BTV: the model's output for the whole sequences.
-      tokens_BT: integers in [0, V).
-      padding_id: the token that does not count.
+      logits_BTV: the model's outputs.
+      targets_BT: integers in [0, V), or `NOT_COUNTED`.
 
     Raises:
       UserError: the shapes do not fit.
     """
-    if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != tokens_BT.shape or tokens_BT.shape[1] < 2:
+    if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != targets_BT.shape:
         raise UserError(
             f"a language model's logits have shape (batch, tokens, vocabulary), got {logits_BTV.shape} for "
-            f"tokens of shape {tokens_BT.shape}; there must be at least two tokens"
+            f"targets of shape {targets_BT.shape}"
         )
-    if padding_id is None or padding_id < logits_BTV.shape[-1]:
-        watch(tokens_BT, logits_BTV.shape[-1])
-    next_BS = jnp.asarray(tokens_BT[:, 1:], jnp.int32)
-    logits_BSV = logits_BTV[:, :-1]
-    counts_BS = jnp.ones(next_BS.shape, bool) if padding_id is None else next_BS != padding_id
-    return cross_entropy(logits_BSV, next_BS), logits_BSV.argmax(-1) == next_BS, counts_BS
+    counts_BT = targets_BT != NOT_COUNTED
+    known_BT = jnp.where(counts_BT, targets_BT, 0)
+    watch(known_BT, logits_BTV.shape[-1])
+    return cross_entropy(logits_BTV, known_BT), logits_BTV.argmax(-1) == known_BT, counts_BT
+
+
+def next_tokens(
+    tokens_BT: jax.Array, segment_ids_BT: jax.Array | None = None, padding_id: int | None = None
+) -> jax.Array:
+    """Returns the target at each token: the token that follows it, int32, shape B × T.
+
+    It is `NOT_COUNTED` at the last token, where padding follows, and where another segment follows.
+
+    Args:
+      tokens_BT: integers.
+      segment_ids_BT: number of the segment that each token belongs to; 0 is padding.
+      padding_id: token that is padding.
+
+    Raises:
+      UserError: the tokens have another shape, or there are fewer than two in a row.
+    """
+    if tokens_BT.ndim != 2 or tokens_BT.shape[1] < 2:
+        raise UserError(
+            "a language model's logits have shape (batch, tokens, vocabulary), got tokens of shape "
+            f"{tokens_BT.shape}; there must be at least two tokens in a row"
+        )
+    targets_BT = jnp.pad(
+        jnp.asarray(tokens_BT[:, 1:], jnp.int32), ((0, 0), (0, 1)), constant_values=NOT_COUNTED
+    )
+    if padding_id is not None:
+        targets_BT = jnp.where(targets_BT == padding_id, NOT_COUNTED, targets_BT)
+    if segment_ids_BT is not None:
+        following_BT = jnp.pad(segment_ids_BT[:, 1:], ((0, 0), (0, 1)))
+        counts_BT = (segment_ids_BT == following_BT) & (segment_ids_BT > 0)
+        targets_BT = jnp.where(counts_BT, targets_BT, NOT_COUNTED)
+    return targets_BT
 
 
 def _check_same_shape(output: jax.Array, target: jax.Array) -> None:

@@ -65,13 +65,22 @@ def computing_in(policy: Policy, task: Task) -> Task:
         mean = mean.replace(total=mean.total.astype(total), count=mean.count.astype(count))  # type: ignore[attr-defined]
         return mean, Aux(kept, aux.metrics)
 
-    def predict(variables: Variables, batch: Batch) -> jax.Array:
-        assert task.predict is not None
-        params = {"params": _cast(variables.get("params", {}), policy.compute)}
-        with around_outermost(_converting(policy)):
-            return task.predict({**variables, **params}, batch)
+    def converted(function: Callable[..., Any] | None) -> Any:
+        """Returns a function of variables and more that computes in the other precision."""
+        if function is None:
+            return None
 
-    return task._replace(loss=loss, predict=None if task.predict is None else predict)
+        def call(variables: Variables, *args: Any) -> Any:
+            params = {"params": _cast(variables.get("params", {}), policy.compute)}
+            with around_outermost(_converting(policy)):
+                return function({**variables, **params}, *args)
+
+        return call
+
+    decoder = task.decoder
+    if decoder is not None:
+        decoder = decoder._replace(extend=converted(decoder.extend), encode=converted(decoder.encode))
+    return task._replace(loss=loss, predict=converted(task.predict), decoder=decoder)
 
 
 def _converting(policy: Policy) -> Callable[..., Any]:

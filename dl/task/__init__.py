@@ -2,23 +2,27 @@
 
 An experiment writes `from dl import task` and `task=task.classification(model)`. The model is a Linen module,
 a function that makes an NNX module, or a `Model` of plain functions. Read `contract` first, which defines
-`Task`, then `builders`. `model` defines `Model`, and `adapters` converts a module to a `Model`.
+`Task`, then `builders` and `language`. `model` defines `Model`; `adapters` converts a module to a `Model`.
 """
 
 from dl.task.adapters import as_model
-from dl.task.builders import autoencoder, classification, language_model, multi_label, regression, supervised
+from dl.task.builders import autoencoder, classification, multi_label, regression, supervised
 from dl.task.contract import FRACTION, Kind, Task, kind_facts
+from dl.task.decoder import Decoder
+from dl.task.language import following_tokens, language_model
 from dl.task.model import AnyModel, Model
 
 __all__ = [
     "FRACTION",
     "AnyModel",
+    "Decoder",
     "Kind",
     "Model",
     "Task",
     "as_model",
     "autoencoder",
     "classification",
+    "following_tokens",
     "kind_facts",
     "language_model",
     "multi_label",

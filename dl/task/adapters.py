@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from dl.errors import UserError
 from dl.outermost import outermost_call
-from dl.task.model import AnyModel, Model, takes_argument_train
-from dl.types import Key, ModelState, Params
+from dl.task.decoder import Cache, Decoder
+from dl.task.model import AnyModel, Inputs, Model, arguments, takes_argument_train
+from dl.types import Key, ModelState, Params, Variables
 
 
 def as_model(model: AnyModel) -> Model:
@@ -27,13 +28,18 @@ def as_model(model: AnyModel) -> Model:
 
         If the `__call__` of a module has an argument `train`, it is True in training and False in evaluation.
 
+        A Linen module with a method `empty_cache(num_rows, length)` can write sequences: its `__call__` takes
+        `cache` and returns the logits after the last token of each row and the cache, as
+        `models.blocks.decoder.decode` does. An encoder-decoder also has a method `fill_memory(cache,
+        source_BS, mask_BS)` that returns the cache with the outputs of the encoder.
+
     Raises:
       UserError: it is none of these, or what it returns is not the array that a task measures.
     """
     if isinstance(model, nn.Module):
         return _of_linen(model)
     if isinstance(model, Model):
-        return Model(_with_params(model.init), _seen(_pair(model.apply)))
+        return Model(_with_params(model.init), _seen(_pair(model.apply)), model.decoder)
     from dl.task.nnx_model import of_nnx  # flax.nnx takes a while to import
 
     of_functions = of_nnx(model)
@@ -44,29 +50,49 @@ def _of_linen(module: nn.Module) -> Model:
     takes_train = takes_argument_train(type(module))
 
     def apply(
-        params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None
+        params: Params, model_state: ModelState, inputs: Inputs, key: Key | None
     ) -> tuple[jax.Array, ModelState]:
         variables = {"params": params, **model_state}
         mode: dict[str, Any] = {"train": key is not None} if takes_train else {}
         if key is None:
-            return _array(module.apply(variables, inputs, **mode)), model_state
+            return _array(module.apply(variables, *arguments(inputs), **mode)), model_state
         outputs, model_state = module.apply(
-            variables, inputs, **mode, rngs={"dropout": key}, mutable=list(model_state)
+            variables, *arguments(inputs), **mode, rngs={"dropout": key}, mutable=list(model_state)
         )
         return _array(outputs), model_state
 
-    return Model(module.init, apply)
+    def init(key: Key, inputs: Inputs) -> Variables:
+        return module.init(key, *arguments(inputs))
+
+    return Model(init, apply, _decoder_of_linen(module))
+
+
+def _decoder_of_linen(module: nn.Module) -> Decoder | None:
+    if not hasattr(module, "empty_cache"):
+        return None
+
+    def extend(
+        variables: Variables, cache: Cache, tokens_BT: jax.Array, mask_BT: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        segment_ids_BT = jnp.asarray(mask_BT, jnp.int32)
+        logits_BV, cache = module.apply(variables, tokens_BT, segment_ids_BT, cache=cache)
+        return logits_BV, cache
+
+    def encode(variables: Variables, cache: Cache, source_BS: jax.Array, mask_BS: jax.Array) -> Cache:
+        return module.apply(variables, cache, source_BS, mask_BS, method="fill_memory")
+
+    return Decoder(module.empty_cache, extend, encode if hasattr(module, "fill_memory") else None)
 
 
 def _seen(apply: Callable[..., tuple[jax.Array, ModelState]]) -> Callable[..., Any]:
     """Returns the same function, wrapped so that `outermost.around_outermost` applies to its calls."""
 
     def seen_apply(
-        params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None
+        params: Params, model_state: ModelState, inputs: Inputs, key: Key | None
     ) -> tuple[jax.Array, ModelState]:
         updated = model_state
 
-        def call(inputs: jax.Array) -> jax.Array:
+        def call(inputs: Inputs) -> jax.Array:
             nonlocal updated
             outputs, updated = apply(params, model_state, inputs, key)
             return outputs
@@ -77,7 +103,7 @@ def _seen(apply: Callable[..., tuple[jax.Array, ModelState]]) -> Callable[..., A
 
 
 def _with_params(init: Callable[..., Any]) -> Callable[..., Any]:
-    def checked_init(key: Key, inputs: jax.Array) -> Any:
+    def checked_init(key: Key, inputs: Inputs) -> Any:
         variables = init(key, inputs)
         if not isinstance(variables, Mapping) or "params" not in variables:
             names = f"a dict of {', '.join(map(str, variables))}" if isinstance(variables, Mapping) else ""
@@ -91,7 +117,7 @@ def _with_params(init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _pair(apply: Callable[..., Any]) -> Callable[..., Any]:
-    def checked_apply(params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None) -> Any:
+    def checked_apply(params: Params, model_state: ModelState, inputs: Inputs, key: Key | None) -> Any:
         returned = apply(params, model_state, inputs, key)
         if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
             raise UserError(

@@ -2,8 +2,7 @@
 
 Each builder states the kind of its task, except `supervised`, which accepts any loss per example.
 
-Shapes: B examples, C classes or labels, D outputs, T tokens of a sequence, S = T - 1 tokens that are
-predicted, V tokens of the vocabulary.
+Shapes: B examples, C classes or labels, D outputs.
 
 A long file, because the builders are to be read beside each other.
 """
@@ -20,25 +19,41 @@ from dl.metrics import Mean, accuracy
 from dl.ranges import PROBABILITY, check
 from dl.task.adapters import as_model
 from dl.task.contract import FRACTION, Kind, Task
-from dl.task.model import AnyModel
+from dl.task.model import AnyModel, Inputs
 from dl.types import Aux, Batch, Key, Metrics, ModelState, Params, Variables
 
 Measure = Callable[[jax.Array, Batch], tuple[Mean, Metrics]]
 """A function from the outputs and the batch to the loss and the metrics."""
 
 
-def _task_of(model: AnyModel, measure: Measure, input_name: str, kind: Kind | None = None) -> Task:
-    """Returns the task of a model that reads one feature; `measure` computes its loss and metrics."""
+def task_of(
+    model: AnyModel,
+    measure: Measure,
+    input_name: str,
+    kind: Kind | None = None,
+    more_inputs: tuple[str, ...] = (),
+) -> Task:
+    """Returns the task of a model that reads features of a batch.
+
+    Args:
+      model: model in one of the forms that `as_model` accepts.
+      measure: function that computes the loss and the metrics.
+      input_name: name of the feature that the model reads.
+      kind: kind of the task.
+      more_inputs: names of features that are further arguments of the model, in this order, if the batch has
+        one of them.
+    """
     functions = as_model(model)
 
-    def inputs_of(batch: Batch) -> jax.Array:
+    def inputs_of(batch: Batch) -> Inputs:
         if input_name not in batch:
             known = ", ".join(name for name in batch if name not in ("index", "mask"))
             raise UserError(
                 f"the data have no feature {input_name} for the model to read; they have {known}: set the "
                 "argument input_name of the task to one of them"
             )
-        return batch[input_name]
+        more = tuple(batch.get(name) for name in more_inputs)
+        return batch[input_name] if all(x is None for x in more) else (batch[input_name], *more)
 
     def init(key: Key, batch: Batch) -> Variables:
         return functions.init(key, inputs_of(batch))
@@ -52,7 +67,7 @@ def _task_of(model: AnyModel, measure: Measure, input_name: str, kind: Kind | No
         model_state = {name: collection for name, collection in variables.items() if name != "params"}
         return functions.apply(variables.get("params", {}), model_state, inputs_of(batch), None)[0]
 
-    return Task(init, loss, predict, kind, input_name)
+    return Task(init, loss, predict, kind, input_name, functions.decoder)
 
 
 def supervised(
@@ -103,7 +118,7 @@ def _supervised(
                 )
         return loss, metrics
 
-    return _task_of(model, measure, input_name, kind)
+    return task_of(model, measure, input_name, kind)
 
 
 def classification(model: AnyModel, *, label_smoothing: float = 0.0, input_name: str = "image") -> Task:
@@ -269,33 +284,6 @@ def autoencoder(model: AnyModel, *, is_binary: bool = False, input_name: str = "
         is_binary=is_binary,
     )
     return _supervised(model, example_loss, example_metrics if is_binary else None, input_name, kind)
-
-
-def language_model(model: AnyModel, *, padding_id: int | None = None, input_name: str = "tokens") -> Task:
-    """Returns the task to predict each token from the tokens before it, by cross-entropy in nats per token.
-
-    The mean is over all predicted tokens of a batch, so long sequences have a larger weight than short ones.
-    Metrics: `loss` and `accuracy`, the fraction of tokens whose prediction is right.
-
-    Args:
-      model: model that reads tokens, integers of shape B × T, and returns logits, shape B × T × V. The logits
-        at t predict the token at t + 1. They must not depend on later tokens.
-      padding_id: token that pads short sequences and is never counted. `None` means that every token counts.
-      input_name: name of the feature that holds the tokens. They are not preprocessed like pixels.
-
-    Raises:
-      ValueError: logits and tokens do not fit, or there are fewer than two tokens, when the loss is computed.
-    """
-
-    def measure(logits_BTV: jax.Array, batch: Batch) -> tuple[Mean, Metrics]:
-        loss_BS, is_right_BS, counts_BS = losses.next_token(logits_BTV, batch[input_name], padding_id)
-        mask_BS = counts_BS & batch["mask"][:, None]
-        loss = Mean.of(loss_BS, mask_BS, better="min")
-        return loss, {"loss": loss, "accuracy": Mean.of(is_right_BS, mask_BS, better="max")}
-
-    units = {"loss": "nats a token", "accuracy": FRACTION}
-    kind = Kind("language_model", input_name, units, "loss", padding_id=padding_id)
-    return _task_of(model, measure, input_name, kind)
 
 
 def _labels(batch: Batch) -> jax.Array:

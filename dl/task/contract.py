@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from dl.task.decoder import Decoder
 from dl.types import Batch, Key, LossFn, Variables
 
 Name = Literal["classification", "multi_label", "regression", "reconstruction", "language_model"]
@@ -63,6 +64,7 @@ class Task(NamedTuple):
         means that the task has no outputs. Then no predictions are kept.
       kind: kind of the task. `None` means that it is not stated. Then the report uses neutral terms.
       input_name: name of the feature that the model reads. If it is an image, it is decoded and shown.
+      decoder: functions that write sequences token by token. `None` means that the model cannot write.
     """
 
     init: Callable[[Key, Batch], Variables]
@@ -70,6 +72,7 @@ class Task(NamedTuple):
     predict: Callable[[Variables, Batch], jax.Array] | None = None
     kind: Kind | None = None
     input_name: str = "image"
+    decoder: Decoder | None = None
 
 
 def kind_facts(kind: Kind | None) -> dict[str, Any]:

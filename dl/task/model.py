@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from dl.task.decoder import Decoder
 from dl.types import Key, ModelState, Params, Variables
+
+Inputs = jax.Array | tuple[jax.Array | None, ...]
+"""What a model reads: one array, or several in the order of its arguments, where None is a missing one."""
+
+
+def arguments(inputs: Inputs) -> tuple[Any, ...]:
+    """Returns the positional arguments of a model's call."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 class Model(NamedTuple):
@@ -25,10 +34,12 @@ class Model(NamedTuple):
         parameters. Other collections, such as `batch_stats`, hold the rest.
       apply: function from parameters, the other collections, inputs and a random key to the outputs and the
         updated collections. In evaluation the key is None: dropout is off, and no collection changes.
+      decoder: functions that write sequences token by token. `None` means that there are none.
     """
 
-    init: Callable[[Key, jax.Array], Variables]
-    apply: Callable[[Params, ModelState, jax.Array, Key | None], tuple[jax.Array, ModelState]]
+    init: Callable[[Key, Inputs], Variables]
+    apply: Callable[[Params, ModelState, Inputs, Key | None], tuple[jax.Array, ModelState]]
+    decoder: Decoder | None = None
 
 
 AnyModel = nn.Module | Model | Callable[..., Any]

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dl.errors import UserError
 from dl.freezing import norm_is_frozen
-from dl.task.model import Model, takes_argument_train
+from dl.task.model import Inputs, Model, arguments, takes_argument_train
 from dl.types import Key, ModelState, Params, Variables
 
 
@@ -44,12 +44,12 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def abstract() -> tuple[Any, nnx.State]:
         return nnx.split(nnx.eval_shape(lambda: _made(make, nnx.Rngs(0))))
 
-    def init(key: Key, inputs: jax.Array) -> Variables:
+    def init(key: Key, inputs: Inputs) -> Variables:
         _, state = nnx.split(_made(make, nnx.Rngs(key)))
         return {"params": {}, **_collections(state)}
 
     def apply(
-        params: Params, model_state: ModelState, inputs: jax.Array, key: Key | None
+        params: Params, model_state: ModelState, inputs: Inputs, key: Key | None
     ) -> tuple[jax.Array, ModelState]:
         graph, shapes = abstract()
         module = nnx.merge(graph, _state(shapes, {"params": params, **model_state}, key))
@@ -58,7 +58,7 @@ def of_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
             if isinstance(inner, nnx.BatchNorm) and norm_is_frozen("/".join(map(str, path))):
                 inner.use_running_average = True
         mode = {"train": key is not None} if takes_argument_train(type(module)) else {}
-        outputs = module(inputs, **mode)
+        outputs = module(*arguments(inputs), **mode)
         if key is None:
             return outputs, model_state
         updated = _collections(nnx.state(module))

@@ -19,7 +19,7 @@ from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.losses import next_token
+from dl.losses import NOT_COUNTED, of_tokens
 from dl.runs.predictions.collect import class_names, collect_outputs, prepared_outputs_fn
 from dl.runs.predictions.kept import (
     MAX_BYTES,
@@ -31,7 +31,7 @@ from dl.runs.predictions.kept import (
     Reconstruction,
     Regression,
 )
-from dl.task import Kind
+from dl.task import Kind, following_tokens
 from dl.types import Batch, Variables
 
 MAX_SHOWN = 256  # examples that are kept in full: an eighth with the largest errors, the others at random
@@ -242,22 +242,26 @@ def _reconstruction(collection: _Collection) -> Kept | None:
 def _language_model(collection: _Collection) -> Kept | None:
     kind, input_name = collection.kind, collection.experiment.task.input_name
 
+    def measured(logits_BTV: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        targets_BT = following_tokens(batch, input_name, kind.padding_id)
+        return targets_BT, *of_tokens(jnp.asarray(logits_BTV, jnp.float32), targets_BT)
+
     def tokens(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        tokens_BT = batch[input_name]
-        loss_BS, _, counts_BS = next_token(jnp.asarray(logits_BTV, jnp.float32), tokens_BT, kind.padding_id)
-        return {
-            "token": jnp.asarray(tokens_BT, jnp.int32),
-            "token_loss": jnp.where(counts_BS, loss_BS, jnp.nan),
-        }
+        targets_BT, loss_BT, _, counts_BT = measured(logits_BTV, batch)
+        tokens_BT = jnp.asarray(batch[input_name], jnp.int32)
+        # The tokens of the row, and the last target, which is no token of the row where targets are given.
+        last_B1 = jnp.where(targets_BT == NOT_COUNTED, 0, targets_BT)[:, -1:]
+        token_losses_BT = jnp.where(counts_BT, loss_BT, jnp.nan)
+        if "targets" not in batch:
+            return {"token": tokens_BT, "token_loss": token_losses_BT[:, :-1]}
+        return {"token": jnp.concatenate([tokens_BT, last_B1], 1), "token_loss": token_losses_BT}
 
     def sums(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        loss_BS, is_right_BS, counts_BS = next_token(
-            jnp.asarray(logits_BTV, jnp.float32), batch[input_name], kind.padding_id
-        )
+        _, loss_BT, is_right_BT, counts_BT = measured(logits_BTV, batch)
         return {
-            "loss": jnp.where(counts_BS, loss_BS, 0.0).sum(-1),
-            "num_right": (is_right_BS & counts_BS).sum(-1, dtype=jnp.int32),
-            "num_tokens": counts_BS.sum(-1, dtype=jnp.int32),
+            "loss": jnp.where(counts_BT, loss_BT, 0.0).sum(-1),
+            "num_right": (is_right_BT & counts_BT).sum(-1, dtype=jnp.int32),
+            "num_tokens": counts_BT.sum(-1, dtype=jnp.int32),
         }
 
     if (collected := collection.collect(sums)) is None:
