@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dl.errors import UserError
-from dl.labels import class_labels, watch
+from dl.labels import class_labels
 
 
 def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -118,7 +118,6 @@ def of_tokens(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, 
         )
     counts_BT = targets_BT != NOT_COUNTED
     known_BT = jnp.where(counts_BT, targets_BT, 0)
-    watch(known_BT, logits_BTV.shape[-1])
     return cross_entropy(logits_BTV, known_BT), logits_BTV.argmax(-1) == known_BT, counts_BT
 
 

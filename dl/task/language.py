@@ -6,6 +6,7 @@ Shapes: B examples, T tokens of a sequence, V tokens of the vocabulary.
 import jax
 
 from dl import losses
+from dl.labels import watch
 from dl.metrics import Mean
 from dl.task.builders import task_of
 from dl.task.contract import FRACTION, Kind, Task
@@ -35,6 +36,9 @@ def language_model(model: AnyModel, *, padding_id: int | None = None, input_name
     """
 
     def measure(logits_BTV: jax.Array, batch: Batch) -> tuple[Mean, Metrics]:
+        vocab_size = logits_BTV.shape[-1]
+        if padding_id is None or padding_id < vocab_size:
+            watch(batch[input_name], vocab_size)
         return _token_metrics(logits_BTV, following_tokens(batch, input_name, padding_id), batch)
 
     units = {"loss": "nats a token", "accuracy": FRACTION}
