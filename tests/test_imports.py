@@ -69,6 +69,8 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.tfds.records",
     "dl.inference.load",
     "dl.inference.predict",
+    "dl.models.weights.files",
+    "dl.models.weights.hugging_face",
     "dl.models.weights.pretrained",
     "dl.option_types",
     "dl.report.folds",
