@@ -70,6 +70,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.inference.load",
     "dl.inference.predict",
     "dl.models.weights.files",
+    "dl.models.weights.folder",
     "dl.models.weights.hugging_face",
     "dl.models.weights.pretrained",
     "dl.option_types",

@@ -109,6 +109,83 @@ def test_decoders(transformers, tmp_path, name):
     )
 
 
+BERT = {
+    "vocab_size": 23,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 9,
+    "num_labels": 3,
+}
+LENGTHS_B1 = np.array([[7], [4]])
+MASK_BT = np.int32(np.arange(7) < LENGTHS_B1)
+
+
+@pytest.mark.parametrize(
+    "kind", ["ForMaskedLM", "ForPreTraining", "ForSequenceClassification", "ForTokenClassification", "Model"]
+)
+def test_bert(transformers, tmp_path, kind):
+    theirs = randomized(getattr(transformers, f"Bert{kind}")(transformers.BertConfig(**BERT)))
+    theirs.save_pretrained(tmp_path / "theirs")
+
+    def expected(model):
+        import torch
+
+        with torch.no_grad():
+            outputs = model(torch.tensor(TOKENS_BT), torch.tensor(MASK_BT))
+        name = {"Model": "pooler_output", "ForPreTraining": "prediction_logits"}.get(kind, "logits")
+        outputs = outputs[name].numpy()
+        return outputs if outputs.ndim == 2 else outputs * MASK_BT[..., None]
+
+    def computed(model, variables):
+        outputs = jax.jit(model.apply)(variables, jnp.asarray(TOKENS_BT), jnp.asarray(MASK_BT))
+        return outputs if outputs.ndim == 2 else outputs * MASK_BT[..., None]
+
+    assert expected(theirs).std(0).mean() > 0.1
+    model, variables = load_model(tmp_path / "theirs")
+    np.testing.assert_allclose(computed(model, variables), expected(theirs), atol=1e-4, rtol=0)
+    changed = jax.tree.map(lambda leaf: leaf * 1.01, variables)
+    save_model(tmp_path / "ours", model, changed, like=tmp_path / "theirs")
+    if kind == "ForPreTraining":
+        return  # without the head for next sentences it is written as BertForMaskedLM
+    again = type(theirs).from_pretrained(tmp_path / "ours").eval()
+    np.testing.assert_allclose(computed(model, changed), expected(again), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("is_first_version", [True, False])
+def test_t5(transformers, tmp_path, is_first_version):
+    config = transformers.T5Config(
+        vocab_size=23,
+        d_model=16,
+        d_ff=24,
+        num_layers=2,
+        num_heads=4,
+        d_kv=6,
+        relative_attention_num_buckets=6,
+        relative_attention_max_distance=5,
+        feed_forward_proj="relu" if is_first_version else "gated-gelu",
+        tie_word_embeddings=is_first_version,
+    )
+    theirs = randomized(transformers.T5ForConditionalGeneration(config))
+    if not is_first_version:
+        theirs.lm_head.weight = type(theirs.lm_head.weight)(theirs.lm_head.weight.flip(0).contiguous())
+    theirs.save_pretrained(tmp_path / "theirs")
+    inputs = {"input_ids": TOKENS_BT, "attention_mask": MASK_BT, "decoder_input_ids": TOKENS_BT[:, :5]}
+    expected = their_logits(theirs, **inputs)
+    assert expected.std((0, 1)).mean() > 0.1
+    model, variables = load_model(tmp_path / "theirs")
+    assert model.is_tied == is_first_version
+    arguments = (jnp.asarray(TOKENS_BT), jnp.asarray(MASK_BT), jnp.asarray(TOKENS_BT[:, :5]))
+    logits = jax.jit(model.apply)(variables, *arguments)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    changed = jax.tree.map(lambda leaf: leaf * 1.01, variables)
+    save_model(tmp_path / "ours", model, changed)
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours").eval()
+    logits = jax.jit(model.apply)(changed, *arguments)
+    np.testing.assert_allclose(logits, their_logits(again, **inputs), atol=1e-4, rtol=0)
+
+
 def test_shards_and_bases_in_bfloat16(transformers, tmp_path):
     import torch
 

@@ -111,7 +111,7 @@ class Config:
         return float(values[names[0]])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """A family of models whose weights are published in the layout of Hugging Face.
 
@@ -124,9 +124,14 @@ class Family:
       tensors: function from the Linen module to the table.
       copies: names of tensors that repeat another tensor, with the name of the other. They may be missing
         and must be equal to it.
-      ignored: regular expression of the names, without the prefix, of tensors that are not read: constants,
-        and heads of pre-training that the models of `dl` do not have.
+      ignored: regular expression of the names, without the prefix, of tensors that are not read although
+        they are not in the table: constants, and heads that the module does not have.
       inputs: arguments with which the module is initialised.
+      spellings: ends of names in old files, with the ends that replace them.
+      base_of: function from the module to the part that has the attributes `is_scanned` and `dtype`.
+      with_base: function from the module and another such part to the module with this part.
+      of_shapes: function from the module and the shapes of parameters to the module of the same family, such
+        as another head, that has such parameters.
     """
 
     model_types: tuple[str, ...]
@@ -137,3 +142,7 @@ class Family:
     copies: Callable[[Any], Mapping[str, str]] = lambda model: {}
     ignored: str = r"$^"
     inputs: tuple[Any, ...] = (np.zeros((1, 1), np.int32),)
+    spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    base_of: Callable[[Any], Any] = lambda model: model
+    with_base: Callable[[Any, Any], Any] = lambda model, base: base
+    of_shapes: Callable[[Any, Mapping[str, Any]], Any] = lambda model, shapes: model

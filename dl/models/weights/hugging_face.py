@@ -18,25 +18,34 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dl.errors import UserError
-from dl.models.blocks.scan import is_stacked, stack_layers, unstack_layers
+from dl.models.bert import BERT, BERTForMaskedLM
 from dl.models.gpt2 import GPT2
 from dl.models.llama import Llama
-from dl.models.weights import gpt2, llama
+from dl.models.t5 import T5
+from dl.models.transfer import WithHead
+from dl.models.weights import bert, gpt2, llama, t5
 from dl.models.weights.family import Config, Family
-from dl.models.weights.files import fit_to, local_copy, read_tensors, write_tensors
+from dl.models.weights.files import fit_to, local_copy
+from dl.models.weights.folder import read_family, stack_found, tensors_of, write_shards
 from dl.system.files import replace_text, storage_error
 from dl.system.json_files import read_json
 from dl.types import Variables
-from dl.warm_start import ADAPTERS, WarmStart, without_adapters
+from dl.warm_start import WarmStart, without_adapters
 
-_FAMILIES: Mapping[type[nn.Module], Family] = {GPT2: gpt2.FAMILY, Llama: llama.FAMILY}
+_FAMILIES: Mapping[type[nn.Module], Family] = {
+    GPT2: gpt2.FAMILY,
+    Llama: llama.FAMILY,
+    BERT: bert.FAMILY,
+    BERTForMaskedLM: bert.FAMILY,
+    WithHead: bert.FAMILY,
+    T5: t5.FAMILY,
+}
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model", "chat_template.jinja"),
 )
 _KEPT_FILES = (*_TOKENIZER_FILES, "generation_config.json")
 _KEPT_VALUES = r".*_token_id|id2label|label2id|max_position_embeddings"
-Found = dict[tuple[str, ...], tuple[str, np.ndarray]]
 
 
 def load_model(
@@ -44,8 +53,9 @@ def load_model(
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the Linen module that a config.json describes, and its variables.
 
-    It reads GPT-2, and the models of the architecture of Llama: Llama 2 and 3, Mistral and Qwen 3. For
-    example, this computes the logits of GPT-2::
+    It reads GPT-2; Llama 2 and 3, Mistral and Qwen 3 (`Llama`); T5, T5 1.1 and Flan-T5; and BERT, also with
+    heads for masked tokens and for classes of texts or tokens (`transfer.WithHead`). For example, this
+    computes the logits of GPT-2::
 
         model, variables = load_model("openai-community/gpt2")
         logits_BTV = model.apply(variables, tokens_BT)
@@ -63,20 +73,22 @@ def load_model(
     """
     folder = local_copy(source, revision, ["config.json", *_KEPT_FILES])
     family, model = _described(folder)
-    if unknown := sorted(options.keys() - type(model).__dataclass_fields__):
-        known = ", ".join(name for name in type(model).__dataclass_fields__ if name not in ("parent", "name"))
-        raise UserError(f"{type(model).__name__} has no attribute {unknown[0]}; it has {known}")
-    model = model.clone(**options)
-    found = _read(folder, family, model)
-    if model.is_scanned:
-        found = _stacked(found)
+    base = family.base_of(model)
+    known = [name for name in type(base).__dataclass_fields__ if name not in ("parent", "name")]
+    if unknown := sorted(options.keys() - set(known)):
+        raise UserError(f"{type(base).__name__} has no attribute {unknown[0]}; it has {', '.join(known)}")
+    base = base.clone(**options)
+    model = family.with_base(model, base)
+    found = read_family(folder, family, model)
+    if base.is_scanned:
+        found = stack_found(found)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *family.inputs)
     loaded = fit_to(str(source), found, flatten_dict(shapes))
     if dtype is not None:
         loaded = {path: array.astype(dtype) for path, array in loaded.items()}
     dtypes = {array.dtype for array in loaded.values()}
-    if model.dtype is None and len(dtypes) == 1 and dtypes != {np.dtype(np.float32)}:
-        model = model.clone(dtype=dtypes.pop())
+    if base.dtype is None and len(dtypes) == 1 and dtypes != {np.dtype(np.float32)}:
+        model = family.with_base(model, base.clone(dtype=dtypes.pop()))
     return model, jax.tree.map(jnp.asarray, unflatten_dict(loaded))
 
 
@@ -106,15 +118,15 @@ def save_model(
       UserError: the family of the model is not known, parameters are missing or unexpected, or the folder
         cannot be written.
     """
-    family = next((known for kind, known in _FAMILIES.items() if type(model) is kind), None)
-    if family is None:
+    family = _FAMILIES.get(type(model))
+    if family is None or type(family.base_of(model)) not in _FAMILIES:
         known = ", ".join(kind.__name__ for kind in _FAMILIES)
         raise UserError(f"save_model cannot write a {type(model).__name__}; it writes {known}")
     folder = Path(folder)
     held = [*folder.glob("*.safetensors*"), *folder.glob("config.json")]
     if held:
         raise UserError(f"{folder} holds a model already ({held[0].name}); choose another folder")
-    tensors = _written(family, model, variables["params"])
+    tensors = tensors_of(family, model, variables["params"])
     dtypes = {str(array.dtype) for array in tensors.values()}
     config = family.config_of(model) | {"torch_dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
     if like is not None:
@@ -122,7 +134,7 @@ def save_model(
         config |= {name: value for name, value in values.items() if re.fullmatch(_KEPT_VALUES, name)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_shards(folder, tensors, max_shard_bytes)
+        write_shards(folder, tensors, max_shard_bytes)
         for name in _KEPT_FILES if like is not None else ():
             if (Path(like) / name).is_file():  # type: ignore[arg-type]
                 shutil.copyfile(Path(like) / name, folder / name)  # type: ignore[arg-type]
@@ -137,9 +149,10 @@ def pretrained_model(
     """Returns a warm start of a model, or of its submodule, with the weights of a folder or of the hub.
 
     The parameters get the dtypes of the model. The layers of the model may be scanned. Adapters of
-    `methods.lora` are initialised as usual. For example, this keeps a new head::
+    `methods.lora` are initialised as usual. For example, this keeps a new head on BERT::
 
-        Experiment(task=task.language_model(model), warm_start=pretrained_model(folder, skip=["head"]), …)
+        model = WithHead(bert_base(pooling="first"), num_classes=3)
+        warm_start = pretrained_model("google-bert/bert-base-uncased", skip=["head"])
 
     Args:
       source: a folder, or the name of a model on the Hugging Face hub.
@@ -157,9 +170,10 @@ def pretrained_model(
             )
         shapes = shapes if under is None else shapes[under]
         folder = local_copy(source, revision, ["config.json"])
-        found = _read(folder, *_described(folder))
+        family, model = _described(folder)
+        found = read_family(folder, family, family.of_shapes(model, shapes))
         if is_stacked(shapes):
-            found = _stacked(found)
+            found = stack_found(found)
         for module in skip:
             if module not in shapes and all(path[1] != module for path in found):
                 raise UserError(
@@ -187,96 +201,9 @@ def _described(folder: Path) -> tuple[Family, Any]:
     """Returns the family and the module that a config.json describes."""
     config = _config(folder)
     model_type = config.values.get("model_type")
-    for family in _FAMILIES.values():
+    families = list(dict.fromkeys(_FAMILIES.values()))
+    for family in families:
         if model_type in family.model_types:
             return family, family.model_of(config)
-    known = ", ".join(name for family in _FAMILIES.values() for name in family.model_types)
+    known = ", ".join(name for family in families for name in family.model_types)
     raise UserError(f"{folder}: config.json has model_type={model_type!r}; load_model reads {known}")
-
-
-def _read(folder: Path, family: Family, model: Any) -> Found:
-    """Returns the name and values of the tensor of each path, without those that the file lacks."""
-    rows = {row.name.removeprefix(family.prefix): row for row in family.tensors(model)}
-    copies = {
-        copy.removeprefix(family.prefix): original.removeprefix(family.prefix)
-        for copy, original in family.copies(model).items()
-    }
-    tensors: dict[str, np.ndarray] = {}
-    for full_name, tensor in read_tensors(folder):
-        name = full_name.removeprefix(family.prefix)
-        if re.search(family.ignored, name):
-            continue
-        if name not in rows and name not in copies:
-            raise UserError(
-                f"{folder}: the tensor {full_name!r} does not belong to the {type(model).__name__} that its "
-                "config.json describes; use another model"
-            )
-        tensors[name] = tensor
-    for copy, original in copies.items():
-        if copy in tensors:
-            values = tensors.pop(copy)
-            if not np.array_equal(tensors.setdefault(original, values), values):
-                raise UserError(
-                    f"{folder}: the tensors {copy!r} and {original!r} differ, and the config.json says that "
-                    "they are tied; use another model"
-                )
-    found: Found = {}
-    for name, tensor in tensors.items():
-        row = rows[name]
-        parts = row.layout.split(tensor, len(row.paths))
-        # A fused tensor of a wrong shape stays whole, so that a later check reports its shape.
-        for path, part in zip(row.paths, parts, strict=False):
-            found["params", *path.split("/")] = row.name, part
-    return found
-
-
-def _stacked(found: Found) -> Found:
-    """Returns what was read for a model whose layers are scanned."""
-    arrays = stack_layers(unflatten_dict({path: array for path, (_, array) in found.items()}))
-
-    def name(path: tuple[str, ...]) -> str:
-        return found[path if path in found else tuple("layer0" if p == "layer" else p for p in path)][0]
-
-    return {path: (name(path), array) for path, array in flatten_dict(arrays).items()}
-
-
-def _written(family: Family, model: Any, params: Any) -> dict[str, np.ndarray]:
-    """Returns the tensors of a model by name."""
-    if model.is_scanned:
-        params = unstack_layers(params)
-    leaves = flatten_dict(params, sep="/")
-    rows = family.tensors(model)
-    known = {path for row in rows for path in row.paths}
-    if adapters := [path for path in leaves if path.rpartition("/")[2] in ADAPTERS]:
-        raise UserError(
-            f"the parameters hold adapters ({adapters[0]}); merge them first, by dl.methods.lora.merge"
-        )
-    if missing := sorted(known - leaves.keys()):
-        raise UserError(f"the variables lack {missing[0]} of the model; give those of the same model")
-    if unknown := sorted(leaves.keys() - known):
-        raise UserError(f"the model has no {unknown[0]}; give the variables of the same model")
-    return {row.name: row.layout.join([np.asarray(leaves[path]) for path in row.paths]) for row in rows}
-
-
-def _write_shards(folder: Path, tensors: Mapping[str, np.ndarray], max_shard_bytes: int) -> None:
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, array in tensors.items():
-        if shards[-1] and size + array.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = array
-        size += array.nbytes
-    count = len(shards)
-    files = {
-        "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors": shard
-        for number, shard in enumerate(shards, 1)
-    }
-    for name, shard in files.items():
-        write_tensors(folder / name, shard, {"format": "pt"})  # transformers refuses a file without it
-    if count > 1:
-        index = {
-            "metadata": {"total_size": sum(array.nbytes for array in tensors.values())},
-            "weight_map": {tensor: name for name, shard in files.items() for tensor in shard},
-        }
-        replace_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")

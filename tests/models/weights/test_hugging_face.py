@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from dl.errors import UserError
+from dl.models.bert import BERT, BERTForMaskedLM
 from dl.models.blocks.positions import Rotary
 from dl.models.gpt2 import GPT2
 from dl.models.llama import Llama
+from dl.models.t5 import T5
+from dl.models.transfer import WithHead
 from dl.models.weights.hugging_face import load_model, pretrained_model, save_model
 
 pytest.importorskip("safetensors", reason="needs the extra 'weights'")
@@ -21,12 +24,24 @@ from safetensors.numpy import load_file, save_file
 GPT2_MODEL = GPT2(vocab_size=11, max_length=6, dim=8, num_layers=2, num_heads=2, dropout=0.1)
 LLAMA_MODEL = Llama(11, 8, 2, 2, 12, num_kv_heads=1, rotary=Rotary(5e5, (8.0, 1.0, 4.0, 64)))
 QWEN_MODEL = Llama(11, 8, 2, 2, 12, num_kv_heads=1, head_dim=6, has_qk_norm=True, is_tied=True, epsilon=1e-6)
+BERT_MODEL = BERT(11, 6, 8, 2, 2, 12, dropout=0.1)
+T5_MODEL = T5(11, 8, 2, 2, 4, 12, is_gated=True, is_tied=False, dropout=0.1)
+MODELS = {
+    "gpt2": GPT2_MODEL,
+    "llama": LLAMA_MODEL,
+    "qwen3": QWEN_MODEL,
+    "t5": T5_MODEL,
+    "bert": BERT_MODEL.clone(pooling="first"),
+    "masked": BERTForMaskedLM(BERT_MODEL),
+    "head": WithHead(BERT_MODEL.clone(pooling="first"), 3, dropout=0.2),
+}
 TOKENS = jnp.zeros((1, 3), jnp.int32)
 CONFIG = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 6, "n_embd": 8, "n_layer": 2, "n_head": 2}
 
 
 def shapes_of(model):
-    return jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+    inputs = (TOKENS, None, TOKENS) if isinstance(model, T5) else (TOKENS,)
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
 
 def filled(model, dtype=np.float32):
@@ -73,12 +88,17 @@ def test_a_base_model_is_read_with_its_fused_tensor_in_three_parts(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("model", [GPT2_MODEL, LLAMA_MODEL, QWEN_MODEL], ids=["gpt2", "llama", "qwen3"])
-def test_the_round_trip_keeps_every_bit_and_the_model(tmp_path, model, dtype):
+@pytest.mark.parametrize("name", MODELS)
+def test_the_round_trip_keeps_every_bit_and_the_model(tmp_path, name, dtype):
+    model = MODELS[name]
     variables = filled(model, dtype)
     save_model(tmp_path, model, variables)
     same, loaded = load_model(tmp_path)
-    assert same == model.clone(dtype=None if dtype is np.float32 else np.dtype(dtype))
+    assert type(same) is type(model)
+    if dtype is np.float32:
+        assert same == model
+    elif name in ("gpt2", "llama", "qwen3", "t5"):
+        assert same == model.clone(dtype=np.dtype(dtype))
     chex.assert_trees_all_equal(loaded, variables)
     chex.assert_trees_all_equal_dtypes(loaded, variables)
 
@@ -148,7 +168,7 @@ def test_a_dtype_is_that_of_parameters_and_computation(tmp_path):
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"attn_pdrop": 0.3}, "resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.3; models of dl have one value"),
         ({"n_embd": "8"}, "n_embd='8'; it must be a positive integer"),
-        ({"model_type": "gptx"}, "model_type='gptx'; load_model reads gpt2, llama, mistral, qwen3"),
+        ({"model_type": "gptx"}, "model_type='gptx'; load_model reads gpt2, llama, mistral, qwen3, bert, t5"),
         ({"n_positions": 9}, r"'transformer.wpe.weight' has shape \(6, 8\) as params/position_embedding"),
         ({"n_embd": 10}, r"'transformer.h.0.attn.c_attn.bias' has shape \(8,\) as params/layers/layer0"),
         ({"n_layer": 3}, "no tensor for params/layers/layer2/attention/key/bias and 15 more"),
@@ -224,6 +244,32 @@ def test_a_warm_start_skips_the_head_and_leaves_adapters(tmp_path):
         pretrained_model(tmp_path, under="bose")({"params": {"base": shapes["params"]}})
     with pytest.raises(UserError, match="skip='haed' is neither a module of the model nor of"):
         pretrained_model(tmp_path, skip=["haed"])(shapes)
+
+
+@pytest.mark.parametrize("pooling", [None, "first"])
+def test_a_classifier_starts_from_a_bert_with_other_heads_and_old_names(tmp_path, pooling):
+    """As bert-base-uncased is stored: with all heads of pre-training, and norms named as in TensorFlow."""
+    masked = filled(BERTForMaskedLM(BERT_MODEL))
+    save_model(tmp_path, BERTForMaskedLM(BERT_MODEL), masked)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    for name in list(tensors):
+        new = name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta")
+        tensors[new] = tensors.pop(name)
+    tensors["cls.seq_relationship.weight"] = np.zeros((2, 8), np.float32)
+    pooler = {"bert.pooler.dense.weight": np.ones((8, 8)), "bert.pooler.dense.bias": np.ones(8)}
+    save_file(tensors | {name: np.float32(array) for name, array in pooler.items()}, file)
+    chex.assert_trees_all_equal(load_model(tmp_path)[1], masked)
+    model = WithHead(BERT_MODEL.clone(pooling=pooling, is_scanned=True), 3)
+    start = pretrained_model(tmp_path, skip=["head"])(shapes_of(model))["params"]
+    assert set(start) == {"backbone"}
+    assert ("pooler" in start["backbone"]) == (pooling == "first")
+    np.testing.assert_array_equal(
+        start["backbone"]["layers"]["layer"]["attention_norm"]["scale"][1],
+        masked["params"]["encoder"]["layers"]["layer1"]["attention_norm"]["scale"],
+    )
+    nested = pretrained_model(tmp_path, under="backbone")(shapes_of(model))["params"]
+    chex.assert_trees_all_equal(nested, start)
 
 
 def test_variables_of_another_model_are_not_written(tmp_path):
