@@ -20,10 +20,10 @@ GELU = functools.partial(nn.gelu, approximate=False)
 
 
 class BERT(nn.Module):
-    """An encoder with norms after the sums. `transfer.WithHead` adds a head for classes of texts or of tokens.
+    """An encoder with norms after the sums.
 
-    `WithHead(bert_base(pooling="first"), num_classes)` classifies texts, and `WithHead(bert_base(),
-    num_classes)` classifies tokens.
+    With the head of `dl.models.transfer`, `WithHead(bert_base(pooling="first"), num_classes)` classifies
+    texts, and `WithHead(bert_base(), num_classes)` classifies tokens.
 
     The parameters are `token_embedding`, `position_embedding`, `type_embedding`, `embedding_norm`,
     `layers/layer0`, … and, for the pooling `first`, `pooler`.
