@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dl.errors import UserError
 from dl.models.bert import BERT, BERTForMaskedLM
+from dl.models.blocks.scan import is_stacked
 from dl.models.gpt2 import GPT2
 from dl.models.llama import Llama
 from dl.models.t5 import T5
