@@ -11,12 +11,12 @@ from dl.data.carve import split_rows
 from dl.data.images import folder as image_folder
 from dl.data.images.decoding import resized, to_unit_range
 from dl.data.images.loading import Found, Loaded, load
+from dl.data.images.prepared import describe
+from dl.data.images.records import RecordSource
 from dl.data.recorded import Recorded, RecordedSource, remembered
 from dl.data.steps import CountsSteps
 from dl.data.tfds import folders
 from dl.data.tfds.find import find_or_prepare, is_image_folder
-from dl.data.tfds.prepared import describe
-from dl.data.tfds.records import RecordSource
 from dl.errors import UserError
 from dl.types import Identity, Preprocess, Source
 
