@@ -163,10 +163,6 @@ def counted(tokenizer: Tokenizer, encoded: Sequence[list[int]], room: int) -> st
     if num_cut := sum(len(tokens) > room for tokens in encoded):
         notes.append(f"{num_cut:,} of {len(encoded):,} texts cut to {room} tokens")
     unknown = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
-    if (
-        num_unknown := sum(tokens.count(unknown) for tokens in map(list, encoded))
-        if unknown is not None
-        else 0
-    ):
+    if num_unknown := sum(tokens.count(unknown) for tokens in encoded):
         notes.append(f"{num_unknown:,} of {sum(map(len, encoded)):,} tokens unknown")
     return " and ".join(notes)
