@@ -105,7 +105,7 @@ def describe_set(folder: Path) -> PreparedSet:
     if "train" not in shards:
         raise UserError(f"{name} in {folder} has no train split; it has {split_names}: choose another set")
     try:
-        features = dict(features_json["featuresDict"]["features"])
+        features = _features(features_json)
         for feature in features.values():
             kind(feature)
         supervised_keys = tuple(str(key) for key in _supervised_keys(info) if key in features)
@@ -151,6 +151,13 @@ def _shards(folder: Path, dataset: str, split: Mapping[str, Any]) -> dict[Path, 
             file_name = file_name.replace(f"{{{field}}}", value)
         shards[folder / file_name] = length
     return shards
+
+
+def _features(features_json: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    if "translation" in features_json:  # a set of translations, with a text for each language
+        languages = features_json["translation"]["languages"]
+        return {str(language): {"pythonClassName": "Text", "text": {}} for language in languages}
+    return dict(features_json["featuresDict"]["features"])
 
 
 def _supervised_keys(info: Mapping[str, Any]) -> list[Any]:
