@@ -6,7 +6,6 @@ only the product with the previous state.
 Shapes: B batch, T steps, F input features, D state dim, G = gates · D.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -108,14 +107,13 @@ class Recurrence(nn.Module):
 
         input_TBG = input_BTG.swapaxes(0, 1)
         initial = empty if state is None else tuple(part.astype(input_BTG.dtype) for part in state)
-        scan = functools.partial(jax.lax.scan, reverse=self.is_backward)
         if segment_ids_BT is None:
-            state, h_TBD = scan(advance_plain, initial, input_TBG)
+            last, h_TBD = jax.lax.scan(advance_plain, initial, input_TBG, reverse=self.is_backward)
         else:
             marks = starts(segment_ids_BT, self.is_backward), segment_ids_BT > 0
             inputs = input_TBG, *(mark_BT.T[..., None] for mark_BT in marks)
-            state, h_TBD = scan(advance_marked, initial, inputs)
-        return h_TBD.swapaxes(0, 1), state
+            last, h_TBD = jax.lax.scan(advance_marked, initial, inputs, reverse=self.is_backward)
+        return h_TBD.swapaxes(0, 1), last
 
     @nn.nowrap
     def _orthogonal_gates(self, key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
