@@ -81,7 +81,7 @@ def patch_order(
             row, column = (PATCH * k + margin for k in divmod(place, SIDE))
             height, width = pool.shape[1:]
             image[row : row + height, column : column + width, 0] = pool[generator.integers(len(pool))]
-        return {"image": image, "label": np.int32(label)}
+        return {"image": image, "label": np.array(label, np.int32)}
 
     train, evaluations = draw_splits(draw, (num_train, num_validation, num_test), seed)
     names = tuple("".join(map(str, order)) for order in orders)
