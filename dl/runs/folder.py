@@ -45,6 +45,10 @@ class RunFolder:
         return self.folder / "predictions.npz"
 
     @property
+    def samples_path(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
     def robustness_path(self) -> Path:
         return self.folder / "robustness.json"
 
