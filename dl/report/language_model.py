@@ -111,6 +111,9 @@ def _example(predictions: LanguageModel, k: int, text: TokenText) -> Example:
 
 def caption_of(predictions: LanguageModel | Tokens, place: int, num_words: int = 0) -> str:
     """Returns the line below a sequence: its row, its loss, and how much of it is shown."""
-    per_token = predictions.loss[place] / max(int(predictions.num_tokens[place]), 1)
+    num_tokens = int(predictions.num_tokens[place])
+    loss = (
+        f"{predictions.loss[place] / num_tokens:.4g} nats a token" if num_tokens else "no token is predicted"
+    )
     more = f", the first {MAX_WORDS} tokens" if num_words > MAX_WORDS else ""
-    return f"row {predictions.index[place]}, {per_token:.4g} nats a token{more}"
+    return f"row {predictions.index[place]}, {loss}{more}"

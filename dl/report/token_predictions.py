@@ -29,7 +29,7 @@ def masked_section(predictions: MaskedLanguageModel) -> TaskSection:
                 continue
             truth, guess = text.word(target), text.word(int(predictions.guess[k, t]))
             shown = f"[{truth}]" if truth == guess else f"[{truth} → {guess}]"
-            words.append((f" {shown} ", shade_of_loss(float(predictions.token_loss[k, t]))))
+            words += [(" ", 0), (shown, shade_of_loss(float(predictions.token_loss[k, t]))), (" ", 0)]
         return Example((), [("", words)], caption_of(predictions, int(predictions.shown[k]), length))
 
     rest = _random(predictions)
@@ -92,7 +92,7 @@ def tagging_section(predictions: Tagging) -> TaskSection:
             if target >= 0:
                 truth, guess = names[target], names[int(predictions.guess[k, t])]
                 shown = f"[{truth}]" if truth == guess else f"[{truth} → {guess}]"
-                words.append((f"{shown} ", shade_of_loss(float(predictions.token_loss[k, t]))))
+                words += [(shown, shade_of_loss(float(predictions.token_loss[k, t]))), (" ", 0)]
         return Example((), [("", words)], caption_of(predictions, int(predictions.shown[k]), length))
 
     figures = [item for item in token_figures(predictions) if item[0] not in ("perplexity", "bits a token")]
