@@ -78,10 +78,10 @@ COMMANDS = {
         ),
         Command(
             "predict",
-            ("RUN", "IMAGE …"),
+            ("RUN", "INPUT …"),
             run_commands.predict,
             run_commands.PredictOptions,
-            "classes of images, with probabilities",
+            "classes of images or texts, with probabilities",
         ),
         Command(
             "compare",

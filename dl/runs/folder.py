@@ -46,6 +46,10 @@ class RunFolder:
         return self.folder / "predictions.npz"
 
     @property
+    def samples_path(self) -> Path:
+        return self.folder / "samples.jsonl"
+
+    @property
     def robustness_path(self) -> Path:
         return self.folder / "robustness.json"
 

@@ -136,6 +136,10 @@ class TextClassification(TextSplits):
         """Name of each class; "0", "1", … if the set has no names."""
         return self._made.class_names
 
+    def features_of(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns `tokens` and `segment_ids` of new texts, as those of the examples."""
+        return self._arrays(self.tokenizer, texts)[0]
+
     def _tokenize(self, tokenizer: Tokenizer | None) -> Tokenized:
         fields = {"text": self.text_field, "label": self.label_field}
         table = read_table(self.dataset, fields, self.auto, PYTHON_TOPICS, self.data_dir)
