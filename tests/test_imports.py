@@ -60,6 +60,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.images.files",
     "dl.data.images.folder",
     "dl.data.images.loading",
+    "dl.data.text.tokenizers_subword",
     "dl.data.tfds.builders",
     "dl.data.tfds.cifar",
     "dl.data.tfds.download",
