@@ -184,4 +184,4 @@ def corrupt_spans(
 def _choose(key: Key, size: int, num_possible: jax.Array, num_chosen: jax.Array) -> jax.Array:
     """Returns a mask of `size` places, of which `num_chosen` of the first `num_possible` are True."""
     draw = jnp.where(jnp.arange(size) < num_possible, jax.random.uniform(key, (size,)), 2.0)
-    return jnp.argsort(jnp.argsort(draw)) < num_chosen
+    return jnp.zeros(size, bool).at[jnp.argsort(draw)].set(jnp.arange(size) < num_chosen)

@@ -89,6 +89,7 @@ def masked_words(tokenizer, rate, tokens, starts):
     return np.stack([word[:, 0] for word in words], axis=1)
 
 
+@pytest.mark.slow
 def test_whole_words_are_chosen_together():
     text = "the cat sat on a mat and the dog sat on a log "
     is_letter = np.array([character != " " for character in text])

@@ -85,6 +85,7 @@ def test_the_shapes_are_those_of_t5():
             assert corrupt.lengths(n) == reference_lengths(n, rate, mean_length)
 
 
+@pytest.mark.slow
 def test_every_place_is_equally_likely_to_be_replaced():
     tokens = jnp.arange(12)
     corrupt = jax.jit(jax.vmap(corrupt_spans(TOKENIZER, 0.25, 3), (0, None)))
@@ -93,6 +94,7 @@ def test_every_place_is_equally_likely_to_be_replaced():
     assert stats.chisquare(np.bincount(start, minlength=10)).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_the_lengths_of_spans_are_random_with_the_stated_mean():
     corrupt = jax.jit(jax.vmap(corrupt_spans(TOKENIZER, 0.5, 2.5), (0, None)))
     target = np.asarray(corrupt(keys(0, 400), {"tokens": jnp.arange(20)})["target"])
