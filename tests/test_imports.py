@@ -66,6 +66,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.text.table",
     "dl.data.text.tokenizers_subword",
     "dl.data.text.token_files",
+    "dl.data.text.token_writer",
     "dl.data.tfds.builders",
     "dl.data.tfds.cifar",
     "dl.data.tfds.download",

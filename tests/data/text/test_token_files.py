@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from dl.data.text import token_files
-from dl.data.text.token_files import read_bare_files, read_tokens, verify_tokens, write_tokens
+from dl.data.text import token_files, token_writer
+from dl.data.text.token_files import read_bare_files, read_tokens, verify_tokens
+from dl.data.text.token_writer import write_tokens
 from dl.data.text.tokenizer import ByteTokenizer, CharacterTokenizer
 from dl.data.text.tokenizers_subword import train_bpe
 from dl.errors import UserError
@@ -55,7 +56,7 @@ def test_a_file_in_blocks_has_the_tokens_of_its_whole_text(tmp_path, monkeypatch
     text = "It was\n\nthe  best of times, (it was)\r\nthe worst\tof times... 12 34\n" * 20
     (tmp_path / "text.txt").write_bytes(text.encode())
     tokenizer = train_bpe([text], 300, ("end",))
-    monkeypatch.setattr(token_files, "_BLOCK", 50)
+    monkeypatch.setattr(token_writer, "_BLOCK", 50)
     tokens = write_tokens(tmp_path / "tokens", tokenizer, [tmp_path / "text.txt"])
     np.testing.assert_array_equal(tokens[:], [*tokenizer.encode(text), tokenizer.end_id])
 
