@@ -87,7 +87,7 @@ def image_classification(
         skip_unreadable,
         folders.data_dir_in_use() if data_dir is None else Path(data_dir),
     )
-    known = remembered(data.request)
+    known = remembered(data.request, ("image", "label"), has_classes=True)
     return data if known is None else _Remembered(**vars(data), known=known)
 
 

@@ -17,6 +17,7 @@ from dl.data.tfds.prepared import PreparedSet, describe_set, kind
 from dl.data.tfds.records import Records
 from dl.errors import UserError
 from dl.system.text import printable
+from dl.types import Identity
 
 BUILTIN = (PYTHON_TOPICS, NUMBER_WORDS)
 _WHAT = "file or folder of texts"
@@ -58,6 +59,10 @@ class TextTable:
                     text = str(value).encode("utf-8", "surrogatepass")
                     content.update(f"{len(text)} ".encode() + text)
         return content.hexdigest()
+
+    def identity_of(self, sizes: Mapping[str, int], split_rule: str = "") -> Identity:
+        """Returns the identity of data that are made of these rows; see `Identity`."""
+        return Identity(self.name, self.version, self.checksum, dict(sizes), split_rule)
 
 
 def check_dataset(dataset: str, auto: str | Sequence[str]) -> tuple[str, ...]:
