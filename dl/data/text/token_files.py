@@ -74,6 +74,13 @@ class TokenFiles:
         checksum = hashlib.sha256(f"{self.checksum} {start} {stop}".encode()).hexdigest()
         return TokenFiles(self._cut(start, stop), checksum, self.tokenizer)
 
+    def then(self, other: "TokenFiles") -> "TokenFiles":
+        """Returns these tokens and then those of another one, which has the same type. Nothing is read."""
+        checksum = hashlib.sha256(f"{self.checksum} {other.checksum}".encode()).hexdigest()
+        both = (self.num_bytes, other.num_bytes)
+        num_bytes = None if None in both else sum(filter(None, both))
+        return TokenFiles([*self._parts, *other._parts], checksum, self.tokenizer, num_bytes)
+
     def _cut(self, start: int, stop: int) -> list[np.ndarray]:
         starts = self._ends - [len(part) for part in self._parts]
         cut = [
