@@ -148,7 +148,8 @@ class TextClassification(TextSplits):
         if tokenizer is None:
             others = (text for name, of_split in texts.items() if name != "train" for text in of_split)
             roles = [role for role in (self.first_token, self.last_token) if role is not None]
-            tokenizer = make_tokenizer(check_tokenizer(self.chosen_tokenizer), texts["train"], others, roles)
+            spec = check_tokenizer(self.chosen_tokenizer)
+            tokenizer = make_tokenizer(spec, texts["train"], others, roles, helpful=("padding",))
         splits, notes = {}, [f"{len(table.class_names)} classes, {tokenizer.vocab_size} tokens"]
         for name, of_split in texts.items():
             arrays, note = self._arrays(tokenizer, of_split)
