@@ -50,6 +50,7 @@ OUTSIDE = {
 # The only modules that read or write files, ask the clock, or look at the environment.
 TOUCHES_THE_OUTSIDE = {
     "dl.analysis.robustness",
+    "dl.cli.data_commands",
     "dl.cli.experiment_commands",
     "dl.cli.main",
     "dl.cli.options",

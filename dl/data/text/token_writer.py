@@ -19,6 +19,7 @@ from dl.system.files import storage_error
 from dl.system.json_files import write_json
 
 _BLOCK = 2**20  # characters that are encoded at once
+_SAMPLE = 2**26  # characters from which a vocabulary is made
 
 
 def write_tokens(
@@ -57,6 +58,17 @@ def write_tokens(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return read_tokens(folder, tokenizer)
+
+
+def first_texts(paths: Iterable[Path]) -> list[str]:
+    """Returns the first 64 million characters of files, in parts, to make a vocabulary from."""
+    parts, size = [], 0
+    for part, _ in itertools.chain.from_iterable(map(_blocks, paths)):
+        parts.append(part)
+        size += len(part)
+        if size >= _SAMPLE:
+            break
+    return parts
 
 
 def _write(folder: Path, tokenizer: Tokenizer, documents: Iterable[str | Path], shard_tokens: int) -> None:

@@ -17,7 +17,7 @@ from tests.helpers import REAL_DATA
 
 NOT_COUNTED = -1
 TEXT = {
-    "train": "the cat saw the dög, a dog is a cat. " * 12,
+    "train": "the cat saw the dög, a dog is a cät. " * 12,
     "validation": "the dog saw a cat. " * 5,
     "test": "a cat is a cät. " * 4,
 }
