@@ -76,6 +76,7 @@ def test_what_is_held_out_can_be_one_text(texts):
     assert list(data.evaluations) == ["test"]
     held_out = TEXT["validation"] + TEXT["test"]
     assert data.tokenizer.decode(targets_of(data.evaluations["test"])) == held_out[1:]
+    assert data.num_targets["test"] == len(held_out) - 1
     assert data.num_bytes["test"] == len(held_out[1:].encode())
 
 

@@ -56,6 +56,7 @@ def test_tokens_are_chosen_and_replaced_at_the_rates_of_bert(masked):
     assert is_plausible(is_mask.sum(), chosen.sum(), 0.8)
     assert is_plausible(stays.sum(), chosen.sum(), 0.1 + 0.1 / NUM_ORDINARY)
     drawn = after[chosen][~is_mask & ~stays]
+    assert drawn.max() < NUM_ORDINARY
     assert stats.chisquare(np.bincount(drawn, minlength=NUM_ORDINARY)).pvalue > 1e-4
 
 
