@@ -38,7 +38,9 @@ def text_classification(
     """Returns a data set for text classification. Nothing is read yet.
 
     The splits are the official train, validation and test. Missing ones are taken from train, as in
-    `image_classification`. The tokenizer is made from the training split.
+    `image_classification`. The tokenizer is made from the training split. Folds of the data
+    (`dl.data.folds`) share that tokenizer, which may have seen texts of the fold that is held out, but not
+    their labels.
 
     Args:
       dataset: NAME or NAME/CONFIG of a prepared set, optionally with :VERSION; a built-in set

@@ -193,6 +193,34 @@ def test_prepared_sets(write_set):
     assert turned.splits["train"] == {"source": ["Hund"], "target": ["dog"]}
 
 
+def test_a_prepared_set_of_translations(write_set):
+    import tensorflow_datasets as tfds
+
+    rows = [{"en": "dog", "de": "Hund"}, {"en": "cat", "de": "Katze"}]
+    features = tfds.features.Translation(languages=("de", "en"))
+    write_set("wmt", {"train": rows}, features=features, supervised_keys=("en", "de"))
+    table = table_of("wmt", {"source": None, "target": None})
+    pairs = zip(table.splits["train"]["source"], table.splits["train"]["target"], strict=True)
+    assert sorted(pairs) == [("cat", "Katze"), ("dog", "Hund")]
+
+
+def test_a_split_whose_labels_are_secret_is_left_out(write_set):
+    import tensorflow_datasets as tfds
+
+    features = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["no", "yes"])}
+    rows = [{"text": f"text {k}", "label": k % 2} for k in range(4)]
+    secret = [{"text": "text", "label": -1}] * 2
+    keys = ("text", "label")
+    write_set("glue", {"train": rows, "test": secret}, features=features, supervised_keys=keys)
+    table = table_of("glue")
+    assert table.sizes == {"train": 4}
+    assert "without its test split, which has no labels" in table.origin
+    assert len(read_texts("glue").splits["test"]) == 2
+    write_set("mixed", {"train": rows, "test": [*rows, *secret]}, features=features, supervised_keys=keys)
+    with pytest.raises(UserError, match="of split 'test' has the label -1, expected 0 to 1"):
+        table_of("mixed")
+
+
 def test_tiny_shakespeare_is_cut_as_tfds_cuts_it():
     if not list(Path(REAL_DATA or "/nowhere").glob("tiny_shakespeare/*/dataset_info.json")):
         pytest.skip("needs prepared tiny_shakespeare: set TFDS_DATA_DIR")

@@ -183,14 +183,14 @@ def experiment(dataset: str, tokenizer: str = "bpe:280") -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def trained_once(tmp_path_factory):
+def trained_once(tmp_path_factory, mesh1):
     """A folder with texts and a run, and the result of the run."""
     folder = tmp_path_factory.mktemp("trained")
     options = {"dataset": write_lines(folder / "reviews.jsonl", ROWS)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         definition = Definition(experiment, options, "experiments.reviews")
-        result = dl.train(definition, folder / "run", console=Console(is_quiet=True))
+        result = dl.train(definition, folder / "run", mesh=mesh1, console=Console(is_quiet=True))
     return folder, definition, result
 
 
@@ -202,14 +202,14 @@ def trained(trained_once, tmp_path):
     return tmp_path / "run", definition, result
 
 
-def test_a_run_needs_neither_its_texts_nor_the_cache(trained, tmp_path):
+def test_a_run_needs_neither_its_texts_nor_the_cache(trained, tmp_path, mesh1):
     folder, definition, result = trained
     reviews = definition.options["dataset"]
     data = result.experiment.data
     tokens = data.test[np.arange(5)]["tokens"]
     expected, texts = result.predict(tokens), data.test.texts["text"]
     Path(reviews).rename(tmp_path / "away")
-    run = dl.load_run(folder, experiment)
+    run = dl.load_run(folder, experiment, mesh=mesh1)
     again = run.experiment.data
     np.testing.assert_array_equal(run.predict(tokens), expected)
     assert again.tokenizer == data.tokenizer
@@ -221,6 +221,11 @@ def test_a_run_needs_neither_its_texts_nor_the_cache(trained, tmp_path):
     (tmp_path / "away").rename(reviews)
     np.testing.assert_array_equal(again.test[np.arange(5)]["tokens"], tokens)
     assert again.test.texts["text"] == texts
+    write_lines(Path(reviews), [{**row, "text": row["text"][::-1]} for row in ROWS])
+    changed = dl.load_run(folder, experiment, mesh=mesh1).experiment.data.test
+    decoded = data.tokenizer.decode(changed[np.arange(1)]["tokens"][0])
+    write_lines(Path(reviews), ROWS)
+    assert changed.texts["text"][0].startswith(decoded)  # the tokenizer is that of the run
 
 
 def test_a_run_is_not_resumed_with_another_tokenizer(trained):
