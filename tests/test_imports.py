@@ -82,6 +82,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.tfds.records",
     "dl.inference.load",
     "dl.inference.predict",
+    "dl.methods.lora",
     "dl.models.weights.files",
     "dl.models.weights.folder",
     "dl.models.weights.hugging_face",
