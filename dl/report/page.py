@@ -82,6 +82,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
     shown = curves.curves(record.lines, units)
     robustness = robustness_section(record.robustness)
     figures = sections.figures_table(record)
+    baseline = sections.baseline(record, missing)
     contents = [
         ("figures", "Figures", figures.rows),
         ("seeds", "Seeds", seeds),
@@ -106,6 +107,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         missing=missing,
         contents=[(id_, title) for id_, title, is_there in contents if is_there],
         figures=figures,
+        baseline=baseline,
         seeds=seeds,
         curves=shown,
         classifier=classifier,
