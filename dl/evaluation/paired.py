@@ -154,7 +154,7 @@ def _linearised(examples: np.ndarray) -> tuple[float, np.ndarray]:
     return float(ratio), (totals_N - ratio * weights_N) / weights_N.sum()
 
 
-class Tested(NamedTuple):
+class PairedTest(NamedTuple):
     """The difference of a metric, a minus b, on the same examples: the test, its interval and its p-value."""
 
     test: str
@@ -162,7 +162,7 @@ class Tested(NamedTuple):
     p_value: float
 
 
-def paired_examples(examples_a: np.ndarray, examples_b: np.ndarray, confidence: float = 0.95) -> Tested:
+def paired_examples(examples_a: np.ndarray, examples_b: np.ndarray, confidence: float = 0.95) -> PairedTest:
     """Returns the difference of a metric, a minus b, over the same N examples, with the test that fits it.
 
     Zeros and ones, one for each example, have McNemar's exact test and Newcombe's interval. Other means have
@@ -179,14 +179,14 @@ def paired_examples(examples_a: np.ndarray, examples_b: np.ndarray, confidence: 
     num = len(examples_a)
     both_sides = (examples_a, examples_b)
     if not all(np.isin(rows[:, 0], (0, 1)).all() and (rows[:, 1] == 1).all() for rows in both_sides):
-        return Tested(f"paired t over {num:,} examples", *paired_ratio(*both_sides, confidence))
+        return PairedTest(f"paired t over {num:,} examples", *paired_ratio(*both_sides, confidence))
     a, b = (rows[:, 0] > 0 for rows in both_sides)
     test = mcnemar(a, b)
     both = int((a & b).sum())
     neither = num - both - test.only_a - test.only_b
     words = f"McNemar, exact, {num:,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
     interval = newcombe_paired(test.only_a, test.only_b, both, neither, confidence)
-    return Tested(words, interval, test.p_value)
+    return PairedTest(words, interval, test.p_value)
 
 
 def paired_t(values_a: ArrayLike, values_b: ArrayLike) -> float:

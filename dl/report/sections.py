@@ -102,6 +102,8 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found.append(("kept", f"the best {text(best.get('split'))} {text(best.get('metric'))}{step}"))
     if "stopped_early" in result:
         found.append(("stopped early", text(result["stopped_early"])))
+    for name, signature in mapping(result.get("signatures")).items():
+        found.append((f"signature of {name}".replace("_", " "), text(signature)))
     if "params_digest" in result:
         found.append(("digest of the parameters", text(result["params_digest"])))
     return found

@@ -1,6 +1,6 @@
-"""The baseline of a finished run, as text: what result.json says about it under `baseline`."""
+"""The baselines of a finished run, as text: what result.json says about them under `baselines`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dl.runs.console import format_value
@@ -21,13 +21,11 @@ def baseline_table(results: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """
     rows = []
     for name, result in results.items():
-        baseline = result.get("baseline", {})
-        for split, of_split in baseline.get("differences", {}).items():
-            for metric, found in of_split.items():
-                network, cheap = (one["metrics"][split][metric] for one in (result, baseline))
-                verdict = _VERDICTS.get(found["verdict"], found["verdict"])
-                values = (_number(network), _number(cheap), _difference(found))
-                rows.append([name, f"{split} {metric}", *values, baseline["name"], found["test"], verdict])
+        for baseline, split, metric, found in _compared(result):
+            network, cheap = (one["metrics"][split][metric] for one in (result, baseline))
+            verdict = _VERDICTS.get(found["verdict"], found["verdict"])
+            values = (_number(network), _number(cheap), _difference(found))
+            rows.append([name, f"{split} {metric}", *values, baseline["name"], found["test"], verdict])
     header = ["run", "metric", "network", "baseline", "network - baseline", "which", "test", "the network is"]
     return Table("beside the baseline", header, rows) if rows else None
 
@@ -35,14 +33,21 @@ def baseline_table(results: Mapping[str, Mapping[str, Any]]) -> Table | None:
 def baseline_lines(result: Mapping[str, Any]) -> Sequence[str]:
     """Returns a sentence about each metric of a run that its baseline has too."""
     table = baseline_table({"": result})
-    if table is None:
-        return []
-    seconds = result["baseline"]["seconds"]
     return [
-        f"{metric} {network}, baseline {cheap} ({name}, {seconds:.1f} s), difference {difference} ({test}): "
-        f"the network is {verdict}"
-        for _, metric, network, cheap, difference, name, test, verdict in table.rows
+        f"{metric} {network}, baseline {cheap} ({name}), difference {difference} ({test}): the network is "
+        f"{verdict}"
+        for _, metric, network, cheap, difference, name, test, verdict in (table.rows if table else ())
     ]
+
+
+def _compared(
+    result: Mapping[str, Any],
+) -> Iterator[tuple[Mapping[str, Any], str, str, Mapping[str, Any]]]:
+    """Yields baseline, split, metric and what was found, for each metric of each baseline."""
+    for baseline in result.get("baselines", ()):
+        for split, of_split in baseline["differences"].items():
+            for metric, found in of_split.items():
+                yield baseline, split, metric, found
 
 
 def _difference(found: Mapping[str, Any]) -> str:

@@ -21,9 +21,9 @@ def measure_baseline(
     examples: Mapping[str, np.ndarray],
     tell: Callable[[str], None],
 ) -> None:
-    """Computes the baseline, and adds it to the content of result.json as `baseline`.
+    """Computes the baseline, and adds it to the content of result.json as the first of `baselines`.
 
-    `baseline` has the name, the time in seconds, `metrics`, `intervals` and `interval_methods` by split as in
+    A baseline has the name, the time in seconds, `metrics`, `intervals` and `interval_methods` by split as in
     result.json, and `differences` by split and metric: the network minus the baseline (`estimate`, `low`,
     `high`), `p_value`, `test`, and `verdict`. The verdict is that on the network: `better` or `worse` only if
     the 95 % interval excludes zero and the test rejects, else `no difference shown` or `not tested`.
@@ -43,12 +43,14 @@ def measure_baseline(
     try:
         scores = experiment.baseline(experiment.data)
         _check(scores, experiment)
-        result["baseline"] = {
-            "name": scores.name,
-            "seconds": round(time.monotonic() - start, 3),
-            **_summarize(scores),
-            "differences": _differences(scores, result, examples),
-        }
+        result["baselines"] = [
+            {
+                "name": scores.name,
+                "seconds": round(time.monotonic() - start, 3),
+                **_summarize(scores),
+                "differences": _differences(scores, result, examples),
+            }
+        ]
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         warning = f"the baseline was not computed: {(reason.splitlines() or [''])[0][:300]}"

@@ -7,7 +7,7 @@
 
 from dl.runs.predictions.by_kind import collect_predictions
 from dl.runs.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
-from dl.runs.predictions.figures import Disagreement, add_to_result, check_agreement, figures_of
+from dl.runs.predictions.figures import Disagreement, add_figures, add_to_result, check_agreement, figures_of
 from dl.runs.predictions.kept import (
     Kept,
     LanguageModel,
@@ -29,6 +29,7 @@ __all__ = [
     "Predictions",
     "Reconstruction",
     "Regression",
+    "add_figures",
     "add_to_result",
     "check_agreement",
     "class_names",
