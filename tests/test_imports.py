@@ -111,6 +111,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.system.files",
     "dl.system.json_files",
     "dl.system.locks",
+    "dl.training.baseline",
     "dl.training.checkpoint",
     "dl.training.identity",
     "dl.training.loop",
