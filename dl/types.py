@@ -58,6 +58,8 @@ the gradient by that scale, and gives the loss to the optimizer as `value`.
 """
 
 
+SEGMENT_IDS = "segment_ids"  # feature of tokens: the number of the sequence of each token; 0 is padding
+
 Preprocess = Callable[[Batch], Batch]
 Augment = Callable[[Key, Batch], Batch]
 """A function from a random key and ONE example to an example."""
@@ -153,6 +155,8 @@ class Splits(Protocol):
 class OfInput:
     """A preprocessing of the one feature that the model reads. An `Experiment` sets the name from its task.
 
+    A batch with the feature `segment_ids` is not changed: its input consists of token ids, not of pixels.
+
     Attributes:
       convert: function from the name of the feature and its stored values to the model's input.
       name: name of the feature. A batch without this feature is not changed.
@@ -162,7 +166,7 @@ class OfInput:
     name: str = "image"
 
     def __call__(self, batch: Batch) -> Batch:
-        if self.name not in batch:
+        if self.name not in batch or SEGMENT_IDS in batch:
             return batch
         return {**batch, self.name: self.convert(self.name, batch[self.name])}
 
