@@ -30,8 +30,10 @@ def as_model(model: AnyModel) -> Model:
 
         A Linen module with a method `empty_cache(num_rows, length)` can write sequences: its `__call__` takes
         `cache` and returns the logits after the last token of each row and the cache, as
-        `models.blocks.decoder.decode` does. An encoder-decoder also has a method `fill_memory(cache,
-        source_BS, mask_BS)` that returns the cache with the outputs of the encoder.
+        `models.blocks.decoder.decode` does. The `__call__` of an encoder-decoder reads two
+        sequences. So it has a method `extend(tokens_BT, segment_ids_BT, cache)` that returns the same pair,
+        and a method `fill_memory(cache, source_BS, mask_BS)` that returns the cache with what the encoder
+        put out.
 
     Raises:
       UserError: it is none of these, or what it returns is not the array that a task measures.
@@ -80,7 +82,8 @@ def _decoder_of_linen(module: nn.Module) -> Decoder | None:
         variables: Variables, cache: Cache, tokens_BT: jax.Array, mask_BT: jax.Array
     ) -> tuple[jax.Array, Cache]:
         segment_ids_BT = jnp.asarray(mask_BT, jnp.int32)
-        logits_BV, cache = module.apply(variables, tokens_BT, segment_ids_BT, cache=cache)
+        method = "extend" if hasattr(module, "extend") else "__call__"
+        logits_BV, cache = module.apply(variables, tokens_BT, segment_ids_BT, cache=cache, method=method)
         return logits_BV, cache
 
     def encode(variables: Variables, cache: Cache, source_BS: jax.Array, mask_BS: jax.Array) -> Cache:
