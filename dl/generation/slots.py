@@ -8,7 +8,7 @@ Shapes: R slots, T tokens of a prompt, V tokens of the vocabulary.
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -17,12 +17,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.generation.rows import put_row, row_axes
-from dl.generation.sampling import Settings, choose
+from dl.generation.sampling import Sampling, Settings, choose
 from dl.generation.writing import Writing
 from dl.task.decoder import Cache, Decoder
 from dl.types import Variables
 
 SMALLEST_BUCKET = 16  # tokens; shorter prompts are padded to it, so that few programs are compiled
+NUM_SLOTS = 16
+FEW_SLOTS = 2  # with which one or two texts are written faster, where that does not change bits
+# XLA for CPUs gives its library YNNPACK reductions too, whose order of summation depends on the number of rows.
+# With this option, only products are given to it; each row of a product of 2 to 16 rows has the same bits. The
+# product of 1 row is computed by another kernel, so that there are never fewer than 2.
+_SAME_BITS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+@functools.cache
+def same_bits_options() -> dict[str, Any] | None:
+    """Returns compiler options under which a row has the same bits among 2 rows and among 16.
+
+    `None` means that this backend, or this version of XLA, does not have such options.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=_SAME_BITS)(0.0)
+    except jax.errors.JaxRuntimeError:  # there is no such option
+        return None
+    return _SAME_BITS
+
+
+def slots_for(num_texts: int) -> int:
+    """Returns the number of slots with which a number of texts is written."""
+    return FEW_SLOTS if num_texts <= FEW_SLOTS and same_bits_options() is not None else NUM_SLOTS
 
 
 @flax.struct.dataclass
@@ -78,9 +104,10 @@ class Programs:
             decoder.extend, variables, self._shapes(1), _int32(1, 1), jax.ShapeDtypeStruct((1, 1), bool)
         )
         self.num_outputs = logits_1V.shape[1]
-        self.read = jax.jit(self._read)
-        self._admit = jax.jit(self._admit_row, donate_argnums=1)
-        self._write = jax.jit(self._write_tokens, donate_argnums=1)
+        compiled = functools.partial(jax.jit, compiler_options=same_bits_options())
+        self.read = compiled(self._read)
+        self._admit = compiled(self._admit_row, donate_argnums=1)
+        self._write = compiled(self._write_tokens, donate_argnums=1)
 
     def empty(self, num_slots: int) -> State:
         """Returns empty slots."""
@@ -91,38 +118,44 @@ class Programs:
             zeros(bool),
             jax.random.split(jax.random.key(0), num_slots),
             jnp.zeros(num_slots, jnp.int32),
-            Settings(*(jnp.ones_like(x) for x in Settings.of(_NO_SAMPLING, num_slots))),
+            Settings.of(Sampling(temperature=0), num_slots),
         )
 
-    def run(self, texts: Iterable[Writing], num_slots: int) -> Iterator[Writing]:
+    def run(self, texts: Sequence[Writing]) -> Iterator[Writing]:
         """Writes texts until all have ended, and yields a text whenever it has a new token.
 
         A text that has filled the cache goes on from its last `length // 2` tokens, which are read again.
 
         Args:
           texts: texts to write, in the order in which they get a slot.
-          num_slots: number of slots.
         """
-        waiting = deque(texts)
+        waiting, num_slots = deque(texts), slots_for(len(texts))
         busy: dict[int, Writing] = {}
+        room: dict[int, int] = {}  # how many more tokens the row of a slot can hold
         state = self.empty(num_slots)
+
+        def admit(state: State, slot: int, tokens: list[int]) -> State:
+            room[slot] = self.length - len(tokens)
+            return self._admitted(state, slot, busy[slot], tokens)
+
         while waiting or busy:
             for slot in range(num_slots):
                 if slot not in busy and waiting:
                     busy[slot] = waiting.popleft()
-                    state = self.admit(state, slot, busy[slot], busy[slot].history)
+                    state = admit(state, slot, busy[slot].history)
             is_busy_R = np.array([slot in busy for slot in range(num_slots)])
             chosen, state = self._write(self.variables, state, is_busy_R)
             tokens_R, log_probs_R = jax.device_get(chosen)
             for slot, text in list(busy.items()):
                 text.take(int(tokens_R[slot]), float(log_probs_R[slot]))
+                room[slot] -= 1
                 if text.finish_reason is not None:
                     del busy[slot]
-                elif self._is_full(text):
-                    state = self.admit(state, slot, text, text.history[-max(1, self.length // 2) :])
+                elif room[slot] < 0:  # the row did not take the token
+                    state = admit(state, slot, text.history[-max(1, self.length // 2) :])
                 yield text
 
-    def admit(self, state: State, slot: int, text: Writing, tokens: list[int]) -> State:
+    def _admitted(self, state: State, slot: int, text: Writing, tokens: list[int]) -> State:
         """Returns the slots after one has read tokens, with which the text goes on."""
         seen_V = np.zeros(self.num_outputs, bool)
         seen_V[text.history] = True
@@ -147,12 +180,6 @@ class Programs:
         if self.source_length is None:
             return None
         return _padded(list(text.source or ()), self.source_length)
-
-    def _is_full(self, text: Writing) -> bool:
-        # The tokens beyond the first `length` have been read again, half of the cache at a time.
-        read_again = max(1, self.length // 2)
-        beyond = len(text.history) - self.length
-        return beyond > 0 and (beyond - 1) % (self.length + 1 - read_again) == 0
 
     def _encoded_zeros(self, num_rows: int) -> Cache:
         cache = self.decoder.empty(num_rows, self.length)

@@ -18,6 +18,7 @@ class Writing:
       source: tokens that an encoder reads; `None` for a model without an encoder.
       sampling: settings.
       sample: number of the sample of its request.
+      end_id: end-of-text token. `None` means that there is none.
       tokens: chosen tokens, with the end-of-text token if there is one.
       log_probabilities: log-probability of each chosen token in nats.
       finish_reason: why the text ended: `end` (the end-of-text token), `stop` (a stop string) or `length`.
@@ -30,6 +31,8 @@ class Writing:
         prompt: Sequence[int],
         sampling: Sampling,
         tokenizer: Tokenizer,
+        *,
+        end_id: int | None = None,
         sample: int = 0,
         source: Sequence[int] | None = None,
     ):
@@ -38,7 +41,7 @@ class Writing:
         self.log_probabilities: list[float] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
-        self._tokenizer = tokenizer
+        self._tokenizer, self.end_id = tokenizer, end_id
         self._all = list(prompt)
         # The text of the tokens from `_start` to `_shown` has been added to `text`.
         self._shown = len(self._all)
@@ -48,14 +51,20 @@ class Writing:
         """Adds the next token."""
         self.tokens.append(token)
         self.log_probabilities.append(log_probability)
-        if token == self._tokenizer.end_id:
+        if token == self.end_id:
             self._add(self._next_text(is_last=True))
             self.finish_reason = self.finish_reason or "end"
             return
         self._all.append(token)
-        is_last = len(self.tokens) == self.sampling.max_tokens
-        self._add(self._next_text(is_last))
-        if is_last:
+        if len(self.tokens) == self.sampling.max_tokens:
+            self.finish()
+        else:
+            self._add(self._next_text(is_last=False))
+
+    def finish(self) -> None:
+        """Ends the text, if it has not ended, because there cannot be more tokens."""
+        if self.finish_reason is None:
+            self._add(self._next_text(is_last=True))
             self.finish_reason = self.finish_reason or "length"
 
     @property
