@@ -26,6 +26,7 @@ LEGEND = {
     "NAME=VALUES": "an option and its values, such as learning_rate=log:1e-4:1e-1",
     "RUN": "the folder of a run",
     "IMAGE": "an image file, or a folder of images",
+    "PROMPT": "the beginning of a text, or a text to translate",
 }
 
 

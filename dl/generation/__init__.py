@@ -1,5 +1,5 @@
 """Generation: a trained language model writes text, by sampling or by beam search.
 
-It may import `dl.data.text` and the words of `dl`, such as `dl.task`. Read `writer` first, then `slots`, which
+It may import `dl.data.text` and the modules at the top of `dl`. Read `writer` first, then `slots`, which
 holds the compiled programs and the loop.
 """

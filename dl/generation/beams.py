@@ -55,7 +55,7 @@ class BeamSearch:
         max_tokens = min(sampling.max_tokens, programs.length - len(text.prompt) + 1)
         prompt, source = programs.padded(list(text.prompt)), programs.source_of(text)
         logits_1V, row = programs.read(programs.variables, prompt, source)
-        first_K = np.zeros(num_beams, np.int32)
+        first_K = jnp.zeros(num_beams, jnp.int32)
         logits_KV, cache = logits_1V[first_K], take_rows(row, first_K, programs.axes)
         beams = [Beam(0.0)] + [Beam(_NEVER)] * (num_beams - 1)
         ended: list[Beam] = []
@@ -91,7 +91,7 @@ class BeamSearch:
         text.finish()
 
     def _best_tokens(self, logits_KV: jax.Array, totals_K: jax.Array) -> tuple[jax.Array, ...]:
-        """Returns the best 2·K candidates: their totals, their beams, their tokens and the log-probabilities."""
+        """Returns the best 2·K candidates: totals, numbers of beams, tokens and their log-probabilities."""
         num_beams, num_outputs = logits_KV.shape
         log_probs_KV = jax.nn.log_softmax(logits_KV)
         is_token_1V = jnp.arange(num_outputs)[None] < self._programs.vocab_size

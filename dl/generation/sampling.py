@@ -36,8 +36,8 @@ class Sampling:
         2019). 1 means no penalty.
       num_samples: number of texts for each prompt.
       num_beams: number of beams of a beam search. 1 means sampling.
-      length_penalty: for a beam search, exponent of the number of tokens that the sum of the log-probabilities
-        is divided by.
+      length_penalty: for a beam search, exponent of the number of tokens by which the sum of the
+        log-probabilities is divided.
       stop: strings. The text ends before the first occurrence of one.
       seed: random seed.
     """

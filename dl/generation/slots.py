@@ -1,7 +1,7 @@
 """The compiled programs of generation, and the loop that keeps a fixed number of slots busy.
 
-A slot is a row of the cache. Each text that is written has a slot, and a slot that becomes free takes the next
-text. All shapes are fixed, so that a text has the same bits alone and beside any others.
+A slot is a row of the cache. Each text that is written has a slot, and a slot that becomes free takes the
+next text. All shapes are fixed, so that a text has the same bits alone and beside any others.
 
 Shapes: R slots, T tokens of a prompt, V tokens of the vocabulary.
 """
@@ -25,9 +25,9 @@ from dl.types import Variables
 SMALLEST_BUCKET = 16  # tokens; shorter prompts are padded to it, so that few programs are compiled
 NUM_SLOTS = 16
 FEW_SLOTS = 2  # with which one or two texts are written faster, where that does not change bits
-# XLA for CPUs gives its library YNNPACK reductions too, whose order of summation depends on the number of rows.
-# With this option, only products are given to it; each row of a product of 2 to 16 rows has the same bits. The
-# product of 1 row is computed by another kernel, so that there are never fewer than 2.
+# XLA for CPUs gives reductions to its library YNNPACK, whose order of summation depends on the number of
+# rows. With this option it gives it only products, in which a row has the same bits among 2 rows and among
+# 16. The product of 1 row is computed by another kernel, so that there are never fewer than 2.
 _SAME_BITS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
@@ -95,7 +95,7 @@ class Programs:
           variables: variables of the model.
           length: largest number of tokens of a row.
           vocab_size: number of tokens that can be chosen.
-          source_length: largest number of tokens that an encoder reads; `None` for a model without an encoder.
+          source_length: largest number of tokens that an encoder reads; `None` for a model without one.
         """
         self.decoder, self.variables = decoder, variables
         self.length, self.vocab_size, self.source_length = length, vocab_size, source_length
@@ -171,7 +171,7 @@ class Programs:
         )
 
     def padded(self, tokens: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns tokens and which of them are not padding, each 1 × T, where T is a power of two or `length`."""
+        """Returns tokens and which of them are not padding, each 1 × T; T is a power of two or `length`."""
         size = min(max(SMALLEST_BUCKET, 1 << (len(tokens) - 1).bit_length()), self.length)
         return _padded(tokens, size)
 
@@ -219,19 +219,17 @@ class Programs:
             state.seen_RV.at[slot].set(seen_V),
             state.keys_R.at[slot].set(key),
             state.counts_R.at[slot].set(count.astype(jnp.int32)),
-            Settings(*(all_R.at[slot].set(one_1[0]) for all_R, one_1 in zip(state.settings, settings, strict=True))),
+            jax.tree.map(lambda x_R, x_1: x_R.at[slot].set(x_1[0]), state.settings, settings),
         )
 
     def _write_tokens(self, variables: Variables, state: State, is_busy_R: jax.Array) -> Any:
-        """Returns the next tokens with their log-probabilities, and the slots after these tokens were read."""
+        """Returns the next tokens and their log-probabilities, and the slots after these tokens."""
         keys_R = jax.vmap(jax.random.fold_in)(state.keys_R, state.counts_R)
         tokens_R, log_probs_R = choose(
             state.logits_RV, state.seen_RV, keys_R, state.settings, self.vocab_size
         )
         rows_R = jnp.arange(len(tokens_R))
-        logits_RV, cache = self.decoder.extend(
-            variables, state.cache, tokens_R[:, None], is_busy_R[:, None]
-        )
+        logits_RV, cache = self.decoder.extend(variables, state.cache, tokens_R[:, None], is_busy_R[:, None])
         return (tokens_R, log_probs_R), state.replace(  # type: ignore[attr-defined]
             cache=cache,
             logits_RV=logits_RV.astype(jnp.float32),

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dl.data.text.contract import Tokenizer
 from dl.errors import UserError
@@ -183,9 +182,7 @@ class Writer:
                 f"the prompt has the token {largest}, but the model has {self._programs.num_outputs} tokens; "
                 "use the tokenizer that the model was trained with"
             )
-        return Writing(
-            tokens, sampling, self._tokenizer, end_id=self._end_id, sample=sample, source=source
-        )
+        return Writing(tokens, sampling, self._tokenizer, end_id=self._end_id, sample=sample, source=source)
 
 
 def _decoder(experiment: Experiment) -> Decoder:
@@ -214,6 +211,4 @@ def _decoder(experiment: Experiment) -> Decoder:
 
 def _generated(prompt: str, text: Writing) -> Generated:
     assert text.finish_reason is not None
-    return Generated(
-        prompt, text.text, tuple(text.tokens), tuple(text.log_probabilities), text.finish_reason
-    )
+    return Generated(prompt, text.text, tuple(text.tokens), tuple(text.log_probabilities), text.finish_reason)

@@ -83,7 +83,7 @@ class Writing:
         return self._all
 
     def _next_text(self, is_last: bool) -> str:
-        """Returns the text of the tokens that are not shown yet; nothing after the first bytes of a character."""
+        """Returns the text of new tokens; nothing while they end with the first bytes of a character."""
         before = self._tokenizer.decode(self._all[self._start : self._shown])
         after = self._tokenizer.decode(self._all[self._start :])
         if not is_last and after.endswith(REPLACEMENT):
