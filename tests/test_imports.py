@@ -24,6 +24,7 @@ ROOMS = [
     "diagnostics",
     "training",
     "runs",
+    "generation",
     "methods",
     "data",
     "models",
