@@ -105,6 +105,7 @@ def test_a_merged_kernel_is_the_papers_formula(gpt):
     assert "lora_a" not in (layer or params["layers"]["layer1"])["attention"]["key"]
 
 
+@pytest.mark.slow
 def test_a_convolution_merges_into_its_kernel():
     adapters = LoRA(patterns=("^conv", "head"), rank=2)
     plain = task.classification(Image())
