@@ -151,6 +151,8 @@ def test_the_tokenizer_and_the_special_tokens_stay(tmp_path):
     config = json.loads((target / "config.json").read_text())
     assert config["eos_token_id"] == 7
     assert "n_ctx" not in config
+    with pytest.raises(UserError, match=r"the variables hold wte and no params"):
+        save_model(tmp_path / "other", model, {"wte": np.zeros(1)})
     with pytest.raises(UserError, match=r"target holds a model already \(model.safetensors\)"):
         save_model(target, model, variables)
 
@@ -244,6 +246,18 @@ def test_a_warm_start_skips_the_head_and_leaves_adapters(tmp_path):
         pretrained_model(tmp_path, under="bose")({"params": {"base": shapes["params"]}})
     with pytest.raises(UserError, match="skip='haed' is neither a module of the model nor of"):
         pretrained_model(tmp_path, skip=["haed"])(shapes)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_names_of_labels_stay_where_they_fit(tmp_path, num_classes):
+    source, model = tmp_path / "source", WithHead(BERT_MODEL.clone(pooling="first"), num_classes)
+    save_model(source, MODELS["head"], filled(MODELS["head"]))
+    config = json.loads((source / "config.json").read_text())
+    names = {"0": "no", "1": "yes", "2": "maybe"}
+    (source / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    save_model(tmp_path / "target", model, filled(model), like=source)
+    labels = json.loads((tmp_path / "target" / "config.json").read_text())["id2label"]
+    assert labels == (names if num_classes == 3 else {"0": "LABEL_0", "1": "LABEL_1"})
 
 
 @pytest.mark.parametrize("pooling", [None, "first"])
