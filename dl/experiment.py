@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 
+from dl.errors import UserError
 from dl.freezing import Patterns
 from dl.gradients import mean_gradient
 from dl.precision import LossScale
@@ -13,7 +14,7 @@ from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.sharding import Rules
 from dl.stopping import KeepBest, StopAt
 from dl.task import Task
-from dl.types import Augment, Batch, GradFn, Key, OfInput, Preprocess, Splits, Variables
+from dl.types import Augment, Baseline, Batch, GradFn, Key, OfInput, Preprocess, Splits, Variables
 from dl.warm_start import WarmStart
 
 
@@ -48,6 +49,9 @@ class Experiment:
         are evaluated. Batch statistics are not averaged: those of the raw parameters are used.
       loss_scale: initial loss scale, for float16.
       sharding_rules: pairs of a regular expression for a parameter's path and its partition.
+      baseline: cheap method that the network must beat on the same data, for example
+        `evaluation.baselines.NGram()`. It is computed once, at the end of the run, and stands beside the
+        network in every result.
       seed: random seed of the initialisation, the batch order, dropout and augmentation.
       eval_batch_size: number of examples in each batch of an evaluation. It is rounded up to a multiple of
         the number of devices. The last batch of a split is padded.
@@ -70,6 +74,7 @@ class Experiment:
     ema_decay: float | None = None
     loss_scale: LossScale | None = None
     sharding_rules: Rules = ()
+    baseline: Baseline | None = None
     seed: int = 0
     eval_batch_size: int = 500
     eval_every: int | None = None
@@ -86,6 +91,11 @@ class Experiment:
         if self.preprocess is as_the_data_state:
             is_tokens = kind is not None and kind.reads_tokens  # token ids are not pixels
             object.__setattr__(self, "preprocess", None if is_tokens else self.data.preprocess)
+        if kind is not None and kind.corrupt is not None and self.augment is None:
+            raise UserError(
+                f"a {kind.words} learns from corrupted examples, and augment is None; set augment of the "
+                "experiment to the function that the task got as corrupt"
+            )
         if isinstance(self.preprocess, OfInput):
             object.__setattr__(self, "preprocess", self.preprocess.of(self.task.input_name))
 

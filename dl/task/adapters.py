@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dl.errors import UserError
 from dl.outermost import outermost_call
 from dl.task.decoder import Cache, Decoder
-from dl.task.model import AnyModel, Inputs, Model, arguments, takes_argument_train
+from dl.task.model import AnyModel, Inputs, Model, arguments, check_takes, takes_argument_train
 from dl.types import Key, ModelState, Params, Variables
 
 
@@ -41,7 +41,7 @@ def as_model(model: AnyModel) -> Model:
     if isinstance(model, nn.Module):
         return _of_linen(model)
     if isinstance(model, Model):
-        return Model(_with_params(model.init), _seen(_pair(model.apply)), model.decoder)
+        return model._replace(init=_with_params(model.init), apply=_seen(_pair(model.apply)))
     from dl.task.nnx_model import of_nnx  # flax.nnx takes a while to import
 
     of_functions = of_nnx(model)
@@ -64,9 +64,14 @@ def _of_linen(module: nn.Module) -> Model:
         return _array(outputs), model_state
 
     def init(key: Key, inputs: Inputs) -> Variables:
+        check_takes(type(module), inputs)
         return module.init(key, *arguments(inputs))
 
-    return Model(init, apply, _decoder_of_linen(module))
+    def intermediates(variables: Variables, inputs: Inputs) -> ModelState:
+        _, sown = module.apply(variables, *arguments(inputs), mutable=["intermediates"])
+        return sown.get("intermediates", {})
+
+    return Model(init, apply, _decoder_of_linen(module), intermediates)
 
 
 def _decoder_of_linen(module: nn.Module) -> Decoder | None:
