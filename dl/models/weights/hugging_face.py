@@ -60,7 +60,7 @@ def load_model(
         model, variables = load_model("openai-community/gpt2")
         logits_BTV = model.apply(variables, tokens_BT)
 
-    `dl.data.text.published` reads the tokenizer of a folder.
+    `published` of `dl.data.text.tokenizers_subword` reads the tokenizer of a folder.
 
     Args:
       source: a folder, or the name of a model on the Hugging Face hub.
