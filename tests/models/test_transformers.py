@@ -46,8 +46,6 @@ TOKENS = random.integers(1, VOCAB, (BATCH, LENGTH))
 SOURCE = random.integers(1, VOCAB, (BATCH, SOURCE_LENGTH))
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 quick_key = functools.partial(jax.random.key, impl="rbg")  # its numbers are quick to compile
 
 
@@ -150,7 +148,6 @@ def test_decoding_with_a_cache_equals_reading_everything_again(name):
             np.testing.assert_allclose(logits_BV, expected_BTV[rows, lengths + step - 1], atol=1e-4)
             if step == 2:
                 break
-            # The row in the middle gets no further token.
             token = TOKENS[rows, lengths + step][:, None]
             logits_BV, cache = extend(variables, cache, token, np.ones((BATCH, 1), bool))
         np.testing.assert_array_equal(cache.lengths_B, lengths + 2)
