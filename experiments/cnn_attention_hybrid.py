@@ -37,8 +37,8 @@ def experiment(
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(
         data=data,
-        task=task.classification(NETWORKS[network](data.num_classes)),
-        tx=optimizers.adamw(schedule, weight_decay=0.01, clip_norm=1.0),
+        task=task.classification(NETWORKS[network](data.num_classes, dropout=0.1)),
+        tx=optimizers.adamw(schedule, weight_decay=0.05, clip_norm=1.0),
         num_steps=num_steps,
         batch_size=batch_size,
         seed=seed,
