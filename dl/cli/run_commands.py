@@ -87,7 +87,7 @@ def predict(call: Call) -> int:
     folder, *paths = map(named_path, call.words)
     files = prediction.image_files(paths)
     # Whatever code or libraries print meanwhile is not a part of the CSV.
-    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record):
+    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record, folder):
         rebuilt = rebuild(folder, options.experiment)
     if rebuilt.num_seeds > 1:
         raise UserError(

@@ -1,7 +1,7 @@
 """Sources: examples with random access, as NumPy arrays."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,13 @@ class ArraySource:
     def take(self, indices: np.ndarray) -> "ArraySource":
         """Returns a source of the rows `indices`, in that order (a copy)."""
         return ArraySource(self[indices])
+
+    def joined(self, others: Sequence["ArraySource"]) -> "ArraySource":
+        """Returns a source of these rows and then those of others with the same features (a copy)."""
+        of_each = [self.arrays, *(other.arrays for other in others)]
+        return ArraySource(
+            {name: np.concatenate([arrays[name] for arrays in of_each]) for name in self.arrays}
+        )
 
 
 def bytes_each(source: Source) -> int:
