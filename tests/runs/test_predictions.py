@@ -29,11 +29,14 @@ from dl.runs.console import Console
 from dl.runs.predictions import (
     Kept,
     LanguageModel,
+    MaskedLanguageModel,
     MultiLabel,
     Outputs,
     Predictions,
     Reconstruction,
     Regression,
+    SequenceToSequence,
+    Tagging,
     by_kind,
     collect_outputs,
     collect_predictions,
@@ -183,6 +186,11 @@ INDEX = np.arange(SIZE, dtype=np.int32)
 FLOATS = np.arange(2.0 * SIZE, dtype=np.float32).reshape(SIZE, 2)
 SHOWN = np.array([5, 0], np.int32)
 COMMON = {"metric_names": ("loss",), "example_metrics": np.ones((SIZE, 1, 2), np.float32)}
+OF_TOKENS = (
+    *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX % 2, SHOWN, 1),
+    *(np.array([[0, 1, -1], [1, 0, 0]], np.int32), np.array([[1, -1, -1], [-1, -1, -1]], np.int32)),
+    *(np.array([[1, 0, 0], [0, 0, 0]], np.int32), np.array([[2, np.nan, np.nan]] * 2, np.float32)),
+)
 KEPT = [
     Predictions("test", SIZE, INDEX, INDEX % 2, FLOATS, ("a", "β"), **COMMON),
     MultiLabel("test", SIZE, INDEX, FLOATS > 3, FLOATS, ("a", "b")),
@@ -196,6 +204,9 @@ KEPT = [
         *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX + 1, SHOWN, 1),
         *(np.array([[0, 9, 1], [1, 0, 0]], np.int32), np.zeros((2, 2), np.float32), ()),
     ),
+    MaskedLanguageModel(*OF_TOKENS, ("a", "β")),
+    SequenceToSequence(*OF_TOKENS, ()),
+    Tagging(*OF_TOKENS, ("a", "b"), ("x", "y")),
     Outputs("test", 9, INDEX, FLOATS[..., None]),
 ]
 
