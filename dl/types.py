@@ -93,7 +93,8 @@ class Identity:
       version: version as TFDS writes it, such as "3.0.1". Data without a version have "1.0.0".
       checksum: SHA-256 (hexadecimal) over the decoded images and labels of all official splits, with names,
         shapes and dtypes. For a set that is too large for memory, it is over the description of the set and
-        the names and sizes of its shards (or of the files of an image folder).
+        the names and sizes of its shards (or of the files of an image folder). For texts it is over the
+        texts and labels of all official splits, and not over their tokens.
       sizes: number of examples in each split as it is used.
       split_rule: how validation or test rows were drawn from train; empty for a plain random draw.
     """

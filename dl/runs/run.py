@@ -160,8 +160,8 @@ class Run(RunFolder):
                 missing[name] = text
             elif file_digest(path) != hashlib.sha256(text.encode()).hexdigest():
                 raise UserError(
-                    f"{path} differs from the {name.partition('.')[0]} of the present data; to resume the run, "
-                    "restore it or the data, or choose another folder"
+                    f"{path} differs from that of the present data; to resume the run, restore it or the "
+                    "data; to start a new run, choose another folder"
                 )
         return missing
 

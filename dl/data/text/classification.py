@@ -38,7 +38,9 @@ def text_classification(
     """Returns a data set for text classification. Nothing is read yet.
 
     The splits are the official train, validation and test. Missing ones are taken from train, as in
-    `image_classification`. The tokenizer is made from the training split.
+    `image_classification`. The tokenizer is made from the training split. Folds of the data
+    (`dl.data.folds`) share that tokenizer, which may have seen texts of the fold that is held out, but not
+    their labels.
 
     Args:
       dataset: NAME or NAME/CONFIG of a prepared set, optionally with :VERSION; a built-in set
@@ -152,7 +154,8 @@ class TextClassification(TextSplits):
         if tokenizer is None:
             others = (text for name, of_split in texts.items() if name != "train" for text in of_split)
             roles = [role for role in (self.first_token, self.last_token) if role is not None]
-            tokenizer = make_tokenizer(check_tokenizer(self.chosen_tokenizer), texts["train"], others, roles)
+            spec = check_tokenizer(self.chosen_tokenizer)
+            tokenizer = make_tokenizer(spec, texts["train"], others, roles, helpful=("padding",))
         splits, notes = {}, [f"{len(table.class_names)} classes, {tokenizer.vocab_size} tokens"]
         for name, of_split in texts.items():
             arrays, note = self._arrays(tokenizer, of_split)

@@ -157,16 +157,12 @@ def padded(rows: Sequence[Sequence[int]], length: int, padding: int) -> np.ndarr
     return result
 
 
-def counted(tokenizer: Tokenizer, encoded: Sequence[Sequence[int]], room: int) -> str:
+def counted(tokenizer: Tokenizer, encoded: Sequence[list[int]], room: int) -> str:
     """Returns a note about texts of more than `room` tokens, and unknown tokens; empty if there are none."""
     notes = []
     if num_cut := sum(len(tokens) > room for tokens in encoded):
         notes.append(f"{num_cut:,} of {len(encoded):,} texts cut to {room} tokens")
-    unknown = tokenizer.unknown_id
-    if (
-        num_unknown := sum(tokens.count(unknown) for tokens in map(list, encoded))
-        if unknown is not None
-        else 0
-    ):
+    unknown = -1 if tokenizer.unknown_id is None else tokenizer.unknown_id
+    if num_unknown := sum(tokens.count(unknown) for tokens in encoded):
         notes.append(f"{num_unknown:,} of {sum(map(len, encoded)):,} tokens unknown")
     return " and ".join(notes)

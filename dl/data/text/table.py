@@ -21,6 +21,7 @@ from dl.types import Identity
 
 BUILTIN = (PYTHON_TOPICS, NUMBER_WORDS)
 _WHAT = "file or folder of texts"
+_NO_LABEL = -1
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,15 @@ def _read_prepared(described: PreparedSet, fields: Mapping[str, str | None]) -> 
     keys = _choose_features(described, fields)
     label_key = keys.get("label")
     class_names = () if label_key is None else described.class_names(label_key)
-    splits = {split: _read_split(described, split, keys, len(class_names)) for split in described.shards}
-    return TextTable(described.name, described.version, "the prepared set", splits, class_names)
+    splits = {split: _read_split(described, split, keys) for split in described.shards}
+    origin = "the prepared set"
+    for split, columns in list(splits.items()):
+        if split != "train" and {*columns.get("label", ())} == {_NO_LABEL}:  # kept secret, as in GLUE
+            del splits[split]
+            origin += f" without its {split} split, which has no labels"
+        elif "label" in columns:
+            _check_labels(described, split, columns["label"], len(class_names))
+    return TextTable(described.name, described.version, origin, splits, class_names)
 
 
 def _choose_features(described: PreparedSet, fields: Mapping[str, str | None]) -> dict[str, str]:
@@ -227,9 +235,7 @@ def _is_text(feature: Mapping[str, Any]) -> bool:
     return stated.get("dtype") == "string" and not stated.get("shape", {}).get("dimensions")
 
 
-def _read_split(
-    described: PreparedSet, split: str, keys: Mapping[str, str], num_classes: int
-) -> dict[str, list[Any]]:
+def _read_split(described: PreparedSet, split: str, keys: Mapping[str, str]) -> dict[str, list[Any]]:
     records = Records(described.folder, split, described.shards[split], keys.values())
     records.check_lengths()
     columns: dict[str, list[Any]] = {column: [] for column in keys}
@@ -237,21 +243,19 @@ def _read_split(
         for row, record in zip(rows.tolist(), records.read(rows), strict=True):
             example = records.parse(row, record)
             for column, key in keys.items():
-                value = _value(described, records.where(row), column, example[key], num_classes)
+                stored = example[key]
+                try:
+                    value = int(stored) if column == "label" else bytes(stored).decode("utf-8")
+                except (ValueError, TypeError) as error:
+                    raise described.damaged(f"{records.where(row)} in {described.folder}", error) from None
                 columns[column].append(value)
     return columns
 
 
-def _value(described: PreparedSet, where: str, column: str, stored: Any, num_classes: int) -> Any:
-    if column != "label":
-        try:
-            return bytes(stored).decode("utf-8")
-        except (UnicodeDecodeError, TypeError) as error:
-            raise described.damaged(f"{where} in {described.folder}", f"its text: {error}") from None
-    label = int(stored)
-    if not 0 <= label < num_classes:
-        raise UserError(
-            f"{described.name} in {described.folder}: {where} has the label {label}, expected 0 to "
-            f"{num_classes - 1}: prepare the set again with correct labels, or choose a split with labels"
-        )
-    return label
+def _check_labels(described: PreparedSet, split: str, labels: Sequence[int], num_classes: int) -> None:
+    for row, label in enumerate(labels):
+        if not 0 <= label < num_classes:
+            raise UserError(
+                f"{described.name} in {described.folder}: record {row} of split {split!r} has the label "
+                f"{label}, expected 0 to {num_classes - 1}: prepare the set again with correct labels"
+            )

@@ -64,6 +64,7 @@ def make_tokenizer(
     texts: Sequence[str],
     others: Iterable[str] = (),
     special: Iterable[str] = (),
+    helpful: Iterable[str] = (),
 ) -> Tokenizer:
     """Returns the tokenizer of a training split.
 
@@ -72,12 +73,14 @@ def make_tokenizer(
       texts: the texts of the training split.
       others: texts of other splits. They only decide whether characters have a token for unknown ones.
       special: roles of special tokens that are needed; see `ROLES`.
+      helpful: roles of special tokens that a new vocabulary has too, and a published one need not have.
 
     Raises:
       UserError: the size of the vocabulary is too small, a published tokenizer cannot be read, or a given or
         published one does not have the special tokens.
     """
-    roles = check_roles(special)
+    needed = check_roles(special)
+    roles = check_roles(dict.fromkeys([*helpful, *needed]))
     if spec.kind == "bytes":
         return ByteTokenizer(roles)
     if spec.kind == "characters":
@@ -85,11 +88,11 @@ def make_tokenizer(
     if spec.kind in _TRAINED:
         return _trained(spec, texts, roles)
     tokenizer = spec.given or published(spec.word)
-    if lacking := [role for role in roles if role not in tokenizer.special_ids]:
+    if lacking := [role for role in needed if role not in tokenizer.special_ids]:
         named = "the given tokenizer" if spec.given else f"the tokenizer {spec.word}"
         raise UserError(
-            f"{named} has no special token for {' and '.join(lacking)}, which these data need; choose another, "
-            "or name the token in its tokenizer_config.json"
+            f"{named} has no special token for {' and '.join(lacking)}, which these data need; choose "
+            "another, or name the token in its tokenizer_config.json"
         )
     return tokenizer
 

@@ -22,20 +22,19 @@ class PreparedSet:
       folder: folder of one version of the set. It holds `dataset_info.json`.
       name: name of the set with its config, such as "colours/dark".
       version: version of the set.
-      description: what the set says about itself.
       features: description of each feature, as in `features.json`.
       supervised_keys: names of the features that are input and output of supervised learning, in this order.
       shards: for each official split (train, validation, test), number of examples by path of a shard.
+      files: contents of the files that describe the set.
     """
 
     folder: Path
     name: str
     version: str
-    description: str
     features: Mapping[str, Mapping[str, Any]]
     supervised_keys: tuple[str, ...]
     shards: Mapping[str, Mapping[Path, int]]
-    _files: tuple[bytes, ...]
+    files: tuple[bytes, ...]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -56,9 +55,9 @@ class PreparedSet:
 
     def digest(self, label_key: str | None = None) -> str:
         """Returns the SHA-256 of the description of the set, with the names of classes of `label_key`."""
-        files = [*self._files, *([] if label_key is None else [_class_names(self, label_key)[1]])]
+        names = () if label_key is None else (_class_names(self, label_key)[1],)
         content = hashlib.sha256()
-        for part in files:
+        for part in (*self.files, *names):
             content.update(hashlib.sha256(part).digest())
         return content.hexdigest()
 
@@ -106,7 +105,7 @@ def describe_set(folder: Path) -> PreparedSet:
     if "train" not in shards:
         raise UserError(f"{name} in {folder} has no train split; it has {split_names}: choose another set")
     try:
-        features = dict(features_json["featuresDict"]["features"])
+        features = _features(features_json)
         for feature in features.values():
             kind(feature)
         supervised_keys = tuple(str(key) for key in _supervised_keys(info) if key in features)
@@ -116,11 +115,10 @@ def describe_set(folder: Path) -> PreparedSet:
         folder=folder,
         name=name,
         version=folder.name,
-        description=str(info.get("description", "")),
         features=features,
         supervised_keys=supervised_keys,
         shards={split: shards[split] for split in SPLITS if split in shards},
-        _files=(info_bytes, features_bytes),
+        files=(info_bytes, features_bytes),
     )
 
 
@@ -153,6 +151,13 @@ def _shards(folder: Path, dataset: str, split: Mapping[str, Any]) -> dict[Path, 
             file_name = file_name.replace(f"{{{field}}}", value)
         shards[folder / file_name] = length
     return shards
+
+
+def _features(features_json: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    if "translation" in features_json:  # a set of translations, with a text for each language
+        languages = features_json["translation"]["languages"]
+        return {str(language): {"pythonClassName": "Text", "text": {}} for language in languages}
+    return dict(features_json["featuresDict"]["features"])
 
 
 def _supervised_keys(info: Mapping[str, Any]) -> list[Any]:
