@@ -179,7 +179,7 @@ class BERTForMaskedLM(nn.Module):
         x_BTD = GELU(nn.Dense(bert.dim, kernel_init=init, dtype=bert.dtype, name="transform")(x_BTD))
         logits_BTV = bert.attend(nn.LayerNorm(bert.epsilon, dtype=bert.dtype, name="norm")(x_BTD))
         bias_V = self.param("bias", nn.initializers.zeros, (bert.vocab_size,), jnp.float32)
-        return logits_BTV + bias_V.astype(logits_BTV.dtype)
+        return logits_BTV + bias_V[None, None].astype(logits_BTV.dtype)
 
 
 def bert_tiny(**options: Any) -> BERT:
