@@ -50,6 +50,7 @@ OUTSIDE = {
 # The only modules that read or write files, ask the clock, or look at the environment.
 TOUCHES_THE_OUTSIDE = {
     "dl.analysis.robustness",
+    "dl.cli.data_commands",
     "dl.cli.experiment_commands",
     "dl.cli.main",
     "dl.cli.options",
@@ -66,8 +67,12 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.text.files",
     "dl.data.text.table",
     "dl.data.text.tokenizers_subword",
-    "dl.data.text.translation",
     "dl.data.recorded",
+    "dl.data.text.language_modeling",
+    "dl.data.text.token_files",
+    "dl.data.text.token_folders",
+    "dl.data.text.token_writer",
+    "dl.data.text.translation",
     "dl.data.tfds.builders",
     "dl.data.tfds.cifar",
     "dl.data.tfds.download",

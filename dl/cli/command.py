@@ -26,6 +26,8 @@ LEGEND = {
     "NAME=VALUES": "an option and its values, such as learning_rate=log:1e-4:1e-1",
     "RUN": "the folder of a run",
     "INPUT": "an image file, a folder of images, or a text in quotes",
+    "FOLDER": "a new folder",
+    "TEXT": "a text file of UTF-8, or a folder of files .txt",
 }
 
 

@@ -17,7 +17,7 @@ from dl.system.files import read_regular
 from dl.system.text import printable
 
 _MAX_BYTES = 2**32  # of one file
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
@@ -78,10 +78,10 @@ def _files_of(path: Path) -> dict[str, list[tuple[Path, Path]]]:
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions") from None
-    named: dict[str, list[Path]] = {split: [] for split in _SPLIT_NAMES}
+    named: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
     for entry in entries:
         stem = entry.name if entry.is_dir() else entry.stem
-        for split, names in _SPLIT_NAMES.items():
+        for split, names in SPLIT_NAMES.items():
             if stem in names and (entry.is_dir() or entry.suffix.lower() in SUFFIXES):
                 named[split].append(entry)
     splits = {split: places for split, places in named.items() if places}
