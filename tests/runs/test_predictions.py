@@ -37,9 +37,9 @@ from dl.runs.predictions import (
     Regression,
     SequenceToSequence,
     Tagging,
-    by_kind,
     collect_outputs,
     collect_predictions,
+    collection,
     figures_of,
     outputs_fn,
     read_predictions,
@@ -88,7 +88,7 @@ def test_every_row_once_and_in_order_on_any_number_of_devices(devices, request):
 
 
 def test_of_a_large_split_the_same_sample_is_kept(monkeypatch, mesh1):
-    monkeypatch.setattr(by_kind, "MAX_BYTES", 5 * (3 * 4 + 4))
+    monkeypatch.setattr(collection, "MAX_BYTES", 5 * (3 * 4 + 4))
     source = EXPERIMENT.data.evaluations["test"]
     found = collect_predictions(EXPERIMENT, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
     assert len(found.index) == 5
