@@ -139,6 +139,7 @@ def without_decoder(model):
     return task.Model(lambda key, inputs: model.init(key, inputs[0]), apply)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_cache_writes_the_same(writer, variables):
     slow = Writer(experiment_of(without_decoder(MODEL)), variables)
     for options in ({"temperature": 0}, {"seed": 3, "top_k": 50}, {"num_beams": 3}):
@@ -150,6 +151,7 @@ def test_a_model_without_a_cache_writes_the_same(writer, variables):
 LETTERS = CharacterTokenizer("ab", ("end", "start"))
 
 
+@pytest.mark.slow
 def test_a_wide_beam_search_finds_the_best_of_all_texts():
     model = GPT2(vocab_size=4, max_length=8, dim=8, num_layers=1, num_heads=2)
     variables = variables_of(model, seed=1)
