@@ -81,7 +81,7 @@ class T5(EncoderDecoder):
         self.decoder_layers = self._layers(is_causal=True)
         self.drop = Dropout(self.dropout)
         if not self.is_tied:
-            self.head = nn.Dense(self.vocab_size, use_bias=False, kernel_init=normal, dtype=self.dtype)
+            self.head = nn.Dense(self.vocab_size, use_bias=False, dtype=self.dtype)
 
     def _layers(self, is_causal: bool) -> Stack:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
