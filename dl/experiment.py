@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 
+from dl.errors import UserError
 from dl.freezing import Patterns
 from dl.gradients import mean_gradient
 from dl.precision import LossScale
@@ -90,6 +91,11 @@ class Experiment:
         if self.preprocess is as_the_data_state:
             is_tokens = kind is not None and kind.reads_tokens  # token ids are not pixels
             object.__setattr__(self, "preprocess", None if is_tokens else self.data.preprocess)
+        if kind is not None and kind.corrupt is not None and self.augment is None:
+            raise UserError(
+                f"a {kind.words} learns from corrupted examples, and augment is None; set augment of the "
+                "experiment to the function that the task got as corrupt"
+            )
         if isinstance(self.preprocess, OfInput):
             object.__setattr__(self, "preprocess", self.preprocess.of(self.task.input_name))
 

@@ -39,6 +39,11 @@ def cross_entropy(logits_BC: jax.Array, labels: jax.Array, label_smoothing: floa
     return optax.softmax_cross_entropy(logits_BC, targets_BC)
 
 
+def uniform_cross_entropy(logits_BC: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of the uniform target, -Σ log softmax(logits) / C, in nats, shape B."""
+    return jax.nn.logsumexp(logits_BC, -1) - logits_BC.mean(-1)
+
+
 def binary_cross_entropy(logits_BC: jax.Array, targets_BC: jax.Array) -> jax.Array:
     """Returns the cross-entropy of independent sigmoids, summed over C, in nats, shape B.
 

@@ -58,6 +58,8 @@ the gradient by that scale, and gives the loss to the optimizer as `value`.
 """
 
 
+SEGMENT_IDS = "segment_ids"  # feature of tokens: the number of the sequence of each token; 0 is padding
+
 Preprocess = Callable[[Batch], Batch]
 Augment = Callable[[Key, Batch], Batch]
 """A function from a random key and ONE example to an example."""
@@ -91,7 +93,8 @@ class Identity:
       version: version as TFDS writes it, such as "3.0.1". Data without a version have "1.0.0".
       checksum: SHA-256 (hexadecimal) over the decoded images and labels of all official splits, with names,
         shapes and dtypes. For a set that is too large for memory, it is over the description of the set and
-        the names and sizes of its shards (or of the files of an image folder).
+        the names and sizes of its shards (or of the files of an image folder). For texts it is over the
+        texts and labels of all official splits, and not over their tokens.
       sizes: number of examples in each split as it is used.
       split_rule: how validation or test rows were drawn from train; empty for a plain random draw.
     """
@@ -175,6 +178,8 @@ It is a pure function of the data. It may choose settings on the validation spli
 class OfInput:
     """A preprocessing of the one feature that the model reads. An `Experiment` sets the name from its task.
 
+    A batch with the feature `segment_ids` is not changed: its input consists of token ids, not of pixels.
+
     Attributes:
       convert: function from the name of the feature and its stored values to the model's input.
       name: name of the feature. A batch without this feature is not changed.
@@ -184,7 +189,7 @@ class OfInput:
     name: str = "image"
 
     def __call__(self, batch: Batch) -> Batch:
-        if self.name not in batch:
+        if self.name not in batch or SEGMENT_IDS in batch:
             return batch
         return {**batch, self.name: self.convert(self.name, batch[self.name])}
 

@@ -10,7 +10,7 @@ from typing import Any
 import flax.traverse_util
 
 from dl.errors import UserError
-from dl.types import Variables
+from dl.types import Params, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,18 @@ class FromExperiment:
 
 WarmStart = FromExperiment | Variables | Callable[[Variables], Variables]
 """A warm start: another experiment, variables, or a function from the shapes of the model to variables."""
+
+
+ADAPTERS = ("lora_a", "lora_b")
+"""Names of the parameters that `methods.lora` puts beside a kernel. Weights of other models lack them."""
+
+
+def without_adapters(params: Params) -> Params:
+    """Returns nested dicts of parameters, or of their shapes, without the adapters of `methods.lora`."""
+    leaves = flax.traverse_util.flatten_dict(params)
+    return flax.traverse_util.unflatten_dict(
+        {path: leaf for path, leaf in leaves.items() if path[-1] not in ADAPTERS}
+    )
 
 
 def nested(variables: Variables, under: str, drop: Sequence[str] = ()) -> Variables:

@@ -12,7 +12,7 @@ from dl.cli.command import Call
 from dl.cli.options import CommandOptions, NoOptions
 from dl.data.recorded import remembering
 from dl.errors import UserError
-from dl.inference.load import open_run, rebuild
+from dl.inference.load import Rebuilt, open_run, rebuild
 from dl.option_types import OutputFile, PositiveInt, Seed
 from dl.runs.console import Console, print_table, save, save_text
 from dl.runs.folder import REPORT
@@ -66,7 +66,7 @@ class PredictOptions(CommandOptions):
     """Options of `predict`.
 
     Attributes:
-      top: Number of classes to name for each image, the most probable first.
+      top: Number of classes to name for each image or text, the most probable first.
       csv: CSV file of the predictions. Default: the predictions are printed.
       experiment: Name or path of the experiment, if its file has moved since the run.
     """
@@ -76,41 +76,52 @@ class PredictOptions(CommandOptions):
     experiment: str | None = None
 
 
-def predict(call: Call) -> int:
-    """Prints the classes of one image with their probabilities; the output for several images is CSV.
+def rebuild_for_use(folder: Path, experiment: str | None) -> Rebuilt:
+    """Rebuilds a run of one seed without its data; a warning goes to the standard error.
 
-    The training data are not needed. The exit status is 1 if an image cannot be read.
+    Raises:
+      UserError: as `rebuild`, or the run trained several seeds.
     """
-    from dl.inference import predict as prediction  # the loop, orbax
-
-    options: PredictOptions = call.own
-    folder, *paths = map(named_path, call.words)
-    files = prediction.image_files(paths)
-    # Whatever code or libraries print meanwhile is not a part of the CSV.
-    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record):
-        rebuilt = rebuild(folder, options.experiment)
+    # Whatever code or libraries print meanwhile is not a part of the output.
+    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record, folder):
+        rebuilt = rebuild(folder, experiment)
     if rebuilt.num_seeds > 1:
         raise UserError(
             f"{folder} trained {rebuilt.num_seeds} seeds at the same time; give a run of one seed"
         )
     if rebuilt.warning:
         print(f"warning: {printable(rebuilt.warning)}", file=sys.stderr)
+    return rebuilt
+
+
+def predict(call: Call) -> int:
+    """Prints the classes of one image or text with their probabilities; the output for several is CSV.
+
+    The input of a classifier of texts is a text, or a file with a text in each line. The training data are
+    not needed. The exit status is 1 if an input cannot be read.
+    """
+    from dl.inference import predict as prediction  # the loop, orbax
+
+    options: PredictOptions = call.own
+    folder, words = named_path(call.words[0]), call.words[1:]
+    rebuilt = rebuild_for_use(folder, options.experiment)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
+    inputs = classifier.inputs(words)
     refused: list[UserError] = []
 
     def refuse(error: UserError) -> None:
         refused.append(error)
         print(f"error: {printable(error)}", file=sys.stderr)
 
-    predicted = prediction.predict_files(classifier, files, refuse)
-    names = classifier.class_names
+    predicted = prediction.predict_inputs(classifier, inputs, refuse)
+    names, what = classifier.class_names, "text" if classifier.reads_text else "image"
     if options.csv is not None:
-        save(lambda file: prediction.write_csv_file(file, predicted, names, options.top), options.csv)
+        save(lambda file: prediction.write_csv_file(file, what, predicted, names, options.top), options.csv)
         return 1 if refused else 0
     try:
-        if len(files) > 1 or paths[0].is_dir():
-            prediction.write_csv(sys.stdout, predicted, names, options.top)
+        if len(inputs) > 1 or (not classifier.reads_text and os.path.isdir(words[0])):
+            prediction.write_csv(sys.stdout, what, predicted, names, options.top)
         else:
             for _, probabilities_C in predicted:
                 for name, probability in prediction.best_classes(probabilities_C, names, options.top):

@@ -108,7 +108,7 @@ class Llama(nn.Module):
             ),
             feed_forward=functools.partial(
                 FeedForward,
-                self.hidden_dim or -(-8 * self.dim // 3 // 32) * 32,
+                self.hidden_width,
                 activation=nn.silu,
                 is_gated=True,
                 use_bias=False,
@@ -141,6 +141,11 @@ class Llama(nn.Module):
             unembed=unembed,
             train=train,
         )
+
+    @property
+    def hidden_width(self) -> int:
+        """The width of the feed-forward networks."""
+        return self.hidden_dim or -(-8 * self.dim // 3 // 32) * 32
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Returns the empty cache of `batch_size` rows of at most `length` tokens."""

@@ -1,6 +1,6 @@
 """A new head on a backbone.
 
-Shapes: B batch, H height, W width, C channels, D features, N classes.
+Shapes: B batch, D features, N classes; … stands for no axis, or for the tokens of a text.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from dl.models.dropout import Dropout
 
 
 class WithHead(nn.Module):
-    """A backbone that returns features of shape (B, D), dense layers with ReLU, and a last dense layer.
+    """A backbone that returns features of shape (B, …, D), dense layers with ReLU, and a last dense layer.
 
     The paths of the backbone's parameters start with `backbone/`, those of the head with `hidden0/`, … and
     `head/`.
 
     Attributes:
-      backbone: model without a head, such as `mobilenet_v2(None)`.
+      backbone: model without a head, such as `mobilenet_v2(None)` or `bert_base()`.
       num_classes: number of classes, N.
       hidden: width of each dense layer before the last one.
       dropout: probability that a unit before the last layer is dropped in training.
@@ -33,10 +33,15 @@ class WithHead(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, image_BHWC: jax.Array, train: bool = False) -> jax.Array:
-        """Returns logits of shape (B, N)."""
-        x_BD = self.backbone(image_BHWC, train)
+    def __call__(self, *inputs: jax.Array | None, train: bool = False) -> jax.Array:
+        """Returns logits of shape (B, …, N).
+
+        Args:
+          inputs: what the backbone reads.
+          train: whether the backbone is in training and dropout is on.
+        """
+        x = self.backbone(*inputs, train=train)
         for number, width in enumerate(self.hidden):
-            x_BD = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{number}")(x_BD))
-        x_BD = Dropout(self.dropout, deterministic=not train)(x_BD)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
+            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{number}")(x))
+        x = Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)

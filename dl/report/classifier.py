@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ class Mistake:
       confidence: the probability of the predicted class.
       label_probability: the probability of the label.
       picture: a PNG as a data URI; empty if there is no picture.
+      text: the text that was classified; empty if there is none.
     """
 
     row: int
@@ -50,6 +51,7 @@ class Mistake:
     confidence: str
     label_probability: str
     picture: str
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +85,17 @@ class Classifier:
     num_mistakes: int
 
 
-def classifier_sections(predictions: Predictions, pictures: Source | None) -> Classifier:
+def classifier_sections(
+    predictions: Predictions,
+    pictures: Source | None,
+    texts: Callable[[np.ndarray], Sequence[str]] | None = None,
+) -> Classifier:
     """Returns the sections of a classifier. Examples with a NaN are left out and counted.
 
     Args:
       predictions: the predictions for one split.
       pictures: the split, whose feature `image` is shown. `None` means no pictures.
+      texts: function from rows of the split to their texts. `None` means no texts.
 
     Raises:
       UserError: the predictions are not log-probabilities.
@@ -125,7 +132,7 @@ def classifier_sections(predictions: Predictions, pictures: Source | None) -> Cl
         _matrix(confusion_CC, names) if len(names) <= MAX_MATRIX else None,
         _confusions(confusion_CC, names),
         [*_curves_by_class(predictions, figures), _reliability(figures)],
-        _mistakes(predictions, wrong_N, pictures),
+        _mistakes(predictions, wrong_N, pictures, texts),
         len(wrong_N),
     )
 
@@ -255,12 +262,18 @@ def _reliability(figures: Mapping[str, Any]) -> Plot:
     )
 
 
-def _mistakes(predictions: Predictions, wrong_N: np.ndarray, pictures: Source | None) -> list[Mistake]:
+def _mistakes(
+    predictions: Predictions,
+    wrong_N: np.ndarray,
+    pictures: Source | None,
+    texts: Callable[[np.ndarray], Sequence[str]] | None,
+) -> list[Mistake]:
     log_p_NC, names = predictions.log_probabilities, predictions.class_names
     chosen = wrong_N[np.argsort(-log_p_NC[wrong_N].max(-1), kind="stable")][:NUM_MISTAKES]
     images: Sequence[str] = [""] * len(chosen)
     if pictures is not None and len(chosen):
         images = [to_data_uri(image) for image in pictures[predictions.index[chosen]]["image"]]
+    read = [""] * len(chosen) if texts is None else texts(predictions.index[chosen])
     return [
         Mistake(
             int(predictions.index[n]),
@@ -269,8 +282,9 @@ def _mistakes(predictions: Predictions, wrong_N: np.ndarray, pictures: Source | 
             f"{np.exp(log_p_NC[n].max()):.1%}".replace("%", " %"),
             f"{np.exp(log_p_NC[n, predictions.label[n]]):.1%}".replace("%", " %"),
             image,
+            shown,
         )
-        for n, image in zip(chosen, images, strict=True)
+        for n, image, shown in zip(chosen, images, read, strict=True)
     ]
 
 

@@ -28,6 +28,7 @@ class Record:
       result: the content of result.json; empty if the run has not ended.
       predictions: the predictions for the final split. `None` if they were not kept.
       robustness: the content of robustness.json; empty if it was not measured.
+      samples: the lines of samples.jsonl, the texts that the model wrote during training.
       missing: sentences about what is missing.
     """
 
@@ -36,6 +37,7 @@ class Record:
     result: Mapping[str, Any]
     predictions: Kept | None
     robustness: Mapping[str, Any]
+    samples: list[Mapping[str, Any]]
     missing: list[str]
 
     @property
@@ -102,7 +104,9 @@ def read_record(folder: Path) -> Record:
         missing.append("Predictions: they are kept of runs with one seed only.")
     elif result:
         missing.append("Predictions: none were kept at the end of the run.")
-    return Record(record, lines, result, predictions, _read_robustness(run, result, missing), missing)
+    robustness = _read_robustness(run, result, missing)
+    samples = _read_lines(run.samples_path)
+    return Record(record, lines, result, predictions, robustness, samples, missing)
 
 
 def interval_of(result: Mapping[str, Any], split: str, name: str) -> tuple[float, float] | None:

@@ -6,10 +6,17 @@ a function that makes an NNX module, or a `Model` of plain functions. Read `cont
 """
 
 from dl.task.adapters import as_model
-from dl.task.builders import autoencoder, classification, multi_label, regression, supervised
+from dl.task.builders import autoencoder, classification, corrupted, multi_label, regression, supervised
 from dl.task.contract import FRACTION, Kind, Task, kind_facts
 from dl.task.decoder import Decoder
-from dl.task.language import following_tokens, language_model
+from dl.task.language import (
+    following_tokens,
+    language_model,
+    masked_language_model,
+    sequence_targets,
+    sequence_to_sequence,
+    tagging,
+)
 from dl.task.model import AnyModel, Model
 
 __all__ = [
@@ -22,10 +29,15 @@ __all__ = [
     "as_model",
     "autoencoder",
     "classification",
+    "corrupted",
     "following_tokens",
     "kind_facts",
     "language_model",
+    "masked_language_model",
     "multi_label",
     "regression",
+    "sequence_targets",
+    "sequence_to_sequence",
     "supervised",
+    "tagging",
 ]

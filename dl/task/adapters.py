@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dl.errors import UserError
 from dl.outermost import outermost_call
 from dl.task.decoder import Cache, Decoder
-from dl.task.model import AnyModel, Inputs, Model, arguments, takes_argument_train
+from dl.task.model import AnyModel, Inputs, Model, arguments, check_takes, takes_argument_train
 from dl.types import Key, ModelState, Params, Variables
 
 
@@ -30,8 +30,10 @@ def as_model(model: AnyModel) -> Model:
 
         A Linen module with a method `empty_cache(num_rows, length)` can write sequences: its `__call__` takes
         `cache` and returns the logits after the last token of each row and the cache, as
-        `models.blocks.decoder.decode` does. An encoder-decoder also has a method `fill_memory(cache,
-        source_BS, mask_BS)` that returns the cache with the outputs of the encoder.
+        `models.blocks.decoder.decode` does. The `__call__` of an encoder-decoder reads two
+        sequences. So it has a method `extend(tokens_BT, segment_ids_BT, cache)` that returns the same pair,
+        and a method `fill_memory(cache, source_BS, mask_BS)` that returns the cache with what the encoder
+        put out.
 
     Raises:
       UserError: it is none of these, or what it returns is not the array that a task measures.
@@ -39,7 +41,7 @@ def as_model(model: AnyModel) -> Model:
     if isinstance(model, nn.Module):
         return _of_linen(model)
     if isinstance(model, Model):
-        return Model(_with_params(model.init), _seen(_pair(model.apply)), model.decoder)
+        return model._replace(init=_with_params(model.init), apply=_seen(_pair(model.apply)))
     from dl.task.nnx_model import of_nnx  # flax.nnx takes a while to import
 
     of_functions = of_nnx(model)
@@ -62,9 +64,14 @@ def _of_linen(module: nn.Module) -> Model:
         return _array(outputs), model_state
 
     def init(key: Key, inputs: Inputs) -> Variables:
+        check_takes(type(module), inputs)
         return module.init(key, *arguments(inputs))
 
-    return Model(init, apply, _decoder_of_linen(module))
+    def intermediates(variables: Variables, inputs: Inputs) -> ModelState:
+        _, sown = module.apply(variables, *arguments(inputs), mutable=["intermediates"])
+        return sown.get("intermediates", {})
+
+    return Model(init, apply, _decoder_of_linen(module), intermediates)
 
 
 def _decoder_of_linen(module: nn.Module) -> Decoder | None:
@@ -75,7 +82,8 @@ def _decoder_of_linen(module: nn.Module) -> Decoder | None:
         variables: Variables, cache: Cache, tokens_BT: jax.Array, mask_BT: jax.Array
     ) -> tuple[jax.Array, Cache]:
         segment_ids_BT = jnp.asarray(mask_BT, jnp.int32)
-        logits_BV, cache = module.apply(variables, tokens_BT, segment_ids_BT, cache=cache)
+        method = "extend" if hasattr(module, "extend") else "__call__"
+        logits_BV, cache = module.apply(variables, tokens_BT, segment_ids_BT, cache=cache, method=method)
         return logits_BV, cache
 
     def encode(variables: Variables, cache: Cache, source_BS: jax.Array, mask_BS: jax.Array) -> Cache:

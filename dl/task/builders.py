@@ -15,12 +15,13 @@ import jax.numpy as jnp
 
 from dl import losses
 from dl.errors import UserError
+from dl.labels import watch
 from dl.metrics import Mean, accuracy
 from dl.ranges import PROBABILITY, check
 from dl.task.adapters import as_model
 from dl.task.contract import FRACTION, Kind, Task
 from dl.task.model import AnyModel, Inputs
-from dl.types import Aux, Batch, Key, Metrics, ModelState, Params, Variables
+from dl.types import SEGMENT_IDS, Augment, Aux, Batch, Key, Metrics, ModelState, Params, Variables
 
 Measure = Callable[[jax.Array, Batch], tuple[Mean, Metrics]]
 """A function from the outputs and the batch to the loss and the metrics."""
@@ -31,7 +32,7 @@ def task_of(
     measure: Measure,
     input_name: str,
     kind: Kind | None = None,
-    more_inputs: tuple[str, ...] = (),
+    inputs_of: Callable[[Batch], Inputs] | None = None,
 ) -> Task:
     """Returns the task of a model that reads features of a batch.
 
@@ -39,35 +40,68 @@ def task_of(
       model: model in one of the forms that `as_model` accepts.
       measure: function that computes the loss and the metrics.
       input_name: name of the feature that the model reads.
-      kind: kind of the task.
-      more_inputs: names of features that are further arguments of the model, in this order, if the batch has
-        one of them.
+      kind: kind of the task. If it states `corrupt`, examples are corrupted in evaluation.
+      inputs_of: function from a batch to what the model reads. `None` means the feature `input_name` and, if
+        the batch has them, its `segment_ids`.
     """
     functions = as_model(model)
-
-    def inputs_of(batch: Batch) -> Inputs:
-        if input_name not in batch:
-            known = ", ".join(name for name in batch if name not in ("index", "mask"))
-            raise UserError(
-                f"the data have no feature {input_name} for the model to read; they have {known}: set the "
-                "argument input_name of the task to one of them"
-            )
-        more = tuple(batch.get(name) for name in more_inputs)
-        return batch[input_name] if all(x is None for x in more) else (batch[input_name], *more)
+    read = inputs_of or reads(input_name, SEGMENT_IDS)
+    corrupt = None if kind is None else kind.corrupt
 
     def init(key: Key, batch: Batch) -> Variables:
-        return functions.init(key, inputs_of(batch))
+        return functions.init(key, read(batch if corrupt is None else corrupted(batch, corrupt)))
 
     def loss(params: Params, model_state: ModelState, batch: Batch, key: Key | None) -> tuple[Mean, Aux]:
-        outputs, model_state = functions.apply(params, model_state, inputs_of(batch), key)
+        stored = batch
+        if kind is not None and corrupt is not None and (key is None or kind.target not in batch):
+            batch = corrupted(batch, corrupt)
+        outputs, model_state = functions.apply(params, model_state, read(batch), key)
+        if corrupt is not None and input_name in stored:
+            watch(stored[input_name], outputs.shape[-1])
         mean, metrics = measure(outputs, batch)
         return mean, Aux(model_state, metrics)
 
     def predict(variables: Variables, batch: Batch) -> jax.Array:
         model_state = {name: collection for name, collection in variables.items() if name != "params"}
-        return functions.apply(variables.get("params", {}), model_state, inputs_of(batch), None)[0]
+        return functions.apply(variables.get("params", {}), model_state, read(batch), None)[0]
 
-    return Task(init, loss, predict, kind, input_name, functions.decoder)
+    intermediates = None
+    if (sown := functions.intermediates) is not None:
+        intermediates = lambda variables, batch: sown(variables, read(batch))  # noqa: E731
+    return Task(init, loss, predict, kind, input_name, functions.decoder, intermediates)
+
+
+def reads(*names: str) -> Callable[[Batch], Inputs]:
+    """Returns the function from a batch to the features that a model reads, in the order of its arguments.
+
+    A batch must have the first feature. The others are None where it does not have them.
+    """
+
+    def inputs_of(batch: Batch) -> Inputs:
+        first, *more = names
+        if first not in batch:
+            known = ", ".join(name for name in batch if name not in ("index", "mask"))
+            raise UserError(
+                f"the data have no feature {first} for the model to read; they have {known}: set the "
+                "argument input_name of the task to one of them"
+            )
+        arrays = [batch.get(name) for name in more]
+        return batch[first] if all(x is None for x in arrays) else (batch[first], *arrays)
+
+    return inputs_of
+
+
+def corrupted(batch: Batch, corrupt: Augment) -> Batch:
+    """Returns a batch whose examples are corrupted, always in the same way.
+
+    The random key of an example is `fold_in(key(0), index)`.
+
+    Args:
+      batch: the batch, with the feature `index`.
+      corrupt: function from a random key and one example to a corrupted example.
+    """
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
+    return jax.vmap(corrupt)(keys_B, batch)
 
 
 def supervised(
@@ -127,6 +161,9 @@ def classification(model: AnyModel, *, label_smoothing: float = 0.0, input_name:
     Metrics: `loss` and `accuracy`. Training minimises the loss with `label_smoothing`. The metric `loss` is
     always the cross-entropy without it, so that curves of training, evaluation and other experiments can be
     compared.
+
+    A model of text reads the feature `tokens`. It gets `segment_ids`, shape B × T, 0 at padding, as its
+    second argument if the data have this feature.
 
     If a batch has soft labels, a feature `target` of shape B × C such as `mixing.mixup` makes, they are used
     instead of `label`. The accuracy is then the probability of the predicted class in the target.

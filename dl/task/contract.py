@@ -7,9 +7,18 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from dl.task.decoder import Decoder
-from dl.types import Batch, Key, LossFn, Variables
+from dl.types import Augment, Batch, Key, LossFn, ModelState, Variables
 
-Name = Literal["classification", "multi_label", "regression", "reconstruction", "language_model"]
+Name = Literal[
+    "classification",
+    "multi_label",
+    "regression",
+    "reconstruction",
+    "language_model",
+    "masked_language_model",
+    "sequence_to_sequence",
+    "tagging",
+]
 
 FRACTION = "fraction"  # the unit of a metric that is shown in percent
 
@@ -27,7 +36,12 @@ class Kind:
       units: unit of each metric, such as nats.
       headline: name of the most important metric of a run.
       padding_id: for a language model, the token that is not counted. `None` means that every token counts.
+        For a sequence-to-sequence task, the token after the end of a sequence.
       is_binary: for a reconstruction, whether the outputs are logits of values in [0, 1].
+      start_id: for a sequence-to-sequence task, the token from which the first target is predicted.
+      end_id: for a sequence-to-sequence task, the last token of every target sequence.
+      corrupt: function that corrupts one example before it is evaluated, as `Experiment.augment` corrupts it
+        in training. `None` means that the examples are evaluated as they are.
     """
 
     name: Name
@@ -36,16 +50,26 @@ class Kind:
     headline: str
     padding_id: int | None = None
     is_binary: bool = False
+    start_id: int | None = None
+    end_id: int | None = None
+    corrupt: Augment | None = None
 
     @property
     def words(self) -> str:
         """The name of the kind as it is written in a sentence."""
-        return "multi-label classification" if self.name == "multi_label" else self.name.replace("_", " ")
+        words = {
+            "multi_label": "multi-label classification",
+            "sequence_to_sequence": "sequence-to-sequence task",
+        }
+        return words.get(self.name, self.name.replace("_", " "))
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether the model's input consists of token ids, which must not be decoded like pixels."""
-        return self.name == "language_model"
+        """Whether the model's input consists of token ids, which must not be decoded like pixels.
+
+        A classification may read tokens or images. `types.OfInput` tells them apart by the segment ids.
+        """
+        return self.name in ("language_model", "masked_language_model", "sequence_to_sequence", "tagging")
 
 
 class Task(NamedTuple):
@@ -65,6 +89,8 @@ class Task(NamedTuple):
       kind: kind of the task. `None` means that it is not stated. Then the report uses neutral terms.
       input_name: name of the feature that the model reads. If it is an image, it is decoded and shown.
       decoder: functions that write sequences token by token. `None` means that the model cannot write.
+      intermediates: function from variables and a batch to what the modules of the model sow in evaluation,
+        such as attention weights. `None` means that nothing is known of its modules.
     """
 
     init: Callable[[Key, Batch], Variables]
@@ -73,6 +99,7 @@ class Task(NamedTuple):
     kind: Kind | None = None
     input_name: str = "image"
     decoder: Decoder | None = None
+    intermediates: Callable[[Variables, Batch], ModelState] | None = None
 
 
 def kind_facts(kind: Kind | None) -> dict[str, Any]:

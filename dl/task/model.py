@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from dl.errors import UserError
 from dl.task.decoder import Decoder
 from dl.types import Key, ModelState, Params, Variables
 
@@ -35,11 +36,14 @@ class Model(NamedTuple):
       apply: function from parameters, the other collections, inputs and a random key to the outputs and the
         updated collections. In evaluation the key is None: dropout is off, and no collection changes.
       decoder: functions that write sequences token by token. `None` means that there are none.
+      intermediates: function from variables and inputs to what the modules sow in evaluation: the collection
+        `intermediates` of Linen. `None` means that there is no such function.
     """
 
     init: Callable[[Key, Inputs], Variables]
     apply: Callable[[Params, ModelState, Inputs, Key | None], tuple[jax.Array, ModelState]]
     decoder: Decoder | None = None
+    intermediates: Callable[[Variables, Inputs], ModelState] | None = None
 
 
 AnyModel = nn.Module | Model | Callable[..., Any]
@@ -50,3 +54,18 @@ def takes_argument_train(module_type: type) -> bool:
     """Returns whether `__call__` of a class of modules has an argument `train`."""
     parameters = inspect.signature(module_type.__call__).parameters.values()
     return any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def check_takes(module_type: type, inputs: Inputs) -> None:
+    """Raises UserError if `__call__` of a class of modules takes fewer arrays than it is given."""
+    parameters = list(inspect.signature(module_type.__call__).parameters.values())[1:]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return
+    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name != "train"]
+    given = arguments(inputs)
+    if len(given) > len(names):
+        raise UserError(
+            f"{module_type.__name__} takes {len(names)} array{'s' * (len(names) != 1)} "
+            f"({', '.join(names)}), and the data have {len(given)} for it; add an argument such as "
+            "segment_ids_BT=None to its __call__, which is 0 at padding"
+        )

@@ -13,10 +13,11 @@ from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment, stored_batch
 from dl.labels import watched
+from dl.losses import NOT_COUNTED
 from dl.sharding import num_batch_shards
 from dl.training.population import Population
 from dl.training.single import SINGLE, Single
-from dl.types import Batch, OfInput, Source
+from dl.types import SEGMENT_IDS, Batch, OfInput, Source
 
 # A batch that is larger than the split is mostly padding, which is a mistake. Smaller batches are allowed,
 # because a default batch size must work for a tiny data set too.
@@ -61,14 +62,15 @@ def make_batches(
 def check_targets(experiment: Experiment, split: str, source: Source) -> None:
     """Checks the targets of a split against the kind of the task.
 
-    Each of several labels must be 0 or 1. Tokens must be integers of at least 0. Targets that preprocessing
-    makes are not checked. Values of a source that is not in memory are not checked.
+    Each of several labels must be 0 or 1. Tokens must be integers of at least 0, and labels of tokens of at
+    least `NOT_COUNTED`. Targets that preprocessing or corruption makes are not checked, and neither are
+    values of a source that is not in memory.
 
     Raises:
       UserError: the target is missing, or a value of it is not allowed.
     """
     kind = experiment.task.kind
-    if kind is None or kind.name == "classification":
+    if kind is None or kind.name == "classification" or kind.corrupt is not None:
         return
     example = {
         name: jax.ShapeDtypeStruct((1, *leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype))
@@ -90,18 +92,23 @@ def check_targets(experiment: Experiment, split: str, source: Source) -> None:
             f"the {split} split does not have the target feature {kind.target}; it has "
             f"{', '.join(source.spec)}; name one of them to the task, target_name="
         )
-    if not is_stored or kind.name not in ("multi_label", "language_model"):
+    if not is_stored or not (kind.reads_tokens or kind.name == "multi_label"):
         return
+    is_tagging = kind.name == "tagging"
     dtype = np.dtype(source.spec[kind.target].dtype)
     if kind.reads_tokens and dtype.kind not in "iu":
-        raise UserError(f"{kind.target} has the dtype {dtype}; tokens must be integers; use astype(np.int32)")
+        what = "labels" if is_tagging else "tokens"
+        raise UserError(f"{kind.target} has the dtype {dtype}; {what} must be integers; use astype(np.int32)")
     if not isinstance(source, ArraySource):
         return
     values = source.arrays[kind.target]
-    is_right = values >= 0 if kind.reads_tokens else (values == 0) | (values == 1)
+    lowest = NOT_COUNTED if is_tagging else 0
+    is_right = values >= lowest if kind.reads_tokens else (values == 0) | (values == 1)
     if not is_right.all():
         where = tuple(np.argwhere(~is_right)[0])
         expected = "tokens must be at least 0" if kind.reads_tokens else "labels must be 0 or 1"
+        if is_tagging:
+            expected = f"labels must be classes, or {NOT_COUNTED} for a token that does not count"
         raise UserError(
             f"{kind.target} of row {where[0]} of the {split} split is {values[where]}; {expected}"
         )
@@ -140,7 +147,7 @@ def describe_input(experiment: Experiment) -> str:
     leaf, name = experiment.data.train.spec.get(experiment.task.input_name), experiment.task.input_name
     if not isinstance(experiment.preprocess, OfInput) or leaf is None or is_image(name, leaf):
         return ""
-    if leaf.dtype not in (np.uint8, np.uint16):
+    if leaf.dtype not in (np.uint8, np.uint16) or SEGMENT_IDS in experiment.data.train.spec:
         return ""
     return (
         f"the input {name}, {leaf.dtype} of shape {leaf.shape}, is read as integers, not as pixels in "

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.data.pipeline import Batches
-from dl.data.recorded import record_of
+from dl.data.recorded import files_of, record_of
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.baseline import baseline_lines
@@ -141,7 +141,7 @@ def train_run(
         introduce(console, experiment, run, mesh, program.facts, population)
         if note := describe_input(experiment):
             console.line(note)
-        run.open({**facts, **program.facts}, mesh)
+        run.open({**facts, **program.facts}, mesh, files_of(experiment.data))
         if (result := run.result) is not None:  # another process has finished it meanwhile
             console.line(f"finished before: {final_line(result, run)}")
             return Result(experiment, result, run=run if isinstance(run, Run) else None, mesh=mesh)

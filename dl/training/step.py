@@ -31,6 +31,8 @@ from dl.types import (
     Variables,
 )
 
+AUGMENT_KEYS = "augment_keys"  # feature of a training batch: the key of the augmentation of each example
+
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, MetricTable]]
 EvalStep = Callable[[Variables, Batch], MetricTable]
 
@@ -49,6 +51,7 @@ class StepConfig:
       ema_decay: the decay of the moving average of the parameters. `None` means that there is no average.
       loss_scale: the initial loss scale, for float16.
       keeps_best: whether the state carries the variables of the best evaluation.
+      augments: whether `loss_fn` augments the examples.
     """
 
     init_fn: Callable[[Key, Batch], Variables]
@@ -59,6 +62,7 @@ class StepConfig:
     ema_decay: float | None = None
     loss_scale: LossScale | None = None
     keeps_best: bool = False
+    augments: bool = False
 
     @classmethod
     def of(cls, experiment: Experiment) -> "StepConfig":
@@ -72,6 +76,7 @@ class StepConfig:
             ema_decay=experiment.ema_decay,
             loss_scale=experiment.loss_scale,
             keeps_best=experiment.keep_best is not None,
+            augments=experiment.augment is not None,
         )
 
     def init(self, batch: Batch, seed: int | jax.Array, warm_start: Variables | None = None) -> TrainState:
@@ -96,24 +101,33 @@ def with_inputs(loss_fn: LossFn, preprocess: Preprocess | None, augment: Augment
       loss_fn: the loss of a batch after preprocessing and augmentation.
       preprocess: returns the input of the model for a stored batch, without randomness.
       augment: returns an augmented example for a key and ONE example. It is not called in evaluation. The
-        key is `fold_in(step key, example index)`, so the augmentation does not depend on how the batch is
-        split or on the number of devices.
+        key is `fold_in(step key, example index)`. It is the feature `AUGMENT_KEYS` of the batch if
+        `update_state` has drawn it, so the augmentation does not depend on how the batch is split or on the
+        number of devices.
     """
 
     def loss_on_stored(
         params: Params, model_state: ModelState, batch: Batch, key: Key | None
     ) -> tuple[Mean, Aux]:
-        if preprocess is not None:
-            with input_scope():
+        if augment is not None and key is not None and AUGMENT_KEYS not in batch:
+            batch, key = _with_augment_keys(batch, key)
+        batch = dict(batch)
+        keys_B = batch.pop(AUGMENT_KEYS, None)
+        with input_scope():
+            if preprocess is not None:
                 batch = preprocess(batch)
-        if augment is not None and key is not None:
-            augment_key, key = jax.random.split(key)
-            with input_scope():
-                keys_B = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, batch["index"])
+            if augment is not None and keys_B is not None:
                 batch = jax.vmap(augment)(keys_B, batch)
         return loss_fn(params, model_state, batch, key)
 
     return loss_on_stored
+
+
+def _with_augment_keys(batch: Batch, key: Key) -> tuple[Batch, Key]:
+    """Returns the batch with the key of each example's augmentation, and a key for everything else."""
+    augment_key, key = jax.random.split(key)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, batch["index"])
+    return {**batch, AUGMENT_KEYS: keys_B}, key
 
 
 def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -135,6 +149,8 @@ def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[T
         return (loss if scale is None else loss.times(scale)), aux
 
     key = jax.random.fold_in(state.rng, state.step)
+    if config.augments:  # here, because a `grad_fn` may split the batch and draw a key for each part
+        batch, key = _with_augment_keys(batch, key)
     (loss, aux), gradient = config.grad_fn(scaled_loss)(trained, state.model_state, batch, key)
     if scale is not None:
         loss, gradient = jax.tree.map(lambda x: x / scale, (loss, gradient))

@@ -14,7 +14,7 @@ import pytest
 
 from dl.errors import UserError
 from dl.inference.load import rebuild
-from dl.models.weights.pretrained import load_safetensors, read_tensors, save_safetensors
+from dl.models.weights.files import load_safetensors, read_tensors, save_safetensors
 from dl.report import write_report
 from dl.runs.find import find_experiment, find_installed
 from dl.system.files import is_leftover, read_regular, remove_leftovers, replace_file, replace_text

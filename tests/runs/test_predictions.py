@@ -631,7 +631,7 @@ def test_options_that_are_gone_are_one_line(shades, capsys, tmp_path):
     ("argv", "message"),
     [
         ([], "predict needs RUN (the folder of a run)"),
-        (["RUN"], "predict needs IMAGE (an image file, or a folder of images)"),
+        (["RUN"], "predict needs INPUT (an image file, a folder of images, or a text in quotes)"),
         (["nowhere", "IMAGE"], "nowhere does not hold a run"),
         (["RUN", "absent.png"], "absent.png does not exist; give an image, or a folder of images"),
         (["RUN", "RUN/checkpoints"], "does not contain images"),

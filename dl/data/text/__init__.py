@@ -1,4 +1,6 @@
 """Text: tokenizers, sources of text, and data for language models, classification and translation.
 
-It may import the modules of `dl.data` beside it, but not `dl.data.images`. Read `tokenizer` first.
+`table` finds and reads the rows of a data set, and `vocabulary` makes the tokenizer of a training split.
+`corpus`, `classification` and `translation` make data of them. The folder may import the modules of `dl.data`
+beside it, but not `dl.data.images`. Read `contract` first, then `classification`.
 """

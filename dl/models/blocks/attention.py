@@ -40,6 +40,7 @@ class Attention(nn.Module):
       use_out_bias: whether `out` has a bias. `None` means `use_bias`.
       dropout: probability that an attention weight is dropped in training.
       kernel_init: initializer of `query`, `key` and `value`.
+      query_init: initializer of `query`. `None` means `kernel_init`.
       out_init: initializer of `out`. `None` means `kernel_init`.
       implementation: kernel of `jax.nn.dot_product_attention`; `cudnn` is fused and needs a GPU and 16 bits.
       dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
@@ -57,6 +58,7 @@ class Attention(nn.Module):
     use_out_bias: bool | None = None
     dropout: float = 0.0
     kernel_init: Initializer = nn.initializers.xavier_uniform()
+    query_init: Initializer | None = None
     out_init: Initializer | None = None
     implementation: Literal["xla", "cudnn"] | None = None
     dtype: Any = None
@@ -74,7 +76,10 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Returns the outputs, shape B × T × D, and the updated cache (`None` without a cache).
+        """Returns the outputs, shape B × T × D, and the updated cache.
+
+        Without a cache, the second is the keys and values of `memory_BSD`, for later calls; `None` without
+        `memory_BSD`.
 
         Args:
           x_BTD: sequence of the queries.
@@ -106,6 +111,8 @@ class Attention(nn.Module):
                 key_BSKH = self.rotary(key_BSKH, positions_BT)
         if cache is None:
             attended_BTNH = self._attend(query_BTNH, key_BSKH, value_BSKH, mask_BTS, bias_BNTS, train)
+            if memory_BSD is not None:
+                cache = LayerCache(key_BSKH.swapaxes(1, 2), value_BSKH.swapaxes(1, 2))
         else:
             if slots_BT is not None:
                 cache = cache.write(key_BSKH, value_BSKH, slots_BT)
@@ -125,7 +132,8 @@ class Attention(nn.Module):
                 "state head_dim"
             )
         head_dim = self.head_dim or model_dim // self.num_heads
-        x = self._dense(num_heads * head_dim, self.use_bias, self.kernel_init, name)(x_BTD)
+        init = self.query_init or self.kernel_init if name == "query" else self.kernel_init
+        x = self._dense(num_heads * head_dim, self.use_bias, init, name)(x_BTD)
         x_BTNH = x.reshape(*x.shape[:2], num_heads, head_dim)
         if self.has_qk_norm and name != "value":
             x_BTNH = nn.RMSNorm(self.norm_epsilon, dtype=self.dtype, name=f"{name}_norm")(x_BTNH)

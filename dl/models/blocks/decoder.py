@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dl.errors import UserError
 from dl.models.blocks.cache import Cache, last_valid
 from dl.models.blocks.layer import Context, Stack
-from dl.models.blocks.positions import positions_in_segments
+from dl.models.blocks.sequences import check_length, read_sequences
 
 
 def decode(
@@ -54,26 +53,21 @@ def decode(
     Raises:
       UserError: the sequence is longer than `max_length`.
     """
-    length = tokens_BT.shape[1] if cache is None else cache.num_slots
-    if max_length is not None and length > max_length:
-        raise UserError(
-            f"a sequence of {length} tokens is longer than the model's max_length={max_length}; use shorter "
-            "sequences, or set max_length"
-        )
     if cache is None:
-        if positions_BT is None and segment_ids_BT is not None:
-            positions_BT = positions_in_segments(segment_ids_BT)
-        elif positions_BT is None:
-            positions_BT = jnp.arange(length)[None]
-        context = Context(
-            mask_BTS=None if segment_ids_BT is None else same_segment(segment_ids_BT),
-            bias_BNTS=None if bias is None else bias(positions_BT, positions_BT),
-            positions_BT=positions_BT,
+        x_BTD = read_sequences(
+            tokens_BT,
+            segment_ids_BT,
+            positions_BT,
+            embed=embed,
+            stack=stack,
+            max_length=max_length,
+            bias=bias,
             memory_BSD=memory_BSD,
             memory_mask_BTS=memory_mask_BTS,
+            train=train,
         )
-        x_BTD, _ = stack(embed(tokens_BT, positions_BT), context, None, train)
         return unembed(x_BTD)
+    check_length(cache.num_slots, max_length)
     is_valid_BT = jnp.ones(tokens_BT.shape, bool) if segment_ids_BT is None else segment_ids_BT > 0
     positions_BT, slots_BT = cache.slots(is_valid_BT)
     slot_BS = jnp.arange(cache.num_slots)[None]
@@ -89,8 +83,3 @@ def decode(
     x_BTD, layers = stack(embed(tokens_BT, positions_BT), context, cache, train)
     logits_B1V = unembed(last_valid(x_BTD, is_valid_BT))
     return logits_B1V[:, 0], cache.extended(layers, is_valid_BT)
-
-
-def same_segment(segment_ids_BT: jax.Array) -> jax.Array:
-    """Returns which pairs of tokens belong to the same segment, bool, shape B × T × T."""
-    return segment_ids_BT[:, :, None] == segment_ids_BT[:, None]

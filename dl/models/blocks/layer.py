@@ -68,6 +68,9 @@ class TransformerLayer(nn.Module):
     def __call__(self, x_BTD: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any]:
         """Returns the outputs, shape B × T × D, and the updated cache of self-attention.
 
+        With a cache and `context.memory_BSD`, it returns the cache of `cross_attention` in place of that of
+        self-attention: the keys and values of `context.memory_BSD`.
+
         Args:
           x_BTD: inputs.
           context: what all layers share.
@@ -96,11 +99,16 @@ class TransformerLayer(nn.Module):
             mask_BTS = context.memory_mask_BTS
 
             def attend_to_memory(y_BTD: jax.Array) -> jax.Array:
-                return cross(y_BTD, context.memory_BSD, mask_BTS=mask_BTS, cache=memory, train=self.train)[0]
+                nonlocal memory
+                y_BTD, memory = cross(
+                    y_BTD, context.memory_BSD, mask_BTS=mask_BTS, cache=memory, train=self.train
+                )
+                return y_BTD
 
             x_BTD = self._residual(x_BTD, attend_to_memory, "cross_norm")
         feed_forward = self.feed_forward(name="feed_forward")
-        return self._residual(x_BTD, lambda y: feed_forward(y, self.train), "feed_forward_norm"), own_new
+        x_BTD = self._residual(x_BTD, lambda y: feed_forward(y, self.train), "feed_forward_norm")
+        return x_BTD, own_new if cache is None or context.memory_BSD is None else memory
 
     def _residual(
         self, x_BTD: jax.Array, branch: Callable[[jax.Array], jax.Array], norm_name: str
@@ -132,7 +140,10 @@ class Stack(nn.Module):
     def __call__(
         self, x_BTD: jax.Array, context: Context, cache: Cache | None = None, train: bool = False
     ) -> tuple[jax.Array, Any]:
-        """Returns the outputs of the last layer, and the updated `Cache.layers`."""
+        """Returns the outputs of the last layer, and the updated `Cache.layers`.
+
+        With a cache and `context.memory_BSD`, it returns `Cache.memory` in place of `Cache.layers`.
+        """
         layer_type: Any = self.layer.func
         if self.is_rematerialized:
             layer_type = nn.remat(layer_type, prevent_cse=not self.is_scanned)

@@ -72,8 +72,8 @@ class Rotary:
 
     def __call__(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Returns queries or keys turned according to their positions; computed in float32."""
-        frequency = jnp.asarray(self.frequencies(x_BTNH.shape[-1]), jnp.float32)
-        angle_BT1H = (positions_BT[..., None].astype(jnp.float32) * frequency)[:, :, None]
+        frequency_11H = jnp.asarray(self.frequencies(x_BTNH.shape[-1]), jnp.float32)[None, None]
+        angle_BT1H = (positions_BT[..., None].astype(jnp.float32) * frequency_11H)[:, :, None]
         sin, cos = jnp.sin(angle_BT1H), jnp.cos(angle_BT1H)
         first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
         turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)

@@ -15,7 +15,8 @@ from dl.evaluation.language import language_figures
 from dl.evaluation.multi_label import multi_label_figures
 from dl.evaluation.regression_figures import regression_figures
 from dl.experiment import Experiment
-from dl.runs.predictions.kept import Kept, LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
+from dl.runs.predictions.kept import Kept, MultiLabel, Predictions, Reconstruction, Regression
+from dl.runs.predictions.kept_tokens import LanguageModel, MaskedLanguageModel, SequenceToSequence, Tokens
 
 # The model is compiled separately for metrics and for predictions, and may compute in 16 bits. So logits that
 # differ by less than this may be ordered differently, and a mean may differ by this fraction of its value.
@@ -68,6 +69,13 @@ def _(predictions: Regression) -> dict[str, Figure]:
 @_figures.register
 def _(predictions: MultiLabel) -> dict[str, Figure]:
     return multi_label_figures(predictions.log_odds, predictions.label).overall
+
+
+@_figures.register(MaskedLanguageModel)
+@_figures.register(SequenceToSequence)
+def _(predictions: Tokens) -> dict[str, Figure]:
+    figures = language_figures(predictions.loss, predictions.num_right, predictions.num_tokens)
+    return {"perplexity": figures["perplexity"]}
 
 
 def _language_figures(predictions: LanguageModel, num_bytes: int | None) -> dict[str, Figure]:
@@ -237,13 +245,22 @@ def _(predictions: Reconstruction) -> dict[str, _Recomputed]:
     return {"mean_squared_error": _plain(predictions.error)}
 
 
-@_recompute.register
-def _(predictions: LanguageModel) -> dict[str, _Recomputed]:
+@_recompute.register(LanguageModel)
+@_recompute.register(Tokens)
+def _(predictions: LanguageModel | Tokens) -> dict[str, _Recomputed]:
     weight_N = predictions.num_tokens.astype(np.float64)
     return {
         "loss": _Recomputed(predictions.loss.astype(np.float64), weight_N, 0.01),
         "accuracy": _Recomputed(predictions.num_right.astype(np.float64), weight_N, 0.01),
     }
+
+
+@_recompute.register
+def _(predictions: SequenceToSequence) -> dict[str, _Recomputed]:
+    is_counted_N = predictions.num_tokens > 0
+    is_right_N = is_counted_N & (predictions.num_right == predictions.num_tokens)
+    exact = _Recomputed(is_right_N.astype(np.float64), is_counted_N.astype(np.float64), 0.01)
+    return {**_recompute.dispatch(Tokens)(predictions), "exact_match": exact}
 
 
 def _plain(values_N: np.ndarray, slack: float = 0.0) -> _Recomputed:

@@ -15,7 +15,8 @@ from dl.models.mobilenet import MobileNetV2
 from dl.models.resnet import ResNet
 from dl.models.vit import ViT, fit_positions, resize_positions
 from dl.models.weights import names as torch_names
-from dl.models.weights.pretrained import load_pretrained, load_safetensors, read_tensors, save_safetensors
+from dl.models.weights.files import load_safetensors, read_tensors, save_safetensors
+from dl.models.weights.pretrained import load_pretrained
 
 pytest.importorskip("safetensors", reason="needs the extra 'weights'")
 from safetensors.numpy import save_file
