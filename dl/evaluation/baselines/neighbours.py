@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dl.evaluation.baselines.ngram import spaced
 from dl.losses import NOT_COUNTED
 from dl.stopping import FINAL_SPLIT
 from dl.types import Augment, BaselineScores, Batch, Source, Splits
@@ -41,18 +42,22 @@ class Neighbours:
       mask_id: the mask token.
       uses_neighbours: whether to use the neighbours. Without them this is the unigram model.
       input_name: name of the feature that holds the tokens.
+      max_tokens: largest number of training tokens that are counted. Of larger data rows at equal distances
+        are used.
     """
 
     corrupt: Augment
     mask_id: int
     uses_neighbours: bool = True
     input_name: str = "tokens"
+    max_tokens: int = 10_000_000
 
     def __call__(self, data: Splits) -> BaselineScores:
         """Fits the model and scores every split."""
         corrupt = jax.jit(jax.vmap(lambda row, example: self.corrupt(_evaluation_key(row), example)))
         splits = {name: self._masked(source, corrupt) for name, source in data.evaluations.items()}
-        train = data.train[np.arange(len(data.train))]
+        num_rows = max(1, self.max_tokens // int(np.prod(data.train.spec[self.input_name].shape)))
+        train = data.train[spaced(len(data.train), num_rows)]
         vocab_size = getattr(data, "vocab_size", None) or 1 + max(
             int(train[self.input_name].max()), self.mask_id, *(int(m.target_M.max()) for m in splits.values())
         )
