@@ -9,6 +9,7 @@ from dl.data.source import ArraySource
 from dl.data.splits import ArraySplits
 from dl.data.steps import steps_per_epoch
 from dl.data.text.classification import TextClassification, text_classification
+from dl.data.text.language_modeling import LanguageModeling, language_modeling
 from dl.data.text.translation import Translation, translation
 from dl.data.tfds.folders import using_data_dir
 from dl.types import Identity, Source
@@ -18,10 +19,12 @@ __all__ = [
     "ArraySplits",
     "Identity",
     "ImageClassification",
+    "LanguageModeling",
     "Source",
     "TextClassification",
     "Translation",
     "image_classification",
+    "language_modeling",
     "steps_per_epoch",
     "text_classification",
     "translation",
