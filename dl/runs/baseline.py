@@ -10,6 +10,7 @@ _VERDICTS = {
     "better": "better than its baseline",
     "worse": "WORSE than its baseline",
     "no difference shown": "NOT shown to be better than its baseline",
+    "not tested": "not compared with its baseline by a test",
 }
 
 

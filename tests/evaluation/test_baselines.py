@@ -1,6 +1,7 @@
 """The baselines of classifiers, translations and masked language models, against small models by the book."""
 
 import collections
+import re
 import types
 
 import jax
@@ -165,16 +166,18 @@ TRAIN, TEST = chains(150, 0), chains(40, 2)
 DATA = Chains("chains", TRAIN, {"validation": chains(40, 1), "test": TEST})
 
 
-def expected_of(weights):
+def expected_of(of_left, of_right, strength):
     """Returns loss and number of right tokens of each test row, one masked token at a time."""
     rows, masks = TRAIN.arrays["tokens"], TRAIN.arrays["segment_ids"]
     unigram = np.ones(VOCAB)
     after, before = np.zeros((2, VOCAB, VOCAB))
+    between = np.zeros((VOCAB, VOCAB, VOCAB))
     for row, is_text in zip(rows, masks, strict=True):
         words = row[is_text > 0]
         np.add.at(unigram, words, 1)
         np.add.at(after, (words[:-1], words[1:]), 1)
         np.add.at(before, (words[1:], words[:-1]), 1)
+        np.add.at(between, (words[:-2], words[2:], words[1:-1]), 1)
     unigram /= unigram.sum()
     masked = jax.jit(lambda index, example: corrupt(jax.random.fold_in(jax.random.key(0), index), example))
     found = []
@@ -183,14 +186,19 @@ def expected_of(weights):
         changed = {name: np.asarray(x) for name, x in masked(index, example).items()}
         loss, right, count = 0.0, 0, 0
         for place in np.flatnonzero(changed["targets"] >= 0):
-            target, total, p = changed["targets"][place], 1 - sum(weights), (1 - sum(weights)) * unigram
-            for weight, table, other in ((weights[0], after, place - 1), (weights[1], before, place + 1)):
+            target, total, known = changed["targets"][place], 1 - of_left - of_right, []
+            p = total * unigram
+            for weight, table, other in ((of_left, after, place - 1), (of_right, before, place + 1)):
                 is_inside = 0 <= other < 20 and changed["segment_ids"][other]
                 token = changed["tokens"][other] if is_inside else MASK
+                known += [token] if token != MASK else []
                 if token != MASK and table[token].sum():
                     p = p + weight * table[token] / table[token].sum()
                     total += weight
             p = p / total
+            if len(known) == 2 and np.isfinite(strength):
+                counts = between[tuple(known)]
+                p = (counts + strength * p) / (counts.sum() + strength)
             shown = changed["tokens"][place]
             if shown != MASK:
                 p = 0.5 * p + 0.5 * (np.arange(VOCAB) == shown)
@@ -201,13 +209,13 @@ def expected_of(weights):
 
 def test_masked_tokens_are_predicted_from_both_neighbours():
     scores = Neighbours(corrupt, MASK)(DATA)
-    *weights, rest = map(float, scores.name.split("weights ")[1].split(", "))
-    assert sum(weights) + rest == pytest.approx(1)
-    expected = expected_of(weights)
+    settings = [float(word) for word in re.findall(r"[0-9.]+|inf", scores.name)]
+    expected = expected_of(*settings)
+    assert np.isfinite(settings[2])
     found = scores.examples["test"]
     np.testing.assert_allclose(found["loss"], expected[:, [0, 2]], rtol=1e-9)
     np.testing.assert_array_equal(found["accuracy"], expected[:, [1, 2]])
     unigram = Neighbours(corrupt, MASK, uses_neighbours=False)(DATA).examples["test"]
-    np.testing.assert_allclose(unigram["loss"], expected_of((0, 0))[:, [0, 2]], rtol=1e-9)
+    np.testing.assert_allclose(unigram["loss"], expected_of(0, 0, np.inf)[:, [0, 2]], rtol=1e-9)
     for metric, sign in (("loss", 1), ("accuracy", -1)):
         assert sign * found[metric][:, 0].sum() < sign * unigram[metric][:, 0].sum()

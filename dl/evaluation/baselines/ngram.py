@@ -4,7 +4,7 @@ Shapes: N rows, T tokens of a row, M tokens of all sequences.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -25,8 +25,9 @@ class NGram:
     """The n-gram model whose order is best on the validation split; see `kneser_ney`.
 
     Metric: `loss`, in nats per token. It counts the tokens that `task.language_model` counts, and a context
-    does not reach beyond the start of its row. For training, rows that follow each other are joined. Data
-    without a split for validation beside `test` have the order chosen on the last tenth of the training rows.
+    does not reach beyond the start of its row. It is fitted to the whole text of the training split if its
+    source has a method `head`, such as `data.text.windows.TokenWindows`, and else to its rows. Data without a
+    split for validation beside `test` have the order chosen on the last tenth of the training tokens.
 
     Attributes:
       max_order: the longest n-grams, the predicted token included: 1 for the unigram model, 2 for the bigram
@@ -36,7 +37,8 @@ class NGram:
         state it by `segment_ids` or `targets`.
       counts_first: whether the first token of a row is predicted too, as a decoder that begins with a start
         token does.
-      max_tokens: largest number of training tokens that are counted. Of larger data the first rows are used.
+      max_tokens: largest number of training tokens that are counted. Of larger data the first tokens of the
+        text are used, or rows at equal distances.
     """
 
     max_order: int = 8
@@ -54,27 +56,52 @@ class NGram:
         Raises:
           UserError: a token is out of range of the vocabulary, or there are no tokens.
         """
-        splits = {name: self._rows(source) for name, source in data.evaluations.items()}
-        num_rows = max(1, self.max_tokens // int(np.prod(data.train.spec[self.input_name].shape)))
-        train = self._rows(data.train, num_rows)
+        splits = {
+            name: _rows_of(source[np.arange(len(source))], self) for name, source in data.evaluations.items()
+        }
+        train = self._sequences(data.train)
         chosen_on = next((name for name in splits if name != FINAL_SPLIT), None)
         vocab_size = getattr(data, "vocab_size", None) or 1 + max(
-            int(rows.token_M.max(initial=0)) for rows in (train, *splits.values())
+            int(tokens.max(initial=0)) for tokens in (*train, *(rows.token_M for rows in splits.values()))
         )
         if chosen_on is None or FINAL_SPLIT not in splits:
-            earlier, later = train.divided()
-            order = _best_order(KneserNey.fit(earlier.sequences(), vocab_size, self.max_order), later)
-            model = KneserNey.fit(train.sequences(), vocab_size, order)
+            fitted, held_out = _divided(train)
+            model = KneserNey.fit(fitted, vocab_size, self.max_order)
+            order = _best(model, lambda order: model.losses(held_out, order).sum())
+            model = KneserNey.fit(train, vocab_size, order)
         else:
-            model = KneserNey.fit(train.sequences(), vocab_size, self.max_order)
-            order = _best_order(model, splits[chosen_on])
+            model = KneserNey.fit(train, vocab_size, self.max_order)
+            order = _best(model, lambda order: splits[chosen_on].totals(model, order)[:, 0].sum())
         examples = {name: {"loss": rows.totals(model, order)} for name, rows in splits.items()}
         name = {1: "unigram", 2: "bigram"}.get(order, f"{order}-gram")
         return BaselineScores(f"{name} model, modified Kneser-Ney", examples)
 
-    def _rows(self, source: Source, num_rows: int | None = None) -> "_Rows":
-        num_rows = min(len(source), num_rows or len(source))
-        return _rows_of(source[np.arange(num_rows)], self)
+    def _sequences(self, source: Source) -> list[np.ndarray]:
+        """Returns the training tokens."""
+        head = getattr(source, "head", None)
+        if head is not None:
+            return [head(self.max_tokens)]
+        num_rows = max(1, self.max_tokens // int(np.prod(source.spec[self.input_name].shape)))
+        return _rows_of(source[spaced(len(source), num_rows)], self).sequences
+
+
+def spaced(num_rows: int, limit: int) -> np.ndarray:
+    """Returns all rows of a source, or `limit` of them at equal distances."""
+    return np.linspace(0, num_rows - 1, min(num_rows, limit)).astype(np.int64)
+
+
+def _divided(sequences: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Returns the first nine tenths of the sequences, and the last tenth. A single one is cut."""
+    if len(sequences) == 1:
+        place = len(sequences[0]) * 9 // 10
+        return [sequences[0][:place]], [sequences[0][place:]]
+    place = max(1, len(sequences) * 9 // 10)
+    return sequences[:place], sequences[place:]
+
+
+def _best(model: KneserNey, loss_of: Callable[[int], float]) -> int:
+    """Returns the order with the smallest loss."""
+    return min(range(1, model.max_order + 1), key=loss_of)
 
 
 class _Rows(NamedTuple):
@@ -94,39 +121,16 @@ class _Rows(NamedTuple):
     row_M: np.ndarray
     num_rows: int
 
+    @property
     def sequences(self) -> list[np.ndarray]:
-        """Returns the sequences of tokens. Rows that follow each other are one sequence."""
-        starts_M = self.starts_M
-        first = np.flatnonzero(np.diff(self.row_M, prepend=-1))[1:]  # of each row but the first
-        overlaps = starts_M[first].all() and np.array_equal(self.token_M[first - 1], self.token_M[first])
-        token_M = self.token_M
-        if len(first) and overlaps and starts_M.sum() == len(first) + 1:
-            # The last target of a row is the first token of the next one, which is dropped.
-            return [np.delete(token_M, first)]
-        return np.split(token_M, np.flatnonzero(starts_M)[1:])
-
-    def divided(self) -> tuple["_Rows", "_Rows"]:
-        """Returns the first nine tenths of the rows, and the last tenth."""
-        place = int(np.searchsorted(self.row_M, self.num_rows - max(1, self.num_rows // 10)))
-        return self._of(slice(place)), self._of(slice(place, None))
-
-    def _of(self, part: slice) -> "_Rows":
-        return _Rows(
-            self.token_M[part], self.starts_M[part], self.counts_M[part], self.row_M[part], self.num_rows
-        )
+        return np.split(self.token_M, np.flatnonzero(self.starts_M)[1:])
 
     def totals(self, model: KneserNey, order: int) -> np.ndarray:
         """Returns the sum of the losses of each row and the number of its tokens that count, shape N × 2."""
-        loss_M = model.losses(np.split(self.token_M, np.flatnonzero(self.starts_M)[1:]), order)
+        loss_M = model.losses(self.sequences, order)
         rows = self.row_M[self.counts_M]
         total_N = np.bincount(rows, loss_M[self.counts_M], self.num_rows)
         return np.stack([total_N, np.bincount(rows, minlength=self.num_rows)], -1)
-
-
-def _best_order(model: KneserNey, rows: _Rows) -> int:
-    """Returns the order with the smallest loss."""
-    losses = [rows.totals(model, order)[:, 0].sum() for order in range(1, model.max_order + 1)]
-    return 1 + int(np.argmin(losses))
 
 
 def _rows_of(features: Mapping[str, np.ndarray], how: NGram) -> _Rows:
