@@ -225,10 +225,10 @@ def _described(folder: Path, options: Mapping[str, Any] | None = None) -> tuple[
         if model_type in family.model_types:
             model = family.model_of(config)
             base = family.base_of(model)
-            known = [name for name in type(base).__dataclass_fields__ if name not in ("parent", "name")]
-            if unknown := sorted((options or {}).keys() - set(known)):
+            attributes = [name for name in type(base).__dataclass_fields__ if name not in ("parent", "name")]
+            if unknown := sorted((options or {}).keys() - set(attributes)):
                 raise UserError(
-                    f"{type(base).__name__} has no attribute {unknown[0]}; it has {', '.join(known)}"
+                    f"{type(base).__name__} has no attribute {unknown[0]}; it has {', '.join(attributes)}"
                 )
             return family, family.with_base(model, base.clone(**(options or {})))
     known = ", ".join(name for family in families for name in family.model_types)
