@@ -4,8 +4,8 @@
     python -m dl generate runs/finetune_gpt-TIME "Once upon a time"
     python -m experiments.finetune_gpt --smoke                    # a tiny network with random weights
 
-The weights are a folder in the layout of Hugging Face, with config.json, model.safetensors and tokenizer.json,
-or a name on its hub. The folder may hold GPT-2, Llama, Mistral or Qwen 3.
+The weights are a folder in the layout of Hugging Face, with config.json, model.safetensors and
+tokenizer.json, or a name on its hub. The folder may hold GPT-2, Llama, Mistral or Qwen 3.
 """
 
 from typing import Any

@@ -5,8 +5,8 @@
     python -m experiments.gpt2_124m --smoke                                      # tiny, on a CPU
 
 gpt2 has 124,439,808 parameters if the tokenizer has 50,257 tokens. llama is a network of the same width and
-depth with rotary positions, RMSNorm and SwiGLU. `python -m dl write-tokens` makes token files of texts that do
-not fit into memory.
+depth with rotary positions, RMSNorm and SwiGLU. `python -m dl write-tokens` makes token files of texts that
+do not fit into memory.
 """
 
 from typing import Any, Literal
