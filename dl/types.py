@@ -152,6 +152,28 @@ class Splits(Protocol):
         ...
 
 
+class BaselineScores(NamedTuple):
+    """What a baseline adds to each metric.
+
+    Attributes:
+      name: text about the baseline, with the settings that it chose.
+      examples: by split and metric, total and weight of each example of the split, in the order of its rows,
+        shape N × 2. The metric is Σ total / Σ weight. Metrics have the names and units of the task. The
+        weight of a language model's sequence is the number of its tokens that count.
+    """
+
+    name: str
+    examples: Mapping[str, Mapping[str, np.ndarray]]
+
+
+Baseline = Callable[[Splits], BaselineScores]
+"""A cheap method that a network must beat: it is fitted on the training split and scores the others.
+
+It is a pure function of the data. It may choose settings on the validation split, never on the test split.
+`dl.evaluation.baselines` has some.
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class OfInput:
     """A preprocessing of the one feature that the model reads. An `Experiment` sets the name from its task.

@@ -28,6 +28,7 @@ LEGEND = {
     "INPUT": "an image file, a folder of images, or a text in quotes",
     "FOLDER": "a new folder",
     "TEXT": "a text file of UTF-8, or a folder of files .txt",
+    "PROMPT": "the beginning of a text, or a text to translate",
 }
 
 

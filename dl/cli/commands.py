@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from dl.cli import data_commands, experiment_commands, run_commands, study_commands
+from dl.cli import data_commands, experiment_commands, generate_command, run_commands, study_commands
 from dl.cli.command import EXPERIMENT, HELP, LEGEND, Call, Command
 from dl.cli.exit_status import exit_status
 from dl.cli.options import VERSION, CommandOptions, NoOptions, version_line
@@ -82,6 +82,13 @@ COMMANDS = {
             run_commands.predict,
             run_commands.PredictOptions,
             "classes of images or texts, with probabilities",
+        ),
+        Command(
+            "generate",
+            ("RUN", "PROMPT …"),
+            generate_command.generate,
+            generate_command.GenerateOptions,
+            "text of a language model",
         ),
         Command(
             "compare",

@@ -12,7 +12,7 @@ from dl.cli.command import Call
 from dl.cli.options import CommandOptions, NoOptions
 from dl.data.recorded import remembering
 from dl.errors import UserError
-from dl.inference.load import open_run, rebuild
+from dl.inference.load import Rebuilt, open_run, rebuild
 from dl.option_types import OutputFile, PositiveInt, Seed
 from dl.runs.console import Console, print_table, save, save_text
 from dl.runs.folder import REPORT
@@ -76,6 +76,24 @@ class PredictOptions(CommandOptions):
     experiment: str | None = None
 
 
+def rebuild_for_use(folder: Path, experiment: str | None) -> Rebuilt:
+    """Rebuilds a run of one seed without its data; a warning goes to the standard error.
+
+    Raises:
+      UserError: as `rebuild`, or the run trained several seeds.
+    """
+    # Whatever code or libraries print meanwhile is not a part of the output.
+    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record, folder):
+        rebuilt = rebuild(folder, experiment)
+    if rebuilt.num_seeds > 1:
+        raise UserError(
+            f"{folder} trained {rebuilt.num_seeds} seeds at the same time; give a run of one seed"
+        )
+    if rebuilt.warning:
+        print(f"warning: {printable(rebuilt.warning)}", file=sys.stderr)
+    return rebuilt
+
+
 def predict(call: Call) -> int:
     """Prints the classes of one image or text with their probabilities; the output for several is CSV.
 
@@ -86,15 +104,7 @@ def predict(call: Call) -> int:
 
     options: PredictOptions = call.own
     folder, words = named_path(call.words[0]), call.words[1:]
-    # Whatever code or libraries print meanwhile is not a part of the CSV.
-    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record, folder):
-        rebuilt = rebuild(folder, options.experiment)
-    if rebuilt.num_seeds > 1:
-        raise UserError(
-            f"{folder} trained {rebuilt.num_seeds} seeds at the same time; give a run of one seed"
-        )
-    if rebuilt.warning:
-        print(f"warning: {printable(rebuilt.warning)}", file=sys.stderr)
+    rebuilt = rebuild_for_use(folder, options.experiment)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
     inputs = classifier.inputs(words)

@@ -104,6 +104,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
     attention = None if experiment is None else _attention(folder, record, experiment, missing)
     samples = samples_section(record.samples)
     figures = sections.figures_table(record)
+    baseline = sections.baseline(record, missing)
     contents = [
         ("figures", "Figures", figures.rows),
         ("seeds", "Seeds", seeds),
@@ -130,6 +131,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         missing=missing,
         contents=[(id_, title) for id_, title, is_there in contents if is_there],
         figures=figures,
+        baseline=baseline,
         seeds=seeds,
         curves=shown,
         classifier=classifier,

@@ -22,6 +22,11 @@ def printable(text: object) -> str:
     return "".join(_escape(c) if _is_escaped(c) else c for c in str(text))
 
 
+def printable_text(text: str) -> str:
+    """Returns `printable(text)` with its line breaks and tabs, for a text of several lines."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
 def csv_cell(text: object) -> str:
     """Returns `printable(text)` for a text cell of a spreadsheet. A formula gets an apostrophe before it.
 

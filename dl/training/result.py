@@ -1,7 +1,7 @@
 """The result of training: the metrics, the history and the variables of a run, and its predictions."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dl.data.checks import check_are_classes
 from dl.data.text.features import features_of
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.generation.writer import Generated, Writer
 from dl.runs.folder import RunFolder
 from dl.runs.log import read_metrics
 from dl.runs.memory import MemoryLog
@@ -165,10 +166,41 @@ class Result:
             check_are_classes(f"{name} of row {{row}}", np.arange(size), tokens, num_tokens)
         return made
 
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generated]:
+        """Generates texts after prompts; for a sequence-to-sequence model, translations of them.
+
+        For example, `run.generate("To be", max_tokens=100, temperature=0.8)[0].text`.
+
+        Args:
+          prompts: one prompt or several.
+          **options: fields of `dl.generation.sampling.Sampling`.
+
+        Returns:
+          `num_samples` texts for each prompt, in the order of the prompts; see
+          `dl.generation.writer.Generated`.
+
+        Raises:
+          UserError: the model does not write text, an option is out of range, a prompt is empty, too long or
+            not encodable, or several seeds were trained.
+        """
+        return self._writer.generate(prompts, **options)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Yields the text after a prompt piece by piece, as it is generated; see `generate`."""
+        return self._writer.stream(prompt, **options)
+
+    @functools.cached_property
+    def _writer(self) -> Writer:
+        self._check_one_seed("generate")
+        return Writer(self.experiment, self.variables)
+
+    def _check_one_seed(self, what: str) -> None:
+        if self.record.get("members"):
+            raise UserError(f"several seeds were trained at the same time; use a run of one seed to {what}")
+
     @functools.cached_property
     def _outputs(self) -> Any:
-        if self.record.get("members"):
-            raise UserError("several seeds were trained at the same time; use a run of one seed to predict")
+        self._check_one_seed("predict")
         outputs = outputs_fn(self.experiment)
         if outputs is None:
             raise UserError("the task of the experiment has no function predict; add one")

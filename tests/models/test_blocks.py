@@ -218,16 +218,22 @@ def test_near_distances_have_a_bias_each_and_far_ones_share_one(is_causal):
 
 
 def test_the_cache_puts_tokens_into_the_slots_of_their_positions_and_drops_padding():
-    cache = Cache.empty(1, 2, 4, 1, 1)
-    mask = jnp.array([[True, True, False], [False, True, True]])
-    positions, slots = cache.slots(mask)
-    tokens = jnp.array([[10.0, 11.0, -1.0], [-1.0, 20.0, 21.0]])[:, :, None, None]
-    cache = cache.extended((cache.layers[0].write(tokens, tokens, slots),), mask)
-    positions, slots = cache.slots(jnp.array([[True], [False]]))
-    np.testing.assert_array_equal(positions, [[2], [1]])
-    token = jnp.array([[12.0], [-1.0]])[:, :, None, None]
-    layer = cache.layers[0].write(token, token, slots)
+    @quick_jit
+    def read(cache, tokens_BT, mask_BT):
+        positions_BT, slots_BT = cache.slots(mask_BT)
+        token_BTKH = tokens_BT[..., None, None]
+        layers = tuple(layer.write(token_BTKH, -token_BTKH, slots_BT) for layer in cache.layers)
+        last_B11 = last_valid(tokens_BT[..., None], mask_BT)
+        return cache.extended(layers, mask_BT), positions_BT, last_B11[:, 0, 0]
+
+    cache, padding = Cache.empty(1, 2, 4, 1, 1), 99.0
+    mask = np.array([[True, True, False], [False, True, True]])
+    cache, positions, last = read(cache, np.array([[10.0, 11.0, padding], [padding, 20.0, 21.0]]), mask)
+    np.testing.assert_array_equal(np.asarray(positions)[mask], [0, 1, 0, 1])
+    np.testing.assert_array_equal(last, [11, 21])
+    cache, positions, _ = read(cache, np.array([[12.0], [padding]]), np.array([[True], [False]]))
+    assert positions[0, 0] == 2
+    (layer,) = cache.layers
     np.testing.assert_array_equal(layer.keys_BKSH[:, 0, :, 0], [[10, 11, 12, 0], [20, 21, 0, 0]])
-    np.testing.assert_array_equal(layer.keys_BKSH, layer.values_BKSH)
-    np.testing.assert_array_equal(cache.lengths_B, [2, 2])
-    np.testing.assert_array_equal(last_valid(tokens[..., 0], mask)[:, 0, 0], [11, 21])
+    np.testing.assert_array_equal(layer.values_BKSH, -layer.keys_BKSH)
+    np.testing.assert_array_equal(cache.lengths_B, [3, 2])

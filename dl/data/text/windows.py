@@ -104,6 +104,10 @@ class TokenWindows:
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return self._rows(np, self._checked, np.asarray(indices, np.int64))
 
+    def head(self, num_tokens: int) -> np.ndarray:
+        """Returns the first tokens of the sequence that the windows are cut from; all if it has fewer."""
+        return self._checked(slice(num_tokens))
+
     @property
     def nbytes(self) -> int:
         """Size of the sequence in bytes."""

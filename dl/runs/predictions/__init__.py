@@ -8,7 +8,7 @@ for text. `reader` reads the file.
 
 from dl.runs.predictions.by_kind import collect_predictions
 from dl.runs.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
-from dl.runs.predictions.figures import Disagreement, add_to_result, check_agreement, figures_of
+from dl.runs.predictions.figures import Disagreement, add_figures, add_to_result, check_agreement, figures_of
 from dl.runs.predictions.kept import (
     Kept,
     MultiLabel,
@@ -40,6 +40,7 @@ __all__ = [
     "SequenceToSequence",
     "Tagging",
     "Tokens",
+    "add_figures",
     "add_to_result",
     "check_agreement",
     "class_names",

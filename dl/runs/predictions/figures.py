@@ -31,7 +31,9 @@ class Disagreement(UserError):
     """The metrics of a run disagree with its kept predictions."""
 
 
-def figures_of(predictions: Kept, tell: Callable[[str], None] = lambda line: None) -> dict[str, Figure]:
+def figures_of(
+    predictions: Kept, tell: Callable[[str], None] = lambda line: None, num_bytes: int | None = None
+) -> dict[str, Figure]:
     """Returns metrics with intervals that the loss does not compute, such as R² of a regression.
 
     It never raises an error: metrics that cannot be computed are left out.
@@ -39,9 +41,13 @@ def figures_of(predictions: Kept, tell: Callable[[str], None] = lambda line: Non
     Args:
       predictions: the predictions for one split.
       tell: called with one line of text if metrics cannot be computed.
+      num_bytes: for a language model, the number of bytes that its counted tokens stand for in the split.
+        `None` means that it is not known. Then there are no bits per byte.
     """
     try:
         with np.errstate(all="ignore"):
+            if isinstance(predictions, LanguageModel):
+                return _language_figures(predictions, num_bytes)
             return _figures(predictions)
     except Exception as error:
         brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
@@ -65,12 +71,18 @@ def _(predictions: MultiLabel) -> dict[str, Figure]:
     return multi_label_figures(predictions.log_odds, predictions.label).overall
 
 
-@_figures.register(LanguageModel)
 @_figures.register(MaskedLanguageModel)
 @_figures.register(SequenceToSequence)
-def _(predictions: LanguageModel | Tokens) -> dict[str, Figure]:
+def _(predictions: Tokens) -> dict[str, Figure]:
     figures = language_figures(predictions.loss, predictions.num_right, predictions.num_tokens)
     return {"perplexity": figures["perplexity"]}
+
+
+def _language_figures(predictions: LanguageModel, num_bytes: int | None) -> dict[str, Figure]:
+    sums = predictions.loss, predictions.num_right, predictions.num_tokens
+    # The bytes are those of the whole split.
+    figures = language_figures(*sums, num_bytes if predictions.is_whole else None)
+    return {name: figures[name] for name in ("perplexity", "bits_per_byte") if name in figures}
 
 
 FIGURE_UNITS = {
@@ -80,6 +92,7 @@ FIGURE_UNITS = {
     "f1_macro": "F1",
     "average_precision_macro": "average precision",
     "perplexity": "equally likely tokens",
+    "bits_per_byte": "bits a byte",
 }
 """The units of what `figures_of` returns."""
 
@@ -100,15 +113,11 @@ def add_to_result(
     """
     split = predictions.split
     measured = dict(result["metrics"].get(split, {}))
-    for name, figure in figures_of(predictions, tell).items():
-        if name in measured:  # a metric of the loss function has priority
-            continue
-        result["metrics"][split][name] = figure.value
-        result.setdefault("better", {})[name] = figure.better
-        result.setdefault("units", {})[name] = FIGURE_UNITS[name]
-        if figure.method:
-            result.setdefault("intervals", {}).setdefault(split, {})[name] = [figure.low, figure.high]
-            result.setdefault("interval_methods", {}).setdefault(split, {})[name] = figure.method
+    num_bytes = getattr(experiment.data, "num_bytes", {}).get(split)
+    figures = figures_of(predictions, tell, num_bytes)
+    # A metric of the loss function has priority.
+    new = {name: figure for name, figure in figures.items() if name not in measured}
+    add_figures(result, split, new, FIGURE_UNITS)
     try:
         check_agreement(experiment, measured, predictions)
     except Disagreement as disagreement:
@@ -116,6 +125,19 @@ def add_to_result(
     except Exception as error:
         brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
         tell(f"the predictions of {split} could not be compared with what was measured ({brief})")
+
+
+def add_figures(
+    result: dict[str, Any], split: str, figures: Mapping[str, Figure], units: Mapping[str, str]
+) -> None:
+    """Adds metrics of a split to the content of result.json: values, intervals, directions and units."""
+    for name, figure in figures.items():
+        result["metrics"].setdefault(split, {})[name] = figure.value
+        result.setdefault("better", {})[name] = figure.better
+        result.setdefault("units", {})[name] = units[name]
+        if figure.method:
+            result.setdefault("intervals", {}).setdefault(split, {})[name] = [figure.low, figure.high]
+            result.setdefault("interval_methods", {}).setdefault(split, {})[name] = figure.method
 
 
 class _Recomputed(NamedTuple):

@@ -1,0 +1,80 @@
+"""The command `generate`: a trained language model writes text."""
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+from typing import Annotated
+
+from dl.cli.command import Call
+from dl.cli.options import CommandOptions
+from dl.cli.run_commands import rebuild_for_use
+from dl.option_types import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
+from dl.ranges import Range
+from dl.sharding import make_mesh
+from dl.system.files import named_path
+from dl.system.text import printable_text
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions(CommandOptions):
+    """Options of `generate`.
+
+    Attributes:
+      max_tokens: Largest number of tokens of a text.
+      temperature: Divisor of the logits. 0 always chooses the most probable token.
+      top_k: Number of most probable tokens that can be chosen. Default: all.
+      top_p: Sum of the probabilities of the most probable tokens that can be chosen. Default: all.
+      min_p: Smallest probability that can be chosen, as a fraction of the largest one. Default: all.
+      repetition_penalty: Divisor of the positive logits of tokens that the text has already; 1 is off.
+      num_samples: Number of texts for each prompt.
+      num_beams: Number of beams of a beam search; 1 is sampling.
+      length_penalty: Exponent of the length of a text in its score in a beam search.
+      stop: Strings that end a text.
+      seed: Random seed.
+      experiment: Name or path of the experiment, if its file has moved since the run.
+    """
+
+    max_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 1.0
+    top_k: PositiveInt | None = None
+    top_p: Annotated[float, Range(0, 1, above_low=True)] | None = None
+    min_p: Annotated[float, Range(0, 1)] | None = None
+    repetition_penalty: PositiveFloat = 1.0
+    num_samples: PositiveInt = 1
+    num_beams: PositiveInt = 1
+    length_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: Seed = 0
+    experiment: str | None = None
+
+
+def generate(call: Call) -> int:
+    """Prints each prompt and the text that the model of a run writes after it, as it is written.
+
+    Several texts are separated by a line of dashes. A sequence-to-sequence model prints a translation of each
+    prompt instead. The training data are not needed.
+    """
+    from dl.training.result import Result  # the loop, orbax
+
+    options: GenerateOptions = call.own
+    folder, prompts = named_path(call.words[0]), call.words[1:]
+    rebuilt = rebuild_for_use(folder, options.experiment)
+    sampling = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.name not in ("experiment", "data_dir")
+    }
+    with contextlib.redirect_stdout(sys.stderr):
+        run = Result(rebuilt.experiment, rebuilt.run.result or {}, run=rebuilt.run, mesh=make_mesh())
+        if len(prompts) * options.num_samples == 1:
+            texts = iter([run.stream(prompts[0], **sampling)])
+        else:
+            texts = iter([iter([one.text]) for one in run.generate(prompts, **sampling)])
+    is_translation = "source" in rebuilt.experiment.data.train.spec
+    for index, (prompt, _) in enumerate(itertools.product(prompts, range(options.num_samples))):
+        print("---\n" * (index > 0) + ("" if is_translation else printable_text(prompt)), end="", flush=True)
+        for piece in next(texts):
+            print(printable_text(piece), end="", flush=True)
+        print()
+    return 0

@@ -1,0 +1,5 @@
+"""Generation: a trained language model writes text, by sampling or by beam search.
+
+It may import `dl.data.text` and the modules at the top of `dl`. Read `writer` first, then `slots`, which
+holds the compiled programs and the loop.
+"""

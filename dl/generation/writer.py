@@ -1,0 +1,214 @@
+"""A trained language model that writes text, after prompts or as a translation of them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dl.data.text.contract import Tokenizer
+from dl.errors import UserError
+from dl.experiment import Experiment
+from dl.generation.beams import BeamSearch
+from dl.generation.recompute import decoder_of
+from dl.generation.sampling import Sampling
+from dl.generation.slots import Programs
+from dl.generation.writing import FinishReason, Writing
+from dl.task import Decoder
+from dl.types import Variables
+
+_WRITERS = frozenset({"language_model", "sequence_to_sequence"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """A generated text.
+
+    Attributes:
+      prompt: the prompt.
+      text: text after the prompt, up to the end-of-text token or a stop string, which are not a part of it.
+      tokens: chosen tokens, with the end-of-text token if there is one.
+      log_probabilities: log-probability of each token in nats, in the distribution of the model: temperature
+        1, without any restriction.
+      finish_reason: why the text ended: `end` (the end-of-text token), `stop` (a stop string) or `length`
+        (`max_tokens`).
+    """
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+class Writer:
+    """Writes text with a model and a tokenizer.
+
+    A request gives the same tokens and log-probabilities, bit for bit, alone and beside any other requests.
+    A model with a cache (`Task.decoder`) reads each token once. Any other causal model reads the whole text
+    again for each token, which is slow. Generation runs on one device.
+    """
+
+    def __init__(self, experiment: Experiment, variables: Variables):
+        """Prepares the programs, which are compiled when they are first needed.
+
+        Args:
+          experiment: the experiment of the model. Its data have a `tokenizer`. The length of their sequences
+            is the context: the number of tokens that the model sees.
+          variables: the trained variables.
+
+        Raises:
+          UserError: the model does not write text, or the data do not have a tokenizer.
+        """
+        task, kind = experiment.task, experiment.task.kind
+        if kind is None or kind.name not in _WRITERS:
+            what = "the kind of the task is not stated" if kind is None else f"the task is {kind.words}"
+            raise UserError(
+                f"{what}; only a language model or a sequence-to-sequence model can generate text"
+            )
+        tokenizer = getattr(experiment.data, "tokenizer", None)
+        if tokenizer is None:
+            raise UserError(
+                f"the data {experiment.data.identity.name} do not have a tokenizer, without which there are "
+                "no prompts; use data of dl.data.text"
+            )
+        self._tokenizer: Tokenizer = tokenizer
+        self._is_translation = kind.name == "sequence_to_sequence"
+        self._start_id, self._end_id = kind.start_id, kind.end_id
+        if not self._is_translation:
+            self._start_id = tokenizer.end_id if tokenizer.start_id is None else tokenizer.start_id
+            self._end_id = tokenizer.end_id
+        spec = experiment.data.train.spec
+        target_name = kind.target if self._is_translation else task.input_name
+        if target_name not in spec or (self._is_translation and task.input_name not in spec):
+            raise UserError(
+                f"the data have no features {task.input_name} and {target_name}; the model cannot generate "
+                "without them"
+            )
+        self._programs = Programs(
+            _decoder(experiment),
+            jax.device_put(variables, jax.local_devices()[0]),
+            length=spec[target_name].shape[0],
+            vocab_size=tokenizer.vocab_size,
+            source_length=spec[task.input_name].shape[0] if self._is_translation else None,
+        )
+        self._beams = BeamSearch(self._programs)
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generated]:
+        """Generates texts after prompts; for a sequence-to-sequence model, translations of them.
+
+        Args:
+          prompts: one prompt or several. The number of tokens of each is limited by the context. A text
+            that fills the context goes on from the last half of it, which is read again.
+          **options: fields of `Sampling`, such as `max_tokens=100, temperature=0.8, seed=1`.
+
+        Returns:
+          `num_samples` texts for each prompt, in the order of the prompts.
+
+        Raises:
+          UserError: an option is out of range, or a prompt is empty, too long or not encodable.
+        """
+        sampling = Sampling(**options)
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [
+            self._writing(prompt, sampling, sample)
+            for prompt in given
+            for sample in range(sampling.num_samples)
+        ]
+        for _ in self._write(texts):
+            pass
+        repeated = [prompt for prompt in given for _ in range(sampling.num_samples)]
+        return [_generated(prompt, text) for prompt, text in zip(repeated, texts, strict=True)]
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Yields one text piece by piece: never a part of a character or the beginning of a stop string.
+
+        A text of a beam search comes as one piece, because it is known only at the end.
+
+        Args:
+          prompt: the prompt.
+          **options: as in `generate`. `num_samples` must be 1.
+
+        Raises:
+          UserError: as `generate`.
+        """
+        sampling = Sampling(**options)
+        if sampling.num_samples > 1:
+            raise UserError(f"num_samples={sampling.num_samples} texts cannot be streamed; use generate")
+        text, shown = self._writing(prompt, sampling, 0), 0
+
+        def pieces() -> Iterator[str]:
+            nonlocal shown
+            for _ in self._write([text]):
+                if piece := text.final_text[shown:]:
+                    shown += len(piece)
+                    yield piece
+
+        return pieces()  # mistakes are found at the call, not at the first piece
+
+    def _write(self, texts: Sequence[Writing]) -> Iterator[Writing]:
+        if texts and texts[0].sampling.num_beams > 1:
+            for text in texts:
+                self._beams.write(text)
+                yield text
+        else:
+            yield from self._programs.run(texts)
+
+    def _writing(self, prompt: str, sampling: Sampling, sample: int) -> Writing:
+        if not isinstance(prompt, str):
+            raise UserError(f"the prompt {prompt!r:.80} is not a string; give a string, or a list of them")
+        tokens = self._tokenizer.encode(prompt)
+        source = None
+        if self._is_translation:
+            assert self._start_id is not None
+            assert self._end_id is not None
+            source, tokens = [*tokens, self._end_id], [self._start_id]
+        elif not tokens:
+            if self._start_id is None:
+                raise UserError(
+                    "the prompt is empty, and the tokenizer has neither a start token nor an end token to "
+                    "begin with; give a prompt"
+                )
+            tokens = [self._start_id]
+        limit = self._programs.length if source is None else self._programs.source_length
+        if limit is not None and len(source or tokens) > limit:
+            raise UserError(
+                f"the prompt has {len(source or tokens)} tokens, but the model was trained on sequences of "
+                f"{limit}; shorten the prompt"
+            )
+        if (largest := max(source or tokens)) >= self._programs.num_outputs:
+            raise UserError(
+                f"the prompt has the token {largest}, but the model has {self._programs.num_outputs} tokens; "
+                "use the tokenizer that the model was trained with"
+            )
+        return Writing(tokens, sampling, self._tokenizer, end_id=self._end_id, sample=sample, source=source)
+
+
+def _decoder(experiment: Experiment) -> Decoder:
+    """Returns the decoder of the model; one that reads all tokens again if the model has none."""
+    task, preprocess = experiment.task, experiment.preprocess
+    if task.decoder is not None and preprocess is None:
+        return task.decoder
+    predict, kind = task.predict, task.kind
+    if predict is None or kind is None or kind.name == "sequence_to_sequence":
+        raise UserError(
+            "the model cannot generate: a sequence-to-sequence model needs the methods empty_cache and "
+            "fill_memory, and any other model a function predict"
+        )
+
+    def outputs(variables: Variables, tokens_RS: jax.Array) -> jax.Array:
+        num_rows = len(tokens_RS)
+        batch = {
+            task.input_name: tokens_RS,
+            "index": jnp.zeros(num_rows, jnp.int32),
+            "mask": jnp.ones(num_rows, bool),
+        }
+        return predict(variables, batch if preprocess is None else preprocess(batch))
+
+    return decoder_of(outputs, kind.padding_id)
+
+
+def _generated(prompt: str, text: Writing) -> Generated:
+    assert text.finish_reason is not None
+    return Generated(prompt, text.text, tuple(text.tokens), tuple(text.log_probabilities), text.finish_reason)
