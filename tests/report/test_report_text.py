@@ -1,5 +1,7 @@
 """The sections of a report about text, of predictions that were written by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,11 @@ def test_tokens_that_are_read_and_not_predicted_are_shown_without_a_shade():
     assert figures["tokens"] == "3"
     assert "nan" not in all_text(section).lower()
     assert section.examples[0][1][0].caption == "row 0, 1.167 nats a token"
+    assert section.plots == []  # of the row of padding, the only random one
+    one = dataclasses.replace(kept, num_worst=0)
+    assert language_section(one).plots[0].x_label == "place in the row"
+    whole = dataclasses.replace(one, token_loss=np.where(np.arange(6) < 3, 1.0, loss * NAN))
+    assert language_section(whole).plots[0].x_label == "tokens before"
 
 
 def of_tokens(token, target, guess, loss, names=NAMES):
@@ -113,6 +120,7 @@ def test_pieces_of_words_are_joined_and_control_characters_are_visible():
     assert text.word(2) == "s"
     assert "\x1b" not in text(4)
     assert TokenText(())(17) == "17 "
+    assert text.join([1, 7]) == "film<7>"
 
 
 def test_samples_keep_the_first_and_the_last_of_each_prompt():
