@@ -41,9 +41,9 @@ BatchSize = Annotated[PositiveInt, Help("Number of examples in each update.")]
 DatasetName = Annotated[
     str,
     Help(
-        "Data set: NAME or NAME/CONFIG of a prepared set, or the path (such as ./photos) of a folder that "
-        "has one folder of images for each class. auto: MNIST, or the digits of scikit-learn if MNIST is not "
-        "available."
+        "Name of a data set (NAME or NAME/CONFIG), or path of a folder (such as ./photos). The folder must "
+        "contain one subfolder of images for each class. auto: MNIST, or the digits of scikit-learn if MNIST "
+        "is not available."
     ),
 ]
 ImageSize = Annotated[PositiveInt, Help("Height and width of the resized images, in pixels.")]
@@ -54,9 +54,9 @@ SequenceLength = Annotated[PositiveInt, Help("Number of tokens in a row.")]
 TextDatasetName = Annotated[
     str,
     Help(
-        "Data set: NAME or NAME/CONFIG of a prepared set, or the path (such as ./novel.txt) of a file or "
-        "folder of texts. auto: the set that the experiment was measured on, or texts that come with Python "
-        "if that set is not available."
+        "Name of a data set (NAME or NAME/CONFIG), or path of a file or folder of texts (such as "
+        "./novel.txt). auto: the set that the experiment was measured on, or texts that come with Python if "
+        "that set is not available."
     ),
 ]
 TokenizerName = Annotated[

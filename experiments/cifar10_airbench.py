@@ -36,8 +36,8 @@ def experiment(
     """Returns the airbench network with the recipe that trains it.
 
     Args:
-      dataset: Data set: NAME of a prepared set, or the path of a folder with images by class; auto is
-        CIFAR-10, else its copy encoded anew as JPEG.
+      dataset: Name of a data set, or path of a folder with one subfolder of images for each class. auto:
+        CIFAR-10, or its copy encoded anew as JPEG if only the copy is there.
       size: Channels of the three stages: full (64, 256, 256) or small (32, 96, 128).
     """
     data = image_classification(dataset, auto=("cifar10", "cifar10_jpeg"), image_size=32)

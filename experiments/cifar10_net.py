@@ -31,11 +31,11 @@ def experiment(
     learning_rate: PositiveFloat = 1e-3,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a network that Adam trains; it ends with the parameters of the best epoch.
+    """Returns an experiment that trains a network with Adam. It ends with the best epoch's parameters.
 
     Args:
-      dataset: Data set: NAME of a prepared set, or the path of a folder with images by class; auto is
-        CIFAR-10, else its copy encoded anew as JPEG.
+      dataset: Name of a data set, or path of a folder with one subfolder of images for each class. auto:
+        CIFAR-10, or its copy encoded anew as JPEG if only the copy is there.
       variant: Input of the network: full (32×32 images) or crop (28×28 crops of them).
       learning_rate: Learning rate of Adam, which stays constant.
     """

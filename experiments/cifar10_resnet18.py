@@ -27,11 +27,11 @@ def experiment(
     smoke: bool = False,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a ResNet-18 that SGD with Nesterov momentum trains.
+    """Returns an experiment that trains a ResNet-18 by SGD with Nesterov momentum.
 
     Args:
-      dataset: Data set: NAME of a prepared set, or the path of a folder with images by class; auto is
-        CIFAR-10, else its copy encoded anew as JPEG.
+      dataset: Name of a data set, or path of a folder with one subfolder of images for each class. auto:
+        CIFAR-10, or its copy encoded anew as JPEG if only the copy is there.
       learning_rate: Learning rate of the first step; it falls to 0 along a cosine.
       weight_decay: L2 penalty of kernels, added to the gradient.
       smoke: Train a narrow network for one epoch, to see that the loss falls.

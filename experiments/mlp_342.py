@@ -33,7 +33,7 @@ def experiment(
     loss_below: PositiveFloat | None = None,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a perceptron that gradient descent trains on random points, which are the same for all seeds.
+    """Returns an experiment that trains a perceptron on random points, the same for all seeds.
 
     Args:
       num_steps: Number of updates. Each uses all examples.

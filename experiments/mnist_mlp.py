@@ -28,7 +28,7 @@ def experiment(
     learning_rate: PositiveFloat = 1e-3,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a perceptron that Adam trains at a constant learning rate.
+    """Returns an experiment that trains a perceptron with Adam at a constant learning rate.
 
     Args:
       hidden: Units of the first hidden layer; the second has half as many.

@@ -24,7 +24,7 @@ def experiment(
     image_size: ImageSize = 28,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a network that plain SGD trains; it ends with the parameters of the best epoch.
+    """Returns an experiment that trains a network by plain SGD. It ends with the best epoch's parameters.
 
     Args:
       learning_rate: Learning rate of SGD, which stays constant.

@@ -26,7 +26,9 @@ def experiment(
     weight_decay: WeightDecay = 0.05,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a MobileNetV2 that AdamW trains; the learning rate rises, then falls along a cosine.
+    """Returns an experiment that trains MobileNetV2 with AdamW.
+
+    The learning rate rises, then falls along a cosine.
 
     Args:
       width: Factor on the number of channels in every layer.

@@ -1,4 +1,4 @@
-"""An ablation of regularizers on few examples: one at a time, each with its strength tuned in the same way.
+"""An ablation of regularisers on few examples: one at a time, each with its strength tuned in the same way.
 
     python -m experiments.regularizer_ablation                    # MNIST, else the embedded digits
     python -m experiments.regularizer_ablation --dataset fashion_mnist
@@ -18,8 +18,8 @@ A star marks an interval that excludes zero. One in twenty such intervals misses
 chance. A caret marks a strength that is the first or the last of its three, so that a strength outside may
 do better. The figures hold for this small network, whose learning rate falls to zero.
 
-Each regularizer is trained at three strengths, with three seeds at each strength. The strength with the
-highest mean validation accuracy is used for ten fresh seeds. They are the same for all regularizers and are
+Each regulariser is trained at three strengths, with three seeds at each strength. The strength with the
+highest mean validation accuracy is used for ten fresh seeds. They are the same for all regularisers and are
 compared with `none` in pairs. The seeds draw parameters and batch order; the training examples are the same
 in all runs. The ranges of strengths come from earlier trials, in which some test figures were seen. Dropout
 of channels is left out, because this network has no channels.
@@ -57,14 +57,14 @@ def experiment(
     learning_rate: LearningRate = 3e-3,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a network of three residual blocks with one regularizer.
+    """Returns a network of three residual blocks with one regulariser.
 
     Adam trains it. The learning rate rises for a tenth of the steps, then falls along a cosine.
 
     Args:
       num_examples: Examples of the training split that are used. The other splits stay whole.
-      regularizer: Regularizer, such as mixup, dropout or ema, or none. The ablation measures all of them.
-      strength: Strength of the regularizer. The ablation tunes it.
+      regularizer: Regulariser, such as mixup, dropout or ema, or none. The ablation measures all of them.
+      strength: Strength of the regulariser. The ablation tunes it.
       num_epochs: Number of passes over those examples.
       seed: First random seed of initialisation, batch order, dropout and augmentation.
     """

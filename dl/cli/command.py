@@ -22,7 +22,8 @@ HELP = ("-h", "--help")
 EXPERIMENT = "EXPERIMENT"
 MORE = " …"  # ends the last word where it may be given several times
 LEGEND = {
-    EXPERIMENT: "the NAME of a file experiments/NAME.py, or the path of any such file",
+    EXPERIMENT: "the NAME of a file experiments/NAME.py, or the path of any Python file that defines an "
+    "experiment",
     "NAME=VALUES": "an option and its values, such as learning_rate=log:1e-4:1e-1",
     "RUN": "the folder of a run",
     "INPUT": "an image file, a folder of images, or a text in quotes",

@@ -53,21 +53,21 @@ COMMANDS = {
             (EXPERIMENT,),
             experiment_commands.preview_augmentation,
             experiment_commands.PreviewOptions,
-            "picture of augmented examples",
+            "picture of examples before and after augmentation",
         ),
         Command(
             "sweep",
             (EXPERIMENT, "NAME=VALUES …"),
             study_commands.run_sweep,
             study_commands.SweepOptions,
-            "hyperparameter search by a validation metric",
+            "search for the best hyperparameters on the validation split",
         ),
         Command(
             "learning-curve",
             (EXPERIMENT,),
             study_commands.run_curve,
             study_commands.CurveOptions,
-            "error over the number of examples or parameters",
+            "error against the number of examples or parameters",
         ),
         Command(
             "report",
@@ -160,8 +160,8 @@ def _help() -> str:
             *(f"{word}: {meaning}." for word, meaning in LEGEND.items()),
             "",
             "python -m dl COMMAND --help             lists the options of a command.",
-            "python -m dl COMMAND EXPERIMENT --help  lists the options of an experiment too.",
+            "python -m dl COMMAND EXPERIMENT --help  lists the options of the command and of the experiment.",
             "python -m experiments.NAME              trains an experiment.",
-            "python -m dl --version                  prints the versions.",
+            "python -m dl --version                  prints the versions of dl, JAX and Python.",
         ]
     )

@@ -36,9 +36,8 @@ class OverfitOptions(CommandOptions):
 
     Attributes:
       steps: Largest number of updates.
-      threshold: Loss that the training must reach, in the unit of the loss. Default: the loss that lies
-        95 % of the way from the loss of the best constant output to the lowest possible loss (50 % for an
-        autoencoder, 80 % for a language model).
+      threshold: Loss that the training must reach. Default: the best possible loss + 5 % of the distance to
+        the loss of the best constant output (autoencoder: 50 %, language model: 20 %).
     """
 
     steps: PositiveInt = 300
@@ -46,7 +45,7 @@ class OverfitOptions(CommandOptions):
 
 
 def check_overfit(call: Call) -> int:
-    """Trains on one batch, which a correct experiment fits almost perfectly.
+    """Trains on one batch only. If the experiment is correct, the model fits this batch almost perfectly.
 
     Augmentation is off, and dropout draws the same mask in each step. The optimizer is that of the
     experiment. The exit status is 1 if the loss stays above the threshold.
@@ -79,7 +78,7 @@ class RateOptions(CommandOptions):
       low: First learning rate.
       high: Last learning rate.
       steps: Number of updates from the first rate to the last.
-      plot: PNG file of the loss over the learning rate. Default: no file.
+      plot: PNG file of the loss against the learning rate. Default: no file.
     """
 
     low: PositiveFloat = 1e-6
@@ -89,9 +88,10 @@ class RateOptions(CommandOptions):
 
 
 def find_rate(call: Call) -> int:
-    """Trains for a few steps while the learning rate grows, and suggests the rate of the steepest descent.
+    """Trains for a few steps while the learning rate grows.
 
-    This is the learning-rate range test of Smith (2017). The exit status is 1 if the loss never falls.
+    It suggests the rate at which the loss falls fastest. This is the learning-rate range test of Smith (2017).
+    The exit status is 1 if the loss never falls.
     """
     options: RateOptions = call.own
     test = find_learning_rate(call.build(), options.low, options.high, options.steps)
@@ -128,7 +128,8 @@ class PreviewOptions(CommandOptions):
 
     Attributes:
       num_examples: Number of rows, each an example of the first training batch.
-      num_draws: Number of augmented copies of each example, one for each epoch from the first.
+      num_draws: Number of augmented copies of each example. Copy 1 is what the model sees in epoch 1, copy 2
+        in epoch 2, and so on.
       out: PNG file to write.
     """
 
@@ -138,7 +139,7 @@ class PreviewOptions(CommandOptions):
 
 
 def preview_augmentation(call: Call) -> int:
-    """Writes a picture of examples, as they are stored and as they look in the first epochs of training."""
+    """Writes a picture that shows examples before and after augmentation."""
     from dl.diagnostics.preview import augmented_examples, contact_sheet  # Pillow
 
     options: PreviewOptions = call.own

@@ -32,7 +32,8 @@ class GenerateOptions(CommandOptions):
       length_penalty: Exponent of the length of a text in its score in a beam search.
       stop: Strings that end a text.
       seed: Random seed.
-      experiment: Name or path of the experiment, if its file has moved since the run.
+      experiment: Name or path of the experiment. You need it only if dl cannot find the file that the run
+        used. Default: the experiment named in the run.
     """
 
     max_tokens: PositiveInt = 256

@@ -34,22 +34,22 @@ class RunOptions(CommandOptions):
     Attributes:
       workdir: Folder of the run. If the folder holds a run, that run is resumed. Default: a new folder,
         runs/NAME-TIME.
-      mesh: Device axes and their sizes, such as data=8 or data=4,fsdp=2. Default: data=N with
-        all N devices.
-      num_seeds: Number of seeds, counted from --seed. They are trained at the same time in one program, and
-        the result is the mean over the seeds.
-      folds: Number of folds of a cross-validation over the training and validation splits. Each fold is
-        trained in WORKDIR/fold-1, WORKDIR/fold-2, …; the result is the mean over the held-out folds. The
-        test split is not read. Default: no cross-validation.
+      mesh: How arrays are split over devices: data=8 splits each batch over eight devices. See
+        docs/devices.md. Default: data=N with all N devices.
+      num_seeds: Number of runs, with the seeds SEED, SEED + 1, … They are trained at the same time in one
+        program, and the result is the mean over them.
+      folds: Number of folds of a cross-validation over the training and validation splits. One run is
+        trained for each fold, in the subfolders fold-1, fold-2, … of --workdir. The result is the mean over
+        the held-out folds. The test split is not read. Default: no cross-validation.
       log_every: Number of steps between two lines of metrics.jsonl.
       save_every: Number of seconds between two checkpoints. A checkpoint is also written at the end, and when
         the run is stopped.
       report: Write report.html into the folder of the run at the end.
       baseline: Compute the baseline of the experiment at the end, and compare the network with it.
-      debug_nans: Stop at the first NaN and name the operation and the line that made it. Training is
-        slower.
-      precision: Number format of the model's computation. Parameters, statistics and losses stay in float32;
-        float16 scales the loss.
+      debug_nans: Stop at the first NaN, and name the operation and the line of your code that produced it.
+        Training is slower.
+      precision: Number format of the model's computation. Parameters, statistics and losses stay in float32.
+        With float16, the loss is also scaled.
       clip_norm: Largest global norm of the gradients; larger gradients are scaled down. Default: no clipping.
       profile: Write a trace of a few steps into WORKDIR/profile, for Perfetto or XProf.
     """

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import docstring_parser
 import numpy as np
@@ -51,8 +51,8 @@ class StudyOptions(CommandOptions):
     Attributes:
       workdir: Folder of the study and its runs. If the folder holds a study, that study is resumed. Default:
         a new folder, runs/NAME-TIME.
-      mesh: Device axes and their sizes, such as data=8 or data=4,fsdp=2. Default: data=N with
-        all N devices.
+      mesh: How arrays are split over devices: data=8 splits each batch over eight devices. See
+        docs/devices.md. Default: data=N with all N devices.
     """
 
     workdir: Path | None = None
@@ -190,14 +190,27 @@ def _fields(defaults: dict[str, Any], documented: Any) -> list[tuple[str, Any, A
             raise UserError(f"the option {name} of the experiment lacks {' and '.join(missing)}; add it")
     texts_shown = {name: help_texts.get(name) or help_of(kinds[name]) for name in defaults}
     return [
-        (name, Annotated[kinds[name], _help_of(texts_shown[name])], default)
+        (name, Annotated[kinds[name], _help_of(texts_shown[name], kinds[name])], default)
         for name, default in defaults.items()
     ]
 
 
-def _help_of(text: str) -> Any:
+def _help_of(text: str, kind: Any) -> Any:
     hint = "" if "Default:" in text else None  # in place of (default: None)
-    return tyro.conf.arg(help=text, help_behavior_hint=hint)
+    return tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=_metavar(kind))
+
+
+def _metavar(kind: Any) -> str | None:
+    """Returns how help shows a value of `int | None` and the like, without None; `None` leaves it to tyro."""
+    kinds = typing.get_args(kind)
+    if len(kinds) != 2 or kinds[1] is not type(None):
+        return None
+    [inner, _] = kinds
+    while typing.get_origin(inner) is Annotated:
+        inner = inner.__origin__
+    if typing.get_origin(inner) is Literal:
+        return "{" + ",".join(map(str, typing.get_args(inner))) + "}"
+    return inner.__name__.upper() if inner in (int, float, str, Path) else None
 
 
 def _parse(options: type, argv: Sequence[str], prog: str, description: str) -> object:

@@ -30,7 +30,8 @@ class ReportOptions(CommandOptions):
 
     Attributes:
       out: HTML file to write. Default: report.html in the folder of the run.
-      experiment: Name or path of the experiment, if its file has moved since the run.
+      experiment: Name or path of the experiment. You need it only if dl cannot find the file that the run
+        used. Default: the experiment named in the run.
     """
 
     out: OutputFile | None = None
@@ -68,7 +69,8 @@ class PredictOptions(CommandOptions):
     Attributes:
       top: Number of classes to name for each image or text, the most probable first.
       csv: CSV file of the predictions. Default: the predictions are printed.
-      experiment: Name or path of the experiment, if its file has moved since the run.
+      experiment: Name or path of the experiment. You need it only if dl cannot find the file that the run
+        used. Default: the experiment named in the run.
     """
 
     top: PositiveInt = 3
@@ -95,7 +97,7 @@ def rebuild_for_use(folder: Path, experiment: str | None) -> Rebuilt:
 
 
 def predict(call: Call) -> int:
-    """Prints the classes of one image or text with their probabilities; the output for several is CSV.
+    """Prints the three most probable classes of an image or a text. For several inputs it prints CSV.
 
     The input of a classifier of texts is a text, or a file with a text in each line. The training data are
     not needed. The exit status is 1 if an input cannot be read.
@@ -151,8 +153,8 @@ def compare(call: Call) -> int:
 
     The first run is compared with each of the others. To compare several seeds, write
     RUN1,RUN2,RUN3 in place of one run. A run is called better only if the 95 % interval of the paired
-    difference excludes zero. The intervals of several comparisons are wider, so that together they
-    keep a confidence of 95 % (Bonferroni).
+    difference excludes zero and the test rejects equality. If there is more than one comparison, each
+    interval is made wider (Bonferroni), so that all of them are correct together with a confidence of 95 %.
     """
     options: CompareOptions = call.own
     sides = [[named_path(name) for name in word.split(",") if name] for word in call.words]
@@ -169,12 +171,15 @@ class RobustnessOptions(CommandOptions):
     Attributes:
       split: Split whose images are corrupted.
       baseline: Folder of a run on the same data. The errors are divided by its errors, which gives mCE.
+        Default: no baseline.
       seed: Random seed of the corruptions.
-      preview: PNG file of a few images in every corruption and severity. Default: no file.
+      preview: PNG file of a few images with every corruption at every severity. Default: no file.
       markdown: Markdown file of the table. Default: no file.
       latex: LaTeX file of the table. Default: no file.
-      experiment: Name or path of the experiment, if its file has moved since the run.
-      baseline_experiment: Name or path of the baseline's experiment, if its file has moved since that run.
+      experiment: Name or path of the experiment. You need it only if dl cannot find the file that the run
+        used. Default: the experiment named in the run.
+      baseline_experiment: Name or path of the experiment of the baseline. You need it only if dl cannot find
+        the file that the baseline used. Default: the experiment named in the baseline.
     """
 
     split: str = FINAL_SPLIT
@@ -188,7 +193,7 @@ class RobustnessOptions(CommandOptions):
 
 
 def robustness(call: Call) -> int:
-    """Measures a finished classifier on images that are corrupted in ten ways and five severities.
+    """Measures a finished classifier on images that are corrupted in ten ways, each at five severities.
 
     If a baseline is given, the errors are divided by the errors of the baseline. This gives mCE and relative
     mCE (Hendrycks & Dietterich 2019). The results are stored in robustness.json in the folder of the run.

@@ -29,12 +29,13 @@ class SweepOptions(StudyOptions):
 
     Attributes:
       method: Search method. grid: all combinations. random: independent draws. halving: many random trials,
-        of which the best third is trained again with three times the epochs. tpe: each trial is drawn near
-        earlier good trials (needs Optuna).
-      num_trials: Number of trials (halving: of its first round). Default: 20 (grid: all combinations).
+        of which the best third starts again from the beginning with three times the epochs. tpe: each trial
+        is drawn near earlier good trials (needs Optuna).
+      num_trials: Number of trials. With halving: number of trials in the first round. Default: 20 (grid: all
+        combinations).
       metric: Metric that ranks the trials, written SPLIT.NAME. The test split is refused.
-      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: the
-        direction that the metric states.
+      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: the metric
+        itself defines this.
       together: Largest number of trials that are trained in one program. 1: trials are trained one by one.
       search_seed: Random seed of the search.
     """
@@ -98,12 +99,13 @@ class CurveOptions(StudyOptions):
     Attributes:
       fractions: At least three fractions of the training split, with commas between them.
       over: Option that changes the size of the model, with at least three values, such as hidden=16,32,64 or
-        hidden=log:16:256:5. The curve is then over the number of trained parameters. Default: the curve is
-        over the number of training examples.
-      metric: Metric of the test split, or of the validation split if there is no test split. If large values
-        of the metric are good, the curve shows 1 - metric. Default: accuracy if it is measured, else loss.
-      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: the
-        direction that the metric states.
+        hidden=log:16:256:5. The curve then shows the error against the number of trained parameters.
+        Default: against the number of training examples.
+      metric: Metric for the error axis. It is measured on the test split, or on the validation split if there
+        is no test split. If large values of the metric are good, the curve shows 1 - metric. Default:
+        accuracy if it is measured, else loss.
+      mode: Whether the smallest (min) or the largest (max) value of the metric is best. Default: the metric
+        itself defines this.
       num_seeds: Number of runs of each size (at least two), trained in one program.
     """
 
@@ -117,8 +119,8 @@ class CurveOptions(StudyOptions):
 def run_curve(call: Call) -> int:
     """Trains with more and more of the data, or larger and larger models, and fits a power law to the error.
 
-    If the law does not fit, no forecast is made. The interval describes the scatter of the runs. It does not
-    say whether the law holds for larger sizes.
+    It then predicts the error at twice the largest size, with an interval. If the power law does not fit,
+    there is no prediction. The interval shows only how much the runs vary.
     """
     own: CurveOptions = call.own
     options = call.options

@@ -85,7 +85,7 @@ class Overfit:
             seen.append("the loss was still falling: use more --steps, or a higher learning rate")
         common = [
             "the learning rate is too high or too low: `python -m dl lr-find` shows the range",
-            "regularization limits the loss: switch label smoothing, mixup or weight decay off and try again",
+            "regularisation limits the loss: switch label smoothing, mixup or weight decay off and try again",
             "the model is too small, its inputs have a wrong scale, or the loss compares the wrong arrays",
         ]
         return [*seen, *common][:3]

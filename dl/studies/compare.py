@@ -64,8 +64,8 @@ def compare_runs(*sides: Path | Sequence[Path]) -> Comparison:
     """Compares the settings of finished runs, and tests whether their metrics differ.
 
     The first side is compared with each of the others. A run is called better only if the 95 % interval of
-    the paired difference excludes zero. With several comparisons each interval is wider, so that all of them
-    hold together with 95 % (Bonferroni).
+    the paired difference excludes zero and the test rejects equality. With several comparisons each interval
+    is wider, so that all of them hold together with 95 % (Bonferroni).
 
     Args:
       sides: at least two sides. Each is the folder of a run, or the folders of runs that differ only in their

@@ -133,9 +133,26 @@ def test_an_option_that_the_docstring_does_not_document_has_the_help_of_its_type
 
     text = help_of(capsys, shared)
     assert "--batch-size INT Number of examples in each update. (default: 8)" in text
-    assert "Number of passes over the training split. (default: None)" in text
+    assert "--num-epochs INT Number of passes over the training split. (default: None)" in text
     assert "Random seed of initialisation, batch order, dropout and augmentation. (default: 0)" in text
     assert "--x INT (default: 1)" in text
+
+
+def test_help_shows_the_value_of_an_option_without_none(capsys):
+    def limits(
+        rate: LearningRate | None = None,
+        mode: Literal["min", "max"] | None = None,
+        place: Path | None = None,
+        maybe: bool | None = None,
+    ):
+        """An experiment whose options may be left out."""
+
+    text = help_of(capsys, limits)
+    for shown in ("--rate FLOAT Peak", "--mode {min,max} (default: None)", "--place PATH (default: None)"):
+        assert shown in text
+    assert "--maybe {None,True,False}" in text
+    options, _ = parse(limits, RunOptions, ["--rate", "None", "--mode", "min"], "prog")
+    assert (options["rate"], options["mode"]) == (None, "min")
 
 
 def test_the_docstring_of_an_experiment_wins_over_the_help_of_a_type(capsys):
