@@ -90,8 +90,8 @@ class RateOptions(CommandOptions):
 def find_rate(call: Call) -> int:
     """Trains for a few steps while the learning rate grows.
 
-    It suggests the rate at which the loss falls fastest. This is the learning-rate range test of Smith (2017).
-    The exit status is 1 if the loss never falls.
+    It suggests the rate at which the loss falls fastest. This is the learning-rate range test of Smith
+    (2017). The exit status is 1 if the loss never falls.
     """
     options: RateOptions = call.own
     test = find_learning_rate(call.build(), options.low, options.high, options.steps)
