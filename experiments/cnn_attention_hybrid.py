@@ -3,9 +3,15 @@
     python -m experiments.cnn_attention_hybrid
     python -m experiments.cnn_attention_hybrid --network cnn
 
-Each image shows the digits 0, 1, 2 and 3 once, and the class is their order, one of 24. The plain CNN takes
-the mean over all positions. It never sees two digits at once, so all orders of the same four digits look
-alike to it.
+Measured on two cores of an Intel Xeon with jax 0.10.2, while much other work ran on the same cores:
+
+    hybrid    96.8 % test accuracy (95.9 to 97.5)    480 s    31,704 parameters
+    cnn        3.6 % test accuracy (2.9 to 4.5)      517 s     8,472 parameters
+
+Each image shows the digits 0, 1, 2 and 3 once, and the class is their order, one of 24, so chance is 4.2 %.
+The plain CNN takes the mean over all positions. It never sees two digits at once, so all orders of the same
+four digits look alike to it. Neither network is the best one for these images: logistic regression on their
+pixels has a test accuracy of 99.8 %, because the digits always lie at the same four places.
 """
 
 from typing import Literal
@@ -37,8 +43,8 @@ def experiment(
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(
         data=data,
-        task=task.classification(NETWORKS[network](data.num_classes)),
-        tx=optimizers.adamw(schedule, weight_decay=0.01, clip_norm=1.0),
+        task=task.classification(NETWORKS[network](data.num_classes, dropout=0.1)),
+        tx=optimizers.adamw(schedule, weight_decay=0.05, clip_norm=1.0),
         num_steps=num_steps,
         batch_size=batch_size,
         seed=seed,

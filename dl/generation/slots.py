@@ -112,7 +112,7 @@ class Programs:
     def empty(self, num_slots: int) -> State:
         """Returns empty slots."""
         zeros = functools.partial(jnp.zeros, (num_slots, self.num_outputs))
-        return State(
+        state = State(
             jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._shapes(num_slots)),
             zeros(jnp.float32),
             zeros(bool),
@@ -120,6 +120,8 @@ class Programs:
             jnp.zeros(num_slots, jnp.int32),
             Settings.of(Sampling(temperature=0), num_slots),
         )
+        # Where the variables are, so that the programs find what they were compiled for.
+        return jax.device_put(state, jax.tree.leaves(self.variables)[0].sharding)
 
     def run(self, texts: Sequence[Writing]) -> Iterator[Writing]:
         """Writes texts until all have ended, and yields a text whenever it has a new token.

@@ -83,13 +83,18 @@ class CNNAttention(PooledCNN):
     Attributes:
       num_heads: number of heads; it must divide D.
       dim: model dim, D.
+      pool: side of the squares of the feature map that are averaged before the attention. The time of the
+        attention grows with the square of the number of positions.
     """
 
     num_heads: int = 4
     dim: int = 64
+    pool: int = 2
 
     def features(self, x_BHWC: jax.Array, train: bool) -> jax.Array:
         """Returns the sum of the feature map, projected to D channels, and the attention over it."""
+        pool = (self.pool, self.pool)
+        x_BHWC = nn.avg_pool(x_BHWC, pool, strides=pool)
         batch, height, width, _ = x_BHWC.shape
         project = nn.Dense(self.dim, dtype=self.dtype, name="project")
         x_BTD = project(x_BHWC.reshape(batch, height * width, -1))

@@ -12,6 +12,7 @@ Sharpness-aware minimisation is a `grad_fn`, not an optimizer: `gradients.sharpn
 """
 
 from dl.optimizers.adaptive import adafactor, adagrad, adam, adamw, lion, rmsprop
+from dl.optimizers.fine_tuning import depth_of_path, gradual_unfreezing, layer_wise_decay
 from dl.optimizers.large_batch import lamb, lars
 from dl.optimizers.momentum import sgd
 from dl.optimizers.muon import hidden_kernels, muon, muon_like_adamw
@@ -28,10 +29,13 @@ __all__ = [
     "by_path",
     "constant",
     "cosine",
+    "depth_of_path",
+    "gradual_unfreezing",
     "hidden_kernels",
     "kernels",
     "lamb",
     "lars",
+    "layer_wise_decay",
     "linear",
     "lion",
     "muon",

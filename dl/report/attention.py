@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.experiment import Experiment, variable_shapes
-from dl.report.classifier import to_data_uri
+from dl.report.picture import to_data_uri
 from dl.report.task import Example, TaskSection
 from dl.report.token_text import TokenText
 from dl.runs.folder import RunFolder

@@ -70,9 +70,7 @@ def render_folds(folder: Path, record: Mapping[str, Any]) -> str:
 
 def _as_run(record: Mapping[str, Any]) -> Record:
     """Returns the record for the sections that a report of a run has too."""
-    return Record(
-        run=record, lines=[], result=record, predictions=None, robustness={}, samples=[], missing=[]
-    )
+    return Record(run=record, lines=[], result=record, predictions=None, robustness={}, missing=[])
 
 
 def _headline(record: Mapping[str, Any], num_folds: int) -> Mapping[str, str] | None:

@@ -66,7 +66,11 @@ def _by_position(loss_KS: np.ndarray) -> list[Plot]:
     if not position_S.size:
         return []
     mean_S = np.where(np.isfinite(loss_KS), loss_KS, 0.0).sum(0)[position_S] / count_S[position_S]
-    title = f"Loss by position, of {len(loss_KS):,} sequences"
+    # Positions start again in each of the sequences that are packed into a row. A gap shows where.
+    is_known_KS = np.isfinite(loss_KS)
+    is_packed = ((is_known_KS[:, 1:] & ~is_known_KS[:, :-1]).sum(1) + is_known_KS[:, 0] > 1).any()
+    place_name = "place in the row" if is_packed else "tokens before"
+    title = f"Loss by position, of {len(loss_KS):,} {'rows' if is_packed else 'sequences'}"
     rows = [
         (str(place + 1), f"{mean:.4g}", f"{count_S[place]:,}")
         for place, mean in zip(position_S.tolist(), mean_S, strict=True)
@@ -74,12 +78,11 @@ def _by_position(loss_KS: np.ndarray) -> list[Plot]:
     return [
         plot(
             title,
-            f"Mean loss over how many tokens came before: {mean_S[0]:.4g} nats at first, {mean_S[-1]:.4g} at "
-            "last.",
-            "tokens before",
+            f"Mean loss over the {place_name}: {mean_S[0]:.4g} nats at first, {mean_S[-1]:.4g} at last.",
+            place_name,
             "nats a token",
             [Series("mean", position_S + 1, mean_S)],
-            table=Table(title, ("tokens before", "nats a token", "tokens"), rows),
+            table=Table(title, (place_name, "nats a token", "tokens"), rows),
         )
     ]
 

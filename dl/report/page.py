@@ -12,11 +12,12 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.report import curves, plots, sections
 from dl.report.attention import attention_section
-from dl.report.classifier import Classifier, can_be_shown, classifier_sections
+from dl.report.classifier import Classifier, classifier_sections
 from dl.report.html import fill
 from dl.report.language_model import language_section
 from dl.report.model_card import model_card
 from dl.report.multi_label import multi_label_section
+from dl.report.picture import can_be_shown
 from dl.report.reconstruction import reconstruction_section
 from dl.report.record import Record, mapping, read_record, text
 from dl.report.regression import regression_section

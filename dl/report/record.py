@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ class Record:
       result: the content of result.json; empty if the run has not ended.
       predictions: the predictions for the final split. `None` if they were not kept.
       robustness: the content of robustness.json; empty if it was not measured.
-      samples: the lines of samples.jsonl, the texts that the model wrote during training.
       missing: sentences about what is missing.
+      samples: the lines of samples.jsonl, the texts that the model wrote during training.
     """
 
     run: Mapping[str, Any]
@@ -37,8 +37,8 @@ class Record:
     result: Mapping[str, Any]
     predictions: Kept | None
     robustness: Mapping[str, Any]
-    samples: list[Mapping[str, Any]]
     missing: list[str]
+    samples: Sequence[Mapping[str, Any]] = ()
 
     @property
     def final_split(self) -> str | None:
@@ -106,7 +106,7 @@ def read_record(folder: Path) -> Record:
         missing.append("Predictions: none were kept at the end of the run.")
     robustness = _read_robustness(run, result, missing)
     samples = _read_lines(run.samples_path)
-    return Record(record, lines, result, predictions, robustness, samples, missing)
+    return Record(record, lines, result, predictions, robustness, missing, samples)
 
 
 def interval_of(result: Mapping[str, Any], split: str, name: str) -> tuple[float, float] | None:

@@ -23,6 +23,8 @@ class TokenText:
         """Returns the text of a token; line breaks and control characters are shown as in Python."""
         if not self._names:
             return f"{token} "
+        if token >= len(self._names):  # a sentinel after the vocabulary
+            return f"<{token}>"
         name = self._names[token]
         if self._marks_continuation:
             name = name[2:] if name.startswith("##") else f" {name}"

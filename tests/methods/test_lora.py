@@ -105,6 +105,7 @@ def test_a_merged_kernel_is_the_papers_formula(gpt):
     assert "lora_a" not in (layer or params["layers"]["layer1"])["attention"]["key"]
 
 
+@pytest.mark.slow
 def test_a_convolution_merges_into_its_kernel():
     adapters = LoRA(patterns=("^conv", "head"), rank=2)
     plain = task.classification(Image())
@@ -193,15 +194,15 @@ def test_another_safetensors_file_holds_no_adapters(tmp_path):
 
 @pytest.mark.slow
 def test_dropout_is_on_in_training_only():
-    adapters = LoRA(patterns=("query", "out"), rank=2, dropout=0.5)
-    adapted = with_lora(task.language_model(GPT), adapters)
+    plain = task.language_model(GPT.clone(is_scanned=True, is_rematerialized=True))
+    adapted = with_lora(plain, LoRA(patterns=("query", "out"), rank=2, dropout=0.5))
     params = filled(quick_jit(adapted.init)(jax.random.key(0), BATCH)["params"])
 
     def loss(adapted, key):
         compute = quick_jit(lambda key: adapted.loss(params, {}, BATCH, key)[0].compute())
         return float(compute(key))
 
-    certain = with_lora(task.language_model(GPT), LoRA(patterns=("query", "out"), rank=2))
+    certain = with_lora(plain, LoRA(patterns=("query", "out"), rank=2))
     assert loss(adapted, None) == loss(certain, None)
     drawn = {loss(adapted, jax.random.key(number)) for number in range(3)}
     assert len(drawn) == 3

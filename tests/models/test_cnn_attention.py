@@ -48,7 +48,7 @@ def test_the_weights_of_the_attention_sum_to_one_at_each_position(images):
     apply = quick_jit(functools.partial(HYBRID.apply, mutable=["intermediates"]))
     with_weights, state = apply(variables, images)
     (weights_BNTT,) = state["intermediates"]["attention"]["weights"]
-    positions = (SIDE // 4) ** 2
+    positions = (SIDE // 8) ** 2  # two max-pools and the mean of 2×2
     assert weights_BNTT.shape == (2, 2, positions, positions)
     assert weights_BNTT.min() >= 0
     np.testing.assert_allclose(weights_BNTT.sum(-1), np.ones((2, 2, positions)), atol=1e-5)
@@ -63,7 +63,8 @@ def test_the_hybrid_is_backbone_positions_attention_mean_and_dense_layers(images
     def dense(x, name):
         return x @ params[name]["kernel"] + params[name]["bias"]
 
-    x_BTC = np.asarray(quick_jit(SMALL.apply)({"params": params["backbone"]}, images)).reshape(2, -1, 3)
+    x_BHWC = np.asarray(quick_jit(SMALL.apply)({"params": params["backbone"]}, images))
+    x_BTC = x_BHWC.reshape(2, 6, 2, 6, 2, 3).mean((2, 4)).reshape(2, 36, 3)
     x_BTD = dense(x_BTC, "project") + params["positions"]
     norm = (x_BTD - x_BTD.mean(-1, keepdims=True)) / np.sqrt(x_BTD.var(-1, keepdims=True) + 1e-6)
     norm = norm * params["norm"]["scale"] + params["norm"]["bias"]

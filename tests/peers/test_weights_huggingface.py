@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dl.models.weights.hugging_face import load_model, save_model
+from dl import Experiment, optimizers, task
+from dl.data import ArraySource, ArraySplits
+from dl.methods.lora import LoRA, merge, with_lora
+from dl.models.weights.hugging_face import load_model, pretrained_model, save_model
+from dl.training.loop import train
 
 # Their warnings are not ours.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -202,3 +206,37 @@ def test_shards_and_bases_in_bfloat16(transformers, tmp_path):
         again.state_dict().items(), theirs.state_dict().items(), strict=True
     ):
         assert torch.equal(ours, tensor), name
+
+
+def test_a_model_is_fine_tuned_by_adapters_and_given_back(transformers, tmp_path, mesh1):
+    theirs = randomized(decoder_of(transformers, "gpt2"))
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, _ = load_model(tmp_path / "theirs", dropout=0.0)
+    adapters = LoRA(patterns=("query", "value"), rank=2)
+    source = ArraySource({"tokens": np.int32(TOKENS_BT)})
+    result = train(
+        Experiment(
+            data=ArraySplits("two", train=source, evaluations={"validation": source, "test": source}),
+            task=with_lora(task.language_model(model), adapters),
+            tx=optimizers.adam(1e-2),
+            frozen=adapters.frozen,
+            warm_start=pretrained_model(tmp_path / "theirs"),
+            num_steps=5,
+            batch_size=2,
+            eval_batch_size=2,
+            eval_at_start=True,
+            eval_every=5,
+        ),
+        mesh=mesh1,
+    )
+    evaluations = [row for row in result.history if row["kind"] != "train"]
+    first = jax.nn.log_softmax(their_logits(theirs, input_ids=TOKENS_BT))[:, :-1]
+    expected = float(-np.take_along_axis(np.asarray(first), TOKENS_BT[:, 1:, None], -1).mean())
+    assert evaluations[0]["loss"] == pytest.approx(expected, abs=1e-4)
+    assert evaluations[-1]["loss"] < expected - 0.01
+    merged = {"params": merge(result.params, adapters)}
+    save_model(tmp_path / "ours", model, merged, like=tmp_path / "theirs")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    logits = their_logits(again, input_ids=TOKENS_BT)
+    np.testing.assert_allclose(jax.jit(model.apply)(merged, TOKENS_BT), logits, atol=1e-4, rtol=0)
+    assert np.abs(logits - their_logits(theirs, input_ids=TOKENS_BT)).max() > 0.01

@@ -29,14 +29,17 @@ from dl.runs.console import Console
 from dl.runs.predictions import (
     Kept,
     LanguageModel,
+    MaskedLanguageModel,
     MultiLabel,
     Outputs,
     Predictions,
     Reconstruction,
     Regression,
-    by_kind,
+    SequenceToSequence,
+    Tagging,
     collect_outputs,
     collect_predictions,
+    collection,
     figures_of,
     outputs_fn,
     read_predictions,
@@ -85,7 +88,7 @@ def test_every_row_once_and_in_order_on_any_number_of_devices(devices, request):
 
 
 def test_of_a_large_split_the_same_sample_is_kept(monkeypatch, mesh1):
-    monkeypatch.setattr(by_kind, "MAX_BYTES", 5 * (3 * 4 + 4))
+    monkeypatch.setattr(collection, "MAX_BYTES", 5 * (3 * 4 + 4))
     source = EXPERIMENT.data.evaluations["test"]
     found = collect_predictions(EXPERIMENT, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
     assert len(found.index) == 5
@@ -183,6 +186,11 @@ INDEX = np.arange(SIZE, dtype=np.int32)
 FLOATS = np.arange(2.0 * SIZE, dtype=np.float32).reshape(SIZE, 2)
 SHOWN = np.array([5, 0], np.int32)
 COMMON = {"metric_names": ("loss",), "example_metrics": np.ones((SIZE, 1, 2), np.float32)}
+OF_TOKENS = (
+    *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX % 2, SHOWN, 1),
+    *(np.array([[0, 1, -1], [1, 0, 0]], np.int32), np.array([[1, -1, -1], [-1, -1, -1]], np.int32)),
+    *(np.array([[1, 0, 0], [0, 0, 0]], np.int32), np.array([[2, np.nan, np.nan]] * 2, np.float32)),
+)
 KEPT = [
     Predictions("test", SIZE, INDEX, INDEX % 2, FLOATS, ("a", "β"), **COMMON),
     MultiLabel("test", SIZE, INDEX, FLOATS > 3, FLOATS, ("a", "b")),
@@ -196,6 +204,9 @@ KEPT = [
         *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX + 1, SHOWN, 1),
         *(np.array([[0, 9, 1], [1, 0, 0]], np.int32), np.zeros((2, 2), np.float32), ()),
     ),
+    MaskedLanguageModel(*OF_TOKENS, ("a", "β")),
+    SequenceToSequence(*OF_TOKENS, ()),
+    Tagging(*OF_TOKENS, ("a", "b"), ("x", "y")),
     Outputs("test", 9, INDEX, FLOATS[..., None]),
 ]
 

@@ -130,6 +130,8 @@ class Family:
       spellings: ends of names in old files, with the ends that replace them.
       base_of: function from the module to the part that has the attributes `is_scanned` and `dtype`.
       with_base: function from the module and another such part to the module with this part.
+      kept: regular expression of the values of config.json that do not follow from the module, so that they
+        are kept from the folder that it came from.
       of_shapes: function from the module and the shapes of parameters to the module of the same family, such
         as another head, that has such parameters.
     """
@@ -145,4 +147,5 @@ class Family:
     spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     base_of: Callable[[Any], Any] = lambda model: model
     with_base: Callable[[Any, Any], Any] = lambda model, base: base
+    kept: str = r".*_token_id|id2label|label2id"
     of_shapes: Callable[[Any, Mapping[str, Any]], Any] = lambda model, shapes: model

@@ -46,7 +46,6 @@ _TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model", "chat_template.jinja"),
 )
 _KEPT_FILES = (*_TOKENIZER_FILES, "generation_config.json")
-_KEPT_VALUES = r".*_token_id|id2label|label2id|max_position_embeddings"
 
 
 def load_model(
@@ -61,6 +60,8 @@ def load_model(
         model, variables = load_model("openai-community/gpt2")
         logits_BTV = model.apply(variables, tokens_BT)
 
+    `published` of `dl.data.text.tokenizers_subword` reads the tokenizer of a folder.
+
     Args:
       source: a folder, or the name of a model on the Hugging Face hub.
       dtype: dtype of the parameters and of the computation. `None` means that of the file.
@@ -73,13 +74,8 @@ def load_model(
         compute, or a tensor is missing, unexpected or has another shape.
     """
     folder = local_copy(source, revision, ["config.json", *_KEPT_FILES])
-    family, model = _described(folder)
+    family, model = _described(folder, options)
     base = family.base_of(model)
-    known = [name for name in type(base).__dataclass_fields__ if name not in ("parent", "name")]
-    if unknown := sorted(options.keys() - set(known)):
-        raise UserError(f"{type(base).__name__} has no attribute {unknown[0]}; it has {', '.join(known)}")
-    base = base.clone(**options)
-    model = family.with_base(model, base)
     found = read_family(folder, family, model)
     if base.is_scanned:
         found = stack_found(found)
@@ -91,6 +87,20 @@ def load_model(
     if base.dtype is None and len(dtypes) == 1 and dtypes != {np.dtype(np.float32)}:
         model = family.with_base(model, base.clone(dtype=dtypes.pop()))
     return model, jax.tree.map(jnp.asarray, unflatten_dict(loaded))
+
+
+def described_model(source: str | Path, *, revision: str | None = None, **options: Any) -> Any:
+    """Returns the Linen module that a config.json describes; the weights are not read.
+
+    Args:
+      source: a folder, or the name of a model on the Hugging Face hub.
+      revision: commit on the hub. `None` means the newest commit.
+      options: attributes of the module, as for `load_model`.
+
+    Raises:
+      UserError: as `load_model`.
+    """
+    return _described(local_copy(source, revision, ["config.json"]), options)[1]
 
 
 def save_model(
@@ -111,8 +121,8 @@ def save_model(
       folder: folder that is created. It must not hold a model yet.
       model: a module that `load_model` can return.
       variables: its variables.
-      like: folder that the model came from. Its tokenizer, its generation_config.json, and the ids of special
-        tokens and names of labels in its config.json are kept.
+      like: folder or name that the model came from. Its tokenizer, its generation_config.json, and the ids of
+        special tokens and names of labels in its config.json are kept.
       max_shard_bytes: largest number of bytes of a file, unless one tensor alone is larger.
 
     Raises:
@@ -127,18 +137,26 @@ def save_model(
     held = [*folder.glob("*.safetensors*"), *folder.glob("config.json")]
     if held:
         raise UserError(f"{folder} holds a model already ({held[0].name}); choose another folder")
+    if "params" not in variables:
+        raise UserError(f"the variables hold {', '.join(variables)} and no params; give {{'params': …}}")
     tensors = tensors_of(family, model, variables["params"])
     dtypes = {str(array.dtype) for array in tensors.values()}
     config = family.config_of(model) | {"torch_dtype": dtypes.pop() if len(dtypes) == 1 else "float32"}
+    kept: list[Path] = []
     if like is not None:
-        values = _config(Path(like)).values
-        config |= {name: value for name, value in values.items() if re.fullmatch(_KEPT_VALUES, name)}
+        source = local_copy(like, None, ["config.json", *_KEPT_FILES])
+        values = _config(source).values
+        num_labels = len(config.get("id2label", values.get("id2label", ())))
+        for name in values:
+            is_label = name in ("id2label", "label2id")
+            if re.fullmatch(family.kept, name) and (not is_label or len(values[name]) == num_labels):
+                config[name] = values[name]
+        kept = [source / name for name in _KEPT_FILES if (source / name).is_file()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_shards(folder, tensors, max_shard_bytes)
-        for name in _KEPT_FILES if like is not None else ():
-            if (Path(like) / name).is_file():  # type: ignore[arg-type]
-                shutil.copyfile(Path(like) / name, folder / name)  # type: ignore[arg-type]
+        for file in kept:
+            shutil.copyfile(file, folder / file.name)
         replace_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise storage_error(folder, error) from error
@@ -198,13 +216,20 @@ def _config(folder: Path) -> Config:
     return Config(str(folder), values)
 
 
-def _described(folder: Path) -> tuple[Family, Any]:
-    """Returns the family and the module that a config.json describes."""
+def _described(folder: Path, options: Mapping[str, Any] | None = None) -> tuple[Family, Any]:
+    """Returns the family and the module that a config.json describes, with other attributes."""
     config = _config(folder)
     model_type = config.values.get("model_type")
     families = list(dict.fromkeys(_FAMILIES.values()))
     for family in families:
         if model_type in family.model_types:
-            return family, family.model_of(config)
+            model = family.model_of(config)
+            base = family.base_of(model)
+            attributes = [name for name in type(base).__dataclass_fields__ if name not in ("parent", "name")]
+            if unknown := sorted((options or {}).keys() - set(attributes)):
+                raise UserError(
+                    f"{type(base).__name__} has no attribute {unknown[0]}; it has {', '.join(attributes)}"
+                )
+            return family, family.with_base(model, base.clone(**(options or {})))
     known = ", ".join(name for family in families for name in family.model_types)
     raise UserError(f"{folder}: config.json has model_type={model_type!r}; load_model reads {known}")

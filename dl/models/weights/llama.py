@@ -116,4 +116,5 @@ FAMILY = Family(
     tensors=_tensors,
     copies=lambda model: {"lm_head.weight": "model.embed_tokens.weight"} if model.is_tied else {},
     ignored=r"\.rotary_emb\.inv_freq$",
+    kept=r".*_token_id|max_position_embeddings",
 )

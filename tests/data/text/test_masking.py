@@ -98,6 +98,7 @@ def test_whole_words_are_chosen_together():
     assert is_plausible(chosen.sum(), chosen.size, 0.3)
 
 
+@pytest.mark.slow
 def test_whole_words_follow_the_marks_of_word_pieces():
     pytest.importorskip("tokenizers")
     tokenizer = train_wordpiece(["aab abb bab aab"], 12, SPECIAL)

@@ -110,6 +110,7 @@ def test_an_example_is_corrupted_alike_in_every_batch(corrupted):
     jax.tree.map(np.testing.assert_array_equal, mixed, {name: v[order] for name, v in result.items()})
 
 
+@pytest.mark.slow
 def test_rows_without_padding_need_no_special_token():
     corrupt = corrupt_spans(ByteTokenizer(), num_sentinels=10)
     assert corrupt.vocab_size == 266

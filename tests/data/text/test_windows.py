@@ -34,7 +34,7 @@ def test_a_row_in_training_is_a_slice_and_its_targets_are_the_slice_one_later():
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(size=st.integers(2, 200), length=st.integers(1, 40), data=st.data())
 def test_evaluation_counts_each_token_once_with_its_context(size, length, data):
     context = data.draw(st.integers(1, length))

@@ -1,6 +1,8 @@
 """Language models in the layout of Hugging Face, from files that are made here, without `transformers`."""
 
 import json
+import sys
+import types
 
 import chex
 import jax
@@ -151,6 +153,8 @@ def test_the_tokenizer_and_the_special_tokens_stay(tmp_path):
     config = json.loads((target / "config.json").read_text())
     assert config["eos_token_id"] == 7
     assert "n_ctx" not in config
+    with pytest.raises(UserError, match=r"the variables hold wte and no params"):
+        save_model(tmp_path / "other", model, {"wte": np.zeros(1)})
     with pytest.raises(UserError, match=r"target holds a model already \(model.safetensors\)"):
         save_model(target, model, variables)
 
@@ -246,6 +250,18 @@ def test_a_warm_start_skips_the_head_and_leaves_adapters(tmp_path):
         pretrained_model(tmp_path, skip=["haed"])(shapes)
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_names_of_labels_stay_where_they_fit(tmp_path, num_classes):
+    source, model = tmp_path / "source", WithHead(BERT_MODEL.clone(pooling="first"), num_classes)
+    save_model(source, MODELS["head"], filled(MODELS["head"]))
+    config = json.loads((source / "config.json").read_text())
+    names = {"0": "no", "1": "yes", "2": "maybe"}
+    (source / "config.json").write_text(json.dumps(config | {"id2label": names}))
+    save_model(tmp_path / "target", model, filled(model), like=source)
+    labels = json.loads((tmp_path / "target" / "config.json").read_text())["id2label"]
+    assert labels == (names if num_classes == 3 else {"0": "LABEL_0", "1": "LABEL_1"})
+
+
 @pytest.mark.parametrize("pooling", [None, "first"])
 def test_a_classifier_starts_from_a_bert_with_other_heads_and_old_names(tmp_path, pooling):
     """As bert-base-uncased is stored: with all heads of pre-training, and norms named as in TensorFlow."""
@@ -270,6 +286,28 @@ def test_a_classifier_starts_from_a_bert_with_other_heads_and_old_names(tmp_path
     )
     nested = pretrained_model(tmp_path, under="backbone")(shapes_of(model))["params"]
     chex.assert_trees_all_equal(nested, start)
+
+
+def test_a_name_on_the_hub_is_fetched_with_its_config_and_tokenizer(tmp_path, monkeypatch):
+    write(tmp_path)
+    asked = {}
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked[name] = revision, allow_patterns
+        return str(tmp_path)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    model, _ = load_model("someone/gpt2", revision="abc")
+    assert model == GPT2_MODEL
+    revision, patterns = asked["someone/gpt2"]
+    assert revision == "abc"
+    assert {"*.safetensors", "config.json", "tokenizer.json", "merges.txt"} <= set(patterns)
+    with pytest.raises(UserError, match="there is no file or folder nowhere, and it is not a name"):
+        load_model("nowhere")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="has no config.json, which describes the model"):
+        load_model(tmp_path)
 
 
 def test_variables_of_another_model_are_not_written(tmp_path):

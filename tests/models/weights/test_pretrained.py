@@ -16,7 +16,7 @@ from dl.models.resnet import ResNet
 from dl.models.vit import ViT, fit_positions, resize_positions
 from dl.models.weights import names as torch_names
 from dl.models.weights.files import load_safetensors, read_tensors, save_safetensors
-from dl.models.weights.pretrained import load_pretrained
+from dl.models.weights.pretrained import load_pretrained, pretrained
 
 pytest.importorskip("safetensors", reason="needs the extra 'weights'")
 from safetensors.numpy import save_file
@@ -172,6 +172,17 @@ def test_an_experiment_can_start_from_pretrained_weights_with_a_new_head(tmp_pat
     np.testing.assert_array_equal(variables["params"]["stem"]["conv"]["kernel"], stem)
     assert variables["params"]["head"]["kernel"].shape == (16, 7)
     assert jnp.abs(variables["params"]["head"]["kernel"]).max() > 0
+
+
+def test_adapters_are_not_looked_for_in_a_file(tmp_path):
+    shapes = shapes_of(RESNET)
+    shapes["params"]["head"]["lora_a"] = jax.ShapeDtypeStruct((16, 2), np.float32)
+    start = pretrained(resnet_file(tmp_path), torch_names.resnet, "backbone")(
+        {name: {"backbone": tree} for name, tree in shapes.items()}
+    )
+    assert set(start["params"]["backbone"]["head"]) == {"kernel", "bias"}
+    adapted = load_pretrained(tmp_path, shapes, torch_names.resnet)
+    assert adapted["params"]["head"]["lora_a"].shape == (16, 2)
 
 
 @pytest.mark.parametrize(
