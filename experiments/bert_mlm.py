@@ -1,21 +1,27 @@
-"""BERT learns to restore masked tokens of sentences.
+"""BERT learns to restore masked words of sentences.
 
 python -m experiments.bert_mlm
 python -m experiments.bert_mlm --dataset rt_polarity
+python -m experiments.bert_mlm --rows packed --dataset ./novel.txt      # any text
 """
 
+from typing import Any, Literal
+
 from dl import Experiment, Fraction, PositiveInt, main, optimizers, task
-from dl.data import language_modeling
+from dl.data import language_modeling, text_classification
 from dl.data.text.masking import mask_tokens
 from dl.evaluation.baselines import Neighbours
 from dl.models.bert import BERT, BERTForMaskedLM
 from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
 
+ROLES = ("padding", "mask", "class", "separator")
+
 
 def experiment(
     dataset: TextDatasetName = "auto",
+    rows: Literal["sentences", "packed"] = "sentences",
     tokenizer: TokenizerName = "wordpiece:4000",
-    sequence_length: SequenceLength = 64,
+    sequence_length: SequenceLength = 48,
     dim: PositiveInt = 128,
     num_layers: PositiveInt = 4,
     dropout: Fraction = 0.1,
@@ -24,27 +30,26 @@ def experiment(
     learning_rate: LearningRate = 1e-3,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns a small BERT whose rows hold whole sentences.
+    """Returns a small BERT.
 
     Args:
+      rows: What a row holds: sentences (one text of a set with classes) or packed (texts of any set).
       dim: Width of the model, a multiple of 32.
       num_layers: Number of layers.
       dropout: Probability that a value is dropped in training.
       num_steps: Number of updates.
     """
-    special = ("padding", "mask", "class", "separator")
-    data = language_modeling(
-        dataset,
-        sequence_length=sequence_length,
-        tokenizer=tokenizer,
-        packing=True,
-        special=special,
-        auto="sst2_sentences",
-    )
+    if rows == "sentences":
+        data: Any = text_classification(
+            dataset, max_length=sequence_length, tokenizer=tokenizer, special=ROLES
+        )
+    else:
+        data = language_modeling(
+            dataset, sequence_length=sequence_length, tokenizer=tokenizer, packing=True, special=ROLES
+        )
     corrupt = mask_tokens(data.tokenizer)
     encoder = BERT(data.vocab_size, sequence_length, dim, num_layers, dim // 32, dropout=dropout)
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 10)
-    assert data.tokenizer.mask_id is not None
     return Experiment(
         data=data,
         augment=corrupt,

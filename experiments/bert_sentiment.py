@@ -28,7 +28,7 @@ def experiment(
     dataset: TextDatasetName = "auto",
     tokenizer: TokenizerName = "wordpiece:4000",
     start: Literal["pretrained", "random"] = "pretrained",
-    max_length: PositiveInt = 64,
+    max_length: PositiveInt = 48,
     dim: PositiveInt = 128,
     num_layers: PositiveInt = 4,
     dropout: Fraction = 0.2,
@@ -48,7 +48,7 @@ def experiment(
       dropout: Probability that a value is dropped in training.
       smoke: Pre-train for a few steps, to test quickly that all works.
     """
-    data = text_classification(dataset, max_length=max_length, tokenizer=tokenizer)
+    data = text_classification(dataset, max_length=max_length, tokenizer=tokenizer, special=bert_mlm.ROLES)
     encoder = BERT(data.vocab_size, max_length, dim, num_layers, dim // 32, pooling="mean", dropout=dropout)
     before = {"dataset": dataset, "tokenizer": tokenizer, "sequence_length": max_length, "dim": dim}
     before |= {"num_layers": num_layers, "num_steps": 6 if smoke else 4000, "seed": seed}

@@ -30,6 +30,7 @@ def text_classification(
     tokenizer: str | Tokenizer = "bytes",
     first_token: str | None = None,
     last_token: str | None = None,
+    special: Sequence[str] = (),
     validation_fraction: float = 0.1,
     text_field: str | None = None,
     label_field: str | None = None,
@@ -52,6 +53,7 @@ def text_classification(
       tokenizer: bytes, characters, bpe:SIZE, wordpiece:SIZE, or the path of a tokenizer.json; or a tokenizer.
       first_token: role of a special token before each text, such as "class". `None` means no token.
       last_token: role of a special token after each text, such as "separator". A text that is cut keeps it.
+      special: roles of more special tokens that the tokenizer must have, such as "mask".
       validation_fraction: fraction of train that is used for validation if there is no official validation
         split, in (0, 1).
       text_field: name of the field of the texts. `None` means "text", and the only text of a prepared set.
@@ -81,6 +83,7 @@ def text_classification(
         chosen_tokenizer=tokenizer,
         first_token=first_token,
         last_token=last_token,
+        special=check_roles(special),
         validation_fraction=validation_fraction,
         text_field=text_field,
         label_field=label_field,
@@ -104,6 +107,7 @@ class TextClassification(TextSplits):
     chosen_tokenizer: str | Tokenizer
     first_token: str | None
     last_token: str | None
+    special: tuple[str, ...]
     validation_fraction: float
     text_field: str | None
     label_field: str | None
@@ -116,6 +120,7 @@ class TextClassification(TextSplits):
             "kind": "text_classification",
             "auto": list(self.auto),
             "tokenizer": check_tokenizer(self.chosen_tokenizer).word,
+            "special": list(self.special),
             **{name: getattr(self, name) for name in (*names, "text_field", "label_field")},
         }
 
@@ -153,7 +158,8 @@ class TextClassification(TextSplits):
             labels_of[name] = labels[split][rows]
         if tokenizer is None:
             others = (text for name, of_split in texts.items() if name != "train" for text in of_split)
-            roles = [role for role in (self.first_token, self.last_token) if role is not None]
+            ends = [role for role in (self.first_token, self.last_token) if role is not None]
+            roles = list(dict.fromkeys([*ends, *self.special]))
             spec = check_tokenizer(self.chosen_tokenizer)
             tokenizer = make_tokenizer(spec, texts["train"], others, roles, helpful=("padding",))
         splits, notes = {}, [f"{len(table.class_names)} classes, {tokenizer.vocab_size} tokens"]
