@@ -10,6 +10,7 @@ products of NumPy and JAX counts. The bars: one text at 60 % of the bound or mor
 least 8 times the tokens a second of one. `transformers` is measured where it is installed (extra `peers`).
 """
 
+import functools
 import statistics
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from dl.models.gpt2 import GPT2
 from dl.models.weights.hugging_face import save_model
 
 VOCAB_SIZE, CONTEXT, REPEATS = 8_192, 256, 5
+COUNTS = {"one text": 1, "sixteen texts": 16}
 PROMPT = "\u4e00\u4e01\u4e02"  # three tokens
 
 
@@ -98,12 +100,12 @@ def main() -> None:
     )
     writer = Writer(experiment, variables)
     runs = {f"product in {name}": run for name, run in matrix_products(num_bytes).items()}
-    for num_texts in (1, 16):
-        runs[f"{num_texts} texts"] = lambda n=num_texts: writer.generate(
-            [PROMPT] * n, max_tokens=num_tokens, temperature=0
-        )
-        if (write := transformers_writer(model, variables)) is not None:
-            runs[f"{num_texts} texts, transformers"] = lambda n=num_texts, w=write: w(n, num_tokens)
+    write = transformers_writer(model, variables)
+    for name, num_texts in COUNTS.items():
+        prompts = [PROMPT] * num_texts
+        runs[name] = functools.partial(writer.generate, prompts, max_tokens=num_tokens, temperature=0)
+        if write is not None:
+            runs[f"{name}, transformers"] = functools.partial(write, num_texts, num_tokens)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(REPEATS + 1):
         for name, run in runs.items():
@@ -112,17 +114,17 @@ def main() -> None:
                 times[name].append(taken)
     median = {name: statistics.median(each) for name, each in times.items()}
     bound = 1 / min(median["product in NumPy"], median["product in JAX"])
-    print(
-        f"{num_bytes / 1e6:.0f} MB of weights; the bound is {bound:.1f} tokens/s ({num_bytes * bound / 1e9:.1f} GB/s)"
-    )
-    rates = {name: int(name.split()[0]) * num_tokens / median[name] for name in runs if "texts" in name}
-    for name, rate in rates.items():
-        print(f"{name}: {rate:.1f} tokens/s")
-    print(f"one text: {rates['1 texts'] / bound:.0%} of the bound (bar: 60 %)")
-    print(f"sixteen texts: {rates['16 texts'] / rates['1 texts']:.1f} times the rate of one (bar: 8)")
-    for name, rate in rates.items():
-        if (theirs := rates.get(f"{name}, transformers")) is not None:
-            print(f"{name}: {rate / theirs:.2f} times the rate of transformers")
+    bandwidth = num_bytes * bound / 1e9
+    print(f"{num_bytes / 1e6:.0f} MB of weights; the bound is {bound:.1f} tokens/s ({bandwidth:.1f} GB/s)")
+    rates = {}
+    for name, num_texts in COUNTS.items():
+        rates[name] = num_texts * num_tokens / median[name]
+        print(f"{name}: {rates[name]:.1f} tokens/s")
+        if write is not None:
+            theirs = median[f"{name}, transformers"] / median[name]
+            print(f"{name}: {theirs:.2f} times the rate of transformers")
+    print(f"one text: {rates['one text'] / bound:.0%} of the bound (bar: 60 %)")
+    print(f"sixteen texts: {rates['sixteen texts'] / rates['one text']:.1f} times the rate of one (bar: 8)")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     python -m experiments.gpt2_124m --dataset ./texts --network llama --optimizer muon
     python -m experiments.gpt2_124m --smoke                                      # tiny, on a CPU
 
-gpt2 has 124,439,808 parameters if the tokenizer has 50,257 tokens. llama is a network of the same width and depth
-with rotary positions, RMSNorm and SwiGLU. `python -m dl tokens` makes token files, which may be larger than memory.
+gpt2 has 124,439,808 parameters if the tokenizer has 50,257 tokens. llama is a network of the same width and
+depth with rotary positions, RMSNorm and SwiGLU. `python -m dl write-tokens` makes token files of texts that
+do not fit into memory.
 """
 
 from typing import Any, Literal
@@ -35,7 +36,7 @@ def experiment(
 
     Args:
       tokenizer: Tokenizer: bytes, characters, bpe:SIZE, or the path of a tokenizer.json. Default: that of the
-        token files, or else bpe:50257.
+        token files, or else characters.
       network: Architecture: gpt2 or llama.
       optimizer: Optimizer of the hidden matrices: adamw or muon.
       num_micro_batches: Number of parts into which a batch is divided to save memory.
@@ -45,7 +46,8 @@ def experiment(
     """
     length = 32 if smoke else sequence_length
     size: dict[str, Any] = {"dim": 32, "num_layers": 2, "num_heads": 2} if smoke else {}
-    data = language_modeling(dataset, sequence_length=length, tokenizer="bytes" if smoke else tokenizer)
+    words = "bytes" if smoke else tokenizer
+    data = language_modeling(dataset, sequence_length=length, tokenizer=words)
     deep: dict[str, Any] = {"is_scanned": True, "is_rematerialized": not smoke}
     if network == "gpt2":
         model: Any = GPT2(data.vocab_size, length, **size, **deep)

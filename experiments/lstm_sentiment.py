@@ -41,9 +41,9 @@ def experiment(
     """
     data = text_classification(dataset, max_length=max_length, tokenizer=tokenizer)
     model = RecurrentClassifier(
-        data.num_classes,
-        CELLS[cell],
-        hidden,
+        layer=CELLS[cell],
+        dim=hidden,
+        num_classes=data.num_classes,
         is_bidirectional=True,
         pooling="max",
         dropout=dropout,

@@ -43,6 +43,8 @@ experiment_fn = importlib.import_module(f"experiments.{name}").experiment
 parameters = inspect.signature(experiment_fn).parameters
 small = {"dataset": "digits", "backbone": "random", "smoke": True}
 options = {option: value for option, value in small.items() if option in parameters}
+if parameters.get("dataset") and parameters["dataset"].default == "auto" and "tokenizer" in parameters:
+    options |= {"dataset": "auto", "tokenizer": "characters"}
 experiment = dataclasses.replace(
     experiment_fn(**options), num_steps=6, batch_size=8, eval_batch_size=180, eval_every=4
 )

@@ -105,13 +105,12 @@ class RecurrentLanguageModel(nn.Module):
         return tuple(layer.empty_state(batch_size, self.dtype or jnp.float32) for _ in range(self.num_layers))
 
 
-class RecurrentRegressor(nn.Module):
-    """A network that reads a sequence of vectors and returns N numbers: recurrent layers and a dense head.
+class SequenceReader(nn.Module):
+    """What the regressor and the classifier share: recurrent layers, a vector of the sequence, a dense head.
 
-    Its parameters are `layers/layer0`, … and `head`.
+    Their parameters are `layers/layer0`, … and `head`.
 
     Attributes:
-      num_outputs: number of outputs, N.
       layer: makes a layer: `LSTM`, `GRU` or `RNN`, or a `functools.partial` of one.
       dim: state dim of each direction, D.
       num_layers: number of layers.
@@ -122,7 +121,6 @@ class RecurrentRegressor(nn.Module):
       dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
-    num_outputs: int
     layer: Callable[..., Recurrence] = LSTM
     dim: int = 64
     num_layers: int = 1
@@ -132,17 +130,10 @@ class RecurrentRegressor(nn.Module):
     recurrent_dropout: float = 0.0
     dtype: Any = None
 
-    @nn.compact
-    def __call__(
-        self, x_BTF: jax.Array, segment_ids_BT: jax.Array | None = None, train: bool = False
+    def read(
+        self, x_BTF: jax.Array, segment_ids_BT: jax.Array | None, num_outputs: int, train: bool
     ) -> jax.Array:
-        """Returns outputs of shape B × N.
-
-        Args:
-          x_BTF: inputs.
-          segment_ids_BT: positive for the steps of the sequence, 0 for padding. `None` means no padding.
-          train: whether dropout is on.
-        """
+        """Returns outputs of shape B × N for sequences of vectors; called by `__call__`."""
         layers = RecurrentStack(
             self.layer,
             self.dim,
@@ -160,26 +151,60 @@ class RecurrentRegressor(nn.Module):
         else:
             pooled_BD = pool(outputs_BTD, segment_ids_BT, self.pooling)
         pooled_BD = Dropout(self.dropout, deterministic=not train)(pooled_BD)
-        return nn.Dense(self.num_outputs, dtype=self.dtype, name="head")(pooled_BD)
+        return nn.Dense(num_outputs, dtype=self.dtype, name="head")(pooled_BD)
 
 
-class RecurrentClassifier(RecurrentRegressor):
-    """A network that reads tokens and returns the logits of N classes: embeddings, then `RecurrentRegressor`.
+class RecurrentRegressor(SequenceReader, kw_only=True):
+    """A network that reads a sequence of vectors and returns N numbers; see `SequenceReader`.
 
     Attributes:
+      num_outputs: number of outputs, N.
+    """
+
+    num_outputs: int
+
+    @nn.compact
+    def __call__(
+        self, x_BTF: jax.Array, segment_ids_BT: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """Returns outputs of shape B × N.
+
+        Args:
+          x_BTF: inputs.
+          segment_ids_BT: positive for the steps of the sequence, 0 for padding. `None` means no padding.
+          train: whether dropout is on.
+        """
+        return self.read(x_BTF, segment_ids_BT, self.num_outputs, train)
+
+
+class RecurrentClassifier(SequenceReader, kw_only=True):
+    """A network that reads tokens and returns the logits of N classes; see `SequenceReader`.
+
+    Its table of embeddings is `token_embedding`.
+
+    Attributes:
+      num_classes: number of classes, N.
       vocab_size: number of tokens, V.
       embedding_dim: E.
     """
 
-    vocab_size: int = 256
+    num_classes: int
+    vocab_size: int
     embedding_dim: int = 64
 
     @nn.compact
     def __call__(
         self, tokens_BT: jax.Array, segment_ids_BT: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
+        """Returns logits of shape B × N.
+
+        Args:
+          tokens_BT: tokens, integers.
+          segment_ids_BT: positive for tokens, 0 for padding. `None` means no padding.
+          train: whether dropout is on.
+        """
         embed = nn.Embed(self.vocab_size, self.embedding_dim, dtype=self.dtype, name="token_embedding")
-        return super().__call__(embed(tokens_BT), segment_ids_BT, train)
+        return self.read(embed(tokens_BT), segment_ids_BT, self.num_classes, train)
 
 
 def pool(x_BTD: jax.Array, segment_ids_BT: jax.Array | None, pooling: Literal["max", "mean"]) -> jax.Array:

@@ -172,7 +172,7 @@ def test_a_tied_head_has_no_kernel_of_its_own():
 @pytest.mark.parametrize("pooling", ["final", "max", "mean"])
 def test_a_classifier_does_not_see_padding(pooling):
     model = RecurrentClassifier(
-        num_outputs=2, vocab_size=V, embedding_dim=3, dim=D, is_bidirectional=True, pooling=pooling
+        num_classes=2, vocab_size=V, embedding_dim=3, dim=D, is_bidirectional=True, pooling=pooling
     )
     variables = random_variables(model, TOKENS)
     padded = np.where(SEGMENT_IDS, TOKENS, V - 1)
@@ -187,7 +187,7 @@ def test_a_classifier_does_not_see_padding(pooling):
 
 
 def test_a_regressor_reads_vectors_and_has_no_gradient_at_padding():
-    model = RecurrentRegressor(1, GRU, dim=D, is_bidirectional=True, pooling="mean")
+    model = RecurrentRegressor(GRU, D, num_outputs=1, is_bidirectional=True, pooling="mean")
     variables = random_variables(model, X_BTF)
     assert jax.eval_shape(model.apply, variables, X_BTF).shape == (B, 1)
     gradient = quick_jit(jax.grad(lambda x_BTF: model.apply(variables, x_BTF, SEGMENT_IDS).sum()))(X_BTF)
