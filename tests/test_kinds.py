@@ -177,6 +177,7 @@ def test_a_language_model(finished):
         assert words in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_figure_has_an_interval_a_direction_and_a_unit(finished, name):
     result = finished(name).result
