@@ -29,7 +29,7 @@ from dl.generation.writer import Writer
 from dl.models.gpt2 import GPT2
 from dl.models.weights.hugging_face import save_model
 
-VOCAB_SIZE, CONTEXT, REPEATS = 8_192, 256, 5
+VOCAB_SIZE, CONTEXT, REPEATS = 8_192, 128, 5
 COUNTS = {"one text": 1, "sixteen texts": 16}
 PROMPT = "\u4e00\u4e01\u4e02"  # three tokens
 

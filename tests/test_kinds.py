@@ -196,6 +196,7 @@ def test_a_language_model_stands_beside_its_ngram_model(finished):
     assert "4-gram model" in words_of(run.report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_figure_has_an_interval_a_direction_and_a_unit(finished, name):
     result = finished(name).result

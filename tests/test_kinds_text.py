@@ -7,14 +7,17 @@ import json
 import re
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from dl import load_run
+from dl import load_run, optimizers, task
 from dl.cli.main import main
+from dl.data import ArraySource, ArraySplits
+from dl.data.pipeline import Batches
 from dl.diagnostics.overfit import overfit
 from dl.errors import UserError
 from dl.experiment import Experiment
@@ -26,6 +29,7 @@ from dl.runs.predictions import (
     Predictions,
     SequenceToSequence,
     Tagging,
+    collect_predictions,
     read_predictions,
 )
 from dl.task import corrupted
@@ -201,6 +205,38 @@ def test_every_figure_has_an_interval_a_direction_and_a_unit(finished, name):
 def test_a_sound_experiment_overfits_one_batch():
     result = overfit(find_experiment(str(FOLDER / "tagged_letters.py"))())
     assert result.has_passed, result
+
+
+def test_packed_rows_with_tokens_that_are_not_predicted(mesh1):
+    class Bigrams(nn.Module):
+        @nn.compact
+        def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, train=False):
+            return nn.Embed(5, 5)(tokens_BT)
+
+    # Two sequences and padding in a row; the row goes on with token 3. The second row counts nothing.
+    tokens = np.array([[1, 2, 3, 4, 1, 0], [1, 2, 1, 2, 4, 2], [0] * 6], np.int32)
+    segment_ids = np.array([[1, 1, 1, 2, 2, 0], [1] * 6, [0] * 6], np.int32)
+    targets = np.array([[2, 3, -1, 1, -1, -1], [-1, 1, 2, 4, 2, 3], [-1] * 6], np.int32)
+    source = ArraySource({"tokens": tokens, "segment_ids": segment_ids, "targets": targets})
+    experiment = Experiment(
+        data=ArraySplits("packed", train=source, evaluations={"test": source}),
+        task=task.language_model(Bigrams()),
+        tx=optimizers.sgd(0.1),
+        num_steps=1,
+        batch_size=3,
+    )
+    batch = {name: jnp.asarray(values) for name, values in source.arrays.items()}
+    variables = experiment.task.init(jax.random.key(0), batch)
+    kept = collect_predictions(experiment, variables, Batches(source, 3, mesh1), mesh1, "test")
+    table = np.asarray(variables["params"]["Embed_0"]["embedding"])
+    log_p = log_softmax(table.astype(float), -1)[tokens]
+    expected = -np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], -1)[..., 0]
+    expected[targets < 0] = np.nan
+    np.testing.assert_allclose(kept.token_loss, expected[kept.shown], atol=1e-5)
+    np.testing.assert_array_equal(kept.token[:, :-1], tokens[kept.shown])
+    np.testing.assert_array_equal(kept.token[:, -1], np.array([0, 3, 0])[kept.shown])
+    np.testing.assert_array_equal(kept.num_tokens, [3, 5, 0])
+    np.testing.assert_allclose(kept.loss, np.nansum(expected, 1), atol=1e-5)
 
 
 # -- predictions from texts

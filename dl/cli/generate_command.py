@@ -72,7 +72,8 @@ def generate(call: Call) -> int:
             texts = iter([run.stream(prompts[0], **sampling)])
         else:
             texts = iter([iter([one.text]) for one in run.generate(prompts, **sampling)])
-    is_translation = "source" in rebuilt.experiment.data.train.spec
+    kind = rebuilt.experiment.task.kind
+    is_translation = kind is not None and kind.name == "sequence_to_sequence"
     for index, (prompt, _) in enumerate(itertools.product(prompts, range(options.num_samples))):
         print("---\n" * (index > 0) + ("" if is_translation else printable_text(prompt)), end="", flush=True)
         for piece in next(texts):

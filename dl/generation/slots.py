@@ -22,7 +22,7 @@ from dl.generation.writing import Writing
 from dl.task.decoder import Cache, Decoder
 from dl.types import Variables
 
-SMALLEST_BUCKET = 16  # tokens; shorter prompts are padded to it, so that few programs are compiled
+SMALLEST_BUCKET = 4  # tokens; shorter prompts are padded to it, so that few programs are compiled
 NUM_SLOTS = 16
 FEW_SLOTS = 2  # with which one or two texts are written faster, where that does not change bits
 # XLA for CPUs gives reductions to its library YNNPACK, whose order of summation depends on the number of

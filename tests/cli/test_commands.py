@@ -294,6 +294,7 @@ def test_memory_that_runs_out_is_one_line(capsys):
         run(jax.errors.JaxRuntimeError("INTERNAL: a defect"))
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_traceback():
     command = f"{shlex.quote(sys.executable)} -m dl --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

@@ -20,7 +20,7 @@ from dl.evaluation.baselines import Neighbours, TfIdf, copy_of_source, fit_lexic
 
 # Texts and their classifier.
 
-WORDS = ["", "good", "bad", "film", "plot", "not", "very", "the", "a", "it", "was", "dull", "fun"]
+WORDS = ["", "good", "bad", "film", "plot", "not", "very", "the", "a", "it", "was"]
 TOKENIZER = types.SimpleNamespace(padding_id=0, decode=lambda tokens: " ".join(WORDS[t] for t in tokens))
 
 
@@ -31,11 +31,11 @@ def reviews(size, seed):
     label = random.integers(0, 2, size).astype(np.int32)
     for row, is_good in zip(tokens, label, strict=True):
         words = list(random.integers(3, 11, random.integers(4, 8)))
-        words = [word for word in words if word != 5] + [1, 12]
-        if random.random() < 0.5:
-            words[-2:] = [2, 11] if not is_good else [1, 12]
-        else:
-            words[-2:] = [5, 1] if not is_good else [5, 2]
+        is_negated = random.random() < 0.5
+        words = [word for word in words if word != 5] + [
+            5 if is_negated else 8,
+            1 if is_good != is_negated else 2,
+        ]
         row[: len(words)] = words
     return ArraySource({"tokens": tokens, "segment_ids": np.int32(tokens > 0), "label": label})
 

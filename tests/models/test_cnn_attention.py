@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+import dl
 from dl.data.synthetic.patch_order import PATCH
 from dl.models.blocks.attention import Attention
 from dl.models.cnn_attention import CNNAttention, FeatureMap, PooledCNN
+from dl.runs.console import Console
+from experiments import cnn_attention_hybrid
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -72,3 +75,10 @@ def test_the_hybrid_is_backbone_positions_attention_mean_and_dense_layers(images
     pooled_BD = (x_BTD + np.asarray(attended)).mean(1)
     expected = dense(np.maximum(dense(pooled_BD, "hidden"), 0), "head")
     np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_hybrid_learns_which_of_two_orders_it_sees(mesh1):
+    experiment = cnn_attention_hybrid.experiment(num_classes=2, num_epochs=1)
+    result = dl.train(experiment, mesh=mesh1, console=Console(is_quiet=True))
+    assert result.metrics["test"]["accuracy"] > 0.9  # chance is 0.5

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+import dl
 from dl import task
 from dl.models.blocks.recurrence import GRU, LSTM, RNN, RecurrentStack, starts
 from dl.models.recurrent import (
@@ -16,6 +17,8 @@ from dl.models.recurrent import (
     RecurrentLanguageModel,
     RecurrentRegressor,
 )
+from dl.runs.console import Console
+from experiments import rnn_adding
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -239,3 +242,10 @@ def test_one_mask_a_row_drops_recurrent_connections_at_all_steps():
     for t in range(T):
         undropped = np.tanh(undropped)
         np.testing.assert_allclose(plain[:, t], np.broadcast_to(undropped, (64, F)), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_an_lstm_solves_the_adding_problem(mesh1):
+    """Who predicts the mean has a squared error of 0.167, and who forgets one of the numbers 0.083."""
+    result = dl.train(rnn_adding.experiment(num_steps=400), mesh=mesh1, console=Console(is_quiet=True))
+    assert result.metrics["test"]["loss"] < 0.02

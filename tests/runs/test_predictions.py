@@ -138,6 +138,7 @@ def test_an_experiment_may_say_what_its_outputs_are(mesh1):
     np.testing.assert_allclose(found.log_probabilities, log_softmax(logits, axis=-1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
     result = train_in(tmp_path, mesh8, EXPERIMENT, console=Console(is_quiet=True))
     found = read_predictions(tmp_path / "predictions.npz")
@@ -149,6 +150,7 @@ def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
     assert 2**20 < result["peak_memory_bytes"]["host"] < 2**40
 
 
+@pytest.mark.slow
 def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
     train_in(tmp_path, mesh1, EXPERIMENT, population=consecutive(0, 2), console=Console())
     assert not (tmp_path / "predictions.npz").exists()
@@ -429,6 +431,7 @@ def predict(shades, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_one_image_is_a_list_of_classes(shades, predict):
     status, out, err = predict(shades / "run", shades / "a.png")
     assert (status, err) == (0, "")
@@ -597,6 +600,7 @@ def test_a_finished_run_needs_no_training_data(photos_run, capsys, tmp_path, mon
     assert predict_dog(photos_run, capsys, image) == with_data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

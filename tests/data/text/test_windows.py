@@ -120,3 +120,9 @@ def test_a_mistake_is_one_clear_line(make, message):
 @pytest.mark.parametrize(("vocab_size", "name"), [(256, "uint8"), (257, "uint16"), (65537, "uint32")])
 def test_tokens_take_the_smallest_type(vocab_size, name):
     assert smallest_dtype(vocab_size).name == name
+
+
+def test_the_head_is_the_beginning_of_the_text():
+    windows = TokenWindows(np.arange(50, dtype=np.uint8), 7, stride=3)
+    np.testing.assert_array_equal(windows.head(5), np.arange(5))
+    np.testing.assert_array_equal(windows.head(1_000), np.arange(50))
