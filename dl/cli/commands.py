@@ -1,6 +1,7 @@
 """`python -m dl COMMAND …`: the table of all commands, from which dispatch and help follow."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from dl.cli import data_commands, experiment_commands, generate_command, run_commands, study_commands
@@ -53,21 +54,21 @@ COMMANDS = {
             (EXPERIMENT,),
             experiment_commands.preview_augmentation,
             experiment_commands.PreviewOptions,
-            "picture of examples before and after augmentation",
+            "picture of examples before and after augmenting",
         ),
         Command(
             "sweep",
             (EXPERIMENT, "NAME=VALUES …"),
             study_commands.run_sweep,
             study_commands.SweepOptions,
-            "search for the best hyperparameters on the validation split",
+            "best hyperparameters on the validation split",
         ),
         Command(
             "learning-curve",
             (EXPERIMENT,),
             study_commands.run_curve,
             study_commands.CurveOptions,
-            "error against the number of examples or parameters",
+            "error against number of examples or parameters",
         ),
         Command(
             "report",
@@ -149,6 +150,10 @@ def _instead_of(name: str, rest: Sequence[str]) -> str:
     return hint(name, list(COMMANDS))
 
 
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 82, subsequent_indent="  ")
+
+
 def _help() -> str:
     width = max(len(command.usage) for command in COMMANDS.values())
     return "\n".join(
@@ -157,10 +162,10 @@ def _help() -> str:
             "",
             *(f"  {command.usage:<{width}}  {command.help}" for command in COMMANDS.values()),
             "",
-            *(f"{word}: {meaning}." for word, meaning in LEGEND.items()),
+            *(_wrapped(f"{word}: {meaning}.") for word, meaning in LEGEND.items()),
             "",
             "python -m dl COMMAND --help             lists the options of a command.",
-            "python -m dl COMMAND EXPERIMENT --help  lists the options of the command and of the experiment.",
+            "python -m dl COMMAND EXPERIMENT --help  lists the options of both.",
             "python -m experiments.NAME              trains an experiment.",
             "python -m dl --version                  prints the versions of dl, JAX and Python.",
         ]
