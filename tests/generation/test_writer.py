@@ -239,11 +239,11 @@ def test_any_causal_model_writes(model):
     batch = {"tokens": jnp.zeros((2, CONTEXT), jnp.int32)}
     variables = wide(experiment.task.init(jax.random.key(0), batch))
     (made,) = Writer(experiment, variables).generate("ab", max_tokens=5, temperature=0)
-    tokens = [*b"ab"]
-    for token in made.tokens:
-        logits = experiment.task.predict(variables, {"tokens": jnp.array([tokens])})
-        assert token == logits[0, -1].argmax()
-        tokens.append(token)
+    predict = jax.jit(experiment.task.predict)
+    tokens_BT = np.zeros((1, CONTEXT), np.int32)
+    tokens_BT[0, :7] = [*b"ab", *made.tokens]
+    logits_BTV = predict(variables, {"tokens": tokens_BT})
+    np.testing.assert_array_equal(logits_BTV[0, 1:6].argmax(-1), made.tokens)
 
 
 @pytest.mark.slow
@@ -259,14 +259,14 @@ def test_a_translation_is_the_most_probable_target():
     variables = wide(experiment.task.init(jax.random.key(0), batch))
     writer = Writer(experiment, variables)
     (greedy,) = writer.generate("ab", max_tokens=6, temperature=0)
-    written = []
-    for token in greedy.tokens:
-        # The task reads the target without its last token.
-        row = np.array([[*written, tokenizer.end_id]], np.int32)
-        source = np.array([[*b"ab", tokenizer.end_id]], np.int32)
-        logits = experiment.task.predict(variables, {"source": source, "target": row})
-        assert token == logits[0, -1, : tokenizer.vocab_size].argmax()
-        written.append(token)
+    source_BS, target_BT = (np.full((1, size), tokenizer.padding_id, np.int32) for size in (12, 9))
+    source_BS[0, :3] = [*b"ab", tokenizer.end_id]
+    length = len(greedy.tokens)
+    target_BT[0, :length] = greedy.tokens
+    predict = jax.jit(experiment.task.predict)
+    logits_BTV = predict(variables, {"source": source_BS, "target": target_BT})
+    expected = logits_BTV[0, :length, : tokenizer.vocab_size].argmax(-1)
+    np.testing.assert_array_equal(greedy.tokens, expected)
     assert writer.generate(["x", "ab", "yz"], max_tokens=6, temperature=0)[1] == greedy
     (beams,) = writer.generate("ab", max_tokens=6, num_beams=4, length_penalty=0.0)
     assert sum(beams.log_probabilities) >= sum(greedy.log_probabilities) - 1e-5
