@@ -14,7 +14,7 @@ from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.sharding import Rules
 from dl.stopping import KeepBest, StopAt
 from dl.task import Task
-from dl.types import Augment, Batch, GradFn, Key, OfInput, Preprocess, Splits, Variables
+from dl.types import Augment, Baseline, Batch, GradFn, Key, OfInput, Preprocess, Splits, Variables
 from dl.warm_start import WarmStart
 
 
@@ -49,6 +49,9 @@ class Experiment:
         are evaluated. Batch statistics are not averaged: those of the raw parameters are used.
       loss_scale: initial loss scale, for float16.
       sharding_rules: pairs of a regular expression for a parameter's path and its partition.
+      baseline: cheap method that the network must beat on the same data, for example
+        `evaluation.baselines.NGram()`. It is computed once, at the end of the run, and stands beside the
+        network in every result.
       seed: random seed of the initialisation, the batch order, dropout and augmentation.
       eval_batch_size: number of examples in each batch of an evaluation. It is rounded up to a multiple of
         the number of devices. The last batch of a split is padded.
@@ -71,6 +74,7 @@ class Experiment:
     ema_decay: float | None = None
     loss_scale: LossScale | None = None
     sharding_rules: Rules = ()
+    baseline: Baseline | None = None
     seed: int = 0
     eval_batch_size: int = 500
     eval_every: int | None = None

@@ -50,6 +50,22 @@ ImageSize = Annotated[PositiveInt, Help("Height and width of the resized images,
 LabelSmoothing = Annotated[Fraction, Help("Share of each target that is spread evenly over all classes.")]
 LearningRate = Annotated[PositiveFloat, Help("Peak learning rate.")]
 NumEpochs = Annotated[PositiveInt, Help("Number of passes over the training split.")]
+SequenceLength = Annotated[PositiveInt, Help("Number of tokens in a row.")]
+TextDatasetName = Annotated[
+    str,
+    Help(
+        "Data set: NAME or NAME/CONFIG of a prepared set, or the path (such as ./novel.txt) of a file or "
+        "folder of texts. auto: the set that the experiment was measured on, or texts that come with Python "
+        "if that set is not available."
+    ),
+]
+TokenizerName = Annotated[
+    str,
+    Help(
+        "Tokenizer: bytes, characters, bpe:SIZE or wordpiece:SIZE (trained on the training split), or the "
+        "path of a tokenizer.json."
+    ),
+]
 Seed = Annotated[
     int,
     Range(0, 2**32 - 1),

@@ -80,7 +80,12 @@ def computing_in(policy: Policy, task: Task) -> Task:
     decoder = task.decoder
     if decoder is not None:
         decoder = decoder._replace(extend=converted(decoder.extend), encode=converted(decoder.encode))
-    return task._replace(loss=loss, predict=converted(task.predict), decoder=decoder)
+    return task._replace(
+        loss=loss,
+        predict=converted(task.predict),
+        decoder=decoder,
+        intermediates=converted(task.intermediates),
+    )
 
 
 def _converting(policy: Policy) -> Callable[..., Any]:

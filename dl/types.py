@@ -93,7 +93,8 @@ class Identity:
       version: version as TFDS writes it, such as "3.0.1". Data without a version have "1.0.0".
       checksum: SHA-256 (hexadecimal) over the decoded images and labels of all official splits, with names,
         shapes and dtypes. For a set that is too large for memory, it is over the description of the set and
-        the names and sizes of its shards (or of the files of an image folder).
+        the names and sizes of its shards (or of the files of an image folder). For texts it is over the
+        texts and labels of all official splits, and not over their tokens.
       sizes: number of examples in each split as it is used.
       split_rule: how validation or test rows were drawn from train; empty for a plain random draw.
     """
@@ -149,6 +150,28 @@ class Splits(Protocol):
           UserError: an argument is not a positive whole number, or the training split has no examples.
         """
         ...
+
+
+class BaselineScores(NamedTuple):
+    """What a baseline adds to each metric.
+
+    Attributes:
+      name: text about the baseline, with the settings that it chose.
+      examples: by split and metric, total and weight of each example of the split, in the order of its rows,
+        shape N × 2. The metric is Σ total / Σ weight. Metrics have the names and units of the task. The
+        weight of a language model's sequence is the number of its tokens that count.
+    """
+
+    name: str
+    examples: Mapping[str, Mapping[str, np.ndarray]]
+
+
+Baseline = Callable[[Splits], BaselineScores]
+"""A cheap method that a network must beat: it is fitted on the training split and scores the others.
+
+It is a pure function of the data. It may choose settings on the validation split, never on the test split.
+`dl.evaluation.baselines` has some.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

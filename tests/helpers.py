@@ -60,7 +60,7 @@ def train_in(folder, mesh, experiment=EXPERIMENT, options=None, name="experiment
 def replace_training(monkeypatch, train):
     """Replaces the training of the runs of a study by a function that returns the content of result.json."""
 
-    def train_run(run, mesh, *, population, console):
+    def train_run(run, mesh, *, population, console, with_baseline=False):
         return SimpleNamespace(record=train(run.definition.build(), run, mesh, population, console))
 
     monkeypatch.setattr("dl.studies.runs.train_run", train_run)

@@ -43,6 +43,10 @@ experiment_fn = importlib.import_module(f"experiments.{name}").experiment
 parameters = inspect.signature(experiment_fn).parameters
 small = {"dataset": "digits", "backbone": "random", "smoke": True}
 options = {option: value for option, value in small.items() if option in parameters}
+if "tokenizer" in parameters or name == "finetune_gpt":
+    options["dataset"] = "auto"  # without prepared sets, texts that come with Python
+if "wordpiece" in str(getattr(parameters.get("tokenizer"), "default", "")):
+    options["tokenizer"] = "wordpiece:400"
 experiment = dataclasses.replace(
     experiment_fn(**options), num_steps=6, batch_size=8, eval_batch_size=180, eval_every=4
 )

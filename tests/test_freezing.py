@@ -83,6 +83,7 @@ def test_what_is_frozen_keeps_its_bits_and_its_statistics_while_the_rest_learns(
     assert float(metrics["gradient_norm"].compute()) > 0
 
 
+@pytest.mark.slow
 def test_a_frozen_norm_uses_the_statistics_that_it_brought_along():
     tx = optimizers.sgd(0.1)
     state = make_state(tx)
@@ -126,6 +127,7 @@ def test_the_gradient_and_the_optimizer_never_see_what_is_frozen():
     assert set(frozen) == {"body", "body_norm"}
 
 
+@pytest.mark.slow
 def test_nothing_frozen_changes_nothing():
     tx = optimizers.sgd(0.1)
     state = make_state(tx, frozen=())

@@ -125,6 +125,7 @@ def test_at_a_minimum_the_sharpness_aware_gradient_is_zero():
     np.testing.assert_array_equal(gradient, 0.0)
 
 
+@pytest.mark.slow
 def test_sharpness_awareness_composes_with_accumulation(problem):
     loss_fn, params, batch = problem
     whole = sharpness_aware_gradient(0.1)(loss_fn)(params, {}, batch, None)
@@ -221,6 +222,7 @@ def test_parts_that_count_unequally_add_up_to_the_full_batch(counted, wrapper):
             chex.assert_trees_all_close(parts, full, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_micro_batches", [1, 2, 3, 6])
 def test_the_gradient_over_tokens_is_that_of_numpy(num_micro_batches):
     """Of L = Σ mask (θ x + 0.3 θ²) over tokens / Σ mask it is the mean of x over all tokens, plus 0.6 θ."""

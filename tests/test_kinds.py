@@ -163,7 +163,13 @@ def test_a_language_model(finished):
     is_right = log_p.argmax(-1) == tokens[:, 1:]
     mean = loss[counts].mean()
     assert run.result["metrics"]["test"] == pytest.approx(
-        {"loss": mean, "accuracy": is_right[counts].mean(), "perplexity": np.exp(mean)}, rel=1e-4
+        {
+            "loss": mean,
+            "accuracy": is_right[counts].mean(),
+            "perplexity": np.exp(mean),
+            "bits_per_byte": mean / np.log(2),  # one byte a character
+        },
+        rel=1e-4,
     )
     kept = run.predictions
     assert isinstance(kept, LanguageModel)
@@ -177,6 +183,20 @@ def test_a_language_model(finished):
         assert words in page
 
 
+@pytest.mark.slow
+def test_a_language_model_stands_beside_its_ngram_model(finished):
+    run = finished("characters")
+    (baseline,) = run.result["baselines"]
+    assert baseline["name"] == "4-gram model, modified Kneser-Ney"
+    difference = baseline["differences"]["test"]["loss"]
+    of_ngrams = baseline["metrics"]["test"]["loss"]
+    assert difference["estimate"] == pytest.approx(run.result["metrics"]["test"]["loss"] - of_ngrams)
+    assert difference["low"] < difference["estimate"] < difference["high"]
+    assert difference["test"] == "paired t over 80 examples"
+    assert "4-gram model" in words_of(run.report)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_figure_has_an_interval_a_direction_and_a_unit(finished, name):
     result = finished(name).result

@@ -265,6 +265,7 @@ NETWORK = {
 HIDDEN = ["Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel", "Dense_9/kernel", "block/Dense_9/kernel"]
 
 
+@pytest.mark.slow
 def test_muon_is_its_authors_on_hidden_kernels_and_adamw_on_the_rest():
     random = np.random.default_rng(3)
     shapes = {"/".join(path): shape for path, shape in flax.traverse_util.flatten_dict(NETWORK).items()}
@@ -486,6 +487,7 @@ def test_an_optimizer_that_cannot_be_is_refused_in_one_line(name, options, messa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_traced_rate_passes():
     def first_step(rate):
         tx = optimizers.sgd(optimizers.cosine(rate, 10, warmup_steps=2), momentum=0.9, clip_norm=10.0)

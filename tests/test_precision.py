@@ -103,6 +103,7 @@ def test_clipping_comes_before_the_optimizer_and_leaves_its_rate_in_sight():
     assert float(optax.tree_utils.tree_get_all_with_path(state, "learning_rate")[0][1]) == 1.0
 
 
+@pytest.mark.slow
 def test_predictions_are_made_in_the_precision_of_the_measurements():
     plain, lowered = small(), small(precision="bfloat16")
     batch = {name: values[:8] for name, values in plain.data.train[np.arange(24)].items()}
@@ -170,6 +171,7 @@ def test_a_run_records_precision_and_clipping_and_profiles_its_steps(finished):
     assert list((folder / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -49,6 +49,7 @@ def counting(keep_best=None, loss=counting_loss, **changes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patience", "steps", "best_step"),
     [(1, 3, 2), (2, 6, 4), (3, 8, 8), (None, 8, 8)],
@@ -99,6 +100,7 @@ def test_a_target_ends_the_run_and_says_why(tmp_path, mesh1):
     assert result["stopped_early"] == "validation loss has reached 0.45"
 
 
+@pytest.mark.slow
 def test_a_target_on_the_training_loss(tmp_path, mesh1):
     experiment = dataclasses.replace(EXPERIMENT, num_steps=400, stop_at=StopAt(value=0.5, split="train"))
     result = train_in(tmp_path / "run", mesh1, experiment)
@@ -270,6 +272,7 @@ def test_seeds_on_a_mesh_that_splits_parameters_are_refused(tmp_path):
         train_in(tmp_path / "run", make_mesh({"fsdp": 2}), population=consecutive(0, 2))
 
 
+@pytest.mark.slow
 def test_the_first_variables_may_be_given(tmp_path, mesh1):
     start = {"params": {"Dense_1": {"bias": np.full(2, 7.0, np.float32)}}}
     seen = []
@@ -346,6 +349,7 @@ def test_a_metric_that_does_not_state_its_direction_chooses_nothing(tmp_path, me
     assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("better", "mode", "best_step"),
     [("min", None, 8), ("max", None, 1), (None, "min", 8), (None, "max", 1), ("min", "max", 1)],

@@ -117,6 +117,7 @@ def test_it_is_trained_once_and_the_next_who_asks_finds_it(root, mesh1):
     assert len(read(inner / "run.json")["starts"]) == 1
 
 
+@pytest.mark.slow
 def test_its_record_says_what_it_was(root):
     (inner,) = inner_folders(root)
     record = read(inner / "run.json")
@@ -158,6 +159,7 @@ def test_other_options_and_other_data_are_another_run(tmp_path, mesh1, monkeypat
     assert {folder.parent for folder in asked} == {tmp_path}
 
 
+@pytest.mark.slow
 def test_stopped_on_the_way_it_goes_on_when_the_same_is_asked_again(root, tmp_path, mesh1, monkeypatch):
     whole = loop.train_run
 

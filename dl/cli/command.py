@@ -25,7 +25,9 @@ LEGEND = {
     EXPERIMENT: "the NAME of a file experiments/NAME.py, or the path of any such file",
     "NAME=VALUES": "an option and its values, such as learning_rate=log:1e-4:1e-1",
     "RUN": "the folder of a run",
-    "IMAGE": "an image file, or a folder of images",
+    "INPUT": "an image file, a folder of images, or a text in quotes",
+    "FOLDER": "a new folder",
+    "TEXT": "a text file of UTF-8, or a folder of files .txt",
     "PROMPT": "the beginning of a text, or a text to translate",
 }
 

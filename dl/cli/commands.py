@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from dl.cli import experiment_commands, generate_command, run_commands, study_commands
+from dl.cli import data_commands, experiment_commands, generate_command, run_commands, study_commands
 from dl.cli.command import EXPERIMENT, HELP, LEGEND, Call, Command
 from dl.cli.exit_status import exit_status
 from dl.cli.options import VERSION, CommandOptions, NoOptions, version_line
@@ -78,10 +78,10 @@ COMMANDS = {
         ),
         Command(
             "predict",
-            ("RUN", "IMAGE …"),
+            ("RUN", "INPUT …"),
             run_commands.predict,
             run_commands.PredictOptions,
-            "classes of images, with probabilities",
+            "classes of images or texts, with probabilities",
         ),
         Command(
             "generate",
@@ -103,6 +103,13 @@ COMMANDS = {
             run_commands.robustness,
             run_commands.RobustnessOptions,
             "accuracy on corrupted images",
+        ),
+        Command(
+            "write-tokens",
+            ("FOLDER", "TEXT …"),
+            data_commands.tokenize,
+            data_commands.TokenOptions,
+            "token files from texts larger than memory",
         ),
         Command("list", (), list_experiments, NoOptions, "names of the experiments"),
     )

@@ -45,6 +45,7 @@ class RunOptions(CommandOptions):
       save_every: Number of seconds between two checkpoints. A checkpoint is also written at the end, and when
         the run is stopped.
       report: Write report.html into the folder of the run at the end.
+      baseline: Compute the baseline of the experiment at the end, and compare the network with it.
       debug_nans: Stop at the first NaN and name the operation and the line that made it. Training is
         slower.
       precision: Number format of the model's computation. Parameters, statistics and losses stay in float32;
@@ -60,6 +61,7 @@ class RunOptions(CommandOptions):
     log_every: PositiveInt = 10
     save_every: NonNegativeFloat = 30.0
     report: bool = True
+    baseline: bool = dataclasses.field(default=True, metadata=YIELDS)
     debug_nans: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = dataclasses.field(
         default="float32", metadata=YIELDS
@@ -99,6 +101,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
                 population=consecutive(experiment.seed, run_options.num_seeds),
                 debug_nans=run_options.debug_nans,
                 profile=run_options.profile,
+                with_baseline=run_options.baseline,
             )
             if run_options.report:
                 _report(run, None if folds else experiment)

@@ -66,7 +66,7 @@ class PredictOptions(CommandOptions):
     """Options of `predict`.
 
     Attributes:
-      top: Number of classes to name for each image, the most probable first.
+      top: Number of classes to name for each image or text, the most probable first.
       csv: CSV file of the predictions. Default: the predictions are printed.
       experiment: Name or path of the experiment, if its file has moved since the run.
     """
@@ -83,7 +83,7 @@ def rebuild_for_use(folder: Path, experiment: str | None) -> Rebuilt:
       UserError: as `rebuild`, or the run trained several seeds.
     """
     # Whatever code or libraries print meanwhile is not a part of the output.
-    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record):
+    with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record, folder):
         rebuilt = rebuild(folder, experiment)
     if rebuilt.num_seeds > 1:
         raise UserError(
@@ -95,32 +95,33 @@ def rebuild_for_use(folder: Path, experiment: str | None) -> Rebuilt:
 
 
 def predict(call: Call) -> int:
-    """Prints the classes of one image with their probabilities; the output for several images is CSV.
+    """Prints the classes of one image or text with their probabilities; the output for several is CSV.
 
-    The training data are not needed. The exit status is 1 if an image cannot be read.
+    The input of a classifier of texts is a text, or a file with a text in each line. The training data are
+    not needed. The exit status is 1 if an input cannot be read.
     """
     from dl.inference import predict as prediction  # the loop, orbax
 
     options: PredictOptions = call.own
-    folder, *paths = map(named_path, call.words)
-    files = prediction.image_files(paths)
+    folder, words = named_path(call.words[0]), call.words[1:]
     rebuilt = rebuild_for_use(folder, options.experiment)
     with contextlib.redirect_stdout(sys.stderr):
         classifier = prediction.Classifier(rebuilt.experiment, rebuilt.run, make_mesh())
+    inputs = classifier.inputs(words)
     refused: list[UserError] = []
 
     def refuse(error: UserError) -> None:
         refused.append(error)
         print(f"error: {printable(error)}", file=sys.stderr)
 
-    predicted = prediction.predict_files(classifier, files, refuse)
-    names = classifier.class_names
+    predicted = prediction.predict_inputs(classifier, inputs, refuse)
+    names, what = classifier.class_names, "text" if classifier.reads_text else "image"
     if options.csv is not None:
-        save(lambda file: prediction.write_csv_file(file, predicted, names, options.top), options.csv)
+        save(lambda file: prediction.write_csv_file(file, what, predicted, names, options.top), options.csv)
         return 1 if refused else 0
     try:
-        if len(files) > 1 or paths[0].is_dir():
-            prediction.write_csv(sys.stdout, predicted, names, options.top)
+        if len(inputs) > 1 or (not classifier.reads_text and os.path.isdir(words[0])):
+            prediction.write_csv(sys.stdout, what, predicted, names, options.top)
         else:
             for _, probabilities_C in predicted:
                 for name, probability in prediction.best_classes(probabilities_C, names, options.top):

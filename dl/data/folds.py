@@ -120,10 +120,8 @@ def take(source: Source, rows: np.ndarray) -> Source:
 
 def join(sources: Sequence[Source]) -> Source:
     """Returns the rows of all sources: a copy if all are `ArraySource`s, otherwise a view."""
-    arrays = [source.arrays for source in sources if isinstance(source, ArraySource)]
-    if len(arrays) == len(sources):
-        return ArraySource({name: np.concatenate([a[name] for a in arrays]) for name in arrays[0]})
-    return Joined(sources)
+    in_memory = [source for source in sources if isinstance(source, ArraySource)]
+    return in_memory[0].joined(in_memory[1:]) if len(in_memory) == len(sources) else Joined(sources)
 
 
 class Folds:

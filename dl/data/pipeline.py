@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
 from dl.data.permutation import random_order
-from dl.data.source import ArraySource
+from dl.data.source import is_resident
 from dl.data.steps import steps_per_epoch
 from dl.errors import UserError
 from dl.sharding import batch_sharding, num_parts, put, replicated
@@ -83,9 +83,9 @@ class Batches:
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
         self.num_classes: Mapping[str, int] = {}
         self._resident = None
-        if isinstance(source, ArraySource) and source.nbytes <= max_resident_bytes:
+        if is_resident(source) and source.nbytes <= max_resident_bytes:
             self._resident = put(dict(source.arrays), replicated(mesh))
-            self._take = jax.jit(_take, out_shardings=self._sharding)
+            self._take = jax.jit(source.gather, out_shardings=self._sharding)
 
     @property
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -169,7 +169,3 @@ def _epoch_order(num_examples: int, seed: int | None, epoch: int) -> np.ndarray:
         order = random_order(num_examples, seed, epoch)
     order.flags.writeable = False  # All callers share this array.
     return order
-
-
-def _take(arrays: Batch, index_B: jax.Array) -> Batch:
-    return {name: array[index_B] for name, array in arrays.items()}

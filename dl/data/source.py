@@ -1,19 +1,35 @@
 """Sources: examples with random access, as NumPy arrays."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
-from dl.types import Source
+from dl.types import Batch, Source
 
 _KINDS = "biufc"  # kinds of NumPy's number types: booleans, whole, real and complex numbers
 _CHUNK = 1024  # examples read at once
+
+
+class Resident(Source, Protocol):
+    """A source whose rows a device can compute from arrays. If these are small, they stay on the device."""
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size of `arrays` in bytes, which does not read them."""
+        ...
+
+    def gather(self, arrays: Batch, index_B: jax.Array) -> Batch:
+        """Returns the rows `index_B`, of any shape, from `arrays`. A pure function that can be jitted."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,9 +70,25 @@ class ArraySource:
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[indices] for name, array in self.arrays.items()}
 
+    @staticmethod  # one function for all sources, so that equal shapes are compiled once
+    def gather(arrays: Batch, index_B: jax.Array) -> Batch:
+        return {name: array[index_B] for name, array in arrays.items()}
+
     def take(self, indices: np.ndarray) -> "ArraySource":
         """Returns a source of the rows `indices`, in that order (a copy)."""
         return ArraySource(self[indices])
+
+    def joined(self, others: Sequence["ArraySource"]) -> "ArraySource":
+        """Returns a source of these rows and then those of others with the same features (a copy)."""
+        of_each = [self.arrays, *(other.arrays for other in others)]
+        return ArraySource(
+            {name: np.concatenate([arrays[name] for arrays in of_each]) for name in self.arrays}
+        )
+
+
+def is_resident(source: Source) -> TypeGuard[Resident]:
+    """Returns whether a source is `Resident`. Nothing is read."""
+    return hasattr(type(source), "gather")
 
 
 def bytes_each(source: Source) -> int:

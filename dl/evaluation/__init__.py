@@ -1,7 +1,8 @@
 """Evaluation: metrics of predictions, with confidence intervals and tests.
 
-Sums over batches are computed on the device; intervals and tests are computed on the host. This room may
-import `dl.system` and the modules at the top of `dl`. Read `intervals` first.
+Sums over batches are computed on the device; intervals and tests are computed on the host. `baselines` holds
+cheap methods that a network must beat. This room may import `dl.system` and the modules at the top of `dl`.
+Read `intervals` first.
 """
 
 from dl.evaluation.calibration import Calibration

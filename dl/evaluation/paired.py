@@ -12,6 +12,33 @@ from numpy.typing import ArrayLike
 from dl.errors import UserError
 from dl.evaluation.intervals import Interval, check_confidence, ratio_interval, wilson
 
+NOT_TESTED = "not tested"
+NO_DIFFERENCE = "no difference shown"
+NO_DIRECTION = "a difference, but nothing states which is better,"
+
+
+def verdict(
+    interval: Interval | None, p_value: float | None, better: str | None, confidence: float = 0.95
+) -> str:
+    """Returns the verdict on a from the difference a - b of a metric, as text.
+
+    It is `better` or `worse` only if the interval excludes zero and the test rejects.
+
+    Args:
+      interval: the difference with its interval. `None` means that there is no test.
+      p_value: the p-value of the test. `None` means that only the interval decides.
+      better: whether small ("min") or large ("max") values are good. `None` means that it is not known.
+      confidence: the confidence level of the interval, such as 0.95.
+    """
+    if interval is None:
+        return NOT_TESTED
+    rejects = p_value is None or p_value <= 1 - confidence
+    if not ((interval.low > 0 or interval.high < 0) and rejects):
+        return NO_DIFFERENCE
+    if better is None:
+        return NO_DIRECTION
+    return "better" if (interval.estimate > 0) == (better == "max") else "worse"
+
 
 class McNemar(NamedTuple):
     """Examples that only one of two classifiers predicts correctly, and the p-value of McNemar's test."""
@@ -125,6 +152,41 @@ def _linearised(examples: np.ndarray) -> tuple[float, np.ndarray]:
     totals_N, weights_N = examples.T
     ratio = totals_N.sum() / weights_N.sum()
     return float(ratio), (totals_N - ratio * weights_N) / weights_N.sum()
+
+
+class PairedTest(NamedTuple):
+    """The difference of a metric, a minus b, on the same examples: the test, its interval and its p-value."""
+
+    test: str
+    interval: Interval
+    p_value: float
+
+
+def paired_examples(examples_a: np.ndarray, examples_b: np.ndarray, confidence: float = 0.95) -> PairedTest:
+    """Returns the difference of a metric, a minus b, over the same N examples, with the test that fits it.
+
+    Zeros and ones, one for each example, have McNemar's exact test and Newcombe's interval. Other means have
+    Student's paired test over the examples; see `paired_ratio`.
+
+    Args:
+      examples_a: total and weight of each example for a, shape N × 2.
+      examples_b: total and weight of the same examples for b, shape N × 2.
+      confidence: the confidence level of the interval, such as 0.95.
+
+    Raises:
+      UserError: the arrays differ in shape, or have fewer than two rows.
+    """
+    num = len(examples_a)
+    both_sides = (examples_a, examples_b)
+    if not all(np.isin(rows[:, 0], (0, 1)).all() and (rows[:, 1] == 1).all() for rows in both_sides):
+        return PairedTest(f"paired t over {num:,} examples", *paired_ratio(*both_sides, confidence))
+    a, b = (rows[:, 0] > 0 for rows in both_sides)
+    test = mcnemar(a, b)
+    both = int((a & b).sum())
+    neither = num - both - test.only_a - test.only_b
+    words = f"McNemar, exact, {num:,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
+    interval = newcombe_paired(test.only_a, test.only_b, both, neither, confidence)
+    return PairedTest(words, interval, test.p_value)
 
 
 def paired_t(values_a: ArrayLike, values_b: ArrayLike) -> float:

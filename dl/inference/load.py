@@ -121,7 +121,7 @@ def load_run(
     """
     folder = expand(Path(folder))
     run = open_run(folder)
-    with remembering(run.record):
+    with remembering(run.record, folder):
         if isinstance(experiment, Experiment | Definition):
             made = Definition.of(experiment).build()
             there = run.record or {}

@@ -1,4 +1,4 @@
-"""Predictions of a finished run for new images: the probabilities of its classes or labels."""
+"""Predictions of a finished run for new images or texts: the probabilities of its classes or labels."""
 
 import csv
 import io
@@ -15,16 +15,22 @@ from jax.sharding import Mesh
 from dl.data.images.files import SUFFIXES, images_below, read_pixels
 from dl.data.pipeline import Batches
 from dl.data.source import ArraySource
+from dl.data.text.features import features_of, reads_text
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.folder import RunFolder
 from dl.runs.predictions import class_names, collect_outputs, outputs_fn
 from dl.sharding import num_batch_shards
+from dl.system.files import named_path, read_regular
 from dl.system.text import csv_cell, printable
 from dl.training.restore import restore_variables
 from dl.types import Batch, Variables
 
 CHUNK = 256  # images in memory at the same time
+MAX_BYTES = 2**28  # of a file of texts
+
+Input = Path | str
+"""The path of an image, or a text."""
 
 
 class Classifier:
@@ -32,14 +38,15 @@ class Classifier:
 
     Attributes:
       class_names: the name of each class.
-      image_shape: the shape (H, W, C) of its input images, which are uint8.
+      reads_text: whether its inputs are texts; otherwise they are images.
     """
 
     def __init__(self, experiment: Experiment, run: RunFolder, mesh: Mesh):
         """Restores the variables.
 
         Raises:
-          UserError: the experiment is not an image classifier, or the run does not have a checkpoint.
+          UserError: the experiment is not a classifier of images or texts, or the run does not have a
+            checkpoint.
         """
         kind = experiment.task.kind
         if kind is not None and kind.name not in ("classification", "multi_label"):
@@ -48,44 +55,62 @@ class Classifier:
                 "use dl.load_run and its predict for the outputs of other models"
             )
         spec = experiment.data.train.spec
-        image = spec.get(experiment.task.input_name)
+        self._leaf = spec.get(experiment.task.input_name)
+        self.reads_text = reads_text(experiment.data, experiment.task.input_name)
+        is_image = self._leaf is not None and len(self._leaf.shape) == 3 and self._leaf.dtype == np.uint8
         outputs = outputs_fn(experiment)
-        if outputs is None or image is None or len(image.shape) != 3 or image.dtype != np.uint8:
+        if outputs is None or not (is_image or self.reads_text):
             raise UserError(
-                f"{run.name} does not read images; only an image classifier can predict from files"
+                f"{run.name} reads neither images nor texts; use dl.load_run and its predict for arrays"
             )
         if not run.checkpoints_path.is_dir():
             raise UserError(f"{run.folder} has no checkpoints; train the run again")
-        self.image_shape = image.shape
-        self._spec, self._input_name, self._mesh = spec, experiment.task.input_name, mesh
+        self._data, self._spec, self._input_name = experiment.data, spec, experiment.task.input_name
+        self._mesh = mesh
         self._variables = restore_variables(experiment, run, mesh)
         self._predict = _probabilities(outputs, kind is not None and kind.name == "multi_label")
         shards = num_batch_shards(mesh)
         self._batch_size = -(-min(experiment.eval_batch_size, CHUNK) // shards) * shards
-        num_classes = self._of(np.zeros((1, *self.image_shape), np.uint8)).shape[-1]
+        num_classes = self.probabilities([self._zeros(1)]).shape[-1]
         self.class_names = class_names(experiment.data, num_classes)
 
-    def read(self, path: Path) -> np.ndarray:
-        """Reads an image as the images of the data set are read: uint8, cropped and resized to `image_shape`.
+    def inputs(self, words: Sequence[str]) -> list[Input]:
+        """Returns the images or texts that words of a command line stand for.
+
+        For a classifier of texts, a word is a text, or a file with a text in each line.
 
         Raises:
-          UserError: the file is not an image.
+          UserError: a word is not an image or a folder of images, or a file cannot be read.
         """
-        return read_pixels(path, self.image_shape)
+        if not self.reads_text:
+            return list(image_files(map(named_path, words)))
+        found: list[Input] = []
+        for word in words:
+            found += _lines(Path(word)) if os.path.isfile(word) else [word]
+        return found
 
-    def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Returns the probabilities of the classes, shape images × classes."""
-        return self._of(np.stack(images))
+    def read(self, given: Input) -> dict[str, np.ndarray]:
+        """Returns the features of one input, as the data set makes them.
 
-    def _of(self, images: np.ndarray) -> np.ndarray:
-        features = {
-            name: np.zeros((len(images), *leaf.shape), leaf.dtype)
-            for name, leaf in self._spec.items()
-            if name != self._input_name
-        }
-        source = ArraySource({**features, self._input_name: images})
+        An image is read as uint8, cropped and resized to the shape of the data.
+
+        Raises:
+          UserError: the file is not an image, or the text is not in the vocabulary.
+        """
+        if isinstance(given, str):
+            return features_of(self._data, [given], self._input_name)
+        assert self._leaf is not None
+        return {self._input_name: read_pixels(given, self._leaf.shape)[None]}
+
+    def probabilities(self, examples: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+        """Returns the probabilities of the classes, shape examples × classes."""
+        read = {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
+        source = ArraySource({**self._zeros(len(examples)), **read})
         batches = Batches(source, self._batch_size, self._mesh)
         return collect_outputs(self._predict, self._variables, batches, self._mesh)
+
+    def _zeros(self, size: int) -> dict[str, np.ndarray]:
+        return {name: np.zeros((size, *leaf.shape), leaf.dtype) for name, leaf in self._spec.items()}
 
 
 def _probabilities(
@@ -95,7 +120,7 @@ def _probabilities(
         logits = jnp.asarray(outputs(variables, batch), jnp.float32)
         if logits.ndim != 2:
             raise UserError(
-                f"the outputs of the model have the shape {logits.shape}; expected (images, classes)"
+                f"the outputs of the model have the shape {logits.shape}; expected (examples, classes)"
             )
         if has_many_labels:
             return jax.nn.sigmoid(logits)
@@ -133,20 +158,29 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def predict_files(
-    classifier: Classifier, paths: Sequence[Path], refuse: Callable[[UserError], None]
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yields each file with its probabilities, in order; calls `refuse` for a file that cannot be read."""
-    for start in range(0, len(paths), CHUNK):
-        read: list[tuple[Path, np.ndarray]] = []
-        for path in paths[start : start + CHUNK]:
+def _lines(path: Path) -> list[str]:
+    """Returns the lines of a file that are not empty."""
+    content = read_regular(path, MAX_BYTES).decode("utf-8", "replace")
+    lines = [line for line in content.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{printable(path)} has no text; give a file with a text in each line")
+    return lines
+
+
+def predict_inputs(
+    classifier: Classifier, inputs: Sequence[Input], refuse: Callable[[UserError], None]
+) -> Iterator[tuple[Input, np.ndarray]]:
+    """Yields each input with its probabilities, in order; calls `refuse` for one that cannot be read."""
+    for start in range(0, len(inputs), CHUNK):
+        read: list[tuple[Input, dict[str, np.ndarray]]] = []
+        for given in inputs[start : start + CHUNK]:
             try:
-                read.append((path, classifier.read(path)))
+                read.append((given, classifier.read(given)))
             except UserError as error:
                 refuse(error)
         if read:
-            probabilities = classifier.probabilities([pixels for _, pixels in read])
-            yield from zip([path for path, _ in read], probabilities, strict=True)
+            probabilities = classifier.probabilities([features for _, features in read])
+            yield from zip([given for given, _ in read], probabilities, strict=True)
 
 
 def best_classes(probabilities_C: np.ndarray, names: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -156,26 +190,26 @@ def best_classes(probabilities_C: np.ndarray, names: Sequence[str], top: int) ->
 
 
 def write_csv_file(
-    file: BinaryIO, predicted: Iterable[tuple[Path, np.ndarray]], names: Sequence[str], top: int
+    file: BinaryIO, what: str, predicted: Iterable[tuple[Input, np.ndarray]], names: Sequence[str], top: int
 ) -> None:
     """Writes the same as `write_csv` to a binary file."""
     text = io.TextIOWrapper(file, "utf-8", "backslashreplace", newline="")
-    write_csv(text, predicted, names, top)
+    write_csv(text, what, predicted, names, top)
     text.detach()  # which flushes; the caller closes the file
 
 
 def write_csv(
-    file: IO[str], predicted: Iterable[tuple[Path, np.ndarray]], names: Sequence[str], top: int
+    file: IO[str], what: str, predicted: Iterable[tuple[Input, np.ndarray]], names: Sequence[str], top: int
 ) -> None:
-    """Writes a line for each image: `image`, then `class_1`, `probability_1` and so on.
+    """Writes a line for each input: the column `what`, then `class_1`, `probability_1` and so on.
 
     `text.csv_cell` escapes names that a spreadsheet would run or that would control a terminal.
     """
     writer = csv.writer(file)
     ranks = range(1, min(top, len(names)) + 1)
-    writer.writerow(["image", *(f"{what}_{k}" for k in ranks for what in ("class", "probability"))])
-    for path, probabilities_C in predicted:
+    writer.writerow([what, *(f"{figure}_{k}" for k in ranks for figure in ("class", "probability"))])
+    for given, probabilities_C in predicted:
         best = best_classes(probabilities_C, names, top)
         writer.writerow(
-            [csv_cell(path), *(word for name, p in best for word in (csv_cell(name), f"{p:.6f}"))]
+            [csv_cell(given), *(word for name, p in best for word in (csv_cell(name), f"{p:.6f}"))]
         )

@@ -114,6 +114,8 @@ def with_lora(task: Task, adapters: LoRA) -> Task:
         decoder = task.decoder
         encode = None if decoder.encode is None else _within(adapters, decoder.encode)
         wrapped["decoder"] = Decoder(decoder.empty, _within(adapters, decoder.extend), encode)
+    if task.intermediates is not None:
+        wrapped["intermediates"] = _within(adapters, task.intermediates)
     return task._replace(**wrapped)
 
 

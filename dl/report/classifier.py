@@ -1,9 +1,7 @@
 """The sections of a classifier: confusion matrix, curves of each class, calibration, mistakes."""
 
-import base64
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from dl.errors import UserError
 from dl.evaluation import classification_figures
 from dl.evaluation.ranking import precision_recall_curve, roc_curve
+from dl.report.mistakes import Mistake, most_confident_mistakes
 from dl.report.plots import MAX_POINTS, NUM_STYLES, Plot, Series, Table, plot
 from dl.runs.predictions import Predictions
 from dl.types import Source
@@ -18,8 +17,6 @@ from dl.types import Source
 MAX_MATRIX = 20  # largest number of classes of a complete confusion matrix
 MAX_ROWS = 50  # classes in a table
 NUM_CONFUSIONS = 15
-NUM_MISTAKES = 25
-MAX_SIDE = 128  # pixels of a picture; larger ones are made smaller
 NUM_SHADES = 10
 
 
@@ -29,27 +26,6 @@ class Matrix:
 
     class_names: Sequence[str]
     rows: Sequence[tuple[str, Sequence[tuple[int, int]]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Mistake:
-    """An example whose predicted class is not its label.
-
-    Attributes:
-      row: the row of the example in the split.
-      label: the name of its label.
-      predicted: the name of the predicted class.
-      confidence: the probability of the predicted class.
-      label_probability: the probability of the label.
-      picture: a PNG as a data URI; empty if there is no picture.
-    """
-
-    row: int
-    label: str
-    predicted: str
-    confidence: str
-    label_probability: str
-    picture: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +59,17 @@ class Classifier:
     num_mistakes: int
 
 
-def classifier_sections(predictions: Predictions, pictures: Source | None) -> Classifier:
+def classifier_sections(
+    predictions: Predictions,
+    pictures: Source | None,
+    texts: Callable[[np.ndarray], Sequence[str]] | None = None,
+) -> Classifier:
     """Returns the sections of a classifier. Examples with a NaN are left out and counted.
 
     Args:
       predictions: the predictions for one split.
       pictures: the split, whose feature `image` is shown. `None` means no pictures.
+      texts: function from rows of the split to their texts. `None` means no texts.
 
     Raises:
       UserError: the predictions are not log-probabilities.
@@ -125,7 +106,7 @@ def classifier_sections(predictions: Predictions, pictures: Source | None) -> Cl
         _matrix(confusion_CC, names) if len(names) <= MAX_MATRIX else None,
         _confusions(confusion_CC, names),
         [*_curves_by_class(predictions, figures), _reliability(figures)],
-        _mistakes(predictions, wrong_N, pictures),
+        most_confident_mistakes(predictions, wrong_N, pictures, texts),
         len(wrong_N),
     )
 
@@ -253,39 +234,3 @@ def _reliability(figures: Mapping[str, Any]) -> Plot:
         bars=[(edges[k] + 0.004, edges[k + 1] - 0.004, float(accuracy_K[k])) for k in filled],
         table=Table("Reliability", ("confidence", "examples", "mean confidence", "accuracy"), rows),
     )
-
-
-def _mistakes(predictions: Predictions, wrong_N: np.ndarray, pictures: Source | None) -> list[Mistake]:
-    log_p_NC, names = predictions.log_probabilities, predictions.class_names
-    chosen = wrong_N[np.argsort(-log_p_NC[wrong_N].max(-1), kind="stable")][:NUM_MISTAKES]
-    images: Sequence[str] = [""] * len(chosen)
-    if pictures is not None and len(chosen):
-        images = [to_data_uri(image) for image in pictures[predictions.index[chosen]]["image"]]
-    return [
-        Mistake(
-            int(predictions.index[n]),
-            names[predictions.label[n]],
-            names[int(log_p_NC[n].argmax())],
-            f"{np.exp(log_p_NC[n].max()):.1%}".replace("%", " %"),
-            f"{np.exp(log_p_NC[n, predictions.label[n]]):.1%}".replace("%", " %"),
-            image,
-        )
-        for n, image in zip(chosen, images, strict=True)
-    ]
-
-
-def to_data_uri(image: np.ndarray) -> str:
-    """Returns a uint8 image (H, W, 1) or (H, W, 3) as the data URI of a PNG."""
-    from PIL import Image
-
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] < 3 else image[..., :3])
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    content = io.BytesIO()
-    picture.save(content, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def can_be_shown(source: Source) -> bool:
-    """Whether a split contains uint8 images."""
-    image = source.spec.get("image")
-    return image is not None and len(image.shape) == 3 and image.dtype == np.uint8

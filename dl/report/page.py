@@ -4,22 +4,39 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from dl.data.splits import short_notice
 from dl.diagnostics.layers import Layer, experiment_layers, format_shapes
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.report import curves, plots, sections
-from dl.report.classifier import Classifier, can_be_shown, classifier_sections
+from dl.report.attention import attention_section
+from dl.report.classifier import Classifier, classifier_sections
 from dl.report.html import fill
 from dl.report.language_model import language_section
 from dl.report.model_card import model_card
 from dl.report.multi_label import multi_label_section
+from dl.report.picture import can_be_shown
 from dl.report.reconstruction import reconstruction_section
 from dl.report.record import Record, mapping, read_record, text
 from dl.report.regression import regression_section
 from dl.report.robustness import robustness_section
+from dl.report.samples import samples_section
 from dl.report.task import TaskSection
-from dl.runs.predictions import LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
+from dl.report.text_input import texts_of
+from dl.report.token_predictions import masked_section, sequence_section, tagging_section
+from dl.runs.folder import RunFolder
+from dl.runs.predictions import (
+    LanguageModel,
+    MaskedLanguageModel,
+    MultiLabel,
+    Predictions,
+    Reconstruction,
+    Regression,
+    SequenceToSequence,
+    Tagging,
+)
 from dl.system.files import replace_text
 from dl.task import kind_facts
 from dl.types import Source
@@ -29,6 +46,9 @@ _SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
     MultiLabel: multi_label_section,
     Reconstruction: reconstruction_section,
     LanguageModel: language_section,
+    MaskedLanguageModel: masked_section,
+    SequenceToSequence: sequence_section,
+    Tagging: tagging_section,
 }
 TOLERANCE = 1e-4  # largest difference of two accuracies of the same predictions
 
@@ -81,7 +101,10 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         units = kind_facts(experiment.task.kind)["units"]
     shown = curves.curves(record.lines, units)
     robustness = robustness_section(record.robustness)
+    attention = None if experiment is None else _attention(folder, record, experiment, missing)
+    samples = samples_section(record.samples)
     figures = sections.figures_table(record)
+    baseline = sections.baseline(record, missing)
     contents = [
         ("figures", "Figures", figures.rows),
         ("seeds", "Seeds", seeds),
@@ -89,6 +112,8 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         ("classes", "Classes", classifier),
         ("mistakes", "Mistakes", classifier),
         *([("task", task.title, True)] if task is not None else []),
+        ("samples", "Samples", samples),
+        ("attention", "Attention", attention),
         ("robustness", "Robustness", robustness),
         ("layers", "Layers", layers),
         *(("cost", "Time, memory, energy", True), ("data", "Data", True), ("options", "Options", True)),
@@ -106,10 +131,13 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         missing=missing,
         contents=[(id_, title) for id_, title, is_there in contents if is_there],
         figures=figures,
+        baseline=baseline,
         seeds=seeds,
         curves=shown,
         classifier=classifier,
         task=task,
+        samples=samples,
+        attention=attention,
         robustness=robustness,
         layers=layers,
         budget=budget,
@@ -130,11 +158,12 @@ def _classifier(record: Record, experiment: Experiment | None, missing: list[str
     predictions = record.predictions
     if not isinstance(predictions, Predictions):
         return None
-    pictures = None
-    if experiment is not None:
-        pictures = _pictures(record, experiment, predictions.split, missing)
+    pictures, texts = None, None
+    if experiment is not None and (source := _source(record, experiment, predictions.split, missing)):
+        pictures = source if can_be_shown(source) else None
+        texts = texts_of(experiment, source)
     try:
-        shown = classifier_sections(predictions, pictures)
+        shown = classifier_sections(predictions, pictures, texts)
     except UserError as error:
         missing.append(f"What needs predictions: {error}.")
         return None
@@ -160,15 +189,28 @@ def _task(record: Record, missing: list[str]) -> TaskSection | None:
         return None
 
 
-def _pictures(record: Record, experiment: Experiment, split: str, missing: list[str]) -> Source | None:
+def _source(record: Record, experiment: Experiment, split: str, missing: list[str]) -> Source | None:
     """Returns the split of the predictions, if it is available and unchanged."""
     data = experiment.data
     known = mapping(record.result.get("dataset") or record.run.get("dataset")).get("checksum")
     if data.identity.checksum != known:
         missing.append("The pictures: the data set at hand is not the one that the run had.")
-    elif (source := data.evaluations.get(split)) is not None and can_be_shown(source):
-        return source
-    return None
+        return None
+    return data.evaluations.get(split)
+
+
+def _attention(
+    folder: Path, record: Record, experiment: Experiment, missing: list[str]
+) -> TaskSection | None:
+    """Returns the section of attention weights of a finished run of one seed."""
+    if not record.result or record.result.get("members") or jax.process_count() > 1:
+        return None
+    try:
+        return attention_section(experiment, RunFolder(folder))
+    except Exception as error:  # the report of everything else must not fail with the model
+        brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
+        missing.append(f"Attention: {brief}.")
+        return None
 
 
 def _layers(experiment: Experiment, missing: list[str]) -> plots.Table | None:

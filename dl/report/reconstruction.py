@@ -5,7 +5,7 @@ Shapes: N examples, K of them kept in full.
 
 import numpy as np
 
-from dl.report.classifier import to_data_uri
+from dl.report.picture import to_data_uri
 from dl.report.plots import Table, plot
 from dl.report.task import Example, TaskSection, histogram
 from dl.runs.predictions import Reconstruction

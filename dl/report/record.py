@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Record:
       predictions: the predictions for the final split. `None` if they were not kept.
       robustness: the content of robustness.json; empty if it was not measured.
       missing: sentences about what is missing.
+      samples: the lines of samples.jsonl, the texts that the model wrote during training.
     """
 
     run: Mapping[str, Any]
@@ -37,6 +38,7 @@ class Record:
     predictions: Kept | None
     robustness: Mapping[str, Any]
     missing: list[str]
+    samples: Sequence[Mapping[str, Any]] = ()
 
     @property
     def final_split(self) -> str | None:
@@ -102,7 +104,9 @@ def read_record(folder: Path) -> Record:
         missing.append("Predictions: they are kept of runs with one seed only.")
     elif result:
         missing.append("Predictions: none were kept at the end of the run.")
-    return Record(record, lines, result, predictions, _read_robustness(run, result, missing), missing)
+    robustness = _read_robustness(run, result, missing)
+    samples = _read_lines(run.samples_path)
+    return Record(record, lines, result, predictions, robustness, missing, samples)
 
 
 def interval_of(result: Mapping[str, Any], split: str, name: str) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from dl.report.energy import estimate_energy
 from dl.report.plots import Table
 from dl.report.record import Record, interval_of, items, mapping, number, text
 from dl.report.utilization import peak_flops
+from dl.runs.baseline import baseline_table
 from dl.runs.console import format_epochs
 from dl.task import FRACTION
 
@@ -62,6 +63,19 @@ def figures_table(record: Record) -> Table:
     return Table(title, columns, rows[:MAX_FIGURES])
 
 
+def baseline(record: Record, missing: list[str]) -> Table | None:
+    """Returns a table of the network beside its baseline; `None` if the run has none."""
+    try:
+        found = baseline_table({"": record.result})
+    except (AttributeError, KeyError, TypeError, ValueError):
+        missing.append("The baseline: result.json does not state it in a form that can be read.")
+        return None
+    if found is None:
+        return None
+    rows = [tuple(map(text, row[1:])) for row in found.rows]
+    return Table("The network beside its baseline", ("figure", *found.header[2:]), rows[:MAX_FIGURES])
+
+
 def facts(record: Record) -> list[tuple[str, str]]:
     """Returns the main facts of a run, beside the headline."""
     result, run = record.result, record.run
@@ -88,6 +102,8 @@ def facts(record: Record) -> list[tuple[str, str]]:
         found.append(("kept", f"the best {text(best.get('split'))} {text(best.get('metric'))}{step}"))
     if "stopped_early" in result:
         found.append(("stopped early", text(result["stopped_early"])))
+    for name, signature in mapping(result.get("signatures")).items():
+        found.append((f"signature of {name}".replace("_", " "), text(signature)))
     if "params_digest" in result:
         found.append(("digest of the parameters", text(result["params_digest"])))
     return found

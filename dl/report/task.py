@@ -9,6 +9,8 @@ from dl.evaluation.figure import Figure
 from dl.report.plots import Plot, Table
 
 NUM_SHADES = 10
+Words = Sequence[tuple[str, int]]
+"""The text and the shade, 0 to `NUM_SHADES`, of each token."""
 NUM_BINS = 20
 
 
@@ -18,12 +20,12 @@ class Example:
 
     Attributes:
       pictures: name and PNG (as a data URI) of each picture.
-      words: text and shade, 0 to `NUM_SHADES`, of each token.
+      lines: name and words of each line of text; the name is empty if there is one line.
       caption: the line below the example.
     """
 
     pictures: Sequence[tuple[str, str]]
-    words: Sequence[tuple[str, int]]
+    lines: Sequence[tuple[str, Words]]
     caption: str
 
 

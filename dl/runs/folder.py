@@ -1,7 +1,8 @@
 """The folder of a run on disk: its definition, metrics, checkpoints and result.
 
 `run.json` is written at the first start, `metrics.jsonl` grows, and `result.json` is written at the end. This
-module names all files in the folder; `dl.runs.run` writes them.
+module names the files in the folder, and `dl.runs.run` writes them. A run on texts has `tokenizer.json` too,
+see `dl.data.recorded`.
 """
 
 import contextlib
@@ -43,6 +44,10 @@ class RunFolder:
     @property
     def predictions_path(self) -> Path:
         return self.folder / "predictions.npz"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.folder / "samples.jsonl"
 
     @property
     def robustness_path(self) -> Path:

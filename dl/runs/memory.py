@@ -40,7 +40,7 @@ class MemoryRun:
     def check(self, facts: Mapping[str, Any]) -> None:
         """Does nothing: there is no earlier run to compare with."""
 
-    def open(self, facts: Mapping[str, Any], mesh: Mesh) -> None:
+    def open(self, facts: Mapping[str, Any], mesh: Mesh, files: Mapping[str, str] | None = None) -> None:
         """Does nothing: there is no folder to lock."""
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ Each file is replaced in one step, so a reader never sees an incomplete file.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import shlex
@@ -25,7 +26,7 @@ from dl.runs.log import MetricsLog, finite
 from dl.runs.predictions import Kept
 from dl.runs.provenance import machine, software
 from dl.sharding import format_mesh
-from dl.system.files import expand, file_digest, storage_error
+from dl.system.files import expand, file_digest, replace_text, storage_error
 from dl.system.json_files import write_json
 from dl.system.locks import FolderLock
 
@@ -114,8 +115,13 @@ class Run(RunFolder):
                     "options; to start a new run, choose another folder"
                 )
 
-    def open(self, facts: Mapping[str, Any], mesh: Mesh) -> None:
+    def open(self, facts: Mapping[str, Any], mesh: Mesh, files: Mapping[str, str] | None = None) -> None:
         """Locks the folder for this process, and records this start in run.json.
+
+        Args:
+          facts: what run.json records beside the options.
+          mesh: the devices.
+          files: other files that the folder must hold from the start: their texts, by name.
 
         Raises:
           UserError: another process writes to it, it holds another run, or it cannot be written.
@@ -129,6 +135,7 @@ class Run(RunFolder):
         try:
             self.check(facts)  # again, because another process may have started a run in the meantime
             self._remove_leftovers()
+            missing = self._missing(files or {})
             record = self.record
             if record is None:
                 defaults = as_recorded({**RUN_DEFAULTS, **self.definition.defaults})
@@ -137,9 +144,26 @@ class Run(RunFolder):
             start = {"time": _now(), "argv": sys.argv, "mesh": format_mesh(mesh.shape), **machine()}
             starts = [*record.get("starts", []), start]
             write_json(self.folder / "run.json", {**record, "starts": starts})
+            with self._usable():
+                for name, text in missing.items():
+                    replace_text(self.folder / name, text)
         except BaseException:
             self.close()
             raise
+
+    def _missing(self, files: Mapping[str, str]) -> dict[str, str]:
+        """Returns the files that are not in the folder yet. Raises UserError if one has another content."""
+        missing = {}
+        for name, text in files.items():
+            path = self.folder / name
+            if not path.exists():
+                missing[name] = text
+            elif file_digest(path) != hashlib.sha256(text.encode()).hexdigest():
+                raise UserError(
+                    f"{path} differs from that of the present data; to resume the run, restore it or the "
+                    "data; to start a new run, choose another folder"
+                )
+        return missing
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dl.data.splits import short_notice
 from dl.errors import UserError
+from dl.runs.baseline import baseline_lines, baseline_table
 from dl.runs.folder import RunFolder
 from dl.runs.predictions import read_predictions
 from dl.runs.tables import Table
@@ -37,11 +38,12 @@ class Comparison:
 
     @property
     def tables(self) -> list[Table]:
-        """A table of the settings that differ, then a table of the metrics for each other side."""
+        """The settings that differ, then the metrics for each other side, then the baselines, if any."""
         first, *others = self.sides
         pairs = zip(self.differences, others, strict=True)
         tables = [table_of(rows, first, other, self.confidence) for rows, other in pairs]
-        return [differences_in_setup(self.sides), *tables]
+        baselines = baseline_table({run.name: run.result for side in self.sides for run in side})
+        return [differences_in_setup(self.sides), *tables, *([] if baselines is None else [baselines])]
 
     @property
     def lines(self) -> list[str]:
@@ -52,6 +54,8 @@ class Comparison:
             for rows, other in zip(self.differences, others, strict=True)
             for row in rows
         ]
+        for run in (run for side in self.sides for run in side):
+            lines += [f"{run.name}: {line}" for line in baseline_lines(run.result)]
         notices = [evidence.result.get("notice") for side in self.sides for evidence in side]
         return lines + [f"NOTE: {short_notice(notice)}" for notice in dict.fromkeys(notices) if notice]
 

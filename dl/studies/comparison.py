@@ -13,14 +13,11 @@ import numpy as np
 
 from dl.errors import UserError
 from dl.evaluation.intervals import Interval, t_interval
-from dl.evaluation.paired import paired_t
+from dl.evaluation.paired import paired_t, verdict
 from dl.runs.tables import Table
 from dl.stopping import FINAL_SPLIT
 from dl.studies.pairing import pair_examples
 
-NOT_TESTED = "not tested"
-NO_DIFFERENCE = "no difference shown"
-NO_DIRECTION = "a difference, but nothing states which is better,"
 # Directions of metrics in runs of older versions, which do not record them.
 _BETTER = {"loss": "min", "accuracy": "max", "penalty": "min"}
 
@@ -154,7 +151,7 @@ def _difference(
         np.array([np.nan if (v := row[split][metric]) is None else v for _, row in sorted(figures.items())])
         for figures in (figures_a, figures_b)
     )
-    interval, p_value, verdict = None, None, NOT_TESTED
+    interval, p_value = None, None
     sizes = [side[0].result["dataset"]["sizes"].get(split) for side in (first, other)]
     if sizes[0] != sizes[1]:
         test = f"{split} has {sizes[0]:,} and {sizes[1]:,} examples"
@@ -175,15 +172,10 @@ def _difference(
         values = float(values_a[0]), float(values_b[0])
         sides = first[0].predictions or {}, other[0].predictions or {}
         test, interval, p_value = pair_examples(*sides, metric, values, confidence)
-    if interval is not None:
-        stated = first[0].result.get("better", _BETTER).get(metric)
-        verdict = NO_DIFFERENCE
-        if (interval.low > 0 or interval.high < 0) and p_value is not None and p_value <= 1 - confidence:
-            verdict = NO_DIRECTION
-            if stated is not None:
-                verdict = "better" if (interval.estimate > 0) == (stated == "max") else "worse"
     means = float(values_a.mean()), float(values_b.mean())
-    return Difference(split, metric, *means, interval, p_value, test, verdict)
+    better = first[0].result.get("better", _BETTER).get(metric)
+    words = verdict(interval, p_value, better, confidence)
+    return Difference(split, metric, *means, interval, p_value, test, words)
 
 
 def _split_of(evidence: Evidence) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dl.evaluation.intervals import Interval
-from dl.evaluation.paired import mcnemar, newcombe_paired, paired_ratio
+from dl.evaluation.paired import paired_examples
 
 Predicted = Mapping[str, Any]
 """The fields of the `predictions.Kept` of one run."""
@@ -23,8 +23,7 @@ def pair_examples(
 ) -> tuple[str, Interval | None, float | None]:
     """Returns the name of the test, the interval of b - a and the p-value, or why there is no test.
 
-    Zeros and ones, one for each example, have McNemar's exact test and Newcombe's interval. Other means have
-    Student's paired test over the examples.
+    `evaluation.paired.paired_examples` chooses the test.
 
     Args:
       a: predictions of the first run.
@@ -42,16 +41,8 @@ def pair_examples(
     # Other metrics, such as a loss with a penalty, do not follow from the predictions.
     if not np.allclose(ratios, values, rtol=1e-3):
         return f"the {metric} is not the mean of what the predictions say", None, None
-    num = len(rows_a)
-    if not all(np.isin(rows[:, 0], (0, 1)).all() and (rows[:, 1] == 1).all() for rows in (rows_a, rows_b)):
-        return f"paired t over {num:,} examples", *paired_ratio(rows_b, rows_a, confidence)
-    each_a, each_b = rows_a[:, 0] > 0, rows_b[:, 0] > 0
-    test = mcnemar(each_b, each_a)
-    both = int((each_a & each_b).sum())
-    neither = num - both - test.only_a - test.only_b
-    interval = newcombe_paired(test.only_a, test.only_b, both, neither, confidence)
-    words = f"McNemar, exact, {num:,} examples, {test.only_b:,} and {test.only_a:,} right in one only"
-    return words, interval, test.p_value
+    tested = paired_examples(rows_b, rows_a, confidence)
+    return tested.test, tested.interval, tested.p_value
 
 
 def _rows(predicted: Predicted, metric: str) -> np.ndarray | None:

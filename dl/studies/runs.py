@@ -44,7 +44,7 @@ class StudyRuns:
     def train(
         self, part: str, definition: Definition, population: Population | Single = SINGLE
     ) -> dict[str, Any]:
-        """Trains one run without output. A finished run is read from its folder.
+        """Trains one run without output and without its baseline. A finished run is read from its folder.
 
         Args:
           part: the name of the run's folder.
@@ -60,7 +60,8 @@ class StudyRuns:
         folder = self.study.folder
         resume = self.resume_command or (lambda folder: f"the same call with folder={str(folder)!r}")
         run = Run(folder / part, definition, resume(folder))
-        return train_run(run, self.mesh, population=population, console=Console(is_quiet=True)).record
+        quiet = Console(is_quiet=True)
+        return train_run(run, self.mesh, population=population, with_baseline=False, console=quiet).record
 
 
 def with_defaults(experiment_fn: Callable[..., Experiment], options: Mapping[str, Any] | None) -> Options:

@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.data.pipeline import Batches
-from dl.data.recorded import record_of
+from dl.data.recorded import files_of, record_of
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.runs.baseline import baseline_lines
 from dl.runs.console import Console
 from dl.runs.definition import Definition
 from dl.runs.digest import tree_digest
@@ -51,6 +52,7 @@ def train(
     population: Population | Single = SINGLE,
     debug_nans: bool = False,
     profile: bool = False,
+    with_baseline: bool = True,
     console: Console | None = None,
 ) -> Result:
     """Trains an experiment to its last step, and returns the result.
@@ -67,6 +69,7 @@ def train(
       population: runs of the experiment that are trained at the same time. `None` means a single run.
       debug_nans: whether to stop at the first NaN and name the operation that made it. Training is slower.
       profile: whether to trace a few steps into the folder `profile` of the run.
+      with_baseline: whether to compute the baseline of the experiment at the end.
       console: where progress is shown. `None` means the standard output.
 
     Raises:
@@ -85,6 +88,7 @@ def train(
         population=population,
         debug_nans=debug_nans,
         profile=profile,
+        with_baseline=with_baseline,
         console=console,
     )
 
@@ -102,6 +106,7 @@ def train_run(
     population: Population | Single = SINGLE,
     debug_nans: bool = False,
     profile: bool = False,
+    with_baseline: bool = True,
     console: Console | None = None,
 ) -> Result:
     """Trains from the newest checkpoint of a run, or from the start, to the last step.
@@ -136,7 +141,7 @@ def train_run(
         introduce(console, experiment, run, mesh, program.facts, population)
         if note := describe_input(experiment):
             console.line(note)
-        run.open({**facts, **program.facts}, mesh)
+        run.open({**facts, **program.facts}, mesh, files_of(experiment.data))
         if (result := run.result) is not None:  # another process has finished it meanwhile
             console.line(f"finished before: {final_line(result, run)}")
             return Result(experiment, result, run=run if isinstance(run, Run) else None, mesh=mesh)
@@ -158,10 +163,12 @@ def train_run(
             profiler = Profiler(run.folder / "profile", console)
             stack.callback(profiler.close)
         session.run_to_end(log_every, save_every, debug_nans, profiler)
-        result = session.result()
+        result = session.result(with_baseline)
         with run.in_place():
             checkpoints.wait()  # a result needs its checkpoint
         result = run.finish(result)
+        for line in baseline_lines(result):
+            console.line(line)
         console.line(final_line(result, run))
         _agreeing(result)
         variables = session.state.best or program.eval_variables(session.state)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from dl.data.checks import check_are_classes
+from dl.data.text.features import features_of
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.generation.writer import Generated, Writer
@@ -121,12 +122,15 @@ class Result:
         """The trained parameters: the collection `params` of the variables."""
         return self.variables["params"]
 
-    def predict(self, inputs: ArrayLike | Mapping[str, ArrayLike], batch_size: int | None = None) -> Any:
+    def predict(
+        self, inputs: ArrayLike | Sequence[str] | Mapping[str, ArrayLike], batch_size: int | None = None
+    ) -> Any:
         """Computes the outputs of the model for new inputs, such as the logits of a classifier.
 
         Args:
           inputs: the input feature of the model, with a leading axis of examples: as the data store it, or as
-            floats in [0, 1]. Several features are given by name.
+            floats in [0, 1]. Several features are given by name. For a model of text, a list of texts, which
+            the tokenizer of the data encodes.
           batch_size: number of examples that are computed at once. `None` means the `eval_batch_size` of
             the experiment. The last batch is padded, so that the model is compiled once.
 
@@ -155,7 +159,7 @@ class Result:
             parts.append(jax.tree.map(lambda rows, n=size - start: np.asarray(rows)[: max(n, 0)], outputs))
         made = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         kind, name = self.experiment.task.kind, self.experiment.task.input_name
-        if kind is not None and kind.reads_tokens:
+        if kind is not None and kind.name in ("language_model", "masked_language_model"):
             tokens, num_tokens = features[name], made.shape[-1]
             if kind.padding_id is not None:
                 tokens = np.where(tokens == kind.padding_id, 0, tokens)
@@ -216,10 +220,14 @@ class Result:
                 return UserError(f"{name} are given as {values.dtype}; the model reads {spec[name].dtype}")
         return None
 
-    def _features(self, inputs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    def _features(self, inputs: ArrayLike | Sequence[str] | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
         """Returns the features by name; raises UserError if their shapes are not those of the data."""
         name = self.experiment.task.input_name
-        given = inputs if isinstance(inputs, Mapping) else {name: inputs}
+        if isinstance(inputs, str):
+            raise UserError(f"the inputs are one text, {inputs[:40]!r}; give a list of texts")
+        given: Any = inputs if isinstance(inputs, Mapping) else {name: inputs}
+        if isinstance(inputs, list | tuple | np.ndarray) and len(inputs) and isinstance(inputs[0], str):
+            given = features_of(self.experiment.data, list(inputs), name)
         features = {name: np.asarray(values) for name, values in given.items()}
         spec = self.experiment.data.train.spec
         for name, values in features.items():

@@ -21,6 +21,7 @@ from dl.runs.memory import MemoryLog, MemoryRun, NoCheckpoints
 from dl.runs.predictions import add_to_result
 from dl.runs.run import Run
 from dl.stopping import FINAL_SPLIT
+from dl.training.baseline import measure_baseline
 from dl.training.checkpoint import Checkpoints
 from dl.training.choice import choose
 from dl.training.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
@@ -124,8 +125,8 @@ class Session:
         self._save()
         self._end_if_stopped()
 
-    def result(self) -> dict[str, Any]:
-        """Evaluates the final split and returns the content of result.json.
+    def result(self, with_baseline: bool = True) -> dict[str, Any]:
+        """Evaluates the final split, computes the baseline, and returns the content of result.json.
 
         Raises:
           Stopped: a signal arrived.
@@ -176,6 +177,8 @@ class Session:
             self._console.line(f"WARNING: {warning}")
         if predictions is not None:
             add_to_result(experiment, result, predictions, self._console.line)
+        if with_baseline and jax.process_index() == 0:
+            measure_baseline(experiment, result, examples, self._console.line)
         return result
 
     def _numbered_batches(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:

@@ -90,6 +90,10 @@ def final_line(result: Mapping[str, Any], run: Run | MemoryRun) -> str:
         f"examples_per_second={result['examples_per_second']:.0f} dataset={dataset} "
         f"run={run.where}"
     )
+    for baseline in result.get("baselines", ()):
+        for split, values in baseline["metrics"].items():
+            for name, value in sorted(values.items()):
+                line += f" {split}_{name}_baseline={_number(value)}"
     if "best" in result and "step" in result["best"]:
         line += f" best_step={result['best']['step']}"
     for warning in result.get("warnings", ()):

@@ -155,6 +155,7 @@ def test_neither_devices_nor_batch_size_change_the_errors(subject, mesh1, mesh8)
     assert (other.corrupted != expected.corrupted).any()
 
 
+@pytest.mark.slow
 def test_all_severities_are_one_program(subject, mesh1):
     traces = []
 
@@ -166,6 +167,7 @@ def test_all_severities_are_one_program(subject, mesh1):
     assert traces == [np.uint8] * 2  # its shapes, and the program
 
 
+@pytest.mark.slow
 def test_stored_floats_stay_floats(subject, mesh1):
     floats = {
         split: ArraySource({**source.arrays, "image": source.arrays["image"].astype(np.float32) / 255})

@@ -146,7 +146,7 @@ def test_help_lists_commands_and_options(dl, path):
         (["summary", "mlp_342", "x"], "unexpected argument|does not take the word 'x'"),
         (["report"], "report needs RUN (the folder of a run); write python -m dl report RUN"),
         (["report", "a", "b"], "report does not take the word 'b'"),
-        (["predict", "a"], "predict needs IMAGE (an image file, or a folder of images"),
+        (["predict", "a"], "predict needs INPUT (an image file, a folder of images, or a text in quotes"),
         (["summary", "--data-dir", "x"], "summary needs EXPERIMENT"),
         (["summary", "mnist_cn"], "no experiment mnist_cn; did you mean mnist_cnn?"),
         (["summary", "experiments.mnist_cn"], "no experiment experiments.mnist_cn; did you mean mnist_cnn?"),
@@ -294,6 +294,7 @@ def test_memory_that_runs_out_is_one_line(capsys):
         run(jax.errors.JaxRuntimeError("INTERNAL: a defect"))
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_traceback():
     command = f"{shlex.quote(sys.executable)} -m dl --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)

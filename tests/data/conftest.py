@@ -52,7 +52,7 @@ def write_set(data_dir: Path) -> Callable[..., Path]:
         def info(self):
             return tfds.core.DatasetInfo(
                 builder=self,
-                features=tfds.features.FeaturesDict(described),
+                features=tfds.features.FeaturesDict(described) if isinstance(described, dict) else described,
                 supervised_keys=supervised_keys,
             )
 

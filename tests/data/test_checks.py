@@ -145,6 +145,7 @@ def test_a_source_that_states_its_classes_is_not_read_for_them(tmp_path, mesh1):
     assert not source.num_read
 
 
+@pytest.mark.slow
 def test_mixed_examples_have_targets_of_labels_of_either_shape():
     batch = {"image": jnp.asarray(IMAGE), "label": jnp.asarray(LABEL), "mask": jnp.ones(SIZE, bool)}
     mix = mixing.mixup(1.0, CLASSES)
@@ -155,6 +156,7 @@ def test_mixed_examples_have_targets_of_labels_of_either_shape():
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_labels_of_an_own_loss_are_looked_at_and_never_converted(tmp_path, mesh1):
     seen = {}
 
@@ -232,6 +234,7 @@ def test_pixels_are_what_the_model_reads_whatever_its_name_and_its_bits():
     assert batch["label"].dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_an_input_of_another_name_trains_alike(tmp_path, mesh1, expected):
     source = ArraySource({"photo": IMAGE, "label": LABEL})
     assert train_on(tmp_path, mesh1, source, input_name="photo")["params_digest"] == expected
@@ -249,6 +252,7 @@ def test_images_of_another_whole_type_are_refused(tmp_path, mesh1, dtype, name):
     )
 
 
+@pytest.mark.slow
 def test_a_row_of_bytes_is_read_as_numbers_and_that_is_said(tmp_path, mesh1, capsys):
     class Embedding(nn.Module):
         @nn.compact

@@ -103,6 +103,7 @@ def test_a_broken_shard(folder, broken):
         read(max_resident_bytes=1)
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_changes_what_is_read(folder):
     expected = read()
     original = (folder / SHARD).read_bytes()

@@ -249,6 +249,7 @@ def test_the_mean_over_folds_has_students_interval(finished, capsys):
     ] * 3
 
 
+@pytest.mark.slow
 def test_a_fold_without_its_end_is_finished(finished, tmp_path):
     folder, argv = finished
     whole = json.loads((folder / "folds.json").read_text())
@@ -304,6 +305,7 @@ def regression(num_steps: PositiveInt = 2) -> Experiment:
     )
 
 
+@pytest.mark.slow
 def test_a_regression_without_other_splits_has_folds(tmp_path, mesh1, capsys):
     summary = cross_validate(run_in(tmp_path / "all", experiment=regression()), mesh1, num_folds=3)
     assert not summary["is_stratified"]

@@ -14,6 +14,7 @@ LABELS = np.where(RNG.random(64) < 0.6, LOG_P.argmax(-1), RNG.integers(0, 7, 64)
 MASK = np.arange(64) < 50
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_scikit_learn_on_one_device_and_on_eight(mesh8):
     labels, log_p = LABELS[:50], LOG_P[:50]
     predicted = log_p.argmax(-1)

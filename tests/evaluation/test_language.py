@@ -37,3 +37,16 @@ def test_what_cannot_be_known_is_nan_and_not_an_error():
 def test_mistakes_are_named(arguments):
     with pytest.raises(UserError):
         language_figures(*arguments)
+
+
+def test_bits_per_byte_do_not_depend_on_the_tokens():
+    # One text of 12 bytes: as 12 tokens of 1 bit each, or as 4 tokens of 3 bits each.
+    bits = np.log(2)
+    bytes_of = language_figures([6 * bits, 6 * bits], [0, 0], [6, 6], num_bytes=12)
+    words_of = language_figures([6 * bits, 6 * bits], [0, 0], [2, 2], num_bytes=12)
+    assert bytes_of["bits_per_byte"].value == pytest.approx(1)
+    assert words_of["bits_per_byte"].value == pytest.approx(1)
+    figures = language_figures([3.0, 9.0, 4.0], [0, 0, 0], [2, 3, 2], num_bytes=20)
+    assert figures["bits_per_byte"].value == pytest.approx(16 / 20 / np.log(2))
+    assert figures["bits_per_byte"].high == pytest.approx(figures["loss"].high * 7 / 20 / np.log(2))
+    assert "bits_per_byte" not in language_figures([1.0, 2.0], [0, 0], [2, 2])

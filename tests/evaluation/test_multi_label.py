@@ -38,6 +38,7 @@ def test_the_figures_are_those_of_scikit_learn(num_labels):
     assert all(0 <= figure.low < figure.value < figure.high <= 1 for figure in found.overall.values())
 
 
+@pytest.mark.slow
 def test_the_intervals_cover_what_they_state():
     log_odds, label = draw(100_000, 3, 1)
     truth = {

@@ -120,6 +120,7 @@ def test_another_package_that_is_loaded_is_not_taken_for_the_installed_one(trace
     assert not trace.exists()
 
 
+@pytest.mark.slow
 def test_python_m_dl_runs_no_code_of_a_folder(tmp_path):
     trace = tmp_path / "trace"
     (tmp_path / "evil.py").write_text(CODE.format(trace=str(trace)))

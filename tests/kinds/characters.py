@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from dl import Experiment, PositiveInt, Seed, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
+from dl.evaluation.baselines import NGram
 
 ALPHABET = "\0 abcdefghijklmnopqrstuvwxyz."
 NOUNS, VERBS = ("cat", "dog", "old man", "child", "horse"), ("sees", "likes", "hears", "follows")
@@ -14,6 +15,12 @@ LENGTH = 32
 
 class Sentences(ArraySplits):
     token_names = tuple(ALPHABET)
+
+    @property
+    def num_bytes(self) -> dict[str, int]:
+        """Of the characters that are predicted, one byte each: all but the first of each row."""
+        tokens = {name: source[np.arange(len(source))]["tokens"] for name, source in self.evaluations.items()}
+        return {name: int((rows[:, 1:] > 0).sum()) for name, rows in tokens.items()}
 
 
 class Causal(nn.Module):
@@ -49,6 +56,7 @@ def experiment(num_steps: PositiveInt = 60, seed: Seed = 0) -> Experiment:
         data=Sentences("sentences", train=sentences(200, 0), evaluations=splits),
         task=task.language_model(model, padding_id=0),
         tx=optimizers.adam(1e-2),
+        baseline=NGram(max_order=4, padding_id=0),
         num_steps=num_steps,
         batch_size=40,
         seed=seed,

@@ -74,6 +74,7 @@ def test_a_penalty_is_added_to_the_loss_and_not_to_its_metric(problem):
     np.testing.assert_allclose(aux.metrics["penalty"].compute(), penalty, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_l2_under_sgd_is_a_weight_decay_of_twice_lambda(problem):
     learned, params, batch = problem
     ends = []
@@ -188,6 +189,7 @@ def image_batch(size=16, num_valid=16):
 MIXES = [jax.jit(mixup(0.4, 16)), jax.jit(cutmix(1.0, 16))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", MIXES, ids=["mixup", "cutmix"])
 def test_targets_are_the_shares_that_are_seen(mix):
     counts = []
@@ -258,6 +260,7 @@ def test_mixing_is_for_training_only(problem):
     assert aux.metrics["loss"].compute() != plain[0].compute()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [mixup, cutmix])
 def test_an_alpha_of_zero_mixes_nothing(mix, problem):
     _, _, batch = problem

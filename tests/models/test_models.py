@@ -84,6 +84,7 @@ def test_a_residual_perceptron_adds_its_branches():
     np.testing.assert_allclose(logits_BC, residual_mlp(params, x_BD, (1, 1)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_later_branches_are_dropped_more_often():
     params, x_BD = residual_params(), np.ones((2000, 6), np.float32)
     model = ResidualMLP(5, 4, 2, 3, stochastic_depth=1.0)
@@ -135,6 +136,7 @@ ACTIVATIONS = {  # values and derivatives at X
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_activation_of_a_hidden_unit(name):
     activation, values, derivatives = ACTIVATIONS[name]
@@ -147,6 +149,7 @@ def test_the_activation_of_a_hidden_unit(name):
     np.testing.assert_allclose(derivative, derivatives, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_softmax_is_stable_at_huge_logits():
     logits = jnp.array([1e4, 1e4, -1e4])
     np.testing.assert_array_equal(nn.softmax(logits), [0.5, 0.5, 0.0])
@@ -250,6 +253,7 @@ def test_units_that_start_equal_stay_equal(model, shape, value):
     assert spread(model)[0] > 0.1
 
 
+@pytest.mark.slow
 def test_the_initialiser_of_every_kernel_can_be_chosen_and_is_linens_own_by_default():
     images = jnp.zeros((1, 6, 6, 1))
     ones = CNN((4,), (5,), 2, kernel_init=nn.initializers.ones).init(jax.random.key(0), images)["params"]

@@ -114,6 +114,7 @@ def test_without_a_head_the_features_come_out_and_nothing_else_changes(function,
     chex.assert_trees_all_equal(backbone, dict(without["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "side"), SIZED)
 def test_the_dtype_is_of_the_computation_and_parameters_stay_float32(function, side):
     variables, logits = shapes_of(function(7, dtype=jnp.bfloat16), side)
@@ -121,6 +122,7 @@ def test_the_dtype_is_of_the_computation_and_parameters_stay_float32(function, s
     assert logits.dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "side"), SIZED)
 def test_the_model_scales_its_input_once(function, side):
     seen = []

@@ -448,6 +448,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_report(tiny):
     page = Page(tiny / "run" / "report.html")
     assert "rate 0.5 0.1 changed" in page.words
@@ -500,6 +501,7 @@ def test_a_report_that_fails_does_not_fail_the_run(tiny, tmp_path, capsys, monke
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_a_browser_has_nothing_to_complain_about(tmp_path):
     page_of(tmp_path, make_run(tmp_path, HOSTILE[0], HOSTILE[4]))

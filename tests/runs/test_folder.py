@@ -66,6 +66,7 @@ def test_a_folder_that_was_reserved_and_not_used_is_gone(here):
     assert not list((here / "runs").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [
@@ -165,6 +166,7 @@ def f(o, w=(1,), *, k=None):
 EXPECTED_DIGEST = "4d92ec32260998220ccefe40ad814cb83845cc58cdeda020b929c92a2c7cc9a1"
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_goes_on(tmp_path, mesh1, monkeypatch):
     """It has neither an identity nor digests, and its code is digested in another way."""
     code = tmp_path / "e.py"
@@ -220,6 +222,7 @@ def copy(stopped, tmp_path):
     return Path(shutil.copytree(stopped, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -268,6 +271,7 @@ def test_other_settings_of_random_numbers_are_refused(stopped, mesh1):
         jax.config.update("jax_threefry_partitionable", before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "link"])
 def test_the_checkpoints_of_another_run_are_refused(stopped, tmp_path, mesh1, how):
     folder = tmp_path / "other"

@@ -29,14 +29,17 @@ from dl.runs.console import Console
 from dl.runs.predictions import (
     Kept,
     LanguageModel,
+    MaskedLanguageModel,
     MultiLabel,
     Outputs,
     Predictions,
     Reconstruction,
     Regression,
-    by_kind,
+    SequenceToSequence,
+    Tagging,
     collect_outputs,
     collect_predictions,
+    collection,
     figures_of,
     outputs_fn,
     read_predictions,
@@ -85,7 +88,7 @@ def test_every_row_once_and_in_order_on_any_number_of_devices(devices, request):
 
 
 def test_of_a_large_split_the_same_sample_is_kept(monkeypatch, mesh1):
-    monkeypatch.setattr(by_kind, "MAX_BYTES", 5 * (3 * 4 + 4))
+    monkeypatch.setattr(collection, "MAX_BYTES", 5 * (3 * 4 + 4))
     source = EXPERIMENT.data.evaluations["test"]
     found = collect_predictions(EXPERIMENT, VARIABLES, Batches(source, 8, mesh1), mesh1, "test")
     assert len(found.index) == 5
@@ -135,6 +138,7 @@ def test_an_experiment_may_say_what_its_outputs_are(mesh1):
     np.testing.assert_allclose(found.log_probabilities, log_softmax(logits, axis=-1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
     result = train_in(tmp_path, mesh8, EXPERIMENT, console=Console(is_quiet=True))
     found = read_predictions(tmp_path / "predictions.npz")
@@ -146,6 +150,7 @@ def test_a_run_leaves_them_and_they_have_its_accuracy(tmp_path, mesh8):
     assert 2**20 < result["peak_memory_bytes"]["host"] < 2**40
 
 
+@pytest.mark.slow
 def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
     train_in(tmp_path, mesh1, EXPERIMENT, population=consecutive(0, 2), console=Console())
     assert not (tmp_path / "predictions.npz").exists()
@@ -183,6 +188,11 @@ INDEX = np.arange(SIZE, dtype=np.int32)
 FLOATS = np.arange(2.0 * SIZE, dtype=np.float32).reshape(SIZE, 2)
 SHOWN = np.array([5, 0], np.int32)
 COMMON = {"metric_names": ("loss",), "example_metrics": np.ones((SIZE, 1, 2), np.float32)}
+OF_TOKENS = (
+    *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX % 2, SHOWN, 1),
+    *(np.array([[0, 1, -1], [1, 0, 0]], np.int32), np.array([[1, -1, -1], [-1, -1, -1]], np.int32)),
+    *(np.array([[1, 0, 0], [0, 0, 0]], np.int32), np.array([[2, np.nan, np.nan]] * 2, np.float32)),
+)
 KEPT = [
     Predictions("test", SIZE, INDEX, INDEX % 2, FLOATS, ("a", "β"), **COMMON),
     MultiLabel("test", SIZE, INDEX, FLOATS > 3, FLOATS, ("a", "b")),
@@ -196,6 +206,9 @@ KEPT = [
         *("test", SIZE, INDEX, FLOATS[:, 0], INDEX * 0, INDEX + 1, SHOWN, 1),
         *(np.array([[0, 9, 1], [1, 0, 0]], np.int32), np.zeros((2, 2), np.float32), ()),
     ),
+    MaskedLanguageModel(*OF_TOKENS, ("a", "β")),
+    SequenceToSequence(*OF_TOKENS, ()),
+    Tagging(*OF_TOKENS, ("a", "b"), ("x", "y")),
     Outputs("test", 9, INDEX, FLOATS[..., None]),
 ]
 
@@ -418,6 +431,7 @@ def predict(shades, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_one_image_is_a_list_of_classes(shades, predict):
     status, out, err = predict(shades / "run", shades / "a.png")
     assert (status, err) == (0, "")
@@ -586,6 +600,7 @@ def test_a_finished_run_needs_no_training_data(photos_run, capsys, tmp_path, mon
     assert predict_dog(photos_run, capsys, image) == with_data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -631,7 +646,7 @@ def test_options_that_are_gone_are_one_line(shades, capsys, tmp_path):
     ("argv", "message"),
     [
         ([], "predict needs RUN (the folder of a run)"),
-        (["RUN"], "predict needs IMAGE (an image file, or a folder of images)"),
+        (["RUN"], "predict needs INPUT (an image file, a folder of images, or a text in quotes)"),
         (["nowhere", "IMAGE"], "nowhere does not hold a run"),
         (["RUN", "absent.png"], "absent.png does not exist; give an image, or a folder of images"),
         (["RUN", "RUN/checkpoints"], "does not contain images"),

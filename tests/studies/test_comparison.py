@@ -9,13 +9,11 @@ import pytest
 from scipy import stats
 
 from dl.errors import UserError
+from dl.evaluation.paired import NO_DIFFERENCE, NO_DIRECTION, NOT_TESTED
 from dl.runs.predictions import Predictions
 from dl.runs.tables import Table
 from dl.studies.compare import compare_runs
 from dl.studies.comparison import (
-    NO_DIFFERENCE,
-    NO_DIRECTION,
-    NOT_TESTED,
     Evidence,
     compare,
     differences_in_setup,

@@ -163,6 +163,7 @@ def test_trials_in_one_program_are_those_of_their_own(grid, dl, path, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_test_split_is_in_no_trial(grid):
     folder, _, _ = grid
     for trial in sweep_of(folder)["trials"]:
@@ -214,6 +215,7 @@ def test_it_is_a_function_that_returns_the_trials_and_the_best_options(grid, pat
             sweep(experiment_fn, space, options)
 
 
+@pytest.mark.slow
 def test_more_trials_of_a_random_search_join_those_before(dl, path, tmp_path):
     words = [
         "sweep",
@@ -245,6 +247,7 @@ def test_halving_gives_the_best_third_three_times_the_epochs(dl, path, tmp_path)
     assert f"trial={last['trial']} " in out
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_stands_in_the_table(dl, path, tmp_path):
     words = ["sweep", path, "batch_size=2000,16", "--method", "grid", "--mesh", "data=1"]
     status, out, _ = dl(*words, "--workdir", str(tmp_path / "sweep"))

@@ -105,6 +105,7 @@ def sweep(dl, path, folder):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["user", "division", "missing"])
 def test_an_error_of_one_trials_options_is_its_row(sweep, fault):
     status, out, err, rows = sweep(f"fault=none,{fault}")
@@ -124,6 +125,7 @@ def test_a_file_that_an_option_names_is_that_trials_own_fault(sweep, tmp_path):
     assert "FileNotFoundError" in rows[0]["error"]
 
 
+@pytest.mark.slow
 def test_a_shape_that_does_not_fit_is_its_row(sweep):
     status, _, _, rows = sweep("sizes=1,3", "fault=none,shape")
     assert status == 0
@@ -147,6 +149,7 @@ def test_data_that_are_not_there_are_no_result(sweep, folder, monkeypatch, tmp_p
     assert all(row["value"] is not None for row in rows)
 
 
+@pytest.mark.slow
 def test_data_that_vanish_in_the_middle_end_the_sweep(sweep, monkeypatch, tmp_path):
     mounted = tmp_path / "mounted"
     mounted.mkdir()
@@ -175,6 +178,7 @@ def test_data_that_vanish_in_the_middle_end_the_sweep(sweep, monkeypatch, tmp_pa
     assert len([line for line in out.splitlines() if line.startswith("trial ")]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -246,6 +250,7 @@ def test_another_run_in_the_folder_of_a_trial_is_no_result(sweep, folder):
     assert "holds another run (" in err
 
 
+@pytest.mark.slow
 def test_without_its_record_a_sweep_finds_its_runs(sweep, folder):
     words = ["rate=0.001,0.002", "batch_size=8,4", "--together", "1"]
     before = sweep(*words)[3]
@@ -343,6 +348,7 @@ def test_the_command_that_goes_on_has_the_same_options(sweep, path, dl, tmp_path
     } | {"rate": values["rate"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["offset=nan,1", "offset=nan,-1"])
 def test_an_option_that_is_nan_is_itself_at_a_resume(sweep, word):
     first = sweep(word, "--together", "1")

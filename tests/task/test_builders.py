@@ -75,6 +75,7 @@ def test_a_regression_is_measured_over_valid_examples():
     )  # of two outputs half the sum is the mean
 
 
+@pytest.mark.slow
 def test_one_number_an_example_is_a_target_too():
     model, batch = MLP(hidden=(), num_classes=1), batch_of(8)
     params = model.init(jax.random.key(0), batch["image"])["params"]
@@ -191,6 +192,7 @@ def measured(learned, **batch):
     return float(loss), {name: float(metric.compute()) for name, metric in aux.metrics.items()}, aux.metrics
 
 
+@pytest.mark.slow
 def test_multi_label_is_the_mean_over_the_labels_of_valid_examples():
     random = np.random.default_rng(0)
     logits, label = random.normal(size=(9, 3)).astype(np.float32), random.integers(0, 2, (9, 3))

@@ -57,6 +57,7 @@ def largest_file(folder):
     return max((f for f in folder.rglob("d/*") if f.is_file()), key=lambda f: f.stat().st_size)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_restored_bit_for_bit(folder, state, mesh1):
     saved(folder, state, 3)
     restored, progress = Checkpoints(folder).restore(abstract(state, mesh1))
@@ -95,6 +96,7 @@ def test_the_state_may_be_donated_right_after_saving(folder, state, mesh1):
     assert tree_digest(Checkpoints(folder).restore(abstract(state, mesh1))[0]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "metadata", "types"])
 def test_damage_is_noticed_and_the_older_checkpoint_taken(folder, state, mesh1, damage):
     saved(folder, state, 1, 2)

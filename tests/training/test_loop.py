@@ -79,6 +79,7 @@ def test_the_epoch_line_is_the_mean_over_all_examples_and_the_short_batch_counts
     assert epoch != pytest.approx(np.mean(batches), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eval_batch_size", [5, 13, 64])
 def test_evaluation_does_not_depend_on_batch_size_or_devices(uninterrupted, tmp_path, mesh8, eval_batch_size):
     experiment = dataclasses.replace(EXPERIMENT, eval_batch_size=eval_batch_size)

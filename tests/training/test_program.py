@@ -25,6 +25,7 @@ def experiment(hidden=2, **changes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [10**12, 4 * 10**18, 10**23])
 def test_a_model_larger_than_the_memory_is_refused_and_leaves_no_folder(hidden, tmp_path, mesh8):
     with pytest.raises(

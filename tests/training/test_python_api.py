@@ -25,6 +25,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, mesh1, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_in_memory_and_in_a_folder_the_bits_are_the_same(result, tmp_path, mesh1):
     record = train_in(tmp_path / "run", mesh1)
     assert result.record["params_digest"] == record["params_digest"]
@@ -88,6 +89,7 @@ def test_a_warm_start_from_a_result_is_one_line(result, mesh1):
         dl.train(dataclasses.replace(EXPERIMENT, warm_start=result), mesh=mesh1, console=QUIET)
 
 
+@pytest.mark.slow
 def test_the_same_folder_resumes_and_returns_what_has_finished(result, tmp_path, mesh1):
     folder = tmp_path / "run"
     with pytest.raises(Exception, match="to resume: dl.train"):
@@ -110,6 +112,7 @@ def test_a_folder_never_returns_the_result_of_another_experiment(tmp_path, mesh1
         dl.train(dataclasses.replace(EXPERIMENT, **change), folder, mesh=mesh1, console=QUIET)
 
 
+@pytest.mark.slow
 def test_a_run_is_loaded_with_its_experiment_and_goes_on_from_its_variables(result, tmp_path, mesh1):
     folder = tmp_path / "run"
     dl.train(EXPERIMENT, folder, mesh=mesh1, console=QUIET)

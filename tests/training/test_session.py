@@ -55,6 +55,7 @@ def end_of(mesh, checkpoints, log, console):
         return session.result()
 
 
+@pytest.mark.slow
 def test_a_session_in_memory_ends_as_a_run_in_a_folder(tmp_path, mesh1):
     expected = train_in(tmp_path / "run", mesh1)
     checkpoints, log = MemoryCheckpoints(), MemoryLog()

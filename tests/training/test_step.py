@@ -102,6 +102,7 @@ def test_padding_changes_nothing(mesh1):
     assert ends[1][1]["accuracy"].count == 12
 
 
+@pytest.mark.slow
 def test_the_step_reports_rate_and_gradient_norm(mesh1):
     tx = optimizers.sgd(optimizers.linear(0.5, 10))
     state = make_state(tx)
@@ -126,6 +127,7 @@ def test_runs_trained_side_by_side_equal_solo_runs():
     chex.assert_trees_all_close(third, solo.params, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_overflow_skips_the_step_and_halves_the_scale():
     tx = optimizers.adam(1e-2)
     state = make_state(tx, loss_scale=LossScale.create(2.0**10, growth_interval=2))
@@ -162,6 +164,7 @@ def test_the_moving_average_is_what_is_evaluated(mesh1):
     assert loss == pytest.approx(float(by_hand.compute()), 1e-5)
 
 
+@pytest.mark.slow
 def test_the_average_of_a_schedule_free_optimizer_is_what_is_evaluated(mesh1):
     tx = optimizers.schedule_free_adamw(0.1, b1=0.9, weight_decay=0.0)
     state = make_state(tx)

@@ -69,6 +69,7 @@ def test_a_full_disk_is_one_line_and_a_exit_status_its_own(tmp_path, save_every)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["removed", "moved", "replaced"])
 def test_a_folder_that_goes_away_is_noticed_at_the_next_save(tmp_path, mesh1, gone):
     folder = tmp_path / "run"
@@ -92,6 +93,7 @@ def test_a_folder_that_goes_away_is_noticed_at_the_next_save(tmp_path, mesh1, go
         train_in(tmp_path / "elsewhere", mesh1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["result.json", "run.json"])
 def test_each_file_that_cannot_be_written_is_one_line(tmp_path, mesh1, monkeypatch, name):
     folder = tmp_path / "run"
@@ -178,6 +180,7 @@ def test_a_state_with_a_nan_is_never_saved_and_the_last_finite_one_stands(tmp_pa
         assert not (folder / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_nan_before_the_first_checkpoint_says_that_nothing_was_saved(tmp_path, mesh1):
     experiment = dataclasses.replace(EXPERIMENT, tx=breaking(2))
     with pytest.raises(Diverged, match="no checkpoint was saved before"):
@@ -194,6 +197,7 @@ def test_the_runs_of_a_population_that_are_well_go_on(tmp_path, mesh1):
     assert step_of(tmp_path / "run") == 12
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_nan_of_an_older_version_is_passed_over(tmp_path, mesh1, monkeypatch):
     folder = tmp_path / "run"
     experiment = dataclasses.replace(EXPERIMENT, tx=breaking(9))

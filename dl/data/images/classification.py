@@ -11,12 +11,12 @@ from dl.data.carve import split_rows
 from dl.data.images import folder as image_folder
 from dl.data.images.decoding import resized, to_unit_range
 from dl.data.images.loading import Found, Loaded, load
+from dl.data.images.prepared import describe
+from dl.data.images.records import RecordSource
 from dl.data.recorded import Recorded, RecordedSource, remembered
 from dl.data.steps import CountsSteps
 from dl.data.tfds import folders
-from dl.data.tfds.find import find_or_prepare, is_image_folder
-from dl.data.tfds.prepared import describe
-from dl.data.tfds.records import RecordSource
+from dl.data.tfds.find import find_or_prepare, names_path
 from dl.errors import UserError
 from dl.types import Identity, Preprocess, Source
 
@@ -87,7 +87,7 @@ def image_classification(
         skip_unreadable,
         folders.data_dir_in_use() if data_dir is None else Path(data_dir),
     )
-    known = remembered(data.request)
+    known = remembered(data.request, ("image", "label"), has_classes=True)
     return data if known is None else _Remembered(**vars(data), known=known)
 
 
@@ -186,7 +186,7 @@ class ImageClassification(CountsSteps):
     @cached_property
     def _found(self) -> Found:
         start = time.perf_counter()
-        if self.dataset != "auto" and is_image_folder(self.dataset, self.data_dir):
+        if self.dataset != "auto" and names_path(self.dataset, self.data_dir):
             images = image_folder.describe(self.dataset, self.image_size)
             read = partial(image_folder.FileSource, images)
             return Found(None, images, read, None, time.perf_counter() - start)

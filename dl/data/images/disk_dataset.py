@@ -16,7 +16,6 @@ from dl.system.text import printable
 if TYPE_CHECKING:
     from PIL import Image
 
-SPLITS = ("train", "validation", "test")
 DEFAULT_IMAGE_SIZE = 96
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's mode by number of channels

@@ -14,8 +14,8 @@ import numpy as np
 from dl.data.carve import check_sizes, split_rows, split_rule
 from dl.data.images import cache
 from dl.data.images.disk_dataset import Stored, StoredSource, Unreadable, several
+from dl.data.images.records import RecordSource
 from dl.data.source import ArraySource
-from dl.data.tfds.records import RecordSource
 from dl.errors import UserError
 from dl.system.text import printable
 from dl.types import Source

@@ -34,7 +34,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def definition(self) -> Mapping[str, Any]:
-        """The definition as values of JSON. `tokenizer.tokenizer_from_json` makes the same tokenizer from it."""
+        """The definition as values of JSON, from which `tokenizer_from_json` makes the same tokenizer."""
 
     @property
     @abstractmethod

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dl.data.tfds import folders
@@ -20,14 +20,14 @@ PREPARABLE = {
 _FALLBACK = "digits"
 
 
-def is_image_folder(wanted: str, data_dir: Path | None = None) -> bool:
+def names_path(wanted: str, data_dir: Path | None = None) -> bool:
     """Returns whether `wanted` is a path. A folder with the name of a set must be written as ./NAME."""
     if folders.is_path(wanted):
         return True
     request = folders.parse_request(wanted)
-    if (request.name in PREPARABLE and not request.config) or not os.path.isdir(wanted):
+    if (request.name in PREPARABLE and not request.config) or not os.path.exists(wanted):
         return False
-    return _find(request, folders.data_folder(data_dir)) is None
+    return find(request, folders.data_folder(data_dir)) is None
 
 
 def find_or_prepare(
@@ -36,15 +36,15 @@ def find_or_prepare(
     """Returns the data folder, the folder of the set in it, and a notice if the fallback is used."""
     root = folders.data_folder(data_dir)
     for name in wanted:
-        if found := _find(folders.parse_request(name), root):
+        if found := find(folders.parse_request(name), root):
             return *found, None
     request = folders.parse_request(wanted[0])
     version = PREPARABLE.get(request.name)
     if version is None or request.config or request.version not in (None, version):
         if not may_fall_back:
-            raise _not_found(request, root)
-        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
-        return *found, _notice(request, f"it is not prepared in {root}", str(_not_found(request, root)))
+            raise not_found(request, root)
+        found = find(Request(_FALLBACK), root) or _prepare_fallback(root)
+        return *found, _notice(request, f"it is not prepared in {root}", str(not_found(request, root)))
     from dl.data.tfds import builders
     from dl.data.tfds import download as raw_files
 
@@ -53,7 +53,7 @@ def find_or_prepare(
     except raw_files.UnreachableError as error:
         if not may_fall_back:
             raise
-        found = _find(Request(_FALLBACK), root) or _prepare_fallback(root)
+        found = find(Request(_FALLBACK), root) or _prepare_fallback(root)
         return *found, _notice(request, error.reason, error.advice)
 
 
@@ -63,7 +63,8 @@ def _prepare_fallback(root: Path) -> tuple[Path, Path]:
     return builders.prepare(_FALLBACK, root)
 
 
-def _find(request: Request, root: Path) -> tuple[Path, Path] | None:
+def find(request: Request, root: Path) -> tuple[Path, Path] | None:
+    """Returns the data folder and the folder of a prepared set, or `None` if it is not prepared."""
     roots = [root]
     if not folders.is_writable(root):  # Then `builders.prepare` has used the user's cache.
         roots.append(folders.user_cache() / "tensorflow_datasets")
@@ -83,17 +84,27 @@ def _notice(request: Request, reason: str, advice: str) -> str:
     )
 
 
-def _not_found(request: Request, root: Path) -> UserError:
+def not_found(
+    request: Request, root: Path, others: Iterable[str] = PREPARABLE, what: str = "folder of images"
+) -> UserError:
+    """Returns the error for a set that is not prepared.
+
+    Args:
+      request: the set.
+      root: the data folder.
+      others: names that can be asked for beside the prepared sets.
+      what: what a path could name, for a request that may be one.
+    """
     missing = f"{request} is not prepared in {root}"
     if request.config:
-        missing += ", and there is no folder of images at that path"
+        missing += f", and there is no {what} at that path"
     folder = root / request.name / (request.config or "")
     if versions := folders.versions(folder):
         return UserError(f"{missing}: choose one of its versions there, {', '.join(versions)}")
-    if request.name in PREPARABLE:
+    if request.name in PREPARABLE and request.name in others:
         can = PREPARABLE[request.name]
         return UserError(f"{missing}: only {request.name}:{can} can be prepared here; ask for that")
-    known = sorted({*folders.prepared_names(root), *PREPARABLE})
+    known = sorted({*folders.prepared_names(root), *others})
     near = difflib.get_close_matches(request.name.lower(), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the known data sets are {', '.join(known)}"
     if _is_in_tfds(request.name):

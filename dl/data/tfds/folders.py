@@ -43,17 +43,15 @@ def parse_request(dataset: str) -> Request:
     """Parses `NAME[/CONFIG][:VERSION]`. Raises UserError for any other text."""
     match = _REQUEST.fullmatch(dataset)
     if match is None:
-        raise UserError(
-            f"dataset={dataset!r}: expected NAME, NAME/CONFIG or either with :1.2.3, or a folder of images"
-        )
+        raise UserError(f"dataset={dataset!r}: expected NAME, NAME/CONFIG or either with :1.2.3, or a path")
     return Request(match["name"], match["config"], match["version"])
 
 
 def is_path(dataset: str) -> bool:
-    """Returns whether `dataset` is a path of an image folder, which `NAME[/CONFIG][:VERSION]` is not."""
+    """Returns whether `dataset` is the path of a folder or file, which `NAME[/CONFIG][:VERSION]` is not."""
     if not dataset or _REQUEST.fullmatch(dataset):
         return False
-    return dataset[0] in "~." or os.sep in dataset or os.path.isdir(dataset)
+    return dataset[0] in "~." or os.sep in dataset or os.path.exists(dataset)
 
 
 @contextlib.contextmanager

@@ -5,32 +5,64 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from dl.data.images.disk_dataset import DEFAULT_IMAGE_SIZE, SPLITS, Stored
 from dl.errors import UserError
+
+SPLITS = ("train", "validation", "test")
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared(Stored):
-    """The description of a set that TFDS prepared. Its folder holds `dataset_info.json`.
+class PreparedSet:
+    """The description of a set that TFDS prepared, with features of any kind.
 
     Attributes:
-      image_key: name of the image feature.
-      image_is_encoded: True for PNG or JPEG bytes, False for a plain tensor.
-      label_key: name of the feature that holds the class label.
+      folder: folder of one version of the set. It holds `dataset_info.json`.
+      name: name of the set with its config, such as "colours/dark".
+      version: version of the set.
+      features: description of each feature, as in `features.json`.
+      supervised_keys: names of the features that are input and output of supervised learning, in this order.
+      shards: for each official split (train, validation, test), number of examples by path of a shard.
+      files: contents of the files that describe the set.
     """
 
-    origin: ClassVar[str] = "the prepared set"
-    many_examples: ClassVar[int] = 20_000
+    folder: Path
+    name: str
+    version: str
+    features: Mapping[str, Mapping[str, Any]]
+    supervised_keys: tuple[str, ...]
+    shards: Mapping[str, Mapping[Path, int]]
+    files: tuple[bytes, ...]
 
-    image_key: str
-    image_is_encoded: bool
-    label_key: str
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {split: sum(shards.values()) for split, shards in self.shards.items()}
+
+    @property
+    def listed(self) -> str:
+        """The features and their kinds, for errors."""
+        return ", ".join(f"{key} ({kind(feature)})" for key, feature in self.features.items())
+
+    def class_names(self, label_key: str) -> tuple[str, ...]:
+        """Returns the name of each class of a ClassLabel; "0", "1", … if the set has no names.
+
+        Raises:
+          UserError: the set is damaged.
+        """
+        return _class_names(self, label_key)[0]
+
+    def digest(self, label_key: str | None = None) -> str:
+        """Returns the SHA-256 of the description of the set, with the names of classes of `label_key`."""
+        names = () if label_key is None else (_class_names(self, label_key)[1],)
+        content = hashlib.sha256()
+        for part in (*self.files, *names):
+            content.update(hashlib.sha256(part).digest())
+        return content.hexdigest()
 
     def damaged(self, where: Path | str, reason: object) -> UserError:
+        """Returns the error for a set that cannot be read. `where` is the damaged file or record."""
         return damaged(self.folder, where, reason)
 
 
@@ -42,16 +74,14 @@ def damaged(folder: Path, where: Path | str, reason: object) -> UserError:
     )
 
 
-def describe(folder: Path, image_size: int | None = None) -> Prepared:
+def describe_set(folder: Path) -> PreparedSet:
     """Returns the description of a set from `dataset_info.json` and `features.json`.
 
     Args:
       folder: folder of one version, as `locate` returns it.
-      image_size: side of the square that images of varying size are resized to, in pixels. `None` means 96.
 
     Raises:
-      UserError: the files are damaged, the set is not stored as array_record, or it does not have exactly one
-        image feature and one class label that can be used.
+      UserError: the files are damaged, the set is not stored as array_record, or it has no train split.
     """
     info, info_bytes = _read_json(folder, "dataset_info.json")
     features_json, features_bytes = _read_json(folder, "features.json")
@@ -75,33 +105,26 @@ def describe(folder: Path, image_size: int | None = None) -> Prepared:
     if "train" not in shards:
         raise UserError(f"{name} in {folder} has no train split; it has {split_names}: choose another set")
     try:
-        features = features_json["featuresDict"]["features"]
-        image_key, label_key = _choose_features(name, features, _supervised_keys(info))
-        image = features[image_key]
-        height, width, channels = _dimensions(image)
-        num_classes = int(features[label_key]["classLabel"]["numClasses"])
+        features = _features(features_json)
+        for feature in features.values():
+            kind(feature)
+        supervised_keys = tuple(str(key) for key in _supervised_keys(info) if key in features)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(folder, folder / "features.json", repr(error)) from None
-    is_resized = height < 1 or width < 1
-    if is_resized:
-        height = width = image_size or DEFAULT_IMAGE_SIZE
-    class_names, names_bytes = _class_names(folder, label_key, num_classes)
-    digest = hashlib.sha256()
-    for part in (info_bytes, features_bytes, names_bytes):
-        digest.update(hashlib.sha256(part).digest())
-    return Prepared(
+    return PreparedSet(
         folder=folder,
         name=name,
         version=folder.name,
-        image_key=image_key,
-        image_is_encoded=_kind(image) == "Image",
-        image_shape=(height, width, channels if channels > 0 else 3),
-        is_resized=is_resized,
-        label_key=label_key,
-        class_names=class_names,
+        features=features,
+        supervised_keys=supervised_keys,
         shards={split: shards[split] for split in SPLITS if split in shards},
-        digest=digest.hexdigest(),
+        files=(info_bytes, features_bytes),
     )
+
+
+def kind(feature: Mapping[str, Any]) -> str:
+    """Returns the class of a feature in TFDS, such as "ClassLabel"."""
+    return str(feature["pythonClassName"].rpartition(".")[2])
 
 
 def _read_json(folder: Path, name: str) -> tuple[Any, bytes]:
@@ -130,16 +153,11 @@ def _shards(folder: Path, dataset: str, split: Mapping[str, Any]) -> dict[Path, 
     return shards
 
 
-def _kind(feature: Mapping[str, Any]) -> str:
-    return feature["pythonClassName"].rpartition(".")[2]
-
-
-def _dimensions(feature: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Returns (H, W, C), with 0 or -1 for a size that varies."""
-    shape = feature["image" if _kind(feature) == "Image" else "tensor"].get("shape", {})
-    dimensions = [int(d) for d in shape.get("dimensions", ("-1", "-1", "3"))]
-    height, width, channels = [*dimensions, 1] if len(dimensions) == 2 else dimensions
-    return height, width, channels
+def _features(features_json: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    if "translation" in features_json:  # a set of translations, with a text for each language
+        languages = features_json["translation"]["languages"]
+        return {str(language): {"pythonClassName": "Text", "text": {}} for language in languages}
+    return dict(features_json["featuresDict"]["features"])
 
 
 def _supervised_keys(info: Mapping[str, Any]) -> list[Any]:
@@ -148,33 +166,12 @@ def _supervised_keys(info: Mapping[str, Any]) -> list[Any]:
     return [keys.get("input"), keys.get("output"), *(item.get("featureKey") for item in items)]
 
 
-def _choose_features(name: str, features: Mapping[str, Any], supervised_keys: list[Any]) -> tuple[str, str]:
-    def is_image(feature: Mapping[str, Any]) -> bool:
-        if _kind(feature) == "Image":
-            return feature["image"].get("dtype", "uint8") == "uint8"
-        if _kind(feature) != "Tensor" or feature["tensor"].get("dtype") != "uint8":
-            return False
-        return len(feature["tensor"].get("shape", {}).get("dimensions", ())) in (2, 3)
-
-    def choose(what: str, keys: list[str]) -> str:
-        chosen = keys if len(keys) == 1 else [key for key in keys if key in supervised_keys]
-        if len(chosen) == 1:
-            return chosen[0]
-        listed = ", ".join(f"{key} ({_kind(feature)})" for key, feature in features.items())
-        problem = f"several {what}s ({', '.join(keys)})" if keys else f"no {what}"
-        raise UserError(
-            f"{name} cannot be used for image classification: it has {problem} among its "
-            f"features {listed}; exactly one uint8 image and one ClassLabel are needed"
-        )
-
-    return (
-        choose("uint8 image", [key for key, feature in features.items() if is_image(feature)]),
-        choose("ClassLabel", [k for k, feature in features.items() if _kind(feature) == "ClassLabel"]),
-    )
-
-
-def _class_names(folder: Path, label_key: str, num_classes: int) -> tuple[tuple[str, ...], bytes]:
-    path = folder / f"{label_key}.labels.txt"
+def _class_names(described: PreparedSet, label_key: str) -> tuple[tuple[str, ...], bytes]:
+    folder, path = described.folder, described.folder / f"{label_key}.labels.txt"
+    try:
+        num_classes = int(described.features[label_key]["classLabel"]["numClasses"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder, folder / "features.json", repr(error)) from None
     try:
         content = path.read_bytes()
         names = tuple(line.strip() for line in content.decode().splitlines() if line.strip())

@@ -60,6 +60,8 @@ def load_model(
         model, variables = load_model("openai-community/gpt2")
         logits_BTV = model.apply(variables, tokens_BT)
 
+    `published` of `dl.data.text.tokenizers_subword` reads the tokenizer of a folder.
+
     Args:
       source: a folder, or the name of a model on the Hugging Face hub.
       dtype: dtype of the parameters and of the computation. `None` means that of the file.
@@ -72,13 +74,8 @@ def load_model(
         compute, or a tensor is missing, unexpected or has another shape.
     """
     folder = local_copy(source, revision, ["config.json", *_KEPT_FILES])
-    family, model = _described(folder)
+    family, model = _described(folder, options)
     base = family.base_of(model)
-    known = [name for name in type(base).__dataclass_fields__ if name not in ("parent", "name")]
-    if unknown := sorted(options.keys() - set(known)):
-        raise UserError(f"{type(base).__name__} has no attribute {unknown[0]}; it has {', '.join(known)}")
-    base = base.clone(**options)
-    model = family.with_base(model, base)
     found = read_family(folder, family, model)
     if base.is_scanned:
         found = stack_found(found)
@@ -90,6 +87,20 @@ def load_model(
     if base.dtype is None and len(dtypes) == 1 and dtypes != {np.dtype(np.float32)}:
         model = family.with_base(model, base.clone(dtype=dtypes.pop()))
     return model, jax.tree.map(jnp.asarray, unflatten_dict(loaded))
+
+
+def described_model(source: str | Path, *, revision: str | None = None, **options: Any) -> Any:
+    """Returns the Linen module that a config.json describes; the weights are not read.
+
+    Args:
+      source: a folder, or the name of a model on the Hugging Face hub.
+      revision: commit on the hub. `None` means the newest commit.
+      options: attributes of the module, as for `load_model`.
+
+    Raises:
+      UserError: as `load_model`.
+    """
+    return _described(local_copy(source, revision, ["config.json"]), options)[1]
 
 
 def save_model(
@@ -205,13 +216,20 @@ def _config(folder: Path) -> Config:
     return Config(str(folder), values)
 
 
-def _described(folder: Path) -> tuple[Family, Any]:
-    """Returns the family and the module that a config.json describes."""
+def _described(folder: Path, options: Mapping[str, Any] | None = None) -> tuple[Family, Any]:
+    """Returns the family and the module that a config.json describes, with other attributes."""
     config = _config(folder)
     model_type = config.values.get("model_type")
     families = list(dict.fromkeys(_FAMILIES.values()))
     for family in families:
         if model_type in family.model_types:
-            return family, family.model_of(config)
+            model = family.model_of(config)
+            base = family.base_of(model)
+            attributes = [name for name in type(base).__dataclass_fields__ if name not in ("parent", "name")]
+            if unknown := sorted((options or {}).keys() - set(attributes)):
+                raise UserError(
+                    f"{type(base).__name__} has no attribute {unknown[0]}; it has {', '.join(attributes)}"
+                )
+            return family, family.with_base(model, base.clone(**(options or {})))
     known = ", ".join(name for family in families for name in family.model_types)
     raise UserError(f"{folder}: config.json has model_type={model_type!r}; load_model reads {known}")

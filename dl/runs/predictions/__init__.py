@@ -1,21 +1,28 @@
 """Predictions: the outputs of the final variables of a run for the examples of a split.
 
-`by_kind` collects them on the devices as a `Kept`, one class for each kind of task. `reader` reads the file.
+`by_kind` collects them on the devices as a `Kept`, one class for each kind of task; `collect_tokens` does so
+for text. `reader` reads the file.
 `figures` computes further metrics, and checks that the predictions agree with the metrics of the run. Read
 `kept` first.
 """
 
 from dl.runs.predictions.by_kind import collect_predictions
 from dl.runs.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
-from dl.runs.predictions.figures import Disagreement, add_to_result, check_agreement, figures_of
+from dl.runs.predictions.figures import Disagreement, add_figures, add_to_result, check_agreement, figures_of
 from dl.runs.predictions.kept import (
     Kept,
-    LanguageModel,
     MultiLabel,
     Outputs,
     Predictions,
     Reconstruction,
     Regression,
+)
+from dl.runs.predictions.kept_tokens import (
+    LanguageModel,
+    MaskedLanguageModel,
+    SequenceToSequence,
+    Tagging,
+    Tokens,
 )
 from dl.runs.predictions.reader import read_predictions
 
@@ -23,12 +30,17 @@ __all__ = [
     "Disagreement",
     "Kept",
     "LanguageModel",
+    "MaskedLanguageModel",
     "MultiLabel",
     "Outputs",
     "OutputsFn",
     "Predictions",
     "Reconstruction",
     "Regression",
+    "SequenceToSequence",
+    "Tagging",
+    "Tokens",
+    "add_figures",
     "add_to_result",
     "check_agreement",
     "class_names",

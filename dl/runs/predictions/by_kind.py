@@ -1,45 +1,38 @@
 """Collects the predictions for each kind of task: a `Kept` from the final variables and a split.
 
-Shapes: N examples that are kept, B examples of a batch, C classes or labels, T tokens, S = T - 1, V tokens in
-the vocabulary.
+Shapes: N examples that are kept, B examples of a batch, C classes or labels.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dl.data.permutation import random_order
 from dl.data.pipeline import Batches
-from dl.data.source import ArraySource
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.losses import NOT_COUNTED, of_tokens
-from dl.runs.predictions.collect import class_names, collect_outputs, prepared_outputs_fn
+from dl.runs.predictions.collect import class_names, prepared_outputs_fn
+from dl.runs.predictions.collect_tokens import (
+    collect_language_model,
+    collect_masked_language_model,
+    collect_sequence_to_sequence,
+    collect_tagging,
+)
+from dl.runs.predictions.collection import Collection
 from dl.runs.predictions.kept import (
     MAX_BYTES,
     Kept,
-    LanguageModel,
     MultiLabel,
     Outputs,
     Predictions,
     Reconstruction,
     Regression,
 )
-from dl.task import Kind, following_tokens
+from dl.runs.predictions.kept_tokens import LanguageModel, MaskedLanguageModel, SequenceToSequence, Tagging
 from dl.types import Batch, Variables
-
-MAX_SHOWN = 256  # examples that are kept in full: an eighth with the largest errors, the others at random
-_SAMPLE_KEY = (0, 2**62)  # differs from the keys of epochs, (seed, epoch)
-
-
-Keep = Callable[[jax.Array, Batch], dict[str, jax.Array]]
-"""From a model's outputs and the preprocessed batch to what is kept of each example."""
 
 
 def collect_predictions(
@@ -69,70 +62,8 @@ def collect_predictions(
     name = _guess(outputs, variables, batches) if kind is None else kind.name
     if name is None:
         return None
-    collection = _Collection(experiment, variables, batches, mesh, split, is_cut_short, outputs)
+    collection = Collection(experiment, variables, batches, mesh, split, is_cut_short, outputs)
     return _COLLECTORS[name](collection)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Collection:
-    """The arguments that every kind needs to collect its predictions."""
-
-    experiment: Experiment
-    variables: Variables
-    batches: Batches
-    mesh: Mesh
-    split: str
-    is_cut_short: Callable[[], bool]
-    outputs: Callable[[Variables, Batch], tuple[jax.Array, Batch]]
-
-    @property
-    def kind(self) -> Kind:
-        kind = self.experiment.task.kind
-        assert kind is not None
-        return kind
-
-    def collect(self, keep: Keep) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Returns the arguments of every `Kept`, and `keep` of each example; `None` after an interruption."""
-        size, num_bytes = len(self.batches.source), self._bytes_per_example(keep)
-        rows = np.arange(size, dtype=np.int32)
-        if size * num_bytes > MAX_BYTES:
-            rows = np.sort(random_order(size, *_SAMPLE_KEY)[: max(1, MAX_BYTES // num_bytes)])
-        found = collect_outputs(
-            self._kept(keep), self.variables, self.batches, self.mesh, rows, self.is_cut_short
-        )
-        if found is None:
-            return None
-        return {"split": self.split, "num_examples": size, "index": rows.astype(np.int32)}, found
-
-    def collect_in_full(
-        self, keep: Keep, index: np.ndarray, badness: np.ndarray
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns `shown` and `num_worst`, and `keep` of the shown examples.
-
-        Args:
-          keep: returns what is kept of each example for outputs and a preprocessed batch.
-          index: the rows of the examples.
-          badness: the error of each example. Those with the largest error are shown; NaN is the largest.
-        """
-        order = np.argsort(-np.nan_to_num(badness, nan=np.inf), kind="stable")
-        num_bytes = self._bytes_per_example(keep)
-        most = max(1, min(MAX_SHOWN, MAX_BYTES // num_bytes))
-        num_worst = min(max(1, most // 8), len(order))
-        rest = order[num_worst:]
-        at_random = rest[random_order(len(rest), *_SAMPLE_KEY)[: most - num_worst]] if len(rest) else rest
-        shown = np.concatenate([order[:num_worst], np.sort(at_random)]).astype(np.int32)
-        source = ArraySource(self.batches.source[index[shown]])
-        batches = Batches(source, self.batches.batch_size, self.mesh)
-        found = collect_outputs(self._kept(keep), self.variables, batches, self.mesh)
-        return {"shown": shown, "num_worst": num_worst}, found
-
-    def _kept(self, keep: Keep) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
-        return lambda variables, batch: keep(*self.outputs(variables, batch))
-
-    def _bytes_per_example(self, keep: Keep) -> int:
-        batch = jax.eval_shape(lambda: self.batches[0])
-        leaves = jax.eval_shape(self._kept(keep), self.variables, batch).values()
-        return max(1, sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in leaves))
 
 
 def _guess(
@@ -151,7 +82,7 @@ def _guess(
     return Outputs.kind if math.prod(output.shape[1:]) * 4 <= MAX_BYTES else None
 
 
-def _classification(collection: _Collection) -> Kept | None:
+def _classification(collection: Collection) -> Kept | None:
     def keep(logits_BC: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         label = batch.get("label")
         if label is None or not jnp.issubdtype(label.dtype, jnp.integer) or label.size != len(label):
@@ -180,7 +111,7 @@ def _classification(collection: _Collection) -> Kept | None:
     )
 
 
-def _multi_label(collection: _Collection) -> Kept | None:
+def _multi_label(collection: Collection) -> Kept | None:
     target_name = collection.kind.target
 
     def keep(logits_BC: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -197,7 +128,7 @@ def _multi_label(collection: _Collection) -> Kept | None:
     return MultiLabel(**common, label=label_NC > 0, log_odds=found["log_odds"], class_names=names)
 
 
-def _regression(collection: _Collection) -> Kept | None:
+def _regression(collection: Collection) -> Kept | None:
     target_name = collection.kind.target
 
     def keep(output: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -217,7 +148,7 @@ def _regression(collection: _Collection) -> Kept | None:
     return Regression(**common, **found, target_names=names)
 
 
-def _reconstruction(collection: _Collection) -> Kept | None:
+def _reconstruction(collection: Collection) -> Kept | None:
     kind, input_name = collection.kind, collection.experiment.task.input_name
 
     def pair(output: jax.Array, batch: Batch) -> dict[str, jax.Array]:
@@ -239,43 +170,7 @@ def _reconstruction(collection: _Collection) -> Kept | None:
     return Reconstruction(**common, **found, **shown, **pairs)
 
 
-def _language_model(collection: _Collection) -> Kept | None:
-    kind, input_name = collection.kind, collection.experiment.task.input_name
-
-    def measured(logits_BTV: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        targets_BT = following_tokens(batch, input_name, kind.padding_id)
-        return targets_BT, *of_tokens(jnp.asarray(logits_BTV, jnp.float32), targets_BT)
-
-    def tokens(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        targets_BT, loss_BT, _, counts_BT = measured(logits_BTV, batch)
-        tokens_BT = jnp.asarray(batch[input_name], jnp.int32)
-        # The tokens of the row, and the last target, which is no token of the row where targets are given.
-        last_B1 = jnp.where(targets_BT == NOT_COUNTED, 0, targets_BT)[:, -1:]
-        token_losses_BT = jnp.where(counts_BT, loss_BT, jnp.nan)
-        if "targets" not in batch:
-            return {"token": tokens_BT, "token_loss": token_losses_BT[:, :-1]}
-        return {"token": jnp.concatenate([tokens_BT, last_B1], 1), "token_loss": token_losses_BT}
-
-    def sums(logits_BTV: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        _, loss_BT, is_right_BT, counts_BT = measured(logits_BTV, batch)
-        return {
-            "loss": jnp.where(counts_BT, loss_BT, 0.0).sum(-1),
-            "num_right": (is_right_BT & counts_BT).sum(-1, dtype=jnp.int32),
-            "num_tokens": counts_BT.sum(-1, dtype=jnp.int32),
-        }
-
-    if (collected := collection.collect(sums)) is None:
-        return None
-    common, found = collected
-    per_token = found["loss"] / np.maximum(found["num_tokens"], 1)
-    shown, in_full = collection.collect_in_full(tokens, common["index"], per_token)
-    names = tuple(map(str, getattr(collection.experiment.data, "token_names", ())))
-    if names and not in_full["token"].max(initial=0) < len(names):
-        names = ()
-    return LanguageModel(**common, **found, **shown, **in_full, token_names=names)
-
-
-def _outputs(collection: _Collection) -> Kept | None:
+def _outputs(collection: Collection) -> Kept | None:
     collected = collection.collect(lambda output, batch: {"output": jnp.asarray(output, jnp.float32)})
     if collected is None:
         return None
@@ -283,11 +178,14 @@ def _outputs(collection: _Collection) -> Kept | None:
     return Outputs(**common, **found)
 
 
-_COLLECTORS: Mapping[str, Callable[[_Collection], Kept | None]] = {
+_COLLECTORS: Mapping[str, Callable[[Collection], Kept | None]] = {
     Predictions.kind: _classification,
     MultiLabel.kind: _multi_label,
     Regression.kind: _regression,
     Reconstruction.kind: _reconstruction,
-    LanguageModel.kind: _language_model,
+    LanguageModel.kind: collect_language_model,
+    MaskedLanguageModel.kind: collect_masked_language_model,
+    SequenceToSequence.kind: collect_sequence_to_sequence,
+    Tagging.kind: collect_tagging,
     Outputs.kind: _outputs,
 }

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment
 from dl.sharding import replicated
+from dl.task import corrupted
 from dl.types import Batch, Splits, Variables
 
 OutputsFn = Callable[[Variables, Batch], jax.Array]
@@ -40,13 +41,18 @@ def outputs_fn(experiment: Experiment) -> OutputsFn | None:
 def prepared_outputs_fn(
     experiment: Experiment,
 ) -> Callable[[Variables, Batch], tuple[jax.Array, Batch]] | None:
-    """Returns a function that computes the outputs and the preprocessed batch."""
+    """Returns a function that computes the outputs and the batch as an evaluation reads it.
+
+    The batch is preprocessed, and corrupted if the kind of the task says so.
+    """
     outputs = outputs_fn(dataclasses.replace(experiment, preprocess=None))
     if outputs is None:
         return None
 
     def with_prepared(variables: Variables, batch: Batch) -> tuple[jax.Array, Batch]:
         prepared = batch if experiment.preprocess is None else experiment.preprocess(batch)
+        if (kind := experiment.task.kind) is not None and kind.corrupt is not None:
+            prepared = corrupted(prepared, kind.corrupt)
         # A label is the number of a class here, even if preprocessing changes it.
         label = prepared.get("label")
         is_lost = "label" in batch and (label is None or not jnp.issubdtype(label.dtype, jnp.integer))

@@ -15,7 +15,8 @@ from dl.evaluation.language import language_figures
 from dl.evaluation.multi_label import multi_label_figures
 from dl.evaluation.regression_figures import regression_figures
 from dl.experiment import Experiment
-from dl.runs.predictions.kept import Kept, LanguageModel, MultiLabel, Predictions, Reconstruction, Regression
+from dl.runs.predictions.kept import Kept, MultiLabel, Predictions, Reconstruction, Regression
+from dl.runs.predictions.kept_tokens import LanguageModel, MaskedLanguageModel, SequenceToSequence, Tokens
 
 # The model is compiled separately for metrics and for predictions, and may compute in 16 bits. So logits that
 # differ by less than this may be ordered differently, and a mean may differ by this fraction of its value.
@@ -30,7 +31,9 @@ class Disagreement(UserError):
     """The metrics of a run disagree with its kept predictions."""
 
 
-def figures_of(predictions: Kept, tell: Callable[[str], None] = lambda line: None) -> dict[str, Figure]:
+def figures_of(
+    predictions: Kept, tell: Callable[[str], None] = lambda line: None, num_bytes: int | None = None
+) -> dict[str, Figure]:
     """Returns metrics with intervals that the loss does not compute, such as R² of a regression.
 
     It never raises an error: metrics that cannot be computed are left out.
@@ -38,9 +41,13 @@ def figures_of(predictions: Kept, tell: Callable[[str], None] = lambda line: Non
     Args:
       predictions: the predictions for one split.
       tell: called with one line of text if metrics cannot be computed.
+      num_bytes: for a language model, the number of bytes that its counted tokens stand for in the split.
+        `None` means that it is not known. Then there are no bits per byte.
     """
     try:
         with np.errstate(all="ignore"):
+            if isinstance(predictions, LanguageModel):
+                return _language_figures(predictions, num_bytes)
             return _figures(predictions)
     except Exception as error:
         brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
@@ -64,10 +71,18 @@ def _(predictions: MultiLabel) -> dict[str, Figure]:
     return multi_label_figures(predictions.log_odds, predictions.label).overall
 
 
-@_figures.register
-def _(predictions: LanguageModel) -> dict[str, Figure]:
+@_figures.register(MaskedLanguageModel)
+@_figures.register(SequenceToSequence)
+def _(predictions: Tokens) -> dict[str, Figure]:
     figures = language_figures(predictions.loss, predictions.num_right, predictions.num_tokens)
     return {"perplexity": figures["perplexity"]}
+
+
+def _language_figures(predictions: LanguageModel, num_bytes: int | None) -> dict[str, Figure]:
+    sums = predictions.loss, predictions.num_right, predictions.num_tokens
+    # The bytes are those of the whole split.
+    figures = language_figures(*sums, num_bytes if predictions.is_whole else None)
+    return {name: figures[name] for name in ("perplexity", "bits_per_byte") if name in figures}
 
 
 FIGURE_UNITS = {
@@ -77,6 +92,7 @@ FIGURE_UNITS = {
     "f1_macro": "F1",
     "average_precision_macro": "average precision",
     "perplexity": "equally likely tokens",
+    "bits_per_byte": "bits a byte",
 }
 """The units of what `figures_of` returns."""
 
@@ -97,15 +113,11 @@ def add_to_result(
     """
     split = predictions.split
     measured = dict(result["metrics"].get(split, {}))
-    for name, figure in figures_of(predictions, tell).items():
-        if name in measured:  # a metric of the loss function has priority
-            continue
-        result["metrics"][split][name] = figure.value
-        result.setdefault("better", {})[name] = figure.better
-        result.setdefault("units", {})[name] = FIGURE_UNITS[name]
-        if figure.method:
-            result.setdefault("intervals", {}).setdefault(split, {})[name] = [figure.low, figure.high]
-            result.setdefault("interval_methods", {}).setdefault(split, {})[name] = figure.method
+    num_bytes = getattr(experiment.data, "num_bytes", {}).get(split)
+    figures = figures_of(predictions, tell, num_bytes)
+    # A metric of the loss function has priority.
+    new = {name: figure for name, figure in figures.items() if name not in measured}
+    add_figures(result, split, new, FIGURE_UNITS)
     try:
         check_agreement(experiment, measured, predictions)
     except Disagreement as disagreement:
@@ -113,6 +125,19 @@ def add_to_result(
     except Exception as error:
         brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
         tell(f"the predictions of {split} could not be compared with what was measured ({brief})")
+
+
+def add_figures(
+    result: dict[str, Any], split: str, figures: Mapping[str, Figure], units: Mapping[str, str]
+) -> None:
+    """Adds metrics of a split to the content of result.json: values, intervals, directions and units."""
+    for name, figure in figures.items():
+        result["metrics"].setdefault(split, {})[name] = figure.value
+        result.setdefault("better", {})[name] = figure.better
+        result.setdefault("units", {})[name] = units[name]
+        if figure.method:
+            result.setdefault("intervals", {}).setdefault(split, {})[name] = [figure.low, figure.high]
+            result.setdefault("interval_methods", {}).setdefault(split, {})[name] = figure.method
 
 
 class _Recomputed(NamedTuple):
@@ -220,13 +245,22 @@ def _(predictions: Reconstruction) -> dict[str, _Recomputed]:
     return {"mean_squared_error": _plain(predictions.error)}
 
 
-@_recompute.register
-def _(predictions: LanguageModel) -> dict[str, _Recomputed]:
+@_recompute.register(LanguageModel)
+@_recompute.register(Tokens)
+def _(predictions: LanguageModel | Tokens) -> dict[str, _Recomputed]:
     weight_N = predictions.num_tokens.astype(np.float64)
     return {
         "loss": _Recomputed(predictions.loss.astype(np.float64), weight_N, 0.01),
         "accuracy": _Recomputed(predictions.num_right.astype(np.float64), weight_N, 0.01),
     }
+
+
+@_recompute.register
+def _(predictions: SequenceToSequence) -> dict[str, _Recomputed]:
+    is_counted_N = predictions.num_tokens > 0
+    is_right_N = is_counted_N & (predictions.num_right == predictions.num_tokens)
+    exact = _Recomputed(is_right_N.astype(np.float64), is_counted_N.astype(np.float64), 0.01)
+    return {**_recompute.dispatch(Tokens)(predictions), "exact_match": exact}
 
 
 def _plain(values_N: np.ndarray, slack: float = 0.0) -> _Recomputed:

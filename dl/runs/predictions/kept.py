@@ -1,7 +1,7 @@
-"""The predictions of a run that are kept: one class for each kind of task.
+"""The predictions of a run that are kept: one class for each kind of task. For text see `kept_tokens`.
 
 Shapes: N examples that were kept, M of the whole split, C classes or labels, D outputs, K of the N examples
-that are kept in full, T tokens of a sequence, Q metrics.
+that are kept in full, Q metrics.
 """
 
 import dataclasses
@@ -176,62 +176,11 @@ class Reconstruction(Kept):
     output: np.ndarray
 
     def check(self) -> None:
-        _check_shown(self.shown, self.num_worst, len(self.index))
+        check_shown(self.shown, self.num_worst, len(self.index))
         if self.input.shape != self.output.shape:
             raise ValueError(
                 f"input has the shape {self.input.shape}, but output has the shape {self.output.shape}"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModel(Kept):
-    """Predictions of a language model.
-
-    Attributes:
-      loss: the sum of the cross-entropies of the tokens of each sequence, in nats, float32, shape N.
-      num_right: the number of correctly predicted tokens of each sequence, int32, shape N.
-      num_tokens: the number of tokens of each sequence that count, int32, shape N.
-      shown: positions in `index` of the sequences that are kept in full, as in `Reconstruction`; the worst
-        have the highest loss per token.
-      num_worst: the number of sequences in `shown` that have the highest loss.
-      token: the tokens, int32, shape K × T.
-      token_loss: the cross-entropy of each token but the first, in nats, float32, shape K × (T - 1). NaN if
-        the token does not count.
-      token_names: the text of each token; empty if the data do not state it.
-    """
-
-    kind = "language_model"
-    layout: ClassVar[Layout] = {
-        "loss": ("f", "N"),
-        "num_right": ("iu", "N"),
-        "num_tokens": ("iu", "N"),
-        "shown": ("iu", "K"),
-        "num_worst": ("iu", ""),
-        "token": ("iu", "KT"),
-        "token_loss": ("f", "KS"),
-        "token_names": ("U", "V"),
-    }
-
-    loss: np.ndarray
-    num_right: np.ndarray
-    num_tokens: np.ndarray
-    shown: np.ndarray
-    num_worst: int
-    token: np.ndarray
-    token_loss: np.ndarray
-    token_names: tuple[str, ...]
-
-    def check(self) -> None:
-        _check_shown(self.shown, self.num_worst, len(self.index))
-        if self.token.shape[1] != self.token_loss.shape[1] + 1:
-            raise ValueError(
-                f"token has the shape {self.token.shape}, but token_loss has the shape "
-                f"{self.token_loss.shape}"
-            )
-        if (self.num_right < 0).any() or (self.num_right > self.num_tokens).any():
-            raise ValueError("num_right is not in [0, num_tokens]")
-        if self.token_names:
-            check_range("token", self.token, len(self.token_names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,17 +197,14 @@ class Outputs(Kept):
     output: np.ndarray
 
 
-KINDS: Mapping[str, type[Kept]] = {
-    one.kind: one for one in (Predictions, MultiLabel, Regression, Reconstruction, LanguageModel, Outputs)
-}
+def check_range(name: str, values: np.ndarray, end: int, low: int = 0) -> None:
+    """Raises ValueError for a value outside of [low, end)."""
+    if values.size and (int(values.min()) < low or int(values.max()) >= end):
+        raise ValueError(f"{name} is not in [{low}, {end})")
 
 
-def check_range(name: str, values: np.ndarray, end: int) -> None:
-    if values.size and (int(values.min()) < 0 or int(values.max()) >= end):
-        raise ValueError(f"{name} is not in [0, {end})")
-
-
-def _check_shown(shown: np.ndarray, num_worst: int, size: int) -> None:
+def check_shown(shown: np.ndarray, num_worst: int, size: int) -> None:
+    """Raises ValueError if `shown` and `num_worst` are not those of `size` examples."""
     check_range("shown", shown, size)
     if len(np.unique(shown)) != len(shown) or not 0 <= num_worst <= len(shown):
         raise ValueError("shown names an example twice, or has fewer than num_worst")

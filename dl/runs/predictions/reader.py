@@ -2,16 +2,34 @@
 
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dl.errors import UserError
-from dl.runs.predictions.kept import KINDS, Kept, Predictions, check_range
+from dl.runs.predictions.kept import (
+    Kept,
+    MultiLabel,
+    Outputs,
+    Predictions,
+    Reconstruction,
+    Regression,
+    check_range,
+)
+from dl.runs.predictions.kept_tokens import LanguageModel, MaskedLanguageModel, SequenceToSequence, Tagging
 
 MAX_FILE_BYTES = 512 * 2**20  # limit for the memory; files that `Kept.save` writes are much smaller
 MAX_EXAMPLES = 2**40
+
+KINDS: Mapping[str, type[Kept]] = {
+    one.kind: one
+    for one in (
+        *(Predictions, MultiLabel, Regression, Reconstruction, Outputs),
+        *(LanguageModel, MaskedLanguageModel, SequenceToSequence, Tagging),
+    )
+}
 
 _COMMON = {"split": ("U", ""), "num_examples": ("iu", ""), "index": ("iu", "N")}
 _OF_METRICS = {"metric_names": ("U", "Q"), "example_metrics": ("f", "MQ2")}

@@ -57,6 +57,7 @@ def test_an_augmentation_is_a_function_of_its_key_and_stays_in_range(augmented, 
     assert (first["label"] == 3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "axis"), [("horizontal_flip", 1), ("vertical_flip", 0)])
 def test_a_flip_mirrors_half_of_the_time(augmented, name, axis):
     images = augmented[0][name]["image"]

@@ -11,7 +11,7 @@ import pytest
 
 from dl.data import image_classification
 from dl.data.images import cache
-from dl.data.tfds.records import RecordSource
+from dl.data.images.records import RecordSource
 from tests.data.tiny_sets import grey_examples
 
 ROOT = Path(__file__).parents[3]

@@ -9,8 +9,8 @@ from PIL import Image
 
 from dl.data import image_classification
 from dl.data.carve import split_rows, stratified
+from dl.data.images.records import RecordSource
 from dl.data.permutation import random_order
-from dl.data.tfds.records import RecordSource
 from dl.errors import UserError
 from tests.data.tiny_sets import grey_examples, noise
 

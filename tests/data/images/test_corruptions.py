@@ -47,6 +47,7 @@ def test_all_is_one_program_and_stays_in_range():
     assert program._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_severity_0_is_the_image():
     for name in NAMES:
         np.testing.assert_array_equal(corrupted(name, 0), IMAGES)

@@ -64,6 +64,7 @@ def test_the_geometric_operations_at_full_strength(which, matrix, shift):
     np.testing.assert_allclose(actual_shift, shift, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_operation_is_drawn_equally_often_with_either_sign():
     def outcomes(level):
         yield [IMAGE]

@@ -30,11 +30,13 @@ def test_every_text_is_decoded_as_it_was(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@settings(deadline=None)
 @given(text=st.text(st.sampled_from("".join(TEXTS))))
 def test_a_text_of_known_characters_is_decoded_as_it_was(text):
     assert CHARACTERS.decode(CHARACTERS.encode(text)) == text
 
 
+@settings(deadline=None)
 @given(text=st.text(st.characters(categories=("L", "Cs"))))
 def test_bytes_are_those_of_python_also_for_surrogates(text):
     assert bytes(BYTES.encode(text)) == text.encode("utf-8", "surrogatepass")

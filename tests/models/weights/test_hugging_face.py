@@ -1,6 +1,8 @@
 """Language models in the layout of Hugging Face, from files that are made here, without `transformers`."""
 
 import json
+import sys
+import types
 
 import chex
 import jax
@@ -284,6 +286,28 @@ def test_a_classifier_starts_from_a_bert_with_other_heads_and_old_names(tmp_path
     )
     nested = pretrained_model(tmp_path, under="backbone")(shapes_of(model))["params"]
     chex.assert_trees_all_equal(nested, start)
+
+
+def test_a_name_on_the_hub_is_fetched_with_its_config_and_tokenizer(tmp_path, monkeypatch):
+    write(tmp_path)
+    asked = {}
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked[name] = revision, allow_patterns
+        return str(tmp_path)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    model, _ = load_model("someone/gpt2", revision="abc")
+    assert model == GPT2_MODEL
+    revision, patterns = asked["someone/gpt2"]
+    assert revision == "abc"
+    assert {"*.safetensors", "config.json", "tokenizer.json", "merges.txt"} <= set(patterns)
+    with pytest.raises(UserError, match="there is no file or folder nowhere, and it is not a name"):
+        load_model("nowhere")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="has no config.json, which describes the model"):
+        load_model(tmp_path)
 
 
 def test_variables_of_another_model_are_not_written(tmp_path):

@@ -1,0 +1,67 @@
+"""BERT learns to restore masked words of sentences.
+
+python -m experiments.bert_mlm
+python -m experiments.bert_mlm --dataset rt_polarity
+python -m experiments.bert_mlm --rows packed --dataset ./novel.txt      # any text
+"""
+
+from typing import Any, Literal
+
+from dl import Experiment, Fraction, PositiveInt, main, optimizers, task
+from dl.data import language_modeling, text_classification
+from dl.data.text.masking import mask_tokens
+from dl.evaluation.baselines import Neighbours
+from dl.models.bert import BERT, BERTForMaskedLM
+from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
+
+ROLES = ("padding", "mask", "class", "separator")
+
+
+def experiment(
+    dataset: TextDatasetName = "auto",
+    rows: Literal["sentences", "packed"] = "sentences",
+    tokenizer: TokenizerName = "wordpiece:4000",
+    sequence_length: SequenceLength = 48,
+    dim: PositiveInt = 128,
+    num_layers: PositiveInt = 4,
+    dropout: Fraction = 0.1,
+    batch_size: BatchSize = 64,
+    num_steps: PositiveInt = 4000,
+    learning_rate: LearningRate = 1e-3,
+    seed: Seed = 0,
+) -> Experiment:
+    """Returns a small BERT.
+
+    Args:
+      rows: What a row holds: sentences (one text of a set with classes) or packed (texts of any set).
+      dim: Width of the model, a multiple of 32.
+      num_layers: Number of layers.
+      dropout: Probability that a value is dropped in training.
+      num_steps: Number of updates.
+    """
+    if rows == "sentences":
+        data: Any = text_classification(
+            dataset, max_length=sequence_length, tokenizer=tokenizer, special=ROLES
+        )
+    else:
+        data = language_modeling(
+            dataset, sequence_length=sequence_length, tokenizer=tokenizer, packing=True, special=ROLES
+        )
+    corrupt = mask_tokens(data.tokenizer)
+    encoder = BERT(data.vocab_size, sequence_length, dim, num_layers, dim // 32, dropout=dropout)
+    schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 10)
+    return Experiment(
+        data=data,
+        augment=corrupt,
+        task=task.masked_language_model(BERTForMaskedLM(encoder), corrupt),
+        tx=optimizers.adamw(schedule, weight_decay=0.01, clip_norm=1.0),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        eval_every=max(1, num_steps // 10),
+        baseline=Neighbours(corrupt, data.tokenizer.mask_id),
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)

@@ -1,0 +1,60 @@
+"""A Transformer that writes text, character by character.
+
+python -m experiments.char_gpt                            # tiny Shakespeare, or the help texts of Python
+python -m experiments.char_gpt --dataset ./novel.txt      # your own text
+python -m dl generate runs/char_gpt-TIME "To be"          # writes on
+"""
+
+from dl import Experiment, Fraction, PositiveInt, main, optimizers, task
+from dl.data import language_modeling
+from dl.evaluation.baselines import NGram
+from dl.models.llama import Llama
+from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
+
+
+def experiment(
+    dataset: TextDatasetName = "auto",
+    tokenizer: TokenizerName = "characters",
+    sequence_length: SequenceLength = 256,
+    dim: PositiveInt = 256,
+    num_layers: PositiveInt = 6,
+    num_heads: PositiveInt = 4,
+    dropout: Fraction = 0.2,
+    batch_size: BatchSize = 32,
+    num_steps: PositiveInt = 5000,
+    learning_rate: LearningRate = 2e-3,
+    seed: Seed = 0,
+) -> Experiment:
+    """Returns a decoder with rotary positions, RMSNorm and SwiGLU.
+
+    Args:
+      dim: Width of the model.
+      num_layers: Number of layers.
+      num_heads: Number of attention heads.
+      dropout: Probability that a value is dropped in training.
+      num_steps: Number of updates.
+    """
+    data = language_modeling(
+        dataset,
+        sequence_length=sequence_length,
+        tokenizer=tokenizer,
+        stride=1,
+        eval_context=max(1, sequence_length // 2),
+    )
+    model = Llama(data.vocab_size, dim, num_layers, num_heads, dropout=dropout, is_tied=True)
+    schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
+    return Experiment(
+        data=data,
+        task=task.language_model(model),
+        tx=optimizers.adamw(schedule, b2=0.99, weight_decay=0.1, clip_norm=1.0),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        eval_batch_size=64,
+        eval_every=max(1, num_steps // 10),
+        baseline=NGram(),
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)

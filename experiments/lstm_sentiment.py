@@ -1,0 +1,69 @@
+"""A bidirectional LSTM classifies sentences of film reviews.
+
+python -m experiments.lstm_sentiment
+python -m experiments.lstm_sentiment --dataset rt_polarity --cross-validate 10
+python -m dl predict runs/lstm_sentiment-TIME "A moving film."
+"""
+
+from typing import Literal
+
+from dl import Experiment, Fraction, KeepBest, PositiveInt, main, optimizers, task
+from dl.data import text_classification
+from dl.evaluation.baselines import TfIdf
+from dl.models.blocks.recurrence import GRU, LSTM
+from dl.models.recurrent import RecurrentClassifier
+from dl.option_types import BatchSize, LearningRate, NumEpochs, Seed, TextDatasetName, TokenizerName
+
+CELLS = {"gru": GRU, "lstm": LSTM}
+
+
+def experiment(
+    dataset: TextDatasetName = "auto",
+    tokenizer: TokenizerName = "wordpiece:8000",
+    cell: Literal["gru", "lstm"] = "lstm",
+    max_length: PositiveInt = 64,
+    hidden: PositiveInt = 128,
+    dropout: Fraction = 0.5,
+    recurrent_dropout: Fraction = 0.2,
+    batch_size: BatchSize = 32,
+    num_epochs: NumEpochs = 10,
+    learning_rate: LearningRate = 1e-3,
+    seed: Seed = 0,
+) -> Experiment:
+    """Returns one bidirectional layer with the maximum over time and variational dropout.
+
+    Args:
+      cell: Kind of the recurrent layer: gru or lstm.
+      max_length: Number of tokens that are kept of a text.
+      hidden: Number of values of the state of each direction, and of an embedding.
+      dropout: Probability that a feature is dropped in training, in all steps of a text.
+      recurrent_dropout: Probability that a value of the recurrent connection is dropped in training.
+    """
+    data = text_classification(dataset, max_length=max_length, tokenizer=tokenizer)
+    model = RecurrentClassifier(
+        layer=CELLS[cell],
+        dim=hidden,
+        num_classes=data.num_classes,
+        is_bidirectional=True,
+        pooling="max",
+        dropout=dropout,
+        recurrent_dropout=recurrent_dropout,
+        vocab_size=data.vocab_size,
+        embedding_dim=hidden,
+    )
+    num_steps = data.steps(num_epochs, batch_size)
+    schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
+    return Experiment(
+        data=data,
+        task=task.classification(model, input_name="tokens"),
+        tx=optimizers.adamw(schedule, weight_decay=0.1, clip_norm=1.0),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        keep_best=KeepBest(),
+        baseline=TfIdf(),
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)

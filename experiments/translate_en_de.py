@@ -1,0 +1,70 @@
+"""The Transformer translates captions of pictures from English into German.
+
+python -m experiments.translate_en_de
+python -m dl generate runs/translate_en_de-TIME "A man rides a bicycle." --num-beams 5
+"""
+
+from dl import Experiment, Fraction, LabelSmoothing, PositiveInt, main, optimizers, task
+from dl.data import translation
+from dl.models.transformer import Transformer
+from dl.option_types import BatchSize, LearningRate, NumEpochs, Seed, TextDatasetName, TokenizerName
+
+
+def experiment(
+    dataset: TextDatasetName = "auto",
+    tokenizer: TokenizerName = "bpe:8000",
+    max_length: PositiveInt = 48,
+    dim: PositiveInt = 128,
+    num_layers: PositiveInt = 4,
+    num_heads: PositiveInt = 4,
+    dropout: Fraction = 0.3,
+    label_smoothing: LabelSmoothing = 0.1,
+    batch_size: BatchSize = 128,
+    num_epochs: NumEpochs = 30,
+    learning_rate: LearningRate = 5e-3,
+    seed: Seed = 0,
+) -> Experiment:
+    """Returns a small Transformer with norms before its branches.
+
+    Args:
+      max_length: Number of tokens that are kept of a text.
+      dim: Width of the model.
+      num_layers: Number of layers of the encoder, and of the decoder.
+      num_heads: Number of attention heads.
+      dropout: Probability that a value is dropped in training.
+    """
+    data = translation(dataset, max_length=max_length, tokenizer=tokenizer)
+    words = data.tokenizer
+    assert words.start_id is not None
+    assert words.end_id is not None
+    assert words.padding_id is not None
+    model = Transformer(
+        data.vocab_size,
+        dim,
+        num_layers,
+        num_heads,
+        hidden_dim=2 * dim,
+        max_length=max_length,
+        is_norm_first=True,
+        dropout=dropout,
+    )
+    num_steps = data.steps(num_epochs, batch_size)
+    schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)
+    return Experiment(
+        data=data,
+        task=task.sequence_to_sequence(
+            model,
+            start_id=words.start_id,
+            end_id=words.end_id,
+            padding_id=words.padding_id,
+            label_smoothing=label_smoothing,
+        ),
+        tx=optimizers.adam(schedule, b2=0.98),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+
+if __name__ == "__main__":
+    main(experiment)
