@@ -73,7 +73,7 @@ def forward(model, variables, tokens_BT):
 
 
 def test_log_probabilities_are_those_of_the_whole_forward_pass(writer, variables):
-    for made in writer.generate(["To be", "a"], max_tokens=12, temperature=0.8, top_k=20):
+    for made in writer.generate(["To be", "or not"], max_tokens=12, temperature=0.8, top_k=20):
         prompt = list(made.prompt.encode())
         log_probs_TV = log_probs_of(MODEL, variables, [*prompt, *made.tokens])[len(prompt) - 1 : -1]
         expected = log_probs_TV[np.arange(12), list(made.tokens)]
@@ -84,7 +84,7 @@ def test_log_probabilities_are_those_of_the_whole_forward_pass(writer, variables
 
 def test_a_text_has_the_same_bits_beside_any_others(writer):
     options = {"max_tokens": 6, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 5}
-    prompts = [chr(97 + k) * (1 + 3 * k % 19) for k in range(16)]
+    prompts = [chr(97 + k) * (5 + k % 12) for k in range(16)]
     alone = {prompt: writer.generate(prompt, **options)[0] for prompt in prompts}
     random = np.random.default_rng(0)
     for size in (2, 3, 16, 20):
@@ -97,7 +97,7 @@ def test_a_text_has_the_same_bits_beside_any_others(writer):
 
 def test_there_is_one_program_for_writing_and_one_for_each_power_of_two(variables):
     writer = Writer(experiment_of(MODEL), variables)
-    for length in (1, 3, 4, 5, 8, 17, 32):
+    for length in (1, 3, 4, 5, 8, 17, 30):
         writer.generate(["x" * length] * 3, max_tokens=2, top_k=length)
     assert writer._programs._write._cache_size() == 1
     assert writer._programs._admit._cache_size() == 3
@@ -113,18 +113,18 @@ def test_samples_differ_and_follow_from_the_seed(writer):
 
 
 def test_a_stream_is_the_text_in_pieces(writer):
-    (made,) = writer.generate("To", max_tokens=16)
-    pieces = list(writer.stream("To", max_tokens=16))
+    (made,) = writer.generate("To be", max_tokens=16)
+    pieces = list(writer.stream("To be", max_tokens=16))
     assert len(pieces) > 1
     assert "".join(pieces) == made.text
 
 
 def test_a_text_beyond_the_context_goes_on_from_the_last_half(writer, variables):
-    (made,) = writer.generate("12345678", max_tokens=60, temperature=0)
+    (made,) = writer.generate("12345678", max_tokens=60)
     history = list(b"12345678")
     seen = list(history)  # what the model has read
-    for token in made.tokens:
-        assert token == log_probs_of(MODEL, variables, seen)[-1].argmax()
+    for token, log_prob in zip(made.tokens, made.log_probabilities, strict=True):
+        assert np.isclose(log_prob, log_probs_of(MODEL, variables, seen)[-1, token], atol=1e-4)
         history.append(token)
         seen.append(token)
         if len(seen) > CONTEXT:
@@ -239,11 +239,11 @@ def test_any_causal_model_writes(model):
     batch = {"tokens": jnp.zeros((2, CONTEXT), jnp.int32)}
     variables = wide(experiment.task.init(jax.random.key(0), batch))
     (made,) = Writer(experiment, variables).generate("ab", max_tokens=5, temperature=0)
-    tokens = [*b"ab"]
-    for token in made.tokens:
-        logits = experiment.task.predict(variables, {"tokens": jnp.array([tokens])})
-        assert token == logits[0, -1].argmax()
-        tokens.append(token)
+    predict = jax.jit(experiment.task.predict)
+    tokens_BT = np.zeros((1, CONTEXT), np.int32)
+    tokens_BT[0, :7] = [*b"ab", *made.tokens]
+    logits_BTV = predict(variables, {"tokens": tokens_BT})
+    np.testing.assert_array_equal(logits_BTV[0, 1:6].argmax(-1), made.tokens)
 
 
 @pytest.mark.slow
@@ -259,14 +259,14 @@ def test_a_translation_is_the_most_probable_target():
     variables = wide(experiment.task.init(jax.random.key(0), batch))
     writer = Writer(experiment, variables)
     (greedy,) = writer.generate("ab", max_tokens=6, temperature=0)
-    written = []
-    for token in greedy.tokens:
-        # The task reads the target without its last token.
-        row = np.array([[*written, tokenizer.end_id]], np.int32)
-        source = np.array([[*b"ab", tokenizer.end_id]], np.int32)
-        logits = experiment.task.predict(variables, {"source": source, "target": row})
-        assert token == logits[0, -1, : tokenizer.vocab_size].argmax()
-        written.append(token)
+    source_BS, target_BT = (np.full((1, size), tokenizer.padding_id, np.int32) for size in (12, 9))
+    source_BS[0, :3] = [*b"ab", tokenizer.end_id]
+    length = len(greedy.tokens)
+    target_BT[0, :length] = greedy.tokens
+    predict = jax.jit(experiment.task.predict)
+    logits_BTV = predict(variables, {"source": source_BS, "target": target_BT})
+    expected = logits_BTV[0, :length, : tokenizer.vocab_size].argmax(-1)
+    np.testing.assert_array_equal(greedy.tokens, expected)
     assert writer.generate(["x", "ab", "yz"], max_tokens=6, temperature=0)[1] == greedy
     (beams,) = writer.generate("ab", max_tokens=6, num_beams=4, length_penalty=0.0)
     assert sum(beams.log_probabilities) >= sum(greedy.log_probabilities) - 1e-5
