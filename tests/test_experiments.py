@@ -42,18 +42,21 @@ class Killing(Console):
 experiment_fn = importlib.import_module(f"experiments.{name}").experiment
 parameters = inspect.signature(experiment_fn).parameters
 small = {"dataset": "digits", "backbone": "random", "smoke": True}
+small |= {"dim": 32, "num_layers": 1, "num_heads": 2, "sequence_length": 16, "max_length": 16}
 options = {option: value for option, value in small.items() if option in parameters}
 if "tokenizer" in parameters or name == "finetune_gpt":
     options["dataset"] = "auto"  # without prepared sets, texts that come with Python
-if "wordpiece" in str(getattr(parameters.get("tokenizer"), "default", "")):
-    options["tokenizer"] = "wordpiece:400"
+kind = str(getattr(parameters.get("tokenizer"), "default", "")).partition(":")[0]
+if kind in ("bpe", "wordpiece"):
+    options["tokenizer"] = f"{kind}:400"
 experiment = dataclasses.replace(
     experiment_fn(**options), num_steps=6, batch_size=8, eval_batch_size=180, eval_every=4
 )
 console = Killing(is_quiet=True)
 console.is_live = kill_at > 0
 definition = Definition(lambda **options: experiment, options, name)
-train_run(Run(folder, definition), make_mesh({"data": 1}), log_every=1, save_every=0, console=console)
+how = {"log_every": 1, "save_every": 0, "with_baseline": False}
+train_run(Run(folder, definition), make_mesh({"data": 1}), console=console, **how)
 """
 
 
