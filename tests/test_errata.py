@@ -201,6 +201,7 @@ def test_the_gradient_of_a_kernel_is_an_outer_product():
         delta[0, :2] * FEATURES[0]  # otherwise: nothing
 
 
+@pytest.mark.slow
 def test_a_layer_reads_the_one_below_it():
     """Printed, for every layer l: z = Σ w x + b, and ∇J = Σ δ ⊙ x, with x the input of the network."""
     model, target = MLP((3,), 2), np.array([[1.0, 0.0]], np.float32)

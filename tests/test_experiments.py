@@ -22,7 +22,9 @@ NAMES = sorted(known_experiments())
 # Trains a few steps of an experiment on small batches; with a step as the last argument, kills itself there.
 PROGRAM = """
 import os
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+cores = sorted(os.sched_getaffinity(0))
+worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+os.sched_setaffinity(0, {cores[worker % len(cores)]})
 import dataclasses, importlib, inspect, pathlib, signal, sys
 from dl.runs.console import Console
 from dl.training.loop import train_run

@@ -33,6 +33,7 @@ def scales(tx, params):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "inputs", "expected"),
     [
@@ -72,6 +73,7 @@ def test_the_rate_falls_by_one_factor_a_layer(model, inputs, expected):
         np.testing.assert_allclose(found[path], 0.5 * 0.8**exponent, rtol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_scanned_layers_have_the_rates_of_layers():
     tx = optimizers.layer_wise_decay(optax.sgd(0.5), 0.8)
     plain, scanned = (scales(tx, params_of(GPT.clone(is_scanned=scan))) for scan in (False, True))

@@ -154,6 +154,7 @@ def test_a_pattern_that_cannot_be_meant_is_refused(patterns, message):
         make_state(optimizers.sgd(0.1), frozen=patterns)
 
 
+@pytest.mark.slow
 def test_parts_have_rates_of_their_own():
     tx = optimizers.by_path({"^head/": optimizers.sgd(1.0), "": optimizers.sgd(0.25)})
     state = make_state(tx, frozen=())

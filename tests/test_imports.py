@@ -204,6 +204,7 @@ def test_only_one_module_touches_orbax_and_none_tensorflow(module):
     assert ("orbax" in used) == (module == "dl.training.checkpoint")
 
 
+@pytest.mark.slow
 def test_importing_dl_loads_nothing_heavy_that_it_does_not_need():
     heavy = (
         "tensorflow",

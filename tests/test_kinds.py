@@ -209,6 +209,7 @@ def test_every_figure_has_an_interval_a_direction_and_a_unit(finished, name):
     assert result["headline"] in result["metrics"]["test"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_predictions_hold_what_each_example_adds_to_each_metric(finished, name):
     run = finished(name)

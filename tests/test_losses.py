@@ -26,6 +26,7 @@ def test_cross_entropy_is_exact_at_huge_logits():
     np.testing.assert_array_equal(losses.cross_entropy(logits_BC, jnp.array([0, 0])), [0.0, 2e4])
 
 
+@pytest.mark.slow
 def test_integer_labels_and_one_hot_labels_agree():
     logits_BC = jax.random.normal(jax.random.key(0), (16, 5))
     labels_B = jnp.arange(16) % 5

@@ -188,6 +188,7 @@ def test_resuming_with_another_precision_or_clipping_is_refused(argv, message, f
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_rebuilt_with_its_precision_and_clipping(finished):
     folder, _ = finished
     rebuilt = rebuild(folder / "run", str(folder / "points.py")).experiment

@@ -125,6 +125,7 @@ def test_its_record_says_what_it_was(root):
     assert (record["experiment"], record["code"]) == (module_name(earlier), code_of(earlier))
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_not_ask_again(root, mesh1):
     def fail(context):
         raise AssertionError("asked")
@@ -177,6 +178,7 @@ def test_stopped_on_the_way_it_goes_on_when_the_same_is_asked_again(root, tmp_pa
     assert result["params_digest"] == read(root / "one" / "result.json")["params_digest"]
 
 
+@pytest.mark.slow
 def test_what_a_run_started_from_is_recorded_and_another_start_is_refused(root, tmp_path, mesh1):
     params = {"Dense_1": {"kernel": np.ones((4, 2), np.float32)}}
 

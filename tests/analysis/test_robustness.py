@@ -286,6 +286,7 @@ def test_the_command_prints_writes_and_shows(shades, command, tmp_path):
     assert "Robustness to corrupted images" in (shades / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_preview_has_a_row_a_corruption_and_a_block_an_image(subject):
     sheet = np.asarray(preview(subject))
     pitch, left, top = 96 + 4, 96 + 4, 16 + 4

@@ -239,6 +239,7 @@ def test_experiments_are_listed_with_their_first_line(dl):
     assert "The 3-4-2 perceptron: gradient descent" in found["mlp_342"]
 
 
+@pytest.mark.slow
 def test_a_renamed_experiment_refuses_with_its_new_name(dl):
     line = "error: optimizer_race is now optimizer_benchmark: python -m experiments.optimizer_benchmark\n"
     for name in ("optimizer_race", "experiments.optimizer_race", "experiments/optimizer_race.py"):
@@ -353,6 +354,7 @@ def test_data_dir_reaches_the_data_and_leaves_the_environment_as_it_is(dl, digit
     assert (status, f"the data folder {tmp_path / 'elsewhere'} does not exist" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_python_m_dl_works():
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -270,6 +270,7 @@ def test_what_was_trained_on_the_same_data_is_no_start(tmp_path, mesh1):
         cross_validate(run_in(tmp_path / "run", experiment=leaking), mesh1, num_folds=2)
 
 
+@pytest.mark.slow
 def test_other_folders_are_refused(finished, tmp_path, mesh1):
     folder, argv = finished
     run = run_in(folder / "fold-1", experiment=experiment())

@@ -46,6 +46,7 @@ EXPERIMENT = Experiment(
 )
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_run(tmp_path, mesh1):
     train_in(tmp_path / "run", mesh1, EXPERIMENT, log_every=1, console=Console(is_quiet=True))
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())

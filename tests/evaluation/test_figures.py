@@ -74,6 +74,7 @@ def test_figures_of_nothing():
     assert classification_figures(np.zeros((0, 2)), np.zeros(0, int))["num_examples"] == 0
 
 
+@pytest.mark.slow
 def test_figures_of_one_example():
     figures = classification_figures(np.log([[0.75, 0.25]]), [0])
     np.testing.assert_allclose(figures["brier_score"], 2 * 0.25**2, rtol=1e-6)

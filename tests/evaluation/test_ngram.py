@@ -151,6 +151,7 @@ SEGMENTS = np.where(IS_PADDING, 0, 1 + (np.arange(12) >= 4)).astype(np.int32)
 TARGETS = np.where(np.arange(12) % 5 == 2, -1, np.roll(TOKENS, -1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("features", "options"),
     [

@@ -50,6 +50,7 @@ def test_zero_has_no_sign():
     assert auc(np.array([0.0, -0.0, -0.0, 0.0]), POSITIVE) == 0.5
 
 
+@pytest.mark.slow
 def test_more_pairs_than_an_int32_can_count():
     rng = np.random.default_rng(2)
     positive = rng.random(150_000) < 0.5

@@ -75,6 +75,7 @@ def draw(sampling):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(temperature=0.7), Sampling(top_k=4), Sampling(top_p=0.75), Sampling(min_p=0.15)],

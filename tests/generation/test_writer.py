@@ -72,6 +72,7 @@ def forward(model, variables, tokens_BT):
     return jax.nn.log_softmax(model.apply(variables, tokens_BT))
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_the_whole_forward_pass(writer, variables):
     for made in writer.generate(["To be", "or not"], max_tokens=12, temperature=0.8, top_k=20):
         prompt = list(made.prompt.encode())
@@ -82,6 +83,7 @@ def test_log_probabilities_are_those_of_the_whole_forward_pass(writer, variables
         assert made.text == BYTES.decode(made.tokens)
 
 
+@pytest.mark.slow
 def test_a_text_has_the_same_bits_beside_any_others(writer):
     options = {"max_tokens": 6, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 5}
     prompts = [chr(97 + k) * (5 + k % 12) for k in range(16)]
@@ -95,6 +97,7 @@ def test_a_text_has_the_same_bits_beside_any_others(writer):
             assert writer.generate(beside, **options) == [alone[prompt] for prompt in beside]
 
 
+@pytest.mark.slow
 def test_there_is_one_program_for_writing_and_one_for_each_power_of_two(variables):
     writer = Writer(experiment_of(MODEL), variables)
     for length in (1, 3, 4, 5, 8, 17, 30):

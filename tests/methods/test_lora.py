@@ -65,6 +65,7 @@ def gpt(request):
     return plain, adapted, quick_jit(adapted.init)(jax.random.key(0), BATCH)["params"]
 
 
+@pytest.mark.slow
 def test_a_new_adapter_changes_no_bit(gpt):
     plain, adapted, params = gpt
     base = quick_jit(plain.init)(jax.random.key(0), BATCH)

@@ -87,6 +87,7 @@ def test_l2_under_sgd_is_a_weight_decay_of_twice_lambda(problem):
     chex.assert_trees_all_close(*ends, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_penalty_counts_once_under_accumulation(problem):
     learned, params, batch = problem
     penalized = with_penalty(learned, l2(0.1)).loss
@@ -218,6 +219,7 @@ def test_the_ratio_is_drawn_from_a_symmetric_beta_distribution():
         assert ratios.var() == pytest.approx(0.25 / (2 * alpha + 1), rel=0.1)
 
 
+@pytest.mark.slow
 def test_mixup_is_the_stated_mixture_and_cutmix_pastes_one_box():
     key = jax.random.key(3)
     mixed, pasted = (np.asarray(mix(key, image_batch())["image"])[..., 0] for mix in MIXES)
@@ -236,6 +238,7 @@ def test_padding_is_never_mixed_in(mix):
     chex.assert_trees_all_equal(batch["image"][5:], image_batch()["image"][5:])
 
 
+@pytest.mark.slow
 def test_a_mixture_is_the_same_on_eight_devices_and_of_its_key(mesh8):
     def mix_twice(key, batch):
         return cutmix(1.0, 16)(key, mixup(1.0, 16)(key, batch))
@@ -250,6 +253,7 @@ def test_a_mixture_is_the_same_on_eight_devices_and_of_its_key(mesh8):
     np.testing.assert_allclose(alone["image"].mean((1, 2, 3)), alone["target"] @ np.arange(16.0), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_mixing_is_for_training_only(problem):
     learned, params, batch = problem
     mixed = with_mixing(learned, mixup(1.0, 3)).loss

@@ -66,6 +66,7 @@ def read_alone(kind, x_TF, params, is_backward=False):
     return outputs, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_stack_in_both_directions_is_a_loop_in_numpy_over_each_sequence_alone(kind):
     stack = RecurrentStack(LAYERS[kind], D, num_layers=2, is_bidirectional=True)
@@ -172,6 +173,7 @@ def test_a_tied_head_has_no_kernel_of_its_own():
 # Classifiers and regressors.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["final", "max", "mean"])
 def test_a_classifier_does_not_see_padding(pooling):
     model = RecurrentClassifier(

@@ -107,6 +107,7 @@ def test_a_decoder_depends_on_no_later_token(name):
     assert ((found_TT > 0) == np.tril(np.ones((LENGTH, LENGTH), bool))).all()
 
 
+@pytest.mark.slow
 @each([*DECODERS, "bert"])
 def test_tokens_see_the_earlier_ones_of_their_own_sequence_and_all_of_its_source(name):
     segment_ids, source_ids = np.repeat([[1, 2, 0]], [3, 5, 2], 1), np.repeat([[1, 2, 0]], [4, 4, 1], 1)

@@ -462,6 +462,7 @@ def command(*argv):
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_again(tiny, tmp_path, capsys):
     out = tmp_path / "again.html"
     assert command(tiny / "run", "--out", out, "--experiment", tiny / "tiny_report.py") == 0
@@ -487,6 +488,7 @@ def test_mistakes_are_one_line(tiny, capsys, argv, message):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_does_not_fail_the_run(tiny, tmp_path, capsys, monkeypatch):
     def broken(*args):
         raise RuntimeError("no ink\nat all")

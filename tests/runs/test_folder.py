@@ -251,6 +251,7 @@ def test_another_experiment_under_the_same_name_and_options_is_refused(request, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_same_experiment_made_again_is_the_same_on_any_devices(finished, mesh8):
     model = dataclasses.replace(MODEL)
     again = dataclasses.replace(

@@ -157,6 +157,7 @@ def test_several_seeds_leave_none(tmp_path, mesh1, capsys):
     assert "no predictions" not in capsys.readouterr().out  # they were not tried
 
 
+@pytest.mark.slow
 def test_a_failure_to_collect_them_does_not_fail_the_run(tmp_path, mesh1, capsys):
     def broken(variables, batch):
         raise TypeError("needs another argument\nand more")
@@ -440,6 +441,7 @@ def test_one_image_is_a_list_of_classes(shades, predict):
     assert float(p) + float(q) == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_folder_is_csv_and_what_is_no_image_is_named(shades, predict, tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("a.png", "b.jpg"):

@@ -174,6 +174,7 @@ def test_the_test_split_is_in_no_trial(grid):
         assert result["metrics"]["validation"]["loss"] == trial["value"]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on(grid, dl):
     folder, argv, options = grid
     whole = sweep_of(folder)

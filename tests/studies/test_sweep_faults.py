@@ -214,6 +214,7 @@ def test_a_failure_that_an_older_version_recorded_is_tried_again(sweep, folder):
     assert all(row["value"] is not None for row in sweep(*words)[3])
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_is_not_tried_again(sweep):
     words = ["rate=0.001,1e30", "batch_size=4,8", "--num-steps", "6"]
     status, out, _, rows = sweep(*words)
@@ -297,6 +298,7 @@ def test_a_damaged_record_is_one_line(sweep, dl, path, folder, monkeypatch, dama
     assert record.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_seen_or_changes_nothing(sweep, dl, path, folder, monkeypatch):
     replace_training(monkeypatch, stub)
     words = ["rate=0.001,0.002", "--together", "1"]
@@ -370,6 +372,7 @@ def test_a_metric_without_a_direction_asks_for_it(sweep, folder):
     assert "does not state whether small or large values are good; add --mode min or --mode max" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "best"), [("min", "0.001"), ("max", "0.002")])
 def test_the_mode_decides_what_is_best(sweep, mode, best):
     _, out, _, rows = sweep("rate=0.001,0.002", "--metric", "validation.gain", "--mode", mode)

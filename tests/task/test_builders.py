@@ -60,6 +60,7 @@ def test_rows_that_are_no_examples_are_refused():
         task.classification(ViewsTheBatchAway()).loss({}, {}, batch, None)
 
 
+@pytest.mark.slow
 def test_a_regression_is_measured_over_valid_examples():
     model, batch = MLP(hidden=(), num_classes=2), batch_of(8)
     batch |= {"target": jax.random.normal(jax.random.key(1), (8, 2)), "mask": jnp.arange(8) < 5}
@@ -100,6 +101,7 @@ def test_dropout_acts_in_training_only():
     assert trained[0] != evaluated[0]
 
 
+@pytest.mark.slow
 def test_batch_statistics_change_in_training_only():
     class Normed(nn.Module):
         @nn.compact

@@ -92,6 +92,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 def test_micro_batches_draw_the_same_augmentation():
     def augment(key, example):
         return {**example, "drawn": jax.random.normal(key)}

@@ -67,6 +67,7 @@ def test_what_is_saved_is_restored_bit_for_bit(folder, state, mesh1):
     assert progress == {"seen": 1.0}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_restores_onto_another_mesh(folder, state, mesh1):
     mesh = make_mesh({"data": 2, "fsdp": 4})
     saved(folder, jax.device_put(state, state_shardings(state, mesh1)), 1)

@@ -91,6 +91,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(uninterrupted, tmp_
         assert hits == pytest.approx(round(hits), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_have_the_same_loss_curve(uninterrupted, tmp_path, mesh8):
     train_in(tmp_path / "run", mesh8)
     one, eight = losses_of(uninterrupted[0]), losses_of(tmp_path / "run")
@@ -133,6 +134,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(uninterrupted, tmp_path, mesh1, s
     assert len(json.loads((folder / "run.json").read_text())["starts"]) == 2
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_wrote_after_its_checkpoint_is_cut_off(uninterrupted, tmp_path, mesh1):
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -143,6 +145,7 @@ def test_what_a_killed_process_wrote_after_its_checkpoint_is_cut_off(uninterrupt
     assert losses_of(folder) == losses_of(uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(uninterrupted, tmp_path, mesh1, mesh8):
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -200,6 +203,7 @@ def test_an_empty_split_is_one_line(tmp_path, mesh1, split):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_larger_than_the_split_is_one_line(tmp_path, mesh1):
     with pytest.raises(UserError, match="batch_size=5000 is larger than the training split"):
         train_in(tmp_path / "run", mesh1, dataclasses.replace(EXPERIMENT, batch_size=5000))
@@ -207,6 +211,7 @@ def test_a_batch_larger_than_the_split_is_one_line(tmp_path, mesh1):
     assert result["epochs"] == 12  # a tiny set under a default batch size is padded
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(tmp_path, mesh1):
     experiment = dataclasses.replace(EXPERIMENT, tx=optimizers.sgd(1e30))
     with pytest.raises(UserError, match="the loss became .* lower the learning rate") as caught:

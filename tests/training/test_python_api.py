@@ -32,6 +32,7 @@ def test_in_memory_and_in_a_folder_the_bits_are_the_same(result, tmp_path, mesh1
     assert result.metrics["test"]["accuracy"] == record["metrics"]["test"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_history_has_a_row_for_each_step_and_evaluation(result, tmp_path, mesh1):
     kinds = [row["kind"] for row in result.history]
     assert kinds.count("train") == 12

@@ -93,6 +93,7 @@ def test_a_signal_at_any_time_changes_nothing_of_the_end(tmp_path, mesh1, monkey
     assert (tmp_path / "run" / "predictions.npz").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(5, "Input/output error")])
 def test_a_run_goes_on_when_nobody_reads_its_output(tmp_path, mesh1, monkeypatch, error):
     class Gone:

@@ -142,6 +142,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale():
     assert float(state.loss_scale.scale) == 2.0**11
 
 
+@pytest.mark.slow
 def test_the_loss_scale_cancels():
     tx = optimizers.sgd(0.1)
     plain, _ = update(make_state(tx), make_batch(), tx)
@@ -202,6 +203,7 @@ def test_an_optimizer_that_follows_the_loss_is_given_it(loss_scale):
     assert metrics["learning_rate"].compute() == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_augmentation_is_keyed_by_example_and_absent_from_evaluation():
     seen = []
 
@@ -224,6 +226,7 @@ def test_augmentation_is_keyed_by_example_and_absent_from_evaluation():
     assert len(np.unique(np.asarray(seen[0] - batch["image"]))) == 30
 
 
+@pytest.mark.slow
 def test_jit_and_no_jit_agree():
     tx = optimizers.adam(1e-2)
     state = make_state(tx)

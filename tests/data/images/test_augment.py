@@ -112,6 +112,7 @@ def test_brightness_and_contrast_equal_pillow(factor):
         np.testing.assert_allclose(adjust(pixels / np.float32(255), factor), expected, atol=1.6 / 255)
 
 
+@pytest.mark.slow
 def test_brightness_and_contrast_draw_their_factor_uniformly(augmented):
     mean = IMAGE.mean()
     darkest = augmented[0]["brightness"]["image"].mean((1, 2, 3)) / mean

@@ -44,6 +44,7 @@ def test_a_second_start_decodes_nothing(folder, data_dir, monkeypatch):
     assert list(data_dir.glob(".dl_decoded/tiny-1.0.0-*.npz"))
 
 
+@pytest.mark.slow
 def test_a_second_start_imports_no_tfds(folder):
     load()
     code = (

@@ -53,6 +53,7 @@ def test_severity_0_is_the_image():
         np.testing.assert_array_equal(corrupted(name, 0), IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_an_image_becomes_depends_on_its_row_and_not_on_its_neighbours(name):
     order = np.random.default_rng(1).permutation(SIZE)

@@ -42,6 +42,7 @@ def drawn():
     return np.rad2deg(angles), back @ matrices, (back @ shifts[..., None])[..., 0]
 
 
+@pytest.mark.slow
 def test_rotation_is_in_degrees(drawn):
     assert_uniform(drawn[0], -40, 40)
 

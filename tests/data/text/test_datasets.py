@@ -202,6 +202,7 @@ def trained(trained_once, tmp_path):
     return tmp_path / "run", definition, result
 
 
+@pytest.mark.slow
 def test_a_run_needs_neither_its_texts_nor_the_cache(trained, tmp_path, mesh1):
     folder, definition, result = trained
     reviews = definition.options["dataset"]

@@ -47,6 +47,7 @@ def is_plausible(count, total, probability):
     return stats.binomtest(int(count), int(total), probability).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_tokens_are_chosen_and_replaced_at_the_rates_of_bert(masked):
     batch, result, ordinary = masked
     before, after = np.asarray(batch["tokens"]), result["tokens"]

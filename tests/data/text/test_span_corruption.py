@@ -58,6 +58,7 @@ def keys(seed, rows=ROWS):
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
 
 
+@pytest.mark.slow
 def test_the_target_restores_the_source_at_the_exact_density(corrupted):
     batch, size, result = corrupted
     stated = corrupt_spans(TOKENIZER)

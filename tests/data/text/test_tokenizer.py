@@ -74,6 +74,7 @@ def test_subwords_have_the_ids_that_the_library_gives():
     assert "".join(pieces).replace("##", "") == "thecats"
 
 
+@pytest.mark.slow
 def test_training_is_the_same_in_every_process():
     program = (
         "from dl.data.text.tokenizers_subword import train_bpe, train_wordpiece\n"

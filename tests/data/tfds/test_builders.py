@@ -186,6 +186,7 @@ def test_what_is_missing_is_downloaded_and_kept(data_dir, server, raw_files, mon
     assert image_classification("mnist").identity.sizes["train"] == 27
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["mnist", "auto"])
 def test_a_download_with_another_content_is_an_error(data_dir, server, dataset):
     server["t10k-labels-idx1-ubyte.gz"] += b"more"

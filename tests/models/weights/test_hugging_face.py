@@ -89,6 +89,7 @@ def test_a_base_model_is_read_with_its_fused_tensor_in_three_parts(tmp_path):
             np.testing.assert_array_equal(attention[part][ours], columns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_round_trip_keeps_every_bit_and_the_model(tmp_path, name, dtype):
