@@ -1,8 +1,10 @@
 """BERT learns to restore masked words of sentences.
 
-python -m experiments.bert_mlm
-python -m experiments.bert_mlm --dataset rt_polarity
-python -m experiments.bert_mlm --rows packed --dataset ./novel.txt      # any text
+    python -m experiments.bert_mlm
+    python -m experiments.bert_mlm --dataset rt_polarity
+    python -m experiments.bert_mlm --rows packed --dataset ./novel.txt      # any text
+
+The baseline predicts a masked word from its two neighbours.
 """
 
 from typing import Any, Literal

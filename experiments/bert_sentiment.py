@@ -1,9 +1,11 @@
 """BERT classifies sentences of film reviews, after it has learned to restore their masked tokens.
 
-python -m experiments.bert_sentiment                      # pre-training first, kept for later runs
-python -m experiments.bert_sentiment --start random
-python -m experiments.bert_sentiment --dataset rt_polarity --cross-validate 10
-python -m dl predict runs/bert_sentiment-TIME "A moving film."
+    python -m experiments.bert_sentiment                      # pre-training first, kept for later runs
+    python -m experiments.bert_sentiment --start random
+    python -m experiments.bert_sentiment --dataset rt_polarity --cross-validate 10
+    python -m dl predict runs/bert_sentiment-TIME "A moving film."
+
+The baseline is TF-IDF with a linear model.
 """
 
 from typing import Literal

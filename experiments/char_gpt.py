@@ -1,8 +1,11 @@
 """A Transformer that writes text, character by character.
 
-python -m experiments.char_gpt                            # tiny Shakespeare, or the help texts of Python
-python -m experiments.char_gpt --dataset ./novel.txt      # your own text
-python -m dl generate runs/char_gpt-TIME "To be"          # writes on
+    python -m experiments.char_gpt                            # tiny Shakespeare, or the help texts of Python
+    python -m experiments.char_gpt --dataset ./novel.txt      # your own text
+    python -m dl generate runs/char_gpt-TIME "To be"          # writes on
+
+Without tiny Shakespeare it trains on the help texts of Python. The baseline is an n-gram model of the same
+text.
 """
 
 from dl import Experiment, Fraction, PositiveInt, main, optimizers, task

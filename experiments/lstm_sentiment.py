@@ -1,8 +1,10 @@
 """A bidirectional LSTM classifies sentences of film reviews.
 
-python -m experiments.lstm_sentiment
-python -m experiments.lstm_sentiment --dataset rt_polarity --cross-validate 10
-python -m dl predict runs/lstm_sentiment-TIME "A moving film."
+    python -m experiments.lstm_sentiment
+    python -m experiments.lstm_sentiment --dataset rt_polarity --cross-validate 10
+    python -m dl predict runs/lstm_sentiment-TIME "A moving film."
+
+The baseline is TF-IDF with a linear model.
 """
 
 from typing import Literal

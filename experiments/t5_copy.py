@@ -1,8 +1,10 @@
 """T5 copies or reverses a sequence of letters.
 
-python -m experiments.t5_copy
-python -m experiments.t5_copy --order reverse
-python -m dl generate runs/t5_copy-TIME "hello" --temperature 0
+    python -m experiments.t5_copy
+    python -m experiments.t5_copy --order reverse
+    python -m dl generate runs/t5_copy-TIME "hello" --temperature 0
+
+`exact_match` is the fraction of sequences whose letters are all right.
 """
 
 from typing import Literal

@@ -1,7 +1,9 @@
 """T5 restores spans that are missing from a text.
 
-python -m experiments.t5_denoise
-python -m experiments.t5_denoise --dataset ./novel.txt
+    python -m experiments.t5_denoise
+    python -m experiments.t5_denoise --dataset ./novel.txt
+
+The source is a text whose missing spans are marked, and the target is the spans.
 """
 
 from dl import Experiment, Fraction, PositiveInt, main, optimizers, task

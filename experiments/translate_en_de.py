@@ -1,7 +1,10 @@
 """The Transformer translates captions of pictures from English into German.
 
-python -m experiments.translate_en_de
-python -m dl generate runs/translate_en_de-TIME "A man rides a bicycle." --num-beams 5
+    python -m experiments.translate_en_de
+    python -m dl score runs/translate_en_de-TIME
+    python -m dl generate runs/translate_en_de-TIME "A man rides a bicycle." --num-beams 5
+
+The command `score` prints BLEU and chrF of the test split, beside a word-for-word translation.
 """
 
 from dl import Experiment, Fraction, LabelSmoothing, PositiveInt, main, optimizers, task

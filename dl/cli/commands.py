@@ -4,7 +4,14 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from dl.cli import data_commands, experiment_commands, generate_command, run_commands, study_commands
+from dl.cli import (
+    data_commands,
+    experiment_commands,
+    generate_command,
+    run_commands,
+    score_command,
+    study_commands,
+)
 from dl.cli.command import EXPERIMENT, HELP, LEGEND, Call, Command
 from dl.cli.exit_status import exit_status
 from dl.cli.options import VERSION, CommandOptions, NoOptions, version_line
@@ -90,6 +97,13 @@ COMMANDS = {
             generate_command.generate,
             generate_command.GenerateOptions,
             "text of a language model",
+        ),
+        Command(
+            "score",
+            ("RUN",),
+            score_command.score,
+            score_command.ScoreOptions,
+            "BLEU and chrF of a translation model",
         ),
         Command(
             "compare",
