@@ -71,7 +71,7 @@ class Writer:
         if tokenizer is None:
             raise UserError(
                 f"the data {experiment.data.identity.name} do not have a tokenizer, without which there are "
-                "no prompts; use data of dl.data.text"
+                "no prompts; use dl.data.language_modeling, or give the data an attribute tokenizer"
             )
         self._tokenizer: Tokenizer = tokenizer
         self._is_translation = kind.name == "sequence_to_sequence"
