@@ -143,8 +143,8 @@ def next_tokens(
     """
     if tokens_BT.ndim != 2 or tokens_BT.shape[1] < 2:
         raise UserError(
-            "a language model's logits have shape (batch, tokens, vocabulary), got tokens of shape "
-            f"{tokens_BT.shape}; there must be at least two tokens in a row"
+            f"the tokens of a language model have shape {tokens_BT.shape}; expected (batch, tokens), with at "
+            "least two tokens in a row"
         )
     targets_BT = jnp.pad(
         jnp.asarray(tokens_BT[:, 1:], jnp.int32), ((0, 0), (0, 1)), constant_values=NOT_COUNTED

@@ -15,7 +15,7 @@ import numpy as np
 from dl.metrics import Mean
 from dl.outermost import around_outermost
 from dl.ranges import POSITIVE, STEPS, check, check_count
-from dl.task import Task
+from dl.task import Decoder, Task
 from dl.types import Aux, Batch, Key, ModelState, Params, Variables
 
 
@@ -65,10 +65,8 @@ def computing_in(policy: Policy, task: Task) -> Task:
         mean = mean.replace(total=mean.total.astype(total), count=mean.count.astype(count))  # type: ignore[attr-defined]
         return mean, Aux(kept, aux.metrics)
 
-    def converted(function: Callable[..., Any] | None) -> Any:
+    def converted(function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function of variables and more that computes in the other precision."""
-        if function is None:
-            return None
 
         def call(variables: Variables, *args: Any) -> Any:
             params = {"params": _cast(variables.get("params", {}), policy.compute)}
@@ -77,15 +75,31 @@ def computing_in(policy: Policy, task: Task) -> Task:
 
         return call
 
-    decoder = task.decoder
-    if decoder is not None:
-        decoder = decoder._replace(extend=converted(decoder.extend), encode=converted(decoder.encode))
-    return task._replace(
-        loss=loss,
-        predict=converted(task.predict),
-        decoder=decoder,
-        intermediates=converted(task.intermediates),
-    )
+    converted_task = task.with_uses(converted)._replace(loss=loss)
+    if converted_task.decoder is None:
+        return converted_task
+    return converted_task._replace(decoder=_with_cache_in(policy, converted_task.decoder))
+
+
+def _with_cache_in(policy: Policy, decoder: Decoder) -> Decoder:
+    """Returns a decoder whose cache has the dtype of the computation, so that no step converts all of it."""
+    encode = decoder.encode
+
+    def same_dtypes(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda leaf, before: leaf.astype(before.dtype), new, old)
+
+    def empty(num_rows: int, length: int) -> Any:
+        return _cast(decoder.empty(num_rows, length), policy.compute)
+
+    def extend(variables: Variables, cache: Any, *tokens: Any) -> Any:
+        logits_BV, extended = decoder.extend(variables, cache, *tokens)
+        return logits_BV, same_dtypes(extended, cache)
+
+    def encoded(*arguments: Any) -> Any:
+        assert encode is not None
+        return _cast(encode(*arguments), policy.compute)
+
+    return Decoder(empty, extend, None if encode is None else encoded)
 
 
 def _converting(policy: Policy) -> Callable[..., Any]:

@@ -46,7 +46,7 @@ def experiment(
     """
     length = 32 if smoke else sequence_length
     size: dict[str, Any] = {"dim": 32, "num_layers": 2, "num_heads": 2} if smoke else {}
-    words = "bytes" if smoke else tokenizer
+    words = "bytes" if smoke and dataset == "auto" else tokenizer
     data = language_modeling(dataset, sequence_length=length, tokenizer=words)
     deep: dict[str, Any] = {"is_scanned": True, "is_rematerialized": not smoke}
     if network == "gpt2":

@@ -1,9 +1,11 @@
 """What several test files share: a small problem, its experiment, its runs, and an experiment as a file."""
 
+import functools
 import os
 import signal
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 
 from dl import optimizers, task
@@ -16,6 +18,9 @@ from dl.runs.definition import Definition
 from dl.runs.log import read_metrics
 from dl.runs.run import Run
 from dl.training.loop import train_run
+
+# A network that runs once is compiled faster without optimisation.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 REAL_DATA = os.environ.get("TFDS_DATA_DIR", "")
 

@@ -33,6 +33,20 @@ def scales(tx, params):
     }
 
 
+def test_a_part_of_the_layers_has_the_rates_that_it_has_in_the_whole():
+    params = params_of(GPT)
+    whole = scales(optimizers.layer_wise_decay(optax.sgd(1.0), 0.5), params)
+    decay = optimizers.layer_wise_decay(optax.sgd(1.0), 0.5, num_layers=3)
+    lower = {"layers": {name: params["layers"][name] for name in ("layer0", "layer1")}}
+    assert {name: float(rate.max()) for name, rate in scales(decay, lower).items()} == {
+        name: float(rate.max()) for name, rate in whole.items() if "layer0" in name or "layer1" in name
+    }
+    parts = optimizers.gradual_unfreezing(decay, {"final_norm|layer2/": 0, "": 0})
+    chex.assert_trees_all_equal(scales(parts, params), whole)
+    with pytest.raises(UserError, match="num_layers=2, and the parameters have 3 layers"):
+        optimizers.layer_wise_decay(optax.sgd(1.0), 0.5, num_layers=2).init(params)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "inputs", "expected"),

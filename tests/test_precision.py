@@ -19,6 +19,7 @@ from dl.gradients import mean_gradient
 from dl.inference.load import rebuild
 from dl.models.airbench import Airbench
 from dl.models.cnn import CNN
+from dl.models.gpt2 import GPT2
 from dl.models.mlp import MLP, ResidualMLP
 from dl.models.mobilenet import MobileNetV2
 from dl.models.resnet import ResNet
@@ -27,6 +28,7 @@ from dl.models.vit import ViT
 from dl.precision import BFLOAT16, FLOAT16, computing_in
 from dl.runs.predictions import outputs_fn
 from dl.training.run_options import with_run_options
+from tests.helpers import quick_jit
 
 MODELS = {
     "mlp": MLP((4,), 3, dropout=0.1),
@@ -214,3 +216,20 @@ def test_an_experiments_own_option_of_that_name_stays_its_own():
 def test_a_precision_or_norm_that_cannot_be_is_refused(argv):
     with pytest.raises(UserError, match=argv[0]):
         parse(lambda: None, RunOptions, argv, "prog")
+
+
+@pytest.mark.slow
+def test_a_decoder_keeps_its_cache_in_the_precision_and_writes_as_it_reads():
+    model = GPT2(vocab_size=11, max_length=8, dim=16, num_layers=2, num_heads=2)
+    learned = computing_in(BFLOAT16, task.language_model(model))
+    tokens = jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]])
+    variables = model.init(jax.random.key(0), tokens)
+    cache, is_text = learned.decoder.empty(2, 8), jnp.ones((2, 4), bool)
+    extend = quick_jit(learned.decoder.extend)
+    logits, extended = extend(variables, cache, tokens, is_text)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(extended.layers)}
+    assert kinds == {jnp.dtype(jnp.bfloat16)}
+    assert jax.tree.map(lambda leaf: leaf.dtype, extended) == jax.tree.map(lambda leaf: leaf.dtype, cache)
+    assert logits.dtype == jnp.float32
+    batch = {"tokens": tokens, "mask": jnp.ones(2, bool), "index": jnp.arange(2)}
+    np.testing.assert_allclose(logits, learned.predict(variables, batch)[:, -1], atol=0.03)

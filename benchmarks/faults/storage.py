@@ -96,7 +96,7 @@ def campaign(place: Path) -> tuple[list[list[str]], list[str]]:
     fresh(folder, pristine)
     note(
         "file size limit",
-        ended(start(folder, before=limited(resource.RLIMIT_FSIZE, 9000)), 74, "File"),
+        ended(start(folder, before=limited(resource.RLIMIT_FSIZE, 5000)), 74, "File"),
         folder,
     )
     fresh(folder, pristine)

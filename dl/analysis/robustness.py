@@ -146,8 +146,7 @@ def open_classifier(folder: Path, split: str, experiment: str | None = None) -> 
     """
     rebuilt = rebuild(folder, experiment)
     run, data = rebuilt.run, rebuilt.experiment.data
-    if run.result is None:
-        raise UserError(f"the run in {folder} has not finished; run its command again first")
+    run.finished_result()
     if rebuilt.num_seeds > 1:
         raise UserError(f"{folder} trained {rebuilt.num_seeds} seeds together; give a run of one seed")
     known = (run.record or {}).get("dataset") or {}

@@ -3,7 +3,6 @@
 import time
 from typing import NamedTuple
 
-from dl.data.text.splits import TextSource
 from dl.errors import UserError
 from dl.evaluation.baselines import word_for_word
 from dl.evaluation.translation import Scores, compare_translations, score_translations
@@ -50,25 +49,23 @@ def score_translation(
     data = run.experiment.data
     if split not in data.evaluations:
         raise UserError(f"the data have no split {split}; they have {', '.join(data.evaluations)}")
-    pairs, train = data.evaluations[split], data.train
-    for source in (pairs, train):
-        if not isinstance(source, TextSource) or not {"source", "target"} <= source.texts.keys():
-            raise UserError(
-                f"{data.identity.name} has no sources and translations as texts; only a model that was "
-                "trained on dl.data.translation can be scored"
-            )
-    assert isinstance(pairs, TextSource)
-    assert isinstance(train, TextSource)
-    sources, references = list(pairs.texts["source"]), list(pairs.texts["target"])
+    spec = data.evaluations[split].spec
+    pairs, train = (getattr(source, "texts", {}) for source in (data.evaluations[split], data.train))
+    if not {"source", "target"} <= pairs.keys() & train.keys():
+        raise UserError(
+            f"{data.identity.name} has no sources and translations as texts; only a model that was trained "
+            "on dl.data.translation can be scored"
+        )
+    sources, references = list(pairs["source"]), list(pairs["target"])
     beams = {"num_beams": num_beams, "length_penalty": length_penalty}
     how = {"temperature": 0.0} if num_beams == 1 else beams
-    room = pairs.spec["source"].shape[0] - 1  # and the end token
+    room = spec["source"].shape[0] - 1  # and the end token
     written = run.generate(
-        [_cut(run, text, room) for text in sources], max_tokens=pairs.spec["target"].shape[0], **how
+        [_cut(run, text, room) for text in sources], max_tokens=spec["target"].shape[0], **how
     )
     translations = [one.text for one in written]
     start = time.perf_counter()
-    words = word_for_word(train.texts["source"], train.texts["target"], sources)
+    words = word_for_word(train["source"], train["target"], sources)
     seconds = time.perf_counter() - start
     differences = compare_translations(translations, words, references)
     baseline = ScoredBaseline(LEXICON, seconds, score_translations(words, references), differences)
@@ -80,4 +77,9 @@ def _cut(run: Result, text: str, room: int) -> str:
     """Returns a text without the tokens that the model has no room for, as in training."""
     tokenizer = run.experiment.data.tokenizer  # type: ignore[attr-defined]
     tokens = tokenizer.encode(text)
-    return text if len(tokens) <= room else tokenizer.decode(tokens[:room])
+    # A cut within a character decodes to another one, which may have more tokens.
+    for size in range(room, 0, -1):
+        if len(tokenizer.encode(text)) <= room:
+            break
+        text = tokenizer.decode(tokens[:size])
+    return text

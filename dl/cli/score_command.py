@@ -8,7 +8,7 @@ import sys
 
 from dl.cli.command import Call
 from dl.cli.options import CommandOptions
-from dl.errors import UserError
+from dl.cli.run_commands import rebuild_for_use
 from dl.option_types import OutputFile, PositiveInt
 from dl.runs.console import print_table, save_text
 from dl.runs.tables import Table
@@ -45,24 +45,18 @@ def score(call: Call) -> int:
     those of a bootstrap over sentences.
     """
     from dl.analysis.translation import score_translation  # the loop, orbax
-    from dl.inference.load import open_run, rebuild
     from dl.runs.scores import add_scores
     from dl.training.result import Result
 
     options: ScoreOptions = call.own
-    folder = named_path(call.words[0])
-    result = open_run(folder).result
-    if result is None:
-        raise UserError(f"the run in {folder} has not finished; run its command again first")
+    rebuilt = rebuild_for_use(named_path(call.words[0]), options.experiment)
+    result = rebuilt.run.finished_result()
     with contextlib.redirect_stdout(sys.stderr):  # whatever code or libraries print meanwhile
-        rebuilt = rebuild(folder, options.experiment)
-        if rebuilt.warning:
-            print(f"warning: {printable(rebuilt.warning)}", file=sys.stderr)
         run = Result(rebuilt.experiment, result, run=rebuilt.run, mesh=make_mesh())
         found = score_translation(
             run, options.split, num_beams=options.num_beams, length_penalty=options.length_penalty
         )
-    add_scores(open_run(folder), options.split, found.scores, found.baseline)
+    add_scores(rebuilt.run, options.split, found.scores, found.baseline)
     rows = []
     for name, figure in found.scores.figures.items():
         others, difference = found.baseline.scores.figures[name], found.baseline.differences[name].interval

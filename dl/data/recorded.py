@@ -7,6 +7,7 @@ needed.
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,32 @@ MAX_BYTES = 2**28  # of it
 MAX_VALUES = 2**28  # in one example; a record with more is damaged
 
 _remembered: ContextVar[tuple[Mapping[str, Any], Path | None]] = ContextVar("recorded data")
+
+
+def sources_of(
+    known: "Recorded", read: Callable[[], tuple[Identity, Mapping[str, Source]]]
+) -> dict[str, "RecordedSource"]:
+    """Returns the splits of the data of a run. The data themselves are read when an example is needed.
+
+    Args:
+      known: the record of the data.
+      read: returns the identity of the data themselves, and their splits.
+    """
+
+    def find(split: str) -> Source:
+        (present, splits), recorded = read(), known.identity
+        if present.checksum != recorded.checksum:
+            raise UserError(
+                f"the run was trained on {recorded.name} (sha256 {recorded.checksum[:12]}), but the present "
+                f"data are {present.name} (sha256 {present.checksum[:12]}); give the folder of the same data "
+                "with --data-dir"
+            )
+        return splits[split]
+
+    return {
+        name: RecordedSource(known.spec, size, functools.partial(find, name))
+        for name, size in known.identity.sizes.items()
+    }
 
 
 class RecordedSource:
@@ -54,7 +81,7 @@ class RecordedSource:
 
 def record_of(data: Splits) -> dict[str, Any]:
     """Returns the record of the examples for run.json: spec, names of classes, tokenizer, and the request."""
-    data, tokenizer = _itself(data), _tokenizer_of(data)
+    data, tokenizer = itself(data), _tokenizer_of(data)
     return {
         "spec": {
             name: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
@@ -73,11 +100,12 @@ def files_of(data: Splits) -> dict[str, str]:
 
 
 def _tokenizer_of(data: Splits) -> Tokenizer | None:
-    tokenizer = getattr(_itself(data), "tokenizer", None)
+    tokenizer = getattr(itself(data), "tokenizer", None)
     return tokenizer if isinstance(tokenizer, Tokenizer) else None
 
 
-def _itself(data: Splits) -> Splits:
+def itself(data: Splits) -> Splits:
+    """Returns the data that changed splits, such as folds, are made of."""
     while isinstance(data, ChangedSplits):
         data = data.data
     return data

@@ -4,7 +4,7 @@ Shapes: R rows, V tokens of the vocabulary.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -67,7 +67,8 @@ class Sampling:
             check("top_p", self.top_p, Range(0, 1, above_low=True))
         if self.min_p is not None:
             check("min_p", self.min_p, PROBABILITY)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        stop = tuple(stop) if isinstance(stop, Iterable) else ("",)
         if not all(isinstance(string, str) and string for string in stop):
             raise UserError(f"stop={self.stop!r} has an empty string, or no strings; remove it")
         object.__setattr__(self, "stop", stop)

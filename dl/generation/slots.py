@@ -126,7 +126,8 @@ class Programs:
     def run(self, texts: Sequence[Writing]) -> Iterator[Writing]:
         """Writes texts until all have ended, and yields a text whenever it has a new token.
 
-        A text that has filled the cache goes on from its last `length // 2` tokens, which are read again.
+        A text that has filled the cache goes on from its last `length // 2` tokens, which are read again. A
+        translation ends there.
 
         Args:
           texts: texts to write, in the order in which they get a slot.
@@ -151,6 +152,8 @@ class Programs:
             for slot, text in list(busy.items()):
                 text.take(int(tokens_R[slot]), float(log_probs_R[slot]))
                 room[slot] -= 1
+                if room[slot] < 0 and text.source is not None:
+                    text.finish()  # what a decoder of translations writes cannot go on without its beginning
                 if text.finish_reason is not None:
                     del busy[slot]
                 elif room[slot] < 0:  # the row did not take the token

@@ -1,7 +1,7 @@
 """A trained language model that writes text, after prompts or as a translation of them."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -110,6 +110,8 @@ class Writer:
           UserError: an option is out of range, or a prompt is empty, too long or not encodable.
         """
         sampling = Sampling(**options)
+        if not isinstance(prompts, Iterable):
+            raise UserError(f"the prompts are {prompts!r:.80}; give a string, or a list of strings")
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         texts = [
             self._writing(prompt, sampling, sample)

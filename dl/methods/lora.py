@@ -42,7 +42,7 @@ from dl.freezing import is_frozen
 from dl.models.dropout import Dropout
 from dl.models.weights.files import load_safetensors, read_metadata, save_safetensors
 from dl.ranges import BELOW_ONE, POSITIVE, STEPS, check, check_count
-from dl.task import Decoder, Task
+from dl.task import Task
 from dl.types import Aux, Batch, Key, Params, Variables
 from dl.warm_start import ADAPTERS, without_adapters
 
@@ -107,16 +107,7 @@ def with_lora(task: Task, adapters: LoRA) -> Task:
         with _adapted(adapters):
             return task.loss(params, *arguments)
 
-    wrapped: dict[str, Any] = {"init": init, "loss": loss}
-    if task.predict is not None:
-        wrapped["predict"] = _within(adapters, task.predict)
-    if task.decoder is not None:
-        decoder = task.decoder
-        encode = None if decoder.encode is None else _within(adapters, decoder.encode)
-        wrapped["decoder"] = Decoder(decoder.empty, _within(adapters, decoder.extend), encode)
-    if task.intermediates is not None:
-        wrapped["intermediates"] = _within(adapters, task.intermediates)
-    return task._replace(**wrapped)
+    return task.with_uses(lambda function: _within(adapters, function))._replace(init=init, loss=loss)
 
 
 def merge(params: Params, adapters: LoRA) -> Params:
@@ -193,6 +184,10 @@ def load_adapters(path: str | Path, params: Params) -> tuple[Params, LoRA]:
             raise UserError(
                 f"{path} holds {name} with shape {array.shape} and rank {adapters.rank}, and the model has "
                 f"{'/'.join(base)} with shape {shape}; use the base model that the adapters were trained with"
+            )
+        if keys[-1] in ADAPTERS and any((*keys[:-1], other) not in loaded for other in ADAPTERS):
+            raise UserError(
+                f"{path} holds {name} without the other adapter of its kernel; save the adapters again"
             )
     return unflatten_dict(leaves | loaded), adapters
 
@@ -286,7 +281,7 @@ def _with_new_adapters(
 
 
 def _near(pattern: str, kernels: list[str]) -> str:
-    def likeness(name: str) -> float:
+    def similarity(name: str) -> float:
         return max(difflib.SequenceMatcher(None, pattern, part).ratio() for part in (name, *name.split("/")))
 
-    return ", ".join(sorted(kernels, key=likeness, reverse=True)[:3]) or "none, the model has no kernel"
+    return ", ".join(sorted(kernels, key=similarity, reverse=True)[:3]) or "none, the model has no kernel"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dl.models.blocks.attention import Attention
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.layer import Stack, TransformerLayer
-from dl.models.blocks.sequences import read_sequences
+from dl.models.blocks.sequences import pool, read_sequences
 from dl.models.dropout import Dropout
 
 GELU = functools.partial(nn.gelu, approximate=False)
@@ -137,11 +137,7 @@ class BERT(nn.Module):
         if self.pooling == "first":
             return jnp.tanh(self.pooler(x_BTD[:, 0]))
         if self.pooling == "mean":
-            is_valid_BT = jnp.ones(tokens_BT.shape, bool) if segment_ids_BT is None else segment_ids_BT > 0
-            # A row of padding alone, as at the end of the last batch of an evaluation, has the mean 0.
-            num_tokens_B1 = jnp.maximum(is_valid_BT.sum(1, keepdims=True), 1)
-            sum_BD = x_BTD.sum(1, where=is_valid_BT[..., None], dtype=jnp.float32)
-            return (sum_BD / num_tokens_B1).astype(x_BTD.dtype)
+            return pool(x_BTD, segment_ids_BT, "mean")
         return x_BTD
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:

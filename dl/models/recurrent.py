@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dl.models.blocks.recurrence import LSTM, Recurrence, RecurrentStack, State
+from dl.models.blocks.sequences import pool
 from dl.models.dropout import Dropout
 
 Pooling = Literal["final", "max", "mean"]
@@ -205,15 +206,3 @@ class RecurrentClassifier(SequenceReader, kw_only=True):
         """
         embed = nn.Embed(self.vocab_size, self.embedding_dim, dtype=self.dtype, name="token_embedding")
         return self.read(embed(tokens_BT), segment_ids_BT, self.num_classes, train)
-
-
-def pool(x_BTD: jax.Array, segment_ids_BT: jax.Array | None, pooling: Literal["max", "mean"]) -> jax.Array:
-    """Returns the maximum or the mean over the steps that are not padding, shape B × D; 0 where all are."""
-    if segment_ids_BT is None:
-        segment_ids_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
-    is_valid_BT1 = segment_ids_BT[..., None] > 0
-    if pooling == "max":
-        largest_BD = jnp.max(x_BTD, axis=1, where=is_valid_BT1, initial=jnp.finfo(x_BTD.dtype).min)
-        return jnp.where(is_valid_BT1.any(1), largest_BD, 0)
-    count_B1 = jnp.maximum(is_valid_BT1.sum(1), 1)
-    return jnp.where(is_valid_BT1, x_BTD, 0).sum(1) / count_B1.astype(x_BTD.dtype)

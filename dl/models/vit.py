@@ -1,7 +1,7 @@
 """The Vision Transformer, which reads an image as a sequence of patches.
 
 Shapes: B batch, H height, W width, C channels, T tokens (the class token, then the patches row by row),
-D model dim, A attention heads, K head dim, N classes.
+D model dim, N classes.
 """
 
 import math
@@ -13,35 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
+from dl.models.blocks.attention import Attention
 from dl.models.dropout import Dropout
 from dl.models.scaling import Scaling, minus_one_to_one
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention over all tokens (Vaswani et al. 2017, eq. 1, section 3.2.2).
-
-    Attributes:
-      num_heads: number of heads, A. It must divide D.
-      dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
-    """
-
-    num_heads: int
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        batch, num_tokens, dim = x_BTD.shape
-        if dim % self.num_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads} does not divide the model dim {dim}; choose a divisor"
-            )
-
-        def project(name: str) -> jax.Array:
-            projected_BTD = dense(dim, self.dtype, name)(x_BTD)
-            return projected_BTD.reshape(batch, num_tokens, self.num_heads, dim // self.num_heads)
-
-        attended_BTAK = jax.nn.dot_product_attention(project("query"), project("key"), project("value"))
-        return dense(dim, self.dtype, "out")(attended_BTAK.reshape(batch, num_tokens, dim))
 
 
 class EncoderBlock(nn.Module):
@@ -50,7 +24,7 @@ class EncoderBlock(nn.Module):
     Source: Dosovitskiy et al. 2021, eq. 2 and 3.
 
     Attributes:
-      num_heads: number of heads, A.
+      num_heads: number of heads.
       mlp_dim: width of the hidden layer of the MLP.
       dropout: probability that a value of a branch or of the hidden layer is dropped in training.
       epsilon: number that is added to the variance in each normalisation.
@@ -66,7 +40,7 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
         y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm0")(x_BTD)
-        y_BTD = SelfAttention(self.num_heads, self.dtype, name="attention")(y_BTD)
+        y_BTD, _ = Attention(self.num_heads, dtype=self.dtype, name="attention")(y_BTD)
         x_BTD += Dropout(self.dropout, deterministic=not train)(y_BTD)
 
         y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD)
@@ -89,7 +63,7 @@ class ViT(nn.Module):
         shape (B, D).
       dim: width of the model, D.
       num_layers: number of encoder blocks.
-      num_heads: number of heads, A. It must divide D.
+      num_heads: number of heads. It must divide D.
       patch_size: side of a patch in pixels. It must divide height and width.
       mlp_dim: width of the hidden layers of the MLPs. `None` means 4·D.
       dropout: probability that a value is dropped in training.

@@ -11,12 +11,12 @@ import optax
 
 from dl.errors import UserError
 from dl.optimizers.partition import by_path
-from dl.ranges import Range, check, check_count
+from dl.ranges import STEPS, Range, check, check_count
 from dl.sharding import path_name
 from dl.types import Params
 
 _EMBEDDINGS = re.compile(r"embedding|(?:^|/)(?:class_token|positions|patches)(?:/|$)")
-_NUMBERED = re.compile(r"(?:^|/)(?:layer|block)(\d+)(?:/|$)")
+_NUMBERED = re.compile(r"(?:^|/)(?:layer|block)(\d+)(?:/|_|$)")
 _SCANNED = re.compile(r"(?:^|/)layer/")
 
 Depth = Callable[[str], int | None]
@@ -34,7 +34,11 @@ def depth_of_path(path: str) -> int | None:
 
 
 def layer_wise_decay(
-    tx: optax.GradientTransformation, decay: float, depth: Depth = depth_of_path
+    tx: optax.GradientTransformation,
+    decay: float,
+    depth: Depth = depth_of_path,
+    *,
+    num_layers: int | None = None,
 ) -> optax.GradientTransformation:
     """Returns an optimizer whose learning rate falls from the head to the embeddings.
 
@@ -50,21 +54,31 @@ def layer_wise_decay(
       depth: function from a path to the depth: 0 for embeddings, i + 1 for layer i, `None` for the head. The
         default suits BERT, GPT-2, Llama, T5 and ViT. Layers that are scanned, `…/layer/…`, have the depths of
         their leading axis.
+      num_layers: L. `None` means the layers of the parameters that are trained. State it where some layers
+        are frozen, or where another optimizer, such as `gradual_unfreezing`, gives this one a part of them.
 
     Raises:
-      UserError: `decay` is out of range, or no parameter belongs to a layer, when the state is initialised.
+      UserError: `decay` or `num_layers` is out of range, no parameter belongs to a layer, or one belongs to a
+        layer above the last, when the state is initialised.
     """
     check("decay", decay, Range(0, 1, above_low=True))
+    if num_layers is not None:
+        check_count("num_layers", num_layers, STEPS)
 
     def factors(params: Params) -> Params:
         leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
         depths = {name: _depths(name, leaf, depth) for name, leaf in leaves.items()}
         top = 1 + max((int(np.max(known)) for known in depths.values() if known is not None), default=0)
-        if top == 1:
+        if top == 1 and num_layers is None:
             raise UserError(
                 f"no parameter belongs to a layer, so layer_wise_decay changes no rate; paths look like "
                 f"{next(iter(leaves), None)}: give it another function depth"
             )
+        if num_layers is not None and top > num_layers + 1:
+            raise UserError(
+                f"num_layers={num_layers}, and the parameters have {top - 1} layers; correct num_layers"
+            )
+        top = top if num_layers is None else num_layers + 1
 
         def factor(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
             known = depths[path_name(path)]

@@ -26,6 +26,8 @@ MAX_SPLITS = 8  # splits that a plot can distinguish
 def curves(lines: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> list[Plot]:
     """Returns a plot of each metric over the epochs: the loss first, metrics of training only last.
 
+    A run that ends within its first epoch is plotted over its steps.
+
     Args:
       lines: the lines of metrics.jsonl.
       units: the unit of each metric. A metric without a unit is labelled "value".
@@ -40,44 +42,47 @@ def curves(lines: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> list
         if name not in _NO_METRICS and _is_number(value)
     )
     ordered = sorted(names, key=lambda name: (name != "loss", name != "accuracy"))[:MAX_PANELS]
-    panels = [_metric(lines, name, splits, units.get(name, "value")) for name in ordered]
+    axis = "epoch" if any(number(line.get("epoch")) >= 1 for line in lines) else "step"
+    panels = [_metric(lines, name, splits, units.get(name, "value"), axis) for name in ordered]
     panels += [
-        _of_training(lines, name, title, unit)
+        _of_training(lines, name, title, unit, axis)
         for name, (title, unit) in _OF_TRAINING.items()
         if any(_is_number(line.get(name)) for line in lines if line.get("kind") == "train")
     ]
     return panels
 
 
-def _metric(lines: Sequence[Mapping[str, Any]], name: str, splits: Sequence[str], unit: str) -> Plot:
-    series = [Series("training, by step", *_smoothed(*_points(lines, "train", name)), style=9)]
-    series.append(Series("training, mean of the epoch", *_points(lines, "epoch", name), 0, has_dots=True))
+def _metric(
+    lines: Sequence[Mapping[str, Any]], name: str, splits: Sequence[str], unit: str, axis: str
+) -> Plot:
+    series = [Series("training, by step", *_smoothed(*_points(lines, "train", name, axis)), style=9)]
+    means = _points(lines, "epoch", name, axis)
+    series.append(Series("training, mean between evaluations", *means, 0, has_dots=True))
     for number_, split in enumerate(splits, 1):
-        series.append(Series(split, *_points(lines, split, name), number_, has_dots=True))
+        series.append(Series(split, *_points(lines, split, name, axis), number_, has_dots=True))
     series = [line for line in series if len(line.x)]
     shown = [line for line in series if line.has_dots] or series
     title = name.replace("_", " ").capitalize()
     return plot(
         title,
-        f"{title} over the epochs, of {', '.join(line.name for line in series)}. {_ends(shown)}",
-        "epoch",
+        f"{title} over the {axis}s, of {', '.join(line.name for line in series)}. {_ends(shown)}",
+        axis,
         unit,
         series,
-        table=_table(title, shown),
+        table=_table(title, shown, axis),
     )
 
 
-def _of_training(lines: Sequence[Mapping[str, Any]], name: str, title: str, unit: str) -> Plot:
-    line = Series(title, *_smoothed(*_points(lines, "train", name)))
-    return plot(
-        title, f"{title} over the epochs. {_ends([line])}", "epoch", unit, [line], table=_table(title, [line])
-    )
+def _of_training(lines: Sequence[Mapping[str, Any]], name: str, title: str, unit: str, axis: str) -> Plot:
+    line = Series(title, *_smoothed(*_points(lines, "train", name, axis)))
+    described = f"{title} over the {axis}s. {_ends([line])}"
+    return plot(title, described, axis, unit, [line], table=_table(title, [line], axis))
 
 
-def _points(lines: Sequence[Mapping[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [
-        (number(line.get("epoch")), number(line.get(name))) for line in lines if line.get("kind") == kind
-    ]
+def _points(
+    lines: Sequence[Mapping[str, Any]], kind: str, name: str, axis: str
+) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(number(line.get(axis)), number(line.get(name))) for line in lines if line.get("kind") == kind]
     array = np.array([pair for pair in pairs if (np.abs(pair) < HUGE).all()]).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 
@@ -90,18 +95,18 @@ def _smoothed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
-def _table(title: str, series: Sequence[Series]) -> Table:
+def _table(title: str, series: Sequence[Series], axis: str) -> Table:
     values = [
         dict(zip(np.round(line.x, 3).tolist(), np.asarray(line.y).tolist(), strict=True)) for line in series
     ]
-    epochs = sorted({epoch for line in values for epoch in line})
-    if len(epochs) > MAX_ROWS:
-        epochs = [epochs[k] for k in np.linspace(0, len(epochs) - 1, MAX_ROWS).round().astype(int)]
+    places = sorted({place for line in values for place in line})
+    if len(places) > MAX_ROWS:
+        places = [places[k] for k in np.linspace(0, len(places) - 1, MAX_ROWS).round().astype(int)]
     rows = [
-        (f"{epoch:g}", *(f"{line[epoch]:.5g}" if epoch in line else "" for line in values))
-        for epoch in epochs
+        (f"{place:.8g}", *(f"{line[place]:.5g}" if place in line else "" for line in values))
+        for place in places
     ]
-    return Table(title, ("epoch", *(line.name for line in series)), rows)
+    return Table(title, (axis, *(line.name for line in series)), rows)
 
 
 def _ends(series: Sequence[Series]) -> str:

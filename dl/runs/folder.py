@@ -102,6 +102,16 @@ class RunFolder:
         config = {name: record.get(name) for name in ("experiment", "code", "options", "dataset")}
         return {"id": record.get("id"), "config": json_digest(config)}
 
+    def finished_result(self) -> dict[str, Any]:
+        """Returns the content of result.json.
+
+        Raises:
+          UserError: the run has not finished.
+        """
+        if (result := self.result) is None:
+            raise UserError(f"the run in {self.folder} has not finished; run its command again first")
+        return result
+
     def verify(self, path: Path) -> None:
         """Checks metrics.jsonl or predictions.npz against its digest in result.json.
 

@@ -70,7 +70,7 @@ def means(metrics: Mapping[str, Any]) -> dict[str, float]:
 def line_of(kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a line of the log: the metrics, or for several runs their means and the metrics of each."""
     seeds = {name: np.asarray(value).tolist() for name, value in values.items() if np.ndim(value)}
-    line = {"kind": kind, "step": step, "epoch": round(epoch, 4), **means(values)}
+    line = {"kind": kind, "step": step, "epoch": round(epoch, 7), **means(values)}
     return finite({**line, "seeds": seeds} if seeds else line)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dl.errors import UserError
 from dl.evaluation.paired import PairedTest, verdict
 from dl.evaluation.translation import Scores
 from dl.runs.folder import RunFolder
@@ -35,7 +34,7 @@ def add_scores(
 
     The metrics stand beside the others of the split, with intervals, directions and units. `signatures`
     states the version and the settings of each one. Metrics of the same names are replaced. The baseline is
-    added to `baselines`, and replaces one of the same name.
+    added to `baselines`, beside what it scored on other splits.
 
     Args:
       run: the folder of a finished run.
@@ -46,14 +45,15 @@ def add_scores(
     Raises:
       UserError: the run has not finished, or the folder cannot be written.
     """
-    result = run.result
-    if result is None:
-        raise UserError(f"the run in {run.folder} has not finished; run its command again first")
+    result = run.finished_result()
     add_figures(result, split, scores.figures, scores.units)
     result["signatures"] = {**result.get("signatures", {}), **scores.signatures}
     if baseline is not None:
-        others = [one for one in result.get("baselines", ()) if one["name"] != baseline.name]
-        result["baselines"] = [*others, _entry(split, baseline)]
+        known = {one["name"]: one for one in result.get("baselines", ())}
+        entry, before = _entry(split, baseline), known.get(baseline.name, {})
+        for part in ("metrics", "intervals", "interval_methods", "differences"):
+            entry[part] = {**before.get(part, {}), **entry[part]}  # scores of other splits stay
+        result["baselines"] = list({**known, baseline.name: entry}.values())
     return write_json(run.folder / "result.json", finite(result))
 
 

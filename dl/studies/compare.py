@@ -95,12 +95,11 @@ def read_run(folder: Path) -> Evidence:
       UserError: the folder does not hold a finished run, or a file cannot be read.
     """
     run = RunFolder(folder)
-    record, result = run.record, run.result
+    record = run.record
     if record is None:
         hint = f", such as {folder / 'fold-1'}" if (folder / "folds.json").exists() else ""
         raise UserError(f"{folder} does not hold a run; give the folder of a run{hint}")
-    if result is None:
-        raise UserError(f"the run in {folder} has not finished; run its command again first")
+    result = run.finished_result()
     predictions = None
     run.verify(run.predictions_path)
     if run.predictions_path.exists():

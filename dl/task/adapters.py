@@ -68,7 +68,8 @@ def _of_linen(module: nn.Module) -> Model:
         return module.init(key, *arguments(inputs))
 
     def intermediates(variables: Variables, inputs: Inputs) -> ModelState:
-        _, sown = module.apply(variables, *arguments(inputs), mutable=["intermediates"])
+        mode: dict[str, Any] = {"train": False} if takes_train else {}
+        _, sown = module.apply(variables, *arguments(inputs), **mode, mutable=["intermediates"])
         return sown.get("intermediates", {})
 
     return Model(init, apply, _decoder_of_linen(module), intermediates)

@@ -79,14 +79,11 @@ def reads(*names: str) -> Callable[[Batch], Inputs]:
 
     def inputs_of(batch: Batch) -> Inputs:
         first, *more = names
-        if first not in batch:
-            known = ", ".join(name for name in batch if name not in ("index", "mask"))
-            raise UserError(
-                f"the data have no feature {first} for the model to read; they have {known}: set the "
-                "argument input_name of the task to one of them"
-            )
+        array = feature(
+            batch, first, " for the model to read", ": set the argument input_name to one of them"
+        )
         arrays = [batch.get(name) for name in more]
-        return batch[first] if all(x is None for x in arrays) else (batch[first], *arrays)
+        return array if all(x is None for x in arrays) else (array, *arrays)
 
     return inputs_of
 
@@ -324,9 +321,22 @@ def autoencoder(model: AnyModel, *, is_binary: bool = False, input_name: str = "
 
 
 def _labels(batch: Batch) -> jax.Array:
-    if "target" in batch:
-        return batch["target"]
-    if "label" not in batch:
-        known = ", ".join(name for name in batch if name not in ("index", "mask"))
-        raise UserError(f"the data have no feature label, the class of each example; they have {known}")
-    return batch["label"]
+    return batch["target"] if "target" in batch else feature(batch, "label", ", the class of each example")
+
+
+def feature(batch: Batch, name: str, purpose: str = ", which the task reads", advice: str = "") -> jax.Array:
+    """Returns a feature of a batch.
+
+    Args:
+      batch: the batch.
+      name: name of the feature.
+      purpose: what the error says after the name.
+      advice: what the error says last.
+
+    Raises:
+      UserError: the batch does not have it.
+    """
+    if name not in batch:
+        known = ", ".join(feature for feature in batch if feature not in ("index", "mask"))
+        raise UserError(f"the data have no feature {name}{purpose}; they have {known}{advice}")
+    return batch[name]

@@ -101,6 +101,24 @@ class Task(NamedTuple):
     decoder: Decoder | None = None
     intermediates: Callable[[Variables, Batch], ModelState] | None = None
 
+    def with_uses(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> "Task":
+        """Returns the task with every function of variables wrapped: what uses a trained model.
+
+        Args:
+          wrap: returns a function for `predict`, `intermediates`, and `extend` and `encode` of the decoder,
+            whose first argument is the variables.
+        """
+
+        def wrapped(function: Callable[..., Any] | None) -> Any:
+            return None if function is None else wrap(function)
+
+        decoder = self.decoder
+        if decoder is not None:
+            decoder = decoder._replace(extend=wrap(decoder.extend), encode=wrapped(decoder.encode))
+        return self._replace(
+            predict=wrapped(self.predict), intermediates=wrapped(self.intermediates), decoder=decoder
+        )
+
 
 def kind_facts(kind: Kind | None) -> dict[str, Any]:
     """Returns the entries `kind` (null if it is not stated), `units` and `headline` of result.json."""

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from dl import losses
-from dl.errors import UserError
 from dl.labels import watch
 from dl.metrics import Mean
 from dl.ranges import NON_NEGATIVE, PROBABILITY, check
-from dl.task.builders import reads, task_of
+from dl.task.builders import feature, reads, task_of
 from dl.task.contract import FRACTION, Kind, Task
 from dl.task.model import AnyModel, Inputs
 from dl.types import SEGMENT_IDS, Augment, Batch, Metrics
@@ -136,7 +135,7 @@ def sequence_to_sequence(
     check("label_smoothing", label_smoothing, PROBABILITY)
 
     def inputs_of(batch: Batch) -> Inputs:
-        source_BS, target_BT = (_feature(batch, name) for name in ("source", "target"))
+        source_BS, target_BT = (feature(batch, name) for name in ("source", "target"))
         # A decoder reads at least one token, also in a row of padding.
         is_valid_BT = shift_right(target_BT != padding_id, True)
         return source_BS, source_BS != padding_id, shift_right(target_BT, start_id), is_valid_BT
@@ -193,7 +192,7 @@ def tagging(model: AnyModel, *, input_name: str = "tokens", target_name: str = "
     """
 
     def measure(logits_BTC: jax.Array, batch: Batch) -> tuple[Mean, Metrics]:
-        return _token_metrics(logits_BTC, jnp.asarray(_feature(batch, target_name), jnp.int32), batch)[:2]
+        return _token_metrics(logits_BTC, jnp.asarray(feature(batch, target_name), jnp.int32), batch)[:2]
 
     return task_of(model, measure, input_name, Kind("tagging", target_name, _UNITS, "accuracy"))
 
@@ -211,10 +210,3 @@ def _token_metrics(
 def _sum(mean: Mean, term: Mean) -> Mean:
     """Returns the mean of the sum of two values of the same tokens."""
     return Mean(mean.total + term.total, mean.count, None, mean.better)
-
-
-def _feature(batch: Batch, name: str) -> jax.Array:
-    if name not in batch:
-        known = ", ".join(feature for feature in batch if feature not in ("index", "mask"))
-        raise UserError(f"the data have no feature {name}, which the task reads; they have {known}")
-    return batch[name]

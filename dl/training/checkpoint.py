@@ -9,6 +9,7 @@ characters in paths, output of its threads, and errors of the disk.
 import contextlib
 import functools
 import logging
+import os
 import re
 import shutil
 import sys
@@ -270,8 +271,8 @@ def _storage_reason(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, OSError):
             return cause.strerror or str(cause)
-        if found := re.search(r"([^:\"]+) \[(?:OS error|os_error_code)[^\]]*\]", str(cause)):
-            return found[1].strip()
+        if found := re.search(r"\[OS error (\d+)|\[os_error_code='(\d+)'", str(cause)):
+            return os.strerror(int(found[1] or found[2]))
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -3,12 +3,16 @@
 import csv
 import itertools
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dl import train
+from dl import load_run, train
+from dl.analysis import translation
+from dl.analysis.translation import score_translation
+from dl.data.text.tokenizer import ByteTokenizer
 from dl.runs.find import find_experiment
-from tests.helpers import train_in
 
 EXPERIMENT = '''
 """A tiny model that translates."""
@@ -70,8 +74,57 @@ def test_the_scores_are_those_of_sacrebleu_and_stand_in_the_result(dl, made, tmp
     assert "word for word" in out
 
 
-def test_a_run_that_does_not_translate_is_one_line(dl, tmp_path, mesh1):
-    train_in(tmp_path, mesh1)
-    status, _, err = dl("score", str(tmp_path), "--experiment", "tests/helpers.py")
+@pytest.mark.slow
+def test_scores_of_another_split_stand_beside_those_before(dl, made):
+    file, run = made
+    for split in ("test", "validation"):
+        assert dl("score", str(run), "--experiment", file, "--num-beams", "1", "--split", split)[0] == 0
+    result = json.loads((run / "result.json").read_text())
+    (baseline,) = [one for one in result["baselines"] if one["name"].startswith("word-for-word")]
+    assert baseline["metrics"].keys() == baseline["differences"].keys() == {"test", "validation"}
+    assert result["metrics"]["validation"]["bleu"] >= 0
+
+
+@pytest.mark.slow
+def test_a_loaded_run_is_scored_as_the_command_does(dl, made):
+    file, run = made
+    assert dl("score", str(run), "--experiment", file, "--num-beams", "1")[0] == 0
+    found = score_translation(load_run(run, file), num_beams=1)
+    result = json.loads((run / "result.json").read_text())
+    assert found.scores.figures["bleu"].value == pytest.approx(result["metrics"]["test"]["bleu"])
+
+
+@pytest.mark.slow
+def test_other_data_than_those_of_the_run_are_refused(dl, made, tmp_path):
+    file, run = made
+    pairs = Path(file).parent / "pairs.tsv"
+    before = pairs.read_text()
+    try:
+        pairs.write_text(before.replace("mice", "rats"))
+        status, _, err = dl("score", str(run), "--experiment", file, "--num-beams", "1")
+    finally:
+        pairs.write_text(before)
     assert status == 2
-    assert len(err.strip().splitlines()) == 1
+    assert err.splitlines()[-1].startswith("error: the run was trained on pairs.tsv (sha256 ")
+
+
+def test_a_text_that_is_cut_within_a_character_still_fits():
+    tokenizer = ByteTokenizer(("padding", "start", "end"))
+    run = SimpleNamespace(experiment=SimpleNamespace(data=SimpleNamespace(tokenizer=tokenizer)))
+    for text in ("aaaaaaaü Wörter", "ü" * 20, "short"):
+        cut = translation._cut(run, text, 8)
+        assert len(tokenizer.encode(cut)) <= 8
+        assert cut == text or text.startswith(cut.rstrip("\ufffd"))
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_translate_is_one_line(dl, tmp_path):
+    file = tmp_path / "classifier.py"
+    file.write_text("from tests.helpers import EXPERIMENT\n\n\ndef experiment():\n    return EXPERIMENT\n")
+    train(find_experiment(str(file))(), folder=tmp_path / "run")
+    status, _, err = dl("score", str(tmp_path / "run"), "--experiment", str(file))
+    assert status == 2
+    assert err.splitlines()[-1] == (
+        "error: halfspace has no sources and translations as texts; only a model that was trained on "
+        "dl.data.translation can be scored"
+    )

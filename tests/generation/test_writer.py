@@ -273,3 +273,7 @@ def test_a_translation_is_the_most_probable_target():
     assert writer.generate(["x", "ab", "yz"], max_tokens=6, temperature=0)[1] == greedy
     (beams,) = writer.generate("ab", max_tokens=6, num_beams=4, length_penalty=0.0)
     assert sum(beams.log_probabilities) >= sum(greedy.log_probabilities) - 1e-5
+    # The target has 9 places, and nothing is written after them without the beginning.
+    (full,) = writer.generate("ab", max_tokens=30, temperature=0)
+    assert len(full.tokens) <= 10
+    assert full.finish_reason in ("length", "end")

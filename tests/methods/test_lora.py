@@ -1,7 +1,5 @@
 """Adapters: the base stays, the sum is a matrix, and what is saved fits only where it belongs."""
 
-import functools
-
 import chex
 import flax.linen as nn
 import jax
@@ -17,8 +15,8 @@ from dl.gradients import accumulated_gradient
 from dl.methods.lora import LoRA, load_adapters, merge, save_adapters, with_lora
 from dl.models.gpt2 import GPT2
 from dl.training.loop import train
+from tests.helpers import quick_jit
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 GPT = GPT2(vocab_size=13, max_length=8, dim=8, num_layers=2, num_heads=2)
 ADAPTERS = LoRA(patterns=("query", "value", "feed_forward/out"), rank=2, alpha=6)
 TOKENS_BT = np.random.default_rng(0).integers(0, 13, (4, 8)).astype(np.int32)

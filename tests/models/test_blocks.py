@@ -13,10 +13,9 @@ from dl.models.blocks.attention import Attention
 from dl.models.blocks.cache import Cache, last_valid
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.positions import RelativeBias, Rotary, positions_in_segments, sinusoidal
+from tests.helpers import quick_jit
 
 BATCH, LENGTH, NUM_KEYS, DIM, NUM_HEADS = 2, 5, 7, 12, 4
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_of(seed, *shape):

@@ -10,8 +10,7 @@ from dl.models.blocks.attention import Attention
 from dl.models.cnn_attention import CNNAttention, FeatureMap, PooledCNN
 from dl.runs.console import Console
 from experiments import cnn_attention_hybrid
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from tests.helpers import quick_jit
 
 SMALL = FeatureMap(channels=(2, 3))
 HYBRID = CNNAttention(24, SMALL, hidden=5, num_heads=2, dim=4)

@@ -19,8 +19,7 @@ from dl.models.recurrent import (
 )
 from dl.runs.console import Console
 from experiments import rnn_adding
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from tests.helpers import quick_jit
 
 B, T, F, D, V = 3, 5, 2, 4, 7
 LENGTHS = np.array([5, 2, 3])

@@ -1,5 +1,3 @@
-import functools
-
 import chex
 import flax.linen as nn
 import jax
@@ -19,6 +17,7 @@ from dl.models.vgg import VGG, vgg11, vgg13, vgg16, vgg19
 from dl.models.vit import ViT, vit_b16, vit_s16, vit_ti16
 from dl.task import classification
 from dl.training.state import num_params
+from tests.helpers import quick_jit
 
 # One block with a fork and a pooling, one that halves.
 BLOCKS = (
@@ -42,10 +41,6 @@ SIZED = [
     (mobilenet_v2, 224),
     (vit_ti16, 224),
 ]
-
-
-# Compilation is what these tests take time for, and they run once.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_variables(model, images):

@@ -16,11 +16,11 @@ from dl.models.vit import ViT
 from dl.models.weights import names as torch_names
 from dl.models.weights.pretrained import load_pretrained
 from dl.training.state import num_params
+from tests.helpers import quick_jit
 
 # Their warnings are not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 HALF = (0.5, 0.5, 0.5)  # IMAGENET_STANDARD_MEAN and _STD of transformers
 
 

@@ -18,11 +18,10 @@ from dl.models.inception import inception_v3
 from dl.models.layers import DepthwiseConv
 from dl.models.mobilenet import mobilenet_v2
 from dl.models.vgg import vgg16
+from tests.helpers import quick_jit
 
 # Their warnings are not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ pip install -e '.[dev,peers]'; nothing is downloaded. Unpadded sequences of the 
 are compared in `test_weights_huggingface`.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from dl.models.blocks.positions import RelativeBias, Rotary
 from dl.models.transformer import Transformer
 from dl.models.weights.hugging_face import load_model
 from dl.task import as_model
+from tests.helpers import quick_jit
 
 # Their warnings are not ours.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
@@ -24,8 +23,6 @@ TOKENS = np.random.default_rng(0).integers(1, VOCAB, (BATCH, LENGTH))
 LENGTHS = np.array([12, 5, 8])
 PADDED_AFTER = np.int32(np.arange(LENGTH) < LENGTHS[:, None])
 PADDED_BEFORE = PADDED_AFTER[:, ::-1].copy()
-
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")

@@ -266,3 +266,16 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(tmp_path, name):
     assert "What is missing here" in words
     assert (name in words) or name == "metrics.jsonl"
     assert "Options" in words
+
+
+def test_a_run_within_its_first_epoch_is_plotted_over_its_steps():
+    lines = [
+        {"kind": kind, "step": step, "epoch": step / 9000, "loss": 1 / step}
+        for step in (1, 2, 3)
+        for kind in ("train", "epoch", "validation")
+    ]
+    (plot,) = curves.curves(lines, {"loss": "nats"})
+    assert plot.table.columns[0] == "step"
+    assert [row[0] for row in plot.table.rows] == ["1", "2", "3"]
+    (longer,) = curves.curves([{**line, "epoch": line["step"] / 2} for line in lines], {"loss": "nats"})
+    assert longer.table.columns[0] == "epoch"

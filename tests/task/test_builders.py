@@ -269,7 +269,7 @@ def test_a_language_model_predicts_the_next_token_and_weighs_by_tokens(dtype):
 
 def test_outputs_that_are_no_logits_of_tokens_are_refused():
     for tokens in (np.zeros((3, 1), np.int32), np.zeros(3, np.int32)):
-        with pytest.raises(UserError, match="a language model's logits have shape"):
+        with pytest.raises(UserError, match="the tokens of a language model have shape"):
             measured(task.language_model(Uniform()), tokens=tokens)
     with pytest.raises(UserError, match="a language model's logits have shape"):
         measured(task.language_model(Given()), tokens=np.zeros((3, 4), np.float32))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from dl import optimizers
@@ -259,3 +260,20 @@ def test_a_record_of_progress_of_another_form_is_one_line(tmp_path, mesh1):
     path.write_text(json.dumps(held))
     with pytest.raises(UserError, match="the progress record .* cannot be read"):
         train_in(folder, mesh1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'RESOURCE_EXHAUSTED: Error writing "a/.zarray" in OCDBT database: Failed to open: "manifest.__lock": '
+        "Too many open files [tensorstore_spec='{\\\"create\\\":true}'] [os_error_code='24']",
+        'Error writing "a/0.0": Failed to open: "d/9914" [OS error 24: EMFILE Too many open files]',
+    ],
+)
+def test_the_reason_of_a_failed_checkpoint_is_what_the_system_calls_it(tmp_path, mesh1, monkeypatch, text):
+    def save(*arguments, **options):
+        raise ValueError(text)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    with pytest.raises(StorageError, match=r"cannot be written \(Too many open files\); none was saved"):
+        train_in(tmp_path / "run", mesh1)

@@ -13,7 +13,7 @@ from dl.data.images.decoding import resized, to_unit_range
 from dl.data.images.loading import Found, Loaded, load
 from dl.data.images.prepared import describe
 from dl.data.images.records import RecordSource
-from dl.data.recorded import Recorded, RecordedSource, remembered
+from dl.data.recorded import Recorded, remembered, sources_of
 from dl.data.steps import CountsSteps
 from dl.data.tfds import folders
 from dl.data.tfds.find import find_or_prepare, names_path
@@ -241,8 +241,7 @@ class _Remembered(ImageClassification):
     def _loaded(self) -> Loaded:
         options = {f.name: getattr(self, f.name) for f in fields(ImageClassification)}
         itself = ImageClassification(**options)
-        splits = {
-            name: RecordedSource(self.known.spec, size, partial(getattr, itself, name))
-            for name, size in self.identity.sizes.items()
-        }
+        splits = sources_of(
+            self.known, lambda: (itself.identity, {"train": itself.train, **itself.evaluations})
+        )
         return Loaded(splits, self.identity.checksum, self.identity.split_rule, False, (), 0.0)

@@ -15,15 +15,14 @@ from dl.data.text.splits import TextSource, TextSplits, Tokenized, counted, padd
 from dl.data.text.table import check_dataset, read_table
 from dl.data.text.vocabulary import check_tokenizer, make_tokenizer
 from dl.data.tfds import folders
-from dl.errors import UserError
-from dl.ranges import Range, check_count
+from dl.ranges import Range, check, check_count
 from dl.types import Source
 
 _LENGTHS = Range(1, 2**20)
 
 
 def text_classification(
-    dataset: str = "auto",
+    dataset: str | Path = "auto",
     *,
     auto: str | Sequence[str] = "sst2_sentences",
     max_length: int = 256,
@@ -66,16 +65,12 @@ def text_classification(
       UserError: an argument is not valid. Attributes of the result also raise it, if the set is missing or
         damaged, or does not have texts and classes.
     """
-    names = check_dataset(dataset, auto)
+    dataset, names = check_dataset(dataset, auto)
     check_tokenizer(tokenizer)
     ends = [role for role in (first_token, last_token) if role is not None]
     check_roles(ends)
     max_length = check_count("max_length", max_length, Range(1 + len(ends), _LENGTHS.high))
-    if not 0 < validation_fraction < 1:
-        raise UserError(
-            f"validation_fraction={validation_fraction} is out of range; it must be more than 0 and less "
-            "than 1"
-        )
+    check("validation_fraction", validation_fraction, Range(0, 1, above_low=True, below_high=True))
     data = TextClassification(
         dataset=dataset,
         auto=names,

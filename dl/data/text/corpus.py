@@ -52,7 +52,7 @@ class TextCorpus:
 
 
 def read_texts(
-    dataset: str = "auto",
+    dataset: str | Path = "auto",
     *,
     auto: str | Sequence[str] = "tiny_shakespeare",
     text_field: str | None = None,
@@ -76,7 +76,7 @@ def read_texts(
     Raises:
       UserError: the set is missing or damaged, or a split would be empty.
     """
-    names = check_dataset(dataset, auto)
+    dataset, names = check_dataset(dataset, auto)
     folder = None if data_dir is None else Path(data_dir)
     table = read_table(dataset, {"text": text_field}, names, PYTHON_TOPICS, folder)
     official = {split: columns["text"] for split, columns in table.splits.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dl.data.splits import ChangedSplits
+from dl.data.recorded import itself
 from dl.data.text.splits import padded
 from dl.errors import UserError
 from dl.types import SEGMENT_IDS, Splits
@@ -18,7 +18,7 @@ def reads_text(data: Splits, input_name: str) -> bool:
     """Returns whether a feature of the data consists of the tokens of a text."""
     leaf = data.train.spec.get(input_name)
     has_row = leaf is not None and len(leaf.shape) == 1 and np.dtype(leaf.dtype).kind in "iu"
-    return has_row and getattr(_itself(data), "tokenizer", None) is not None
+    return has_row and getattr(itself(data), "tokenizer", None) is not None
 
 
 def features_of(data: Splits, texts: Sequence[str], input_name: str) -> dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def features_of(data: Splits, texts: Sequence[str], input_name: str) -> dict[str
     Raises:
       UserError: the data have no tokenizer, or a text is not in the vocabulary.
     """
-    data = _itself(data)
+    data = itself(data)
     if not reads_text(data, input_name):
         raise UserError(
             f"the inputs are texts, and the model reads {input_name} of data without a tokenizer; give arrays"
@@ -54,9 +54,3 @@ def features_of(data: Splits, texts: Sequence[str], input_name: str) -> dict[str
         lengths = np.array([len(row) for row in rows])
         features[SEGMENT_IDS] = (np.arange(length) < lengths[:, None]).astype(np.int32)
     return features
-
-
-def _itself(data: Splits) -> Splits:
-    while isinstance(data, ChangedSplits):
-        data = data.data
-    return data

@@ -1,12 +1,15 @@
 """Files of texts: plain text, JSON lines, and tables with a header, alone or in folders.
 
 A file is a set whose rows are all train, and so is a folder. A folder that has files or folders named train,
-validation (or valid, val, dev) or test has these splits.
+validation (or valid, val, dev) or test has these splits. Case does not matter, and a number may follow, as in
+train-00000-of-00002.jsonl. Nothing else may then lie beside them.
 """
 
 import csv
 import io
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,11 +66,11 @@ def read_files(path: Path, fields: Mapping[str, str]) -> dict[str, Columns]:
 
 def _files_of(path: Path) -> dict[str, list[tuple[Path, Path]]]:
     """Returns for each split its folder, or that of the file, and the paths of its files."""
-    if path.is_file():
+    if os.path.isfile(path):  # which answers False where a name is too long
         if path.suffix.lower() not in SUFFIXES:
             raise UserError(f"{printable(path)} is not a file of texts; its name must end in {_listed()}")
         return {"train": [(path.parent, path)]}
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise UserError(f"there is no file or folder {printable(path)}; give one with texts ({_listed()})")
     if (path / "dataset_info.json").exists() or folders.versions(path):
         raise UserError(
@@ -79,26 +82,43 @@ def _files_of(path: Path) -> dict[str, list[tuple[Path, Path]]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions") from None
     named: dict[str, list[Path]] = {split: [] for split in SPLIT_NAMES}
+    others: list[Path] = []
     for entry in entries:
-        stem = entry.name if entry.is_dir() else entry.stem
-        for split, names in SPLIT_NAMES.items():
-            if stem in names and (entry.is_dir() or entry.suffix.lower() in SUFFIXES):
-                named[split].append(entry)
+        if not entry.is_dir() and entry.suffix.lower() not in SUFFIXES:
+            continue
+        split = _split_of(entry.name if entry.is_dir() else entry.stem)
+        (others if split is None else named[split]).append(entry)
     splits = {split: places for split, places in named.items() if places}
     if not splits:
         splits = {"train": [path]}
+    elif left := [place.name for place in others if place.is_file() or _below(place)]:
+        raise UserError(
+            f"{path} has {' and '.join(splits)}, and {left[0]} belongs to none of them; move it away, or "
+            "name it after a split"
+        )
     if "train" not in splits:
         raise UserError(f"{path} has {' and '.join(splits)} but no train; add a file or folder train")
     result = {}
     for split, places in splits.items():
-        if len(places) > 1:
+        are_parts = all(place.is_file() and place.stem[-1:].isdigit() for place in places)
+        if len(places) > 1 and not are_parts:
             listed = " and ".join(place.name for place in places)
             raise UserError(f"{path} has both {listed}; keep one of them as the {split} split")
         place = places[0]
-        result[split] = [(path, place)] if place.is_file() else [(place, file) for file in _below(place)]
+        if place.is_dir():
+            result[split] = [(place, file) for file in _below(place)]
+        else:
+            result[split] = [(path, file) for file in places]
         if not result[split]:
             raise UserError(f"{place} holds no file of texts (none ends in {_listed()}); add one")
     return result
+
+
+def _split_of(name: str) -> str | None:
+    """Returns the split that the name of a file or folder states."""
+    match = re.fullmatch(r"([a-z]+)(?:[-_.]?\d[\w-]*)?", name.lower())
+    word = match[1] if match else None
+    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
 
 
 def _below(folder: Path) -> list[Path]:

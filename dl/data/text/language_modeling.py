@@ -26,7 +26,7 @@ from dl.types import Identity, Source
 
 
 def language_modeling(
-    dataset: str = "auto",
+    dataset: str | Path = "auto",
     *,
     sequence_length: int,
     tokenizer: str | Tokenizer | None = None,
@@ -71,7 +71,7 @@ def language_modeling(
       UserError: an argument is not valid. Attributes of the result also raise it, if the set is missing or
         damaged, or its texts are too short.
     """
-    names = check_dataset(dataset, auto)
+    dataset, names = check_dataset(dataset, auto)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
     sequence_length = check_count("sequence_length", sequence_length, STEPS)

@@ -6,6 +6,7 @@ Shapes: T tokens of an example, S tokens of the source.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -68,9 +69,7 @@ class CorruptSpans:
             tokenizer has no padding token.
         """
         tokens_T = example["tokens"]
-        kept = {
-            k: v for k, v in example.items() if k not in ("tokens", "targets", "segment_ids", "positions")
-        }
+        kept = {k: v for k, v in example.items() if k not in _REPLACED}
         length = len(tokens_T)
         if (num_spans := self._counts(length)[1]) > self.num_sentinels:
             raise UserError(
@@ -152,9 +151,9 @@ def corrupt_spans(
     lengths of the spans and the places between them are drawn uniformly. In T5's code the first token always
     stays and the last is always replaced; here every place is equally likely.
 
-    The sentinels are <extra_id_0>, <extra_id_1>, … if the vocabulary has them. Otherwise they are extra
-    tokens after the vocabulary, from the largest to the smallest, so that the model needs
-    `CorruptSpans.vocab_size` tokens.
+    The sentinels are <extra_id_0>, <extra_id_1>, … as far as they fall by one in the vocabulary, as in that
+    of T5. Otherwise they are extra tokens after the vocabulary, from the largest to the smallest, so that the
+    model needs `CorruptSpans.vocab_size` tokens.
 
     Args:
       tokenizer: the tokenizer of the examples.
@@ -171,8 +170,9 @@ def corrupt_spans(
     vocab_size = tokenizer.vocab_size
     if _FIRST_SENTINEL in tokenizer.token_names:
         first = tokenizer.token_names.index(_FIRST_SENTINEL)
-        num_named = sum(name.startswith("<extra_id_") for name in tokenizer.token_names)
-        num_sentinels = min(num_sentinels, num_named)
+        names = dict(zip(tokenizer.token_names, range(vocab_size), strict=True))
+        named = itertools.takewhile(lambda k: names.get(f"<extra_id_{k}>") == first - k, range(num_sentinels))
+        num_sentinels = len(list(named))
     else:
         first = vocab_size + num_sentinels - 1
         vocab_size += num_sentinels

@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from dl.data.recorded import Recorded, RecordedSource
+from dl.data.recorded import Recorded, sources_of
 from dl.data.source import ArraySource
 from dl.data.steps import CountsSteps
 from dl.data.text.contract import Tokenizer
@@ -126,21 +126,14 @@ class TextSplits(CountsSteps, ABC):
         if known.tokenizer is None:
             raise UserError("run.json is damaged: the record of the data has no tokenizer; train again")
         tokenizer = tokenizer_from_json(known.tokenizer)
-        splits = {
-            name: RecordedSource(known.spec, size, partial(self._found, name))
-            for name, size in known.identity.sizes.items()
-        }
         return Tokenized(
-            splits=splits,
+            splits=sources_of(known, lambda: (self._read_again.identity, self._read_again.splits)),
             tokenizer=tokenizer,
             identity=known.identity,
             provenance="as the run recorded it",
             notice=known.notice,
             class_names=known.class_names,
         )
-
-    def _found(self, split: str) -> Source:
-        return self._read_again.splits[split]
 
     @cached_property
     def _read_again(self) -> Tokenized:

@@ -66,18 +66,22 @@ class TextTable:
         return Identity(self.name, self.version, self.checksum, dict(sizes), split_rule)
 
 
-def check_dataset(dataset: str, auto: str | Sequence[str]) -> tuple[str, ...]:
-    """Checks the name or path of a data set, without looking for it. Returns the names of "auto".
+def check_dataset(dataset: str | Path, auto: str | Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Checks the name or path of a data set, without looking for it. Returns it, and the names of "auto".
 
     Raises:
       UserError: it is neither a name nor a path.
     """
+    if not isinstance(dataset, str | Path):
+        raise UserError(f"dataset={dataset!r:.80} is not a text; give the name or the path of a data set")
+    if isinstance(dataset, Path):
+        dataset = str(dataset) if dataset.is_absolute() else f"./{dataset}"
     names = (auto,) if isinstance(auto, str) else tuple(auto)
     for name in names:
         folders.parse_request(name)
     if dataset != "auto" and not _is_path(dataset):
         folders.parse_request(dataset)
-    return names
+    return dataset, names
 
 
 def read_table(

@@ -1,5 +1,6 @@
 """The token files of a data set: which of them belong to train, validation and test."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,9 +32,9 @@ class TokenSplits:
 
 def holds_tokens(path: Path) -> bool:
     """Returns whether a path is a token file, or a folder with token files for `read_token_splits`."""
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, it never raises an error
         return path.suffix == _ENDING
-    return path.is_dir() and (_is_folder(path) or any(_is_folder(place) for place in _subfolders(path)))
+    return os.path.isdir(path) and (_is_folder(path) or any(_is_folder(place) for place in _subfolders(path)))
 
 
 def read_token_splits(path: Path, tokenizer: Tokenizer | None = None) -> TokenSplits:

@@ -268,7 +268,7 @@ def _library() -> Any:
         import tokenizers
     except ImportError:
         raise UserError(
-            "tokenizers of subwords need the library tokenizers: pip install 'tokenizers>=0.21', or choose "
+            "tokenizers of subwords need the library tokenizers: pip install 'dl[text]', or choose "
             "the tokenizer bytes or characters"
         ) from None
     return tokenizers

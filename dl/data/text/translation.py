@@ -17,7 +17,7 @@ from dl.data.text.table import check_dataset, read_table
 from dl.data.text.vocabulary import check_tokenizer, make_tokenizer
 from dl.data.tfds import folders
 from dl.errors import UserError
-from dl.ranges import Range, check_count
+from dl.ranges import Range, check, check_count
 from dl.types import Source
 
 _LENGTHS = Range(2, 2**20)
@@ -25,7 +25,7 @@ _ROLES = ("padding", "start", "end")
 
 
 def translation(
-    dataset: str = "auto",
+    dataset: str | Path = "auto",
     *,
     auto: str | Sequence[str] = "multi30k_en_de",
     source: str | None = None,
@@ -62,14 +62,10 @@ def translation(
       UserError: an argument is not valid. Attributes of the result also raise it, if the set is missing or
         damaged, or does not have these texts.
     """
-    names = check_dataset(dataset, auto)
+    dataset, names = check_dataset(dataset, auto)
     check_tokenizer(tokenizer)
     max_length = check_count("max_length", max_length, _LENGTHS)
-    if not 0 < validation_fraction < 1:
-        raise UserError(
-            f"validation_fraction={validation_fraction} is out of range; it must be more than 0 and less "
-            "than 1"
-        )
+    check("validation_fraction", validation_fraction, Range(0, 1, above_low=True, below_high=True))
     if source is not None and source == target:
         raise UserError(f"source={source!r} and target={target!r} are the same field; name two fields")
     data = Translation(

@@ -49,6 +49,8 @@ def check_tokenizer(tokenizer: str | Tokenizer) -> TokenizerSpec:
     """
     if isinstance(tokenizer, Tokenizer):
         return TokenizerSpec(tokenizer.digest, "given", given=tokenizer)
+    if not isinstance(tokenizer, str):
+        raise UserError(f"tokenizer={tokenizer!r}: expected {_EXPECTED}")
     if tokenizer in ("bytes", "characters"):
         return TokenizerSpec(tokenizer, tokenizer)
     if "/" in tokenizer or tokenizer.startswith("~") or tokenizer.endswith(".json"):

@@ -43,7 +43,8 @@ def parse_request(dataset: str) -> Request:
     """Parses `NAME[/CONFIG][:VERSION]`. Raises UserError for any other text."""
     match = _REQUEST.fullmatch(dataset)
     if match is None:
-        raise UserError(f"dataset={dataset!r}: expected NAME, NAME/CONFIG or either with :1.2.3, or a path")
+        shown = dataset if len(dataset) <= 100 else f"{dataset[:100]}…"
+        raise UserError(f"dataset={shown!r}: expected NAME, NAME/CONFIG or either with :1.2.3, or a path")
     return Request(match["name"], match["config"], match["version"])
 
 

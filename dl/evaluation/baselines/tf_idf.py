@@ -111,7 +111,8 @@ def fit_tf_idf(
       texts: the training texts, shape N.
       labels: the class of each text, integers, shape N.
       validation_texts: the texts that choose the settings. `None` means that a random tenth of the training
-        texts chooses, and that the chosen model is fitted again on all of them.
+        texts chooses, and that the chosen model is fitted again on all of them. Of few texts, or with a class
+        of a single text, the first setting is taken.
       validation_labels: their classes.
 
     Raises:
@@ -124,10 +125,12 @@ def fit_tf_idf(
         raise UserError(f"the {len(texts)} training texts have fewer than two classes; give texts of others")
     if validation_texts is not None and validation_labels is not None:
         return _best(texts, labels, validation_texts, validation_labels)[0]
-    rows = np.arange(len(texts))
-    fitted, held_out = train_test_split(rows, test_size=0.1, random_state=0)
-    parts = [([texts[row] for row in part], labels[part]) for part in (fitted, held_out)]
-    _, setting = _best(*parts[0], *parts[1])
+    rows, counts = np.arange(len(texts)), np.unique(labels, return_counts=True)[1]
+    setting = _SETTINGS[0]
+    if counts.min() > 1 and len(texts) >= 10 * len(counts):  # each part then has all classes
+        fitted, held_out = train_test_split(rows, test_size=0.1, random_state=0, stratify=labels)
+        parts = [([texts[row] for row in part], labels[part]) for part in (fitted, held_out)]
+        _, setting = _best(*parts[0], *parts[1])
     vectorizer = _vectorizer(setting[0], texts)
     model = _model(setting).fit(vectorizer.transform(texts), labels)
     return TextClassifier(_name(setting), vectorizer, model)

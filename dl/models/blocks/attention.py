@@ -22,7 +22,8 @@ class Attention(nn.Module):
     """Attention of queries from one sequence to keys and values from the same sequence or from another.
 
     The layers are `query`, `key`, `value` and `out`, each one dense layer over all heads. If the collection
-    `intermediates` is mutable, the attention weights are stored there as `weights`, shape B × N × T × S.
+    `intermediates` is mutable and there is no cache, the attention weights are stored there as `weights`,
+    shape B × N × T × S.
 
     Source: Vaswani et al. 2017, eq. 1 and section 3.2.2. Groups of heads that share keys and values: Ainslie
     et al. 2023.
@@ -87,12 +88,15 @@ class Attention(nn.Module):
             write to, the keys and values in the cache.
           mask_BTS: True where a query may attend to a key; B or T may be 1. `None` means everywhere.
           bias_BNTS: bias of the logits; B may be 1.
-          positions_BT: positions for `rotary`, int32. `None` means 0, 1, ….
+          positions_BT: positions for `rotary`, int32. `None` means 0, 1, …. Rotary positions are those of one
+            sequence, so they exclude `memory_BSD`.
           slots_BT: slots of the cache that the keys and values of `x_BTD` are written to; `LayerCache.write`.
             The mask must then say which slots each query attends to, also if the attention is causal.
           cache: keys and values of earlier tokens.
           train: whether attention weights are dropped.
         """
+        if self.rotary is not None and memory_BSD is not None:
+            raise ValueError("rotary positions are those of one sequence; attend to another one without them")
         num_kv_heads = self.num_kv_heads or self.num_heads
         if self.num_heads % num_kv_heads:
             raise ValueError(

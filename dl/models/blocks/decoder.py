@@ -39,7 +39,8 @@ def decode(
     Args:
       tokens_BT: tokens, or the new tokens.
       segment_ids_BT: number of the sequence of each token; 0 is padding. `None` means one sequence a row.
-      positions_BT: position of each token. `None` means its position in its sequence.
+      positions_BT: position of each token. `None` means its position in its sequence. With a cache it must be
+        `None`: the cache knows the positions.
       cache: cache of the tokens before.
       embed: function from tokens and positions to the input of the stack.
       stack: the layers.
@@ -67,6 +68,8 @@ def decode(
             train=train,
         )
         return unembed(x_BTD)
+    if positions_BT is not None:
+        raise ValueError("positions_BT is given with a cache, which knows the positions; leave it out")
     check_length(cache.num_slots, max_length)
     is_valid_BT = jnp.ones(tokens_BT.shape, bool) if segment_ids_BT is None else segment_ids_BT > 0
     positions_BT, slots_BT = cache.slots(is_valid_BT)

@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, S keys, D model dim, N heads.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,3 +71,19 @@ def check_length(length: int, max_length: int | None) -> None:
             f"a sequence of {length} tokens is longer than the model's max_length={max_length}; use shorter "
             "sequences, or set max_length"
         )
+
+
+def pool(x_BTD: jax.Array, segment_ids_BT: jax.Array | None, pooling: Literal["max", "mean"]) -> jax.Array:
+    """Returns the maximum or the mean over the tokens that are not padding, shape B × D.
+
+    The mean is summed in float32. A row of padding alone, as at the end of the last batch of an evaluation,
+    has the value 0.
+    """
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
+    is_valid_BT1 = segment_ids_BT[..., None] > 0
+    if pooling == "max":
+        largest_BD = jnp.max(x_BTD, axis=1, where=is_valid_BT1, initial=jnp.finfo(x_BTD.dtype).min)
+        return jnp.where(is_valid_BT1.any(1), largest_BD, 0)
+    count_B1 = jnp.maximum(is_valid_BT1.sum(1), 1)
+    return (x_BTD.sum(1, where=is_valid_BT1, dtype=jnp.float32) / count_B1).astype(x_BTD.dtype)

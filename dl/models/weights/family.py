@@ -103,10 +103,13 @@ class Config:
     def shared(self, *names: str, default: float) -> float:
         """Returns the value that several names must share, such as the dropout of all parts."""
         values = {name: self.values.get(name, default) for name in names}
-        if len(set(values.values())) > 1:
+        if (
+            any(not isinstance(value, int | float) for value in values.values())
+            or len(set(values.values())) > 1
+        ):
             raise UserError(
                 f"{self.source}: config.json has {', '.join(f'{name}={v!r}' for name, v in values.items())}; "
-                "models of dl have one value for all: make them equal in config.json"
+                "models of dl have one number for all: make them equal in config.json"
             )
         return float(values[names[0]])
 

@@ -167,6 +167,9 @@ def pretrained_model(
 ) -> WarmStart:
     """Returns a warm start of a model, or of its submodule, with the weights of a folder or of the hub.
 
+    Make the model by `described_model`: only the shapes of parameters are compared, and they do not tell the
+    number of heads, the rotary positions or the epsilon of norms.
+
     The parameters get the dtypes of the model. The layers of the model may be scanned. Adapters of
     `methods.lora` are initialised as usual. For example, this keeps a new head on BERT::
 

@@ -94,8 +94,26 @@ def test_folders_of_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("Train/a.txt", "Test/b.txt"),
+        ("train-00000-of-00002.txt", "train-00001-of-00002.txt", "test-00000-of-00001.txt"),
+        ("TRAIN.txt", "test_1.txt"),
+    ],
+)
+def test_a_test_split_is_never_a_part_of_train(tmp_path, names):
+    write(tmp_path, {f"s/{name}": name for name in names})
+    splits = read_texts(str(tmp_path / "s")).splits
+    assert splits["test"] == [name for name in names if name.lower().startswith("test")]
+    assert not any(name.lower().startswith("test") for name in splits["train"])
+
+
+@pytest.mark.parametrize(
     ("files", "name", "message"),
     [
+        ({"s/train.txt": "a", "s/more.txt": "a"}, "./s", "has train, and more.txt belongs to none of them"),
+        ({}, f"./{'a' * 5000}", "there is no file or folder"),
+        ({}, "a long text " * 99, "expected NAME"),
         ({}, "./absent.txt", "there is no file or folder"),
         ({}, "absent.txt", "there is no file or folder"),
         ({}, "absent", "absent is not prepared in"),

@@ -156,7 +156,12 @@ def test_a_run_keeps_its_tokenizer_and_finds_its_rows(texts, tmp_path):
     data = make()
     record = {
         "data": record_of(data),
-        "dataset": {"name": "x", "version": "1.0.0", "checksum": "0", "sizes": dict(data.identity.sizes)},
+        "dataset": {
+            "name": "x",
+            "version": "1.0.0",
+            "checksum": data.identity.checksum,
+            "sizes": dict(data.identity.sizes),
+        },
     }
     (tmp_path / "tokenizer.json").write_text(data.tokenizer.to_json())
     with remembering(json.loads(json.dumps(record)), tmp_path):
@@ -215,3 +220,13 @@ def test_tokens_that_cannot_be_used_are_refused(tmp_path):
     write_tokens(tmp_path / "only" / "test", ByteTokenizer(), ["text"])
     with pytest.raises(UserError, match="has tokens for test but not for train"):
         _ = language_modeling(str(tmp_path / "only"), sequence_length=10).train
+
+
+def test_a_run_does_not_read_other_data_than_its_own(texts, tmp_path):
+    data = language_modeling(texts, sequence_length=10)
+    own = {"name": "x", "version": "1.0.0", "checksum": "0", "sizes": dict(data.identity.sizes)}
+    (tmp_path / "tokenizer.json").write_text(data.tokenizer.to_json())
+    with remembering(json.loads(json.dumps({"data": record_of(data), "dataset": own})), tmp_path):
+        known = language_modeling(texts, sequence_length=10)
+    with pytest.raises(UserError, match="the run was trained on x .sha256 0., but the present data are"):
+        known.train[np.array([3])]

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,3 +150,17 @@ def test_published_sentinels_are_used_where_a_vocabulary_has_them():
 def test_a_mistake_is_one_clear_line(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_sentinels_that_do_not_fall_are_not_used():
+    rising = CharacterTokenizer("abcdefgh")
+    names = (*rising.token_names, "<extra_id_0>", "<extra_id_1>", "<extra_id_2>")
+    named = SimpleNamespace(token_names=names, vocab_size=len(names), end_id=None, padding_id=None)
+    assert corrupt_spans(named).num_sentinels == 1
+    falling = SimpleNamespace(
+        token_names=(*rising.token_names, "<extra_id_2>", "<extra_id_1>", "<extra_id_0>"),
+        vocab_size=len(names),
+        end_id=None,
+        padding_id=None,
+    )
+    assert corrupt_spans(falling).num_sentinels == 3
