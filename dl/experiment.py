@@ -1,6 +1,7 @@
 """What an experiment is: the objects that define a training run."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -52,6 +53,9 @@ class Experiment:
       baseline: cheap method that the network must beat on the same data, for example
         `evaluation.baselines.NGram()`. It is computed once, at the end of the run, and stands beside the
         network in every result.
+      sample_prompts: prompts after which the model writes a text at each evaluation, which stand in
+        samples.jsonl and in the report; or the number of prompts, which are then beginnings of examples. They
+        are for a single seed of a model that can generate.
       seed: random seed of the initialisation, the batch order, dropout and augmentation.
       eval_batch_size: number of examples in each batch of an evaluation. It is rounded up to a multiple of
         the number of devices. The last batch of a split is padded.
@@ -75,6 +79,7 @@ class Experiment:
     loss_scale: LossScale | None = None
     sharding_rules: Rules = ()
     baseline: Baseline | None = None
+    sample_prompts: Sequence[str] | int = ()
     seed: int = 0
     eval_batch_size: int = 500
     eval_every: int | None = None
@@ -85,6 +90,10 @@ class Experiment:
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), STEPS)
         check_count("seed", self.seed, Range(0, 2**32 - 1))
+        if isinstance(self.sample_prompts, str):
+            object.__setattr__(self, "sample_prompts", (self.sample_prompts,))
+        elif isinstance(self.sample_prompts, int):
+            check_count("sample_prompts", self.sample_prompts, Range(0, 100))
         if self.ema_decay is not None:
             check("ema_decay", self.ema_decay, BELOW_ONE)
         kind = self.task.kind

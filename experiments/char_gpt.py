@@ -22,10 +22,10 @@ def experiment(
     dim: PositiveInt = 192,
     num_layers: PositiveInt = 6,
     num_heads: PositiveInt = 4,
-    dropout: Fraction = 0.2,
+    dropout: Fraction = 0.15,
     batch_size: BatchSize = 32,
     num_steps: PositiveInt = 2000,
-    learning_rate: LearningRate = 2e-3,
+    learning_rate: LearningRate = 3e-3,
     seed: Seed = 0,
 ) -> Experiment:
     """Returns a decoder with rotary positions, RMSNorm and SwiGLU.
@@ -49,12 +49,13 @@ def experiment(
     return Experiment(
         data=data,
         task=task.language_model(model),
-        tx=optimizers.adamw(schedule, b2=0.99, weight_decay=0.1, clip_norm=1.0),
+        tx=optimizers.muon_like_adamw(schedule, weight_decay=0.1, clip_norm=1.0),
         num_steps=num_steps,
         batch_size=batch_size,
         eval_batch_size=64,
         eval_every=max(1, num_steps // 10),
         baseline=NGram(),
+        sample_prompts=1,
         seed=seed,
     )
 

@@ -65,6 +65,7 @@ def experiment(
         batch_size=8 if smoke else batch_size,
         eval_batch_size=8,
         eval_every=max(1, num_steps // 40),
+        sample_prompts=1,
         seed=seed,
     )
 

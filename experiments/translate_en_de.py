@@ -65,6 +65,7 @@ def experiment(
         tx=optimizers.adam(schedule, b2=0.98),
         num_steps=num_steps,
         batch_size=batch_size,
+        sample_prompts=1,
         seed=seed,
     )
 

@@ -95,6 +95,10 @@ class Writer:
         )
         self._beams = BeamSearch(self._programs)
 
+    def load(self, variables: Variables) -> None:
+        """Replaces the variables by others of the same shapes. Nothing is compiled again."""
+        self._programs.variables = jax.device_put(variables, jax.local_devices()[0])
+
     def generate(self, prompts: str | Sequence[str], **options: Any) -> list[Generated]:
         """Generates texts after prompts; for a sequence-to-sequence model, translations of them.
 

@@ -39,7 +39,8 @@ class Llama(nn.Module):
       has_qk_norm: whether queries and keys are normalised.
       rotary: rotary positions.
       is_tied: whether the head is the matrix of the embeddings.
-      dropout: probability that a value of the embeddings, a branch or the attention weights is dropped.
+      dropout: probability that a value of the embeddings or of a branch is dropped. Attention weights are not
+        dropped: that takes a random number for each pair of tokens and excludes fused kernels.
       epsilon: number that is added to the mean square in each norm.
       init_scale: standard deviation of the initial matrices.
       is_scanned: whether the layers are one loop of the compiled program; see `blocks.layer.Stack`.
@@ -100,7 +101,6 @@ class Llama(nn.Module):
                 has_qk_norm=self.has_qk_norm,
                 norm_epsilon=self.epsilon,
                 use_bias=False,
-                dropout=self.dropout,
                 kernel_init=init,
                 out_init=residual_init,
                 implementation=self.implementation,

@@ -9,13 +9,12 @@ from typing import Any
 
 from dl.errors import UserError
 from dl.runs.folder import RunFolder
+from dl.runs.log import readable_lines
 from dl.runs.predictions import Kept, Predictions, read_predictions
 from dl.stopping import FINAL_SPLIT
-from dl.system.files import read_regular
 from dl.task import FRACTION
 
 MAX_TEXT = 2_000  # largest number of characters of a value
-MAX_METRICS_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Record:
     """
 
     run: Mapping[str, Any]
-    lines: list[Mapping[str, Any]]
+    lines: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any]
     predictions: Kept | None
     robustness: Mapping[str, Any]
@@ -80,10 +79,10 @@ def read_record(folder: Path) -> Record:
             )
     except UserError as error:
         missing.append(f"The result: {error}.")
-    lines: list[Mapping[str, Any]] = []
+    lines: Sequence[Mapping[str, Any]] = []
     try:
         run.verify(run.metrics_path)
-        lines = _read_lines(run.metrics_path)
+        lines = readable_lines(run.metrics_path)
     except UserError as error:
         missing.append(f"The learning curves: {error}.")
     else:
@@ -105,7 +104,7 @@ def read_record(folder: Path) -> Record:
     elif result:
         missing.append("Predictions: none were kept at the end of the run.")
     robustness = _read_robustness(run, result, missing)
-    samples = _read_lines(run.samples_path)
+    samples = run.samples
     return Record(record, lines, result, predictions, robustness, missing, samples)
 
 
@@ -153,19 +152,3 @@ def _read_robustness(run: RunFolder, result: Mapping[str, Any], missing: list[st
         missing.append("Robustness: it was measured with other parameters; measure it again.")
         return {}
     return found
-
-
-def _read_lines(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        content = read_regular(path, MAX_METRICS_BYTES)
-    except FileNotFoundError:
-        return []
-    lines: list[Mapping[str, Any]] = []
-    for line in content.decode("utf-8", "replace").splitlines():
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):  # an incomplete line: the run continues, or was killed
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines

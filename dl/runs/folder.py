@@ -7,10 +7,12 @@ see `dl.data.recorded`.
 
 import contextlib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dl.errors import UserError
+from dl.runs.log import readable_lines
 from dl.system.files import expand, file_digest, remove_leftovers
 from dl.system.json_files import json_digest, read_json
 from dl.system.locks import FolderLock
@@ -48,6 +50,11 @@ class RunFolder:
     @property
     def samples_path(self) -> Path:
         return self.folder / "samples.jsonl"
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """The lines of samples.jsonl: `step`, `prompt` and `text` of each text that the model wrote."""
+        return readable_lines(self.samples_path)
 
     @property
     def robustness_path(self) -> Path:

@@ -33,7 +33,7 @@ import numpy as np
 
 from dl.errors import UserError
 from dl.metrics import MetricTable
-from dl.system.files import storage_error
+from dl.system.files import read_regular, storage_error
 
 
 class Averages:
@@ -181,6 +181,22 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def readable_lines(path: Path, max_bytes: int = 2**30) -> list[dict[str, Any]]:
+    """Returns the lines of a file that are JSON objects; none if there is no file.
+
+    An incomplete line is left out: the run continues, or was killed.
+    """
+    try:
+        content = read_regular(path, max_bytes)
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in content.decode("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

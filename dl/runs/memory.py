@@ -1,7 +1,7 @@
 """A run that is kept in memory only, with the same methods as `dl.runs.run.Run`."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -59,6 +59,15 @@ class MemoryRun:
         """Keeps the predictions of the final variables."""
         self.predictions = predictions
 
+    @property
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """The texts that the model wrote at the evaluations so far."""
+        return self.log.samples
+
+    def keep_samples(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps the texts that the model wrote so far."""
+        self.log.samples = list(lines)
+
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Keeps the result, and returns it."""
         self.result = dict(finite(dict(result)))
@@ -70,6 +79,7 @@ class MemoryLog:
 
     Attributes:
       lines: the lines, as a reader of metrics.jsonl gets them.
+      samples: the lines, as a reader of samples.jsonl gets them.
     """
 
     size = 0
@@ -78,6 +88,7 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
+        self.samples: list[Mapping[str, Any]] = []
 
     def write(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         """Adds a line."""

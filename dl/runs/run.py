@@ -194,6 +194,17 @@ class Run(RunFolder):
         """Writes the predictions of the final variables."""
         predictions.save(self.predictions_path)
 
+    def keep_samples(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the texts that the model wrote so far.
+
+        Raises:
+          StorageError: the file cannot be written.
+        """
+        try:
+            replace_text(self.samples_path, "".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise storage_error(self.samples_path, error) from error
+
     def finish(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the result, which marks the run as finished, and returns it."""
         result = dict(finite(_plain(result)))

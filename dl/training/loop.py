@@ -33,6 +33,7 @@ from dl.training.population import Population
 from dl.training.profiler import Profiler
 from dl.training.program import Program
 from dl.training.result import Result
+from dl.training.samples import Samples, prompts_of
 from dl.training.session import Session
 from dl.training.signals import StopSignals
 from dl.training.single import SINGLE, Single
@@ -132,6 +133,7 @@ def train_run(
             console.line(f"finished before: {final_line(result, run)}")
             return Result(experiment, _agreeing(result), run=run, mesh=mesh)
         check_labels(experiment, batches)
+        prompts = prompts_of(experiment) if population.keeps_predictions else ()
         program = Program(experiment, mesh, batches, population)
         experiment = _with_directions(experiment, batches, program)
         start = _start(experiment, program, run, mesh)
@@ -157,7 +159,10 @@ def train_run(
         with begin.progress.compiling.running():
             steps = program.compile()
         console.line(f"compiled in {steps.seconds:.1f} s")
-        session = Session(experiment, run, program, steps, batches, begin, log, checkpoints, console, stop)
+        samples = Samples(experiment, prompts, run, begin.progress.evaluated_step, console)
+        session = Session(
+            experiment, run, program, steps, batches, begin, log, checkpoints, console, stop, samples
+        )
         profiler = None
         if profile and isinstance(run, Run):
             profiler = Profiler(run.folder / "profile", console)

@@ -106,6 +106,17 @@ class Result:
         return read_metrics(self._run.metrics_path) if self._run.metrics_path.exists() else []
 
     @property
+    def samples(self) -> list[Mapping[str, Any]]:
+        """The texts that the model wrote at its evaluations: `step`, `prompt` and `text` of each.
+
+        See `Experiment.sample_prompts`.
+        """
+        if self._log is not None:
+            return list(self._log.samples)
+        assert self._run is not None
+        return list(self._run.samples)
+
+    @property
     def variables(self) -> Variables:
         """The variables that the run ended with, by collection. Several seeds have a leading axis.
 

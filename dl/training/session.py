@@ -30,6 +30,7 @@ from dl.training.profiler import Profiler
 from dl.training.program import CompiledSteps, Program
 from dl.training.recorder import Recorder
 from dl.training.result_json import find_intervals, find_shares, keep_predictions, make_result
+from dl.training.samples import Samples
 from dl.training.signals import Stopped, StopSignals
 from dl.training.start import Start
 from dl.types import Variables
@@ -56,6 +57,7 @@ class Session:
         checkpoints: Checkpoints | NoCheckpoints,
         console: Console,
         stop: StopSignals,
+        samples: Samples,
     ):
         self.state, self.progress, self.step = start
         self._experiment = experiment
@@ -66,6 +68,7 @@ class Session:
         self._checkpoints = checkpoints
         self._console = console
         self._stop = stop
+        self._samples = samples
         self._steps_per_epoch = batches["train"].steps_per_epoch
         self._eval_every = experiment.eval_every or self._steps_per_epoch
         self._recorder = Recorder(
@@ -236,6 +239,8 @@ class Session:
         trained = self._recorder.tell_evaluations(
             self.step, {name: evaluation.means for name, evaluation in found.items()}
         )
+        with progress.evaluating.running():
+            self._samples.write(self.step, variables)
         progress.evaluated_step = self.step
         self._decide({"train": trained} if trained else {}, found)
 
@@ -252,19 +257,18 @@ class Session:
         )
         if choice.is_taken.any():
             self.state = self._program.keep_best(self.state, choice.is_taken)
-        progress.best = choice.best
+        progress.best, progress.stopped_early = choice.best, choice.stopped_early
         progress.evaluations, progress.intervals = choice.evaluations, choice.intervals
-        progress.stopped_early = choice.stopped_early
         if progress.stopped_early and self.step < experiment.num_steps:
-            place = self._recorder.place(self.step)
-            self._console.line(f"stopped early at {place}: {progress.stopped_early}")
+            self._console.line(
+                f"stopped early at {self._recorder.place(self.step)}: {progress.stopped_early}"
+            )
 
     def _evaluate(self, name: str, variables: Variables) -> Evaluation | None:
         """Returns the evaluation of a split; `None` if a signal interrupted it."""
         assert self._steps.eval is not None
-        is_final = name == FINAL_SPLIT
         with self.progress.evaluating.running():
-            return evaluate(self._steps.eval, variables, self._batches[name], self._stop, is_final)
+            return evaluate(self._steps.eval, variables, self._batches[name], self._stop, name == FINAL_SPLIT)
 
     def _intervals(self, evaluation: Evaluation) -> dict[str, Any]:
         self.progress.shares = find_shares(evaluation, self.progress.shares)
@@ -291,9 +295,5 @@ class Session:
             return
         name, num_steps = self._stop.received.name, self._experiment.num_steps
         saved = "saved " if isinstance(self._run, Run) else ""
-        when = (
-            f"stopped by {name}, {saved}at step {self.step:,} of {num_steps:,}"
-            if self.step
-            else f"stopped by {name} before the first step"
-        )
-        raise Stopped(self._stop.received, f"{when}; to resume: {self._run.resume_command}")
+        when = f", {saved}at step {self.step:,} of {num_steps:,}" if self.step else " before the first step"
+        raise Stopped(self._stop.received, f"stopped by {name}{when}; to resume: {self._run.resume_command}")

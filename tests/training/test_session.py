@@ -8,6 +8,7 @@ from dl.runs.console import Console
 from dl.runs.memory import MemoryLog, MemoryRun
 from dl.training.batches import make_batches
 from dl.training.program import Program
+from dl.training.samples import Samples
 from dl.training.session import Session
 from dl.training.signals import Stopped, StopSignals
 from dl.training.start import find_start
@@ -39,9 +40,10 @@ def end_of(mesh, checkpoints, log, console):
     program = Program(EXPERIMENT, mesh, batches)
     start = find_start(program, checkpoints, None, console)
     with StopSignals() as stop:
+        run = MemoryRun(definition_of())
         session = Session(
             EXPERIMENT,
-            MemoryRun(definition_of()),
+            run,
             program,
             program.compile(),
             batches,
@@ -50,6 +52,7 @@ def end_of(mesh, checkpoints, log, console):
             checkpoints,
             console,
             stop,
+            Samples(EXPERIMENT, (), run, -1, console),
         )
         session.run_to_end(log_every=1, save_every=1e9, debug_nans=False)
         return session.result()

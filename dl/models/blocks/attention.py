@@ -16,6 +16,8 @@ from dl.models.blocks.positions import Rotary
 from dl.models.dropout import Dropout
 
 Initializer = nn.initializers.Initializer
+NUM_BLOCKS = 4  # of queries, in causal attention
+SHORTEST_IN_BLOCKS = 128  # queries
 
 
 class Attention(nn.Module):
@@ -44,6 +46,7 @@ class Attention(nn.Module):
       query_init: initializer of `query`. `None` means `kernel_init`.
       out_init: initializer of `out`. `None` means `kernel_init`.
       implementation: kernel of `jax.nn.dot_product_attention`; `cudnn` is fused and needs a GPU and 16 bits.
+        `None` means the functions below. They are faster on CPUs, where JAX has no fused kernel either.
       dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
@@ -152,31 +155,65 @@ class Attention(nn.Module):
         bias_BNTS: jax.Array | None,
         train: bool,
     ) -> jax.Array:
+        drop = Dropout(self.dropout, deterministic=not train)
         drops = train and self.dropout > 0
-        wants_weights = not self.is_initializing() and self.is_mutable_collection("intermediates")
-        mask_B1TS = None if mask_BTS is None else mask_BTS[:, None]
-        if not drops and not wants_weights:
-            return jax.nn.dot_product_attention(
-                query_BTNH,
-                key_BSKH,
-                value_BSKH,
-                bias=None if bias_BNTS is None else bias_BNTS.astype(query_BTNH.dtype),
-                mask=mask_B1TS,
-                scale=self.scale,
-                is_causal=self.is_causal,
-                implementation=self.implementation,
-            )
-        if self.is_causal:
-            causal_1TS = jnp.tril(jnp.ones((1, query_BTNH.shape[1], key_BSKH.shape[1]), bool))
-            mask_BTS = causal_1TS if mask_BTS is None else mask_BTS & causal_1TS
-        drop = Dropout(self.dropout, deterministic=not drops)
-
-        def with_weights(weights_BNTS: jax.Array) -> jax.Array:
-            self.sow("intermediates", "weights", weights_BNTS)
-            return drop(weights_BNTS)
-
         keys = LayerCache(key_BSKH.swapaxes(1, 2), value_BSKH.swapaxes(1, 2))
-        return attend_to_cache(query_BTNH, keys, mask_BTS, bias_BNTS, self.scale, with_weights)
+        if not self.is_initializing() and self.is_mutable_collection("intermediates"):
+
+            def with_weights(weights_BNTS: jax.Array) -> jax.Array:
+                self.sow("intermediates", "weights", weights_BNTS)
+                return drop(weights_BNTS)
+
+            if self.is_causal:
+                causal_1TS = causal_mask(0, query_BTNH.shape[1], key_BSKH.shape[1])
+                mask_BTS = causal_1TS if mask_BTS is None else mask_BTS & causal_1TS
+            return attend_to_cache(query_BTNH, keys, mask_BTS, bias_BNTS, self.scale, with_weights)
+        if drops or self.implementation is None:
+            attend = attend_causally if self.is_causal else attend_to_cache
+            return attend(query_BTNH, keys, mask_BTS, bias_BNTS, self.scale, drop)
+        return jax.nn.dot_product_attention(
+            query_BTNH,
+            key_BSKH,
+            value_BSKH,
+            bias=None if bias_BNTS is None else bias_BNTS.astype(query_BTNH.dtype),
+            mask=None if mask_BTS is None else mask_BTS[:, None],
+            scale=self.scale,
+            is_causal=self.is_causal,
+            implementation=self.implementation,
+        )
+
+
+def causal_mask(start: int, end: int, num_keys: int) -> jax.Array:
+    """Returns which keys the queries `start`, …, `end` - 1 may attend to, bool, shape 1 × T × S."""
+    return jnp.arange(start, end)[None, :, None] >= jnp.arange(num_keys)[None, None]
+
+
+def attend_causally(
+    query_BTNH: jax.Array,
+    cache: LayerCache,
+    mask_BTS: jax.Array | None,
+    bias_BNTS: jax.Array | None = None,
+    scale: float | None = None,
+    with_weights: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+) -> jax.Array:
+    """Returns causal attention, shape B × T × N × H, in blocks of queries.
+
+    A block attends only to the keys up to its end, so four blocks need 5/8 of the products and of the memory
+    of the whole. The arguments are those of `attend_to_cache`; slot s is the key of query s.
+    """
+    length, num_slots = query_BTNH.shape[1], cache.keys_BKSH.shape[2]
+    size = -(-length // NUM_BLOCKS) if length >= SHORTEST_IN_BLOCKS else length
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        seen = min(end, num_slots)
+        mask = causal_mask(start, end, seen)
+        if mask_BTS is not None:
+            mask = mask & (mask_BTS if mask_BTS.shape[1] == 1 else mask_BTS[:, start:end])[:, :, :seen]
+        bias = None if bias_BNTS is None else bias_BNTS[:, :, start:end, :seen]
+        keys = LayerCache(cache.keys_BKSH[:, :, :seen], cache.values_BKSH[:, :, :seen])
+        blocks.append(attend_to_cache(query_BTNH[:, start:end], keys, mask, bias, scale, with_weights))
+    return jnp.concatenate(blocks, 1)
 
 
 def attend_to_cache(
