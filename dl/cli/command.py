@@ -96,8 +96,10 @@ class Command:
           UserError: too few words or too many, or a mistake in an option.
           SystemExit: with status 0, after the help text or the version was printed.
         """
-        words = tuple(itertools.takewhile(lambda word: not word.startswith("-"), argv))
-        rest = argv[len(words) :]
+        # After -- every word is a word, and so is a text that begins with a dash.
+        place = argv.index("--") if "--" in argv else len(argv)
+        words = tuple(itertools.takewhile(lambda word: word[:1] != "-" or " " in word, argv[:place]))
+        rest, words = argv[len(words) : place], (*words, *argv[place + 1 :])
         about = " ".join((inspect.getdoc(self.run) or "").split())
         is_question = bool(rest) and rest[0] in (*HELP, *VERSION)
         if self.takes_experiment and not words and not is_question:
@@ -109,7 +111,7 @@ class Command:
             shown = self.usage.replace(EXPERIMENT, words[0])
         options, own = parse(experiment_fn, self.options, rest, f"python -m dl {shown}", about)
         if len(words) < len(self.words):
-            self._refuse(len(words))
+            self._refuse(len(words), " before the options" if rest else "")
         if len(words) > len(self.words) and not self.usage.endswith(MORE):
             raise UserError(
                 f"{self.name} does not take the word {words[len(self.words)]!r}; write python -m dl "
@@ -118,8 +120,8 @@ class Command:
         words = words[self.takes_experiment :]
         return Call(words, own, (self.name, *argv), experiment_fn, options)
 
-    def _refuse(self, number: int) -> None:
+    def _refuse(self, number: int, where: str = "") -> None:
         """Raises UserError about the word that is missing."""
         word = self.words[number].removesuffix(MORE)
         meaning = LEGEND.get(word, LEGEND.get(word.partition("_")[0], ""))
-        raise UserError(f"{self.name} needs {word} ({meaning}); write python -m dl {self.usage}")
+        raise UserError(f"{self.name} needs {word}{where} ({meaning}); write python -m dl {self.usage}")

@@ -18,7 +18,7 @@ from dl.system.text import printable_text
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions(CommandOptions):
-    """Options of `generate`.
+    r"""Options of `generate`.
 
     Attributes:
       max_tokens: Largest number of tokens of a text.
@@ -30,7 +30,7 @@ class GenerateOptions(CommandOptions):
       num_samples: Number of texts for each prompt.
       num_beams: Number of beams of a beam search; 1 is sampling.
       length_penalty: Exponent of the length of a text in its score in a beam search.
-      stop: Strings that end a text.
+      stop: Strings that end a text. Write \n for a new line.
       seed: Random seed.
       experiment: Name or path of the experiment. You need it only if dl cannot find the file that the run
         used. Default: the experiment named in the run.
@@ -66,6 +66,7 @@ def generate(call: Call) -> int:
         for field in dataclasses.fields(options)
         if field.name not in ("experiment", "data_dir")
     }
+    sampling["stop"] = tuple(text.replace(r"\n", "\n") for text in options.stop)
     with contextlib.redirect_stdout(sys.stderr):
         run = Result(rebuilt.experiment, rebuilt.run.result or {}, run=rebuilt.run, mesh=make_mesh())
         if len(prompts) * options.num_samples == 1:

@@ -1,10 +1,11 @@
 """Folds for cross-validation: the examples of train and validation in parts of equal size.
 
-The test split is never used.
-If each example has a class, every fold has the same proportions of the classes.
+The test split is never used. If each example has a class, every fold has the same proportions of the classes.
+A fold of overlapping rows of one text is a piece of the text.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -124,15 +125,24 @@ def join(sources: Sequence[Source]) -> Source:
     return in_memory[0].joined(in_memory[1:]) if len(in_memory) == len(sources) else Joined(sources)
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """A source whose rows overlap, and which therefore divides itself into folds."""
+
+    def divide(self, others: Sequence[Source], num_folds: int) -> list[tuple[Source, Source]]:
+        """Returns the training rows and the held-out rows of each fold of this source and others."""
+        ...
+
+
 class Folds:
     """The examples of train and validation of a data set, divided into folds.
 
     The rows of train come first, then those of validation. Other splits are not used.
 
     Attributes:
-      unstratified: reason why the folds are drawn at random, as text. `None` means that they are stratified:
-        each example has a whole number `label`, and each label has at least as many examples as there are
-        folds.
+      how: how the folds are made, as text.
+      unstratified: reason why the folds are not stratified, as text. `None` means that they are: each example
+        has a whole number `label`, and each label has at least as many examples as there are folds.
     """
 
     def __init__(self, data: Splits, num_folds: int):
@@ -141,32 +151,42 @@ class Folds:
         Raises:
           UserError: `num_folds` is out of range.
         """
+        _check_num_folds(num_folds)
         validation = [data.evaluations[name] for name in ("validation",) if name in data.evaluations]
         self._data = data
-        self._pool = join([data.train, *validation])
-        _check_num_folds(num_folds)
+        if isinstance(data.train, Divisible):
+            self.unstratified: str | None = "rows overlap"
+            self.how = "pieces of the text, one after the other"
+            self._divided = data.train.divide(validation, num_folds)
+            return
+        self._divided = []
+        self._pool = pool = join([data.train, *validation])
         labels = None
-        if is_class_label(self._pool.spec.get("label")):
-            labels = _labels(self._pool).reshape(-1)
+        if is_class_label(pool.spec.get("label")):
+            labels = _labels(pool).reshape(-1)
         self.unstratified = _why_not_stratified(labels, num_folds)
+        self.how = f"drawn at random, as {self.unstratified}" if self.unstratified else "stratified by label"
         if labels is not None and self.unstratified is None:
             self._folds = stratified_folds(labels, num_folds)
         else:
-            self._folds = plain_folds(len(self._pool), num_folds)
+            self._folds = plain_folds(len(pool), num_folds)
 
     def __len__(self) -> int:
-        return len(self._folds)
+        return len(self._divided or self._folds)
 
     def __getitem__(self, fold: int) -> ChangedSplits:
         """Returns the splits of a fold, numbered from 0: `validation` is that fold, `train` is all others.
 
         There is no other split. The name of the data contains the number of the fold and of all folds.
         """
-        held_out = self._folds[fold]
-        others = np.sort(np.concatenate([rows for k, rows in enumerate(self._folds) if k != fold]))
+        if self._divided:
+            train, held_out = self._divided[fold]
+        else:
+            others = np.sort(np.concatenate([rows for k, rows in enumerate(self._folds) if k != fold]))
+            train, held_out = take(self._pool, others), take(self._pool, self._folds[fold])
         return ChangedSplits(
             self._data,
-            {"train": take(self._pool, others), "validation": take(self._pool, held_out)},
+            {"train": train, "validation": held_out},
             without=self._data.evaluations.keys() - {"validation"},
             name_suffix=f"/fold-{fold + 1}-of-{len(self)}",
             provenance_suffix=f"; fold {fold + 1} of {len(self)} held out",

@@ -136,7 +136,8 @@ def paired_ratio(examples_a: np.ndarray, examples_b: np.ndarray, confidence: flo
     a, b = np.asarray(examples_a, np.float64), np.asarray(examples_b, np.float64)
     if a.shape != b.shape or len(a) < 2:
         raise UserError(
-            f"a paired test needs two arrays with at least two rows, got the shapes {a.shape} and {b.shape}"
+            f"a paired test needs at least two examples, the same on both sides; there are {len(a)} and "
+            f"{len(b)}"
         )
     (ratio_a, each_a_N), (ratio_b, each_b_N) = _linearised(a), _linearised(b)
     difference, each_N = ratio_a - ratio_b, each_a_N - each_b_N

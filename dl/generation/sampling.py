@@ -4,8 +4,9 @@ Shapes: R rows, V tokens of the vocabulary.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class Sampling:
     """The settings of a request to a language model.
 
     The steps are applied in the order of `repetition_penalty`, `temperature`, `top_k`, `top_p`, `min_p`, as
-    in `transformers`. Sample i of a request with a seed is always the same, whatever is generated beside it.
+    in `transformers`. Sample i of a prompt with a seed is always the same, whatever is generated beside it.
 
     Attributes:
       max_tokens: largest number of tokens to generate.
@@ -39,7 +40,7 @@ class Sampling:
       length_penalty: for a beam search, exponent of the number of tokens by which the sum of the
         log-probabilities is divided.
       stop: strings. The text ends before the first occurrence of one.
-      seed: random seed.
+      seed: random seed. The random numbers depend on the seed, the prompt and the number of the sample.
     """
 
     max_tokens: int = 256
@@ -53,6 +54,17 @@ class Sampling:
     length_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Sampling":
+        """Returns the settings of options by name. Raises UserError if there is no such option."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1, 0.5)
+                hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(names)}"
+                raise UserError(f"there is no option {name}; {hint}")
+        return cls(**options)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "num_samples", "num_beams"):
@@ -70,7 +82,7 @@ class Sampling:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         stop = tuple(stop) if isinstance(stop, Iterable) else ("",)
         if not all(isinstance(string, str) and string for string in stop):
-            raise UserError(f"stop={self.stop!r} has an empty string, or no strings; remove it")
+            raise UserError("one of the strings in stop is empty, or not a string; remove it")
         object.__setattr__(self, "stop", stop)
         if self.num_beams > 1:
             self._check_beams()

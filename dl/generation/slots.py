@@ -7,6 +7,7 @@ Shapes: R slots, T tokens of a prompt, V tokens of the vocabulary.
 """
 
 import functools
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -171,7 +172,7 @@ class Programs:
             self.padded(tokens),
             self.source_of(text),
             seen_V,
-            np.array([text.sampling.seed, text.sample, len(text.tokens)], np.uint32),
+            np.array([text.sampling.seed, text.sample, _number_of(text), len(text.tokens)], np.uint32),
             jax.tree.map(np.asarray, Settings.of(text.sampling)),
         )
 
@@ -216,8 +217,8 @@ class Programs:
         settings: Settings,
     ) -> State:
         logits_1V, cache = self._read(variables, prompt, source)
-        seed, sample, count = stream
-        key = jax.random.fold_in(jax.random.key(seed), sample)
+        seed, sample, number, count = stream
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), number)
         return State(
             put_row(state.cache, cache, slot, self.axes),
             state.logits_RV.at[slot].set(logits_1V[0]),
@@ -241,6 +242,11 @@ class Programs:
             seen_RV=state.seen_RV.at[rows_R, tokens_R].set(True),
             counts_R=state.counts_R + 1,
         )
+
+
+def _number_of(text: Writing) -> int:
+    """Returns a number of a prompt, so that different prompts with the same seed have different draws."""
+    return zlib.crc32(np.array([*(text.source or ()), *text.prompt], np.int64).tobytes())
 
 
 def _padded(tokens: list[int], size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -113,8 +113,8 @@ class Writer:
         Raises:
           UserError: an option is out of range, or a prompt is empty, too long or not encodable.
         """
-        sampling = Sampling(**options)
-        if not isinstance(prompts, Iterable):
+        sampling = Sampling.of(options)
+        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
             raise UserError(f"the prompts are {prompts!r:.80}; give a string, or a list of strings")
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         texts = [
@@ -139,9 +139,11 @@ class Writer:
         Raises:
           UserError: as `generate`.
         """
-        sampling = Sampling(**options)
+        sampling = Sampling.of(options)
         if sampling.num_samples > 1:
             raise UserError(f"num_samples={sampling.num_samples} texts cannot be streamed; use generate")
+        if not isinstance(prompt, str):
+            raise UserError(f"the prompt {prompt!r:.80} is not a string; stream one prompt, or use generate")
         text, shown = self._writing(prompt, sampling, 0), 0
 
         def pieces() -> Iterator[str]:

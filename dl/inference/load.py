@@ -141,8 +141,12 @@ def load_run(
 def _what_to_add(name: str) -> str:
     """Returns a hint for importing code that is not installed."""
     if not all(part.isidentifier() for part in name.split(".")) or len(name) > 80:
-        return "add --experiment NAME, or the path of its file"
-    return f"if you trust its code, add --experiment {name if '.' in name else f'{name}.py'}"
+        where = "--experiment NAME, or the path of its file"
+    elif name == "experiment" or name.startswith("__main__"):  # made by a script or in a notebook
+        where = "--experiment PATH, a file that defines the function experiment"
+    else:
+        where = f"--experiment {name if '.' in name else f'{name}.py'}"
+    return f"if you trust its code, add {where}; in Python, call dl.load_run(folder, experiment)"
 
 
 def _recorded_value(name: str, value: Any, kind: Any) -> Any:

@@ -51,8 +51,8 @@ class Classifier:
         kind = experiment.task.kind
         if kind is not None and kind.name not in ("classification", "multi_label"):
             raise UserError(
-                f"{run.name} is a {kind.words} without classes; only a classifier can predict from files; "
-                "use dl.load_run and its predict for the outputs of other models"
+                f"{run.name} is a {kind.words} without classes, and predict needs a classifier; to write "
+                "text, use generate; in Python, dl.load_run and its predict return the outputs of any model"
             )
         spec = experiment.data.train.spec
         self._leaf = spec.get(experiment.task.input_name)

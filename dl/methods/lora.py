@@ -46,6 +46,8 @@ from dl.task import Task
 from dl.types import Aux, Batch, Key, Params, Variables
 from dl.warm_start import ADAPTERS, without_adapters
 
+Call = Callable[..., Any]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
@@ -107,15 +109,22 @@ def with_lora(task: Task, adapters: LoRA) -> Task:
         with _adapted(adapters):
             return task.loss(params, *arguments)
 
-    return task.with_uses(lambda function: _within(adapters, function))._replace(init=init, loss=loss)
+    return task.with_uses(lambda function: _within(adapters, function))._replace(
+        init=init, loss=loss, adapters=adapters
+    )
 
 
 def merge(params: Params, adapters: LoRA) -> Params:
     """Returns the parameters of the model without adapters: each kernel is W + (α / r) · A B.
 
     The products are computed in float32. The kernels keep their dtypes.
+
+    `adapters` is what they were trained with, in a run `run.experiment.task.adapters`.
+
+    Raises:
+      UserError: the parameters hold no adapters, or adapters of another rank.
     """
-    leaves = flatten_dict(params)
+    leaves = _with_adapters(params, adapters)
     merged = flatten_dict(without_adapters(params))
     for path in leaves:
         if path[-1] != "lora_a":
@@ -135,14 +144,26 @@ def save_adapters(path: str | Path, params: Params, adapters: LoRA) -> None:
     The configuration is in the metadata of the file.
 
     Raises:
-      UserError: the parameters hold no adapters.
+      UserError: the parameters hold no adapters, or adapters of another rank.
     """
-    leaves = flatten_dict(params)
-    if not any(keys[-1] in ADAPTERS for keys in leaves):
-        raise UserError("the parameters hold no adapters; give those of a task that lora.with_lora made")
+    leaves = _with_adapters(params, adapters)
     trained = {keys: leaf for keys, leaf in leaves.items() if not is_frozen("/".join(keys), adapters.frozen)}
     metadata = {name: json.dumps(value) for name, value in dataclasses.asdict(adapters).items()}
     save_safetensors(path, unflatten_dict(trained), {"kind": "lora", **metadata})
+
+
+def _with_adapters(params: Params, adapters: LoRA) -> dict[tuple[str, ...], Any]:
+    """Returns the leaves of parameters with adapters of the stated rank."""
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(params)
+    ranks = {leaf.shape[-1] for keys, leaf in leaves.items() if keys[-1] == "lora_a"}
+    if not ranks:
+        raise UserError("the parameters hold no adapters; give those of a task that lora.with_lora made")
+    if ranks != {adapters.rank}:
+        raise UserError(
+            f"the parameters hold adapters of rank {min(ranks)}, and the configuration has rank="
+            f"{adapters.rank}; use that of the run, run.experiment.task.adapters"
+        )
+    return leaves
 
 
 def load_adapters(path: str | Path, params: Params) -> tuple[Params, LoRA]:
@@ -157,9 +178,7 @@ def load_adapters(path: str | Path, params: Params) -> tuple[Params, LoRA]:
     """
     metadata = read_metadata(path)
     if metadata.pop("kind", None) != "lora":
-        raise UserError(
-            f"{path} does not hold adapters; give a file that dl.methods.lora.save_adapters wrote"
-        )
+        raise UserError(f"{path} does not hold adapters; give a file that lora.save_adapters wrote")
     fields: dict[str, Any] = {name: json.loads(value) for name, value in metadata.items()}
     adapters = LoRA(**fields | {name: tuple(v) for name, v in fields.items() if isinstance(v, list)})
     leaves = flatten_dict(without_adapters(params))
@@ -190,9 +209,6 @@ def load_adapters(path: str | Path, params: Params) -> tuple[Params, LoRA]:
                 f"{path} holds {name} without the other adapter of its kernel; save the adapters again"
             )
     return unflatten_dict(leaves | loaded), adapters
-
-
-Call = Callable[..., Any]
 
 
 @contextlib.contextmanager
@@ -263,14 +279,11 @@ def _with_new_adapters(
         kernel, module_path = leaves[path], name.removesuffix("/kernel")
         if module_path not in layers:
             raise UserError(
-                f"{name} cannot have adapters, because it is not a kernel of nn.Dense or nn.Conv; change the "
-                "patterns"
+                f"{name} is no kernel of nn.Dense or nn.Conv, as adapters need; change the patterns"
             )
         module, num_axes = layers[module_path]
         if getattr(module, "feature_group_count", 1) > 1:
-            raise UserError(
-                f"{name} cannot have adapters, because its channels have groups; change the patterns"
-            )
+            raise UserError(f"{name} cannot have adapters, as its channels have groups; change the patterns")
         num_leading = kernel.ndim - num_axes
         leading, fan_in = kernel.shape[:num_leading], int(np.prod(kernel.shape[num_leading:-1]))
         shape_a, shape_b = (*kernel.shape[:-1], adapters.rank), (*leading, adapters.rank, kernel.shape[-1])

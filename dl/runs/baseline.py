@@ -5,6 +5,7 @@ from typing import Any
 
 from dl.runs.console import format_value
 from dl.runs.tables import Table
+from dl.stopping import FINAL_SPLIT
 
 _VERDICTS = {
     "better": "better than its baseline",
@@ -26,19 +27,23 @@ def baseline_table(results: Mapping[str, Mapping[str, Any]]) -> Table | None:
             network, cheap = (one["metrics"][split][metric] for one in (result, baseline))
             verdict = _VERDICTS.get(found["verdict"], found["verdict"])
             values = (_number(network), _number(cheap), _difference(found))
-            rows.append([name, f"{split} {metric}", *values, baseline["name"], found["test"], verdict])
-    header = ["run", "metric", "network", "baseline", "network - baseline", "which", "test", "the network is"]
+            rows.append([name, f"{split} {metric}", verdict, *values, baseline["name"], found["test"]])
+    header = ["run", "metric", "the network is", "network", "baseline", "network - baseline", "which", "test"]
     return Table("beside the baseline", header, rows) if rows else None
 
 
 def baseline_lines(result: Mapping[str, Any]) -> Sequence[str]:
-    """Returns a sentence about each metric of a run that its baseline has too."""
+    """Returns a sentence about each metric of a run that its baseline has too.
+
+    That a difference is not tested is said of the final split only, since only its examples are kept.
+    """
     table = baseline_table({"": result})
-    return [
-        f"{metric} {network}, baseline {cheap} ({name}), difference {difference} ({test}): the network is "
-        f"{verdict}"
-        for _, metric, network, cheap, difference, name, test, verdict in (table.rows if table else ())
-    ]
+    lines = []
+    for _, metric, verdict, network, cheap, difference, name, test in table.rows if table else ():
+        lines.append(f"{metric} {network}, baseline {cheap} ({name}), difference {difference}")
+        if verdict != _VERDICTS["not tested"] or metric.startswith(f"{FINAL_SPLIT} "):
+            lines[-1] += f" ({test}): the network is {verdict}"
+    return lines
 
 
 def _compared(

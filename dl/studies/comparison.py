@@ -19,6 +19,7 @@ from dl.stopping import FINAL_SPLIT
 from dl.studies.pairing import pair_examples
 
 # Directions of metrics in runs of older versions, which do not record them.
+_PER_TOKEN = ("loss", "accuracy", "perplexity")
 _BETTER = {"loss": "min", "accuracy": "max", "penalty": "min"}
 
 
@@ -153,7 +154,9 @@ def _difference(
     )
     interval, p_value = None, None
     sizes = [side[0].result["dataset"]["sizes"].get(split) for side in (first, other)]
-    if sizes[0] != sizes[1]:
+    if metric in _PER_TOKEN and _have_other_tokens(first[0], other[0]):
+        test = "their tokenizers differ; compare bits_per_byte"
+    elif sizes[0] != sizes[1]:
         test = f"{split} has {sizes[0]:,} and {sizes[1]:,} examples"
     elif len(values_a) > 1 and figures_a.keys() == figures_b.keys():
         test = f"paired t over {len(values_a)} seeds"
@@ -176,6 +179,13 @@ def _difference(
     better = first[0].result.get("better", _BETTER).get(metric)
     words = verdict(interval, p_value, better, confidence)
     return Difference(split, metric, *means, interval, p_value, test, words)
+
+
+def _have_other_tokens(first: Evidence, other: Evidence) -> bool:
+    """Returns whether the metrics of two runs are means over tokens of different tokenizers."""
+    tokenizers = {json.dumps(one.record.get("data", {}).get("tokenizer")) for one in (first, other)}
+    is_of_tokens = first.result.get("units", {}).get("loss") == "nats a token"
+    return is_of_tokens and len(tokenizers) > 1
 
 
 def _split_of(evidence: Evidence) -> str | None:

@@ -73,13 +73,12 @@ def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[
 
 def introduction(experiment: Experiment, folds: Folds) -> str:
     """Returns text about the folds: how they were drawn, and the number of epochs of a run."""
-    kind = f"drawn at random, as {folds.unstratified}" if folds.unstratified else "stratified by label"
     size = min(len(folds[k].train) for k in range(len(folds)))
     steps, batch_size = experiment.num_steps, experiment.batch_size
     passes = [steps / steps_per_epoch(n, batch_size) for n in (size, len(experiment.data.train))]
     return (
-        f"{len(folds)} folds, {kind}; each run has {steps:,} steps, {passes[0]:.4g} epochs of its {size:,} "
-        f"examples or more (of the experiment's own {len(experiment.data.train):,}: {passes[1]:.4g})"
+        f"{len(folds)} folds, {folds.how}; each run has {steps:,} steps, {passes[0]:.4g} epochs of its "
+        f"{size:,} examples or more (of the experiment's own {len(experiment.data.train):,}: {passes[1]:.4g})"
     )
 
 

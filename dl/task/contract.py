@@ -91,6 +91,7 @@ class Task(NamedTuple):
       decoder: functions that write sequences token by token. `None` means that the model cannot write.
       intermediates: function from variables and a batch to what the modules of the model sow in evaluation,
         such as attention weights. `None` means that nothing is known of its modules.
+      adapters: the configuration of low-rank adapters, `methods.lora.LoRA`, if `with_lora` added them.
     """
 
     init: Callable[[Key, Batch], Variables]
@@ -100,6 +101,7 @@ class Task(NamedTuple):
     input_name: str = "image"
     decoder: Decoder | None = None
     intermediates: Callable[[Variables, Batch], ModelState] | None = None
+    adapters: Any = None
 
     def with_uses(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> "Task":
         """Returns the task with every function of variables wrapped: what uses a trained model.

@@ -65,6 +65,16 @@ def test_a_text_is_printed_after_its_prompt(dl, made):
 
 
 @pytest.mark.slow
+def test_a_prompt_may_begin_with_a_dash(dl, made):
+    file, run = made
+    options = ["--max-tokens", "3", "--experiment", file]
+    for words in (["- to", *options], [*options, "--", "--to"]):
+        status, out, _ = dl("generate", str(run), *words)
+        assert status == 0
+        assert out.startswith(("- to", "--to"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -74,8 +84,9 @@ def test_a_text_is_printed_after_its_prompt(dl, made):
         ([""], "the prompt is empty"),
         (["a" * 17], "has 17 tokens"),
         (["a", "--num-beams", "2", "--top-k", "3"], "does not use top_k=3"),
-        (["a", "--stop", ""], "empty string"),
+        (["a", "--stop", ""], "stop is empty"),
         ([], "generate needs PROMPT"),
+        (["--stop", "e", "a"], "generate needs PROMPT before the options"),
     ],
 )
 def test_a_mistake_is_one_line(dl, made, words, message):

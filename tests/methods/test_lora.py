@@ -60,6 +60,7 @@ def gpt(request):
     """Returns the plain task, the adapted task, and the adapted task's parameters with random B."""
     plain = task.language_model(GPT.clone(is_scanned=request.param))
     adapted = with_lora(plain, ADAPTERS)
+    assert adapted.adapters == ADAPTERS
     return plain, adapted, quick_jit(adapted.init)(jax.random.key(0), BATCH)["params"]
 
 
@@ -122,8 +123,8 @@ def test_a_convolution_merges_into_its_kernel():
     ("pattern", "message"),
     [
         ("haed", "the pattern 'haed' matches no kernel; near paths are head/kernel"),
-        ("general", "general/kernel cannot have adapters, because it is not a kernel of nn.Dense or nn.Conv"),
-        ("grouped", "grouped/kernel cannot have adapters, because its channels have groups"),
+        ("general", "general/kernel is no kernel of nn.Dense or nn.Conv"),
+        ("grouped", "grouped/kernel cannot have adapters, as its channels have groups"),
     ],
 )
 def test_a_pattern_that_cannot_be_is_refused(pattern, message):
@@ -179,8 +180,11 @@ def test_adapters_are_saved_with_their_configuration_and_fit_the_same_base_only(
     ) as error:
         load_adapters(file, other)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="the parameters hold no adapters"):
-        save_adapters(file, base, adapters)
+    for use in (lambda params, adapters: save_adapters(file, params, adapters), merge):
+        with pytest.raises(UserError, match="the parameters hold no adapters"):
+            use(base, adapters)
+        with pytest.raises(UserError, match="adapters of rank 2, and the configuration has rank=3"):
+            use(params, LoRA(rank=3))
 
 
 def test_another_safetensors_file_holds_no_adapters(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import erf, softmax
 
+from dl.errors import UserError
 from dl.models.blocks.attention import Attention
 from dl.models.blocks.cache import Cache, last_valid
 from dl.models.blocks.feed_forward import FeedForward
@@ -152,9 +153,9 @@ def test_logits_of_16_bit_queries_and_keys_are_summed_in_32(is_stored):
 
 def test_heads_must_divide_the_width_and_groups_the_heads():
     x_BTD = jnp.zeros((1, 2, DIM))
-    with pytest.raises(ValueError, match="num_heads=5 does not divide the model dim 12"):
+    with pytest.raises(UserError, match="num_heads=5 does not divide the model dim 12"):
         Attention(5).init(jax.random.key(0), x_BTD)
-    with pytest.raises(ValueError, match="num_kv_heads=3 does not divide num_heads=4"):
+    with pytest.raises(UserError, match="num_kv_heads=3 does not divide num_heads=4"):
         Attention(4, num_kv_heads=3).init(jax.random.key(0), x_BTD)
 
 
@@ -178,7 +179,7 @@ def test_sinusoidal_positions_are_those_of_the_paper():
         for i in range(4):
             angle = t / 10_000 ** (2 * i / 8)
             np.testing.assert_allclose(table[t, 2 * i : 2 * i + 2], [np.sin(angle), np.cos(angle)], atol=1e-6)
-    with pytest.raises(ValueError, match="dim=7 is odd"):
+    with pytest.raises(UserError, match="dim=7 is odd"):
         sinusoidal(3, 7)
 
 
@@ -189,7 +190,7 @@ def test_rotary_products_depend_on_distances_alone():
     products_TT = np.asarray(turned_TH[0] @ turned_TH[1].T)
     np.testing.assert_allclose(products_TT[3, 2], products_TT[1, 0], atol=1e-5)
     assert abs(products_TT[3, 1] - products_TT[1, 0]) > 0.01
-    with pytest.raises(ValueError, match="the head dim 7 is odd"):
+    with pytest.raises(UserError, match="a head has 7 values"):
         rotary.frequencies(7)
 
 

@@ -229,7 +229,7 @@ def test_computation_is_in_16_bits_and_softmax_and_parameters_are_in_32(name):
 @pytest.mark.parametrize("name", ["gpt2", "transformer", "bert"])
 def test_a_sequence_that_is_too_long_is_one_clear_error(name):
     long = np.ones((1, 13), int)
-    message = "a sequence of 13 tokens is longer than the model's max_length=12"
+    message = "a sequence of 13 tokens is longer than the 12 that the model can read"
     model = MODELS[name]
     with pytest.raises(UserError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), *inputs_of(model, long, source=long))

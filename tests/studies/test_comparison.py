@@ -311,3 +311,15 @@ def test_mistakes_are_one_line(dl, tmp_path):
         assert status == 2
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_means_over_other_tokens_are_not_compared():
+    first, other = evidence(), evidence("b", loss=0.2)
+    for one, tokenizer in ((first, "x"), (other, "y")):
+        one.record["data"] = {"tokenizer": tokenizer}
+        one.result["units"] = {"loss": "nats a token"}
+    found = {row.metric: row for row in compare([first], [other])}
+    assert found["loss"].test == found["accuracy"].test == "their tokenizers differ; compare bits_per_byte"
+    assert found["loss"].verdict == NOT_TESTED
+    other.record["data"] = first.record["data"]
+    assert "tokenizers" not in compare([first], [other])[0].test

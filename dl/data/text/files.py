@@ -132,6 +132,16 @@ def _below(folder: Path) -> list[Path]:
     return sorted(found, key=lambda file: file.relative_to(folder).parts)
 
 
+def unread(folder: Path) -> list[str]:
+    """Returns the paths below a folder of the files that are not read, sorted, without hidden ones."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        str(path)
+        for path in paths
+        if path.suffix.lower() not in SUFFIXES and not any(part.startswith(".") for part in path.parts)
+    )
+
+
 def _read_plain(file: Path, below: Path, fields: Mapping[str, str]) -> Columns:
     text = _read(file)
     row: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from dl.data.source import chunks
 from dl.data.text.builtin import NUMBER_WORDS, PYTHON_TOPICS, read_builtin
-from dl.data.text.files import SUFFIXES, read_files
+from dl.data.text.files import SUFFIXES, read_files, unread
 from dl.data.tfds import folders
 from dl.data.tfds.find import find, names_path, not_found
 from dl.data.tfds.prepared import PreparedSet, describe_set, kind
@@ -152,7 +152,11 @@ def _read_path(dataset: str, fields: Mapping[str, str | None]) -> TextTable:
     path = Path(os.path.abspath(os.path.expanduser(dataset)))
     read = read_files(path, {column: field or column for column, field in fields.items()})
     splits, class_names = _with_classes(read, printable(path))
-    return TextTable(path.name, "1.0.0", f"the {'file' if path.is_file() else 'folder'}", splits, class_names)
+    origin, left_out = "the file" if path.is_file() else "the folder", unread(path)
+    if left_out:
+        others = f" and {len(left_out) - 1:,} others" if len(left_out) > 1 else ""
+        origin += f" (not read: {printable(left_out[0])}{others})"
+    return TextTable(path.name, "1.0.0", origin, splits, class_names)
 
 
 def _with_classes(

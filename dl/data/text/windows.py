@@ -5,17 +5,19 @@ Shapes: B examples, T tokens of a window, N tokens of the sequence.
 
 import functools
 import hashlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dl.data.folds import join
 from dl.errors import UserError
 from dl.losses import NOT_COUNTED
 from dl.ranges import STEPS, Range, check_count
-from dl.types import Batch
+from dl.types import Batch, Source
 
 _BLOCK = 2**24  # tokens that are hashed at once
 
@@ -31,6 +33,15 @@ class Tokens(Protocol):
     def __getitem__(self, positions: Any, /) -> Any:
         """Returns the tokens at positions, an array of any shape or a slice."""
         ...
+
+
+@runtime_checkable
+class Joinable(Tokens, Protocol):
+    """Tokens that are joined and cut without being read, such as those of `token_files.TokenFiles`."""
+
+    def then(self, other: Any) -> Any: ...
+
+    def part(self, start: int, stop: int) -> Any: ...
 
 
 class TokenWindows:
@@ -122,6 +133,40 @@ class TokenWindows:
         """Returns the rows `index_B` as `__getitem__` does, computed on the device from `arrays`."""
         return self._rows(jnp, arrays["tokens"].__getitem__, index_B)
 
+    def divide(self, others: Sequence[Source], num_folds: int) -> list[tuple[Source, Source]]:
+        """Returns the training rows and the held-out rows of each fold: one piece of the text is held out.
+
+        Rows that are drawn at random would overlap with held-out rows. Held-out rows count each token once,
+        with the context of the evaluations.
+
+        Args:
+          others: other sources; the sequences of those that are windows follow this sequence.
+          num_folds: number of pieces, of equal length.
+
+        Raises:
+          UserError: the text is too short.
+        """
+        windows = [other for other in others if isinstance(other, TokenWindows)]
+        tokens = self._tokens
+        for other in windows:
+            if isinstance(tokens, Joinable):
+                tokens = tokens.then(other._tokens)
+            else:
+                tokens = np.concatenate([np.asarray(tokens), np.asarray(other._tokens)])
+        if len(tokens) < 2 * num_folds:
+            raise UserError(
+                f"folds={num_folds} is too many for a text of {len(tokens)} tokens; each needs at least two"
+            )
+        context = self.length + 1 - windows[0].stride if windows else 1
+        make = functools.partial(TokenWindows, length=self.length, vocab_size=self.num_classes)
+        bounds = np.linspace(0, len(tokens), num_folds + 1).astype(int).tolist()
+        folds: list[tuple[Source, Source]] = []
+        for start, stop in itertools.pairwise(bounds):
+            rest = [_piece(tokens, 0, start), _piece(tokens, stop, len(tokens))]
+            train = [make(part, stride=self.stride) for part in rest if len(part) > 1]
+            folds.append((join(train), make(_piece(tokens, start, stop), context=context)))
+        return folds
+
     @functools.cached_property
     def checksum(self) -> str:
         """SHA-256 over the tokens and how they are cut."""
@@ -148,6 +193,10 @@ class TokenWindows:
                 f"{self.num_classes - 1}; use the tokenizer that the tokens were made with"
             )
         return tokens
+
+
+def _piece(tokens: Tokens, start: int, stop: int) -> Tokens:
+    return tokens.part(start, stop) if isinstance(tokens, Joinable) else tokens[start:stop]
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:

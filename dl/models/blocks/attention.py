@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dl.errors import UserError
 from dl.models.blocks.cache import LayerCache
 from dl.models.blocks.positions import Rotary
 from dl.models.dropout import Dropout
@@ -102,7 +103,7 @@ class Attention(nn.Module):
             raise ValueError("rotary positions are those of one sequence; attend to another one without them")
         num_kv_heads = self.num_kv_heads or self.num_heads
         if self.num_heads % num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_kv_heads={num_kv_heads} does not divide num_heads={self.num_heads}; choose a divisor"
             )
         if positions_BT is None:
@@ -134,9 +135,8 @@ class Attention(nn.Module):
 
     def _project(self, x_BTD: jax.Array, num_heads: int, model_dim: int, name: str) -> jax.Array:
         if self.head_dim is None and model_dim % self.num_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads} does not divide the model dim {model_dim}; choose a divisor, or "
-                "state head_dim"
+            raise UserError(
+                f"num_heads={self.num_heads} does not divide the model dim {model_dim}; choose a divisor"
             )
         head_dim = self.head_dim or model_dim // self.num_heads
         init = self.query_init or self.kernel_init if name == "query" else self.kernel_init

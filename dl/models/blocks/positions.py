@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dl.errors import UserError
+
 
 def positions_in_segments(segment_ids_BT: jax.Array) -> jax.Array:
     """Returns the position of each token in its segment, int32, shape B × T; each segment starts at 0.
@@ -31,10 +33,10 @@ def sinusoidal(length: int, dim: int) -> np.ndarray:
     The columns alternate: PE(t, 2i) = sin(t / 10000^(2i / dim)), PE(t, 2i + 1) = cos(t / 10000^(2i / dim)).
 
     Raises:
-      ValueError: `dim` is odd.
+      UserError: `dim` is odd.
     """
     if dim % 2:
-        raise ValueError(f"dim={dim} is odd; sinusoidal positions need an even model dim")
+        raise UserError(f"dim={dim} is odd; sinusoidal positions need an even model dim")
     angle = np.arange(length)[:, None] / 10_000 ** (np.arange(0, dim, 2) / dim)[None]
     return np.stack([np.sin(angle), np.cos(angle)], -1).reshape(length, dim).astype(np.float32)
 
@@ -60,7 +62,10 @@ class Rotary:
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Returns the angle in radians per position of each pair, float64, shape H/2."""
         if head_dim % 2:
-            raise ValueError(f"the head dim {head_dim} is odd; rotary positions need an even one")
+            raise UserError(
+                f"a head has {head_dim} values, and rotary positions need an even number; choose another "
+                "model dim or number of heads"
+            )
         frequency = self.base ** (-np.arange(0, head_dim, 2) / head_dim)
         if self.stretch is None:
             return frequency

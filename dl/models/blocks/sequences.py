@@ -68,8 +68,8 @@ def check_length(length: int, max_length: int | None) -> None:
     """Raises UserError for a sequence that is longer than a model can read."""
     if max_length is not None and length > max_length:
         raise UserError(
-            f"a sequence of {length} tokens is longer than the model's max_length={max_length}; use shorter "
-            "sequences, or set max_length"
+            f"a sequence of {length} tokens is longer than the {max_length} that the model can read; use a "
+            f"sequence length of at most {max_length}"
         )
 
 
