@@ -6,9 +6,9 @@ The setting is 4 layers, 4 heads, 128 wide, 64 characters of context, batch 12 a
 Shakespeare, for which nanoGPT states a validation loss of 1.88. PyTorch trains nanoGPT's network by its
 recipe: AdamW with β₂ = 0.99, a learning rate of 1e-3 that falls to 1e-4, weight decay 0.1, gradients clipped
 at 1, no dropout. We train the network of `char_gpt` with Muon, in as many steps as cost the same products.
-Both are trained by turns in processes of their own, and are evaluated on the same rows: the last tenth of the
-text in windows of 64 characters. The time of PyTorch is that of its steps alone; ours is that of `dl.train` as
-a whole, with compilation and evaluation. It needs the extra `peers`.
+Both are trained by turns in processes of their own, and are evaluated on the same rows: the last tenth of
+the text in windows of 64 characters. The time of PyTorch is that of its steps alone; ours is that of
+`dl.train` as a whole, with compilation and evaluation. It needs the extra `peers`.
 """
 
 import json

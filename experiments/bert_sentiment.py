@@ -2,7 +2,7 @@
 
     python -m experiments.bert_sentiment                      # pre-training first, kept for later runs
     python -m experiments.bert_sentiment --start random
-    python -m experiments.bert_sentiment --dataset rt_polarity --cross-validate 10
+    python -m experiments.bert_sentiment --dataset rt_polarity --folds 10
     python -m dl predict runs/bert_sentiment-TIME "A moving film."
 
 The baseline is TF-IDF with a linear model.

@@ -1,7 +1,7 @@
 """A bidirectional LSTM classifies sentences of film reviews.
 
     python -m experiments.lstm_sentiment
-    python -m experiments.lstm_sentiment --dataset rt_polarity --cross-validate 10
+    python -m experiments.lstm_sentiment --dataset rt_polarity --folds 10
     python -m dl predict runs/lstm_sentiment-TIME "A moving film."
 
 The baseline is TF-IDF with a linear model.

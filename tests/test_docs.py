@@ -1,11 +1,15 @@
 """What README and the pages of docs/ name exists: paths, links, commands, modules; their experiments run."""
 
+import dataclasses
 import functools
 import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+from dl.cli.main import RunOptions
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -16,6 +20,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs").glob("*.ipynb")),
 ]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 # Files that a reader is to write, and words that stand for a name.
 WRITTEN_BY_THE_READER = {"fashion", "mine", "NAME"}
 
@@ -72,6 +77,24 @@ def test_every_command_exists(page, dl):
     if commands:
         known = re.findall(r"^  ([a-z][\w-]*)\s", dl("--help")[1], re.MULTILINE)
         assert set(commands) <= set(known)
+
+
+def commands_of(text):
+    """Yields the name and the options of each command of an experiment, with lines that go on joined."""
+    for name, rest in re.findall(r"python -m experiments\.(\w+)([^\n#`]*)", text.replace("\\\n", " ")):
+        yield name, re.findall(r"(?<!\S)--([a-z][\w-]*)", rest)
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "experiments").glob("*.py"))], ids=lambda page: page.name
+)
+def test_every_option_of_a_command_exists(page):
+    of_run = {field.name for field in dataclasses.fields(RunOptions)}
+    for name, options in commands_of(page.read_text(encoding="utf-8")):
+        if name not in WRITTEN_BY_THE_READER and options:
+            experiment = importlib.import_module(f"experiments.{name}").experiment
+            known = of_run | {*inspect.signature(experiment).parameters} | {"help", "version"}
+            assert {option.replace("-", "_") for option in options} <= known, (name, options)
 
 
 def resolves(name):
