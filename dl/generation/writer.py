@@ -61,19 +61,9 @@ class Writer:
         Raises:
           UserError: the model does not write text, or the data do not have a tokenizer.
         """
+        tokenizer = self._tokenizer = check_writes(experiment)
         task, kind = experiment.task, experiment.task.kind
-        if kind is None or kind.name not in _WRITERS:
-            what = "the kind of the task is not stated" if kind is None else f"the task is {kind.words}"
-            raise UserError(
-                f"{what}; only a language model or a sequence-to-sequence model can generate text"
-            )
-        tokenizer = getattr(experiment.data, "tokenizer", None)
-        if tokenizer is None:
-            raise UserError(
-                f"the data {experiment.data.identity.name} do not have a tokenizer, without which there are "
-                "no prompts; use dl.data.language_modeling, or give the data an attribute tokenizer"
-            )
-        self._tokenizer: Tokenizer = tokenizer
+        assert kind is not None
         self._is_translation = kind.name == "sequence_to_sequence"
         self._start_id, self._end_id = kind.start_id, kind.end_id
         if not self._is_translation:
@@ -191,6 +181,26 @@ class Writer:
                 "use the tokenizer that the model was trained with"
             )
         return Writing(tokens, sampling, self._tokenizer, end_id=self._end_id, sample=sample, source=source)
+
+
+def check_writes(experiment: Experiment) -> Tokenizer:
+    """Returns the tokenizer of a model that can generate.
+
+    Raises:
+      UserError: the model does not write text, or the data do not have a tokenizer.
+    """
+    kind = experiment.task.kind
+    if kind is None or kind.name not in _WRITERS:
+        what = "the kind of the task is not stated" if kind is None else f"the task is {kind.words}"
+        raise UserError(f"{what}; only a language model or a sequence-to-sequence model can generate text")
+    tokenizer: Tokenizer | None = getattr(experiment.data, "tokenizer", None)
+    if tokenizer is None:
+        raise UserError(
+            f"the data {experiment.data.identity.name} do not have a tokenizer, without which there are "
+            "no prompts; use dl.data.language_modeling, or give the data an attribute tokenizer"
+        )
+    _decoder(experiment)
+    return tokenizer
 
 
 def _decoder(experiment: Experiment) -> Decoder:

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.generation.writer import Writer
+from dl.generation.writer import Writer, check_writes
 from dl.runs.console import Console
 from dl.runs.memory import MemoryRun
 from dl.runs.run import Run
@@ -83,9 +82,7 @@ def prompts_of(experiment: Experiment) -> Sequence[str]:
     asked = experiment.sample_prompts
     if not asked or jax.process_count() > 1:
         return ()
-    tokenizer = getattr(experiment.data, "tokenizer", None)
-    if tokenizer is None:
-        raise UserError("sample_prompts needs data with a tokenizer; leave it out")
+    tokenizer = check_writes(experiment)
     if not isinstance(asked, int):
         for prompt in asked:
             tokenizer.encode(prompt)

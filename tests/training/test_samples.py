@@ -1,5 +1,6 @@
 """The texts that a model writes while it is trained."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from dl import Experiment, UserError, optimizers, task
 from dl.data import language_modeling
 from dl.models.llama import Llama
 from dl.training.signals import Stopped
-from tests.helpers import SignallingConsole
+from tests.helpers import EXPERIMENT, SignallingConsole
 
 TEXT = "".join(f"{k} green bottles hanging on the wall\n" for k in range(200))
 
@@ -57,6 +58,7 @@ def test_a_resumed_run_has_the_samples_of_an_undisturbed_one(path, tmp_path, cap
     assert lines_of(tmp_path / "cut") == whole
 
 
+@pytest.mark.slow
 def test_a_number_of_prompts_are_beginnings_of_examples(path):
     experiment = experiment_of(path, 2)
     result = dl.train(experiment)
@@ -73,3 +75,10 @@ def test_prompts_that_cannot_be_read_are_refused_before_the_first_step(path, tmp
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="sample_prompts"):
         experiment_of(path, -1)
+
+
+def test_a_model_that_does_not_write_is_refused_before_the_first_step(tmp_path):
+    experiment = dataclasses.replace(EXPERIMENT, sample_prompts=["a"])
+    with pytest.raises(UserError, match="only a language model or a sequence-to-sequence model can generate"):
+        dl.train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
