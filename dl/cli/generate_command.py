@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import itertools
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from dl.cli.command import Call
 from dl.cli.options import CommandOptions
 from dl.cli.run_commands import rebuild_for_use
+from dl.generation.writer import Writer
 from dl.option_types import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from dl.ranges import Range
 from dl.sharding import make_mesh
@@ -53,14 +55,14 @@ class GenerateOptions(CommandOptions):
 def generate(call: Call) -> int:
     """Prints each prompt and the text that the model of a run writes after it, as it is written.
 
-    Several texts are separated by a line of dashes. A sequence-to-sequence model prints a translation of each
+    In place of a run, give a folder with published weights in the layout of Hugging Face. Several texts are
+    separated by a line of dashes. A sequence-to-sequence model prints a translation of each
     prompt instead. The training data are not needed.
     """
-    from dl.training.result import Result  # the loop, orbax
+    from dl.inference.published import load_writer  # safetensors
 
     options: GenerateOptions = call.own
     folder, prompts = named_path(call.words[0]), call.words[1:]
-    rebuilt = rebuild_for_use(folder, options.experiment)
     sampling = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
@@ -68,16 +70,24 @@ def generate(call: Call) -> int:
     }
     sampling["stop"] = tuple(text.replace(r"\n", "\n") for text in options.stop)
     with contextlib.redirect_stdout(sys.stderr):
-        run = Result(rebuilt.experiment, rebuilt.run.result or {}, run=rebuilt.run, mesh=make_mesh())
+        is_published = (folder / "config.json").is_file() and not (folder / "run.json").exists()
+        writer = load_writer(folder) if is_published else _writer_of(folder, options.experiment)
         if len(prompts) * options.num_samples == 1:
-            texts = iter([run.stream(prompts[0], **sampling)])
+            texts = iter([writer.stream(prompts[0], **sampling)])
         else:
-            texts = iter([iter([one.text]) for one in run.generate(prompts, **sampling)])
-    kind = rebuilt.experiment.task.kind
-    is_translation = kind is not None and kind.name == "sequence_to_sequence"
+            texts = iter([iter([one.text]) for one in writer.generate(prompts, **sampling)])
     for index, (prompt, _) in enumerate(itertools.product(prompts, range(options.num_samples))):
-        print("---\n" * (index > 0) + ("" if is_translation else printable_text(prompt)), end="", flush=True)
+        shown = "" if writer.is_translation else printable_text(prompt)
+        print("---\n" * (index > 0) + shown, end="", flush=True)
         for piece in next(texts):
             print(printable_text(piece), end="", flush=True)
         print()
     return 0
+
+
+def _writer_of(folder: Path, experiment: str | None) -> Writer:
+    """Returns the writer of a run."""
+    from dl.training.result import Result  # the loop, orbax
+
+    rebuilt = rebuild_for_use(folder, experiment)
+    return Result(rebuilt.experiment, rebuilt.run.result or {}, run=rebuilt.run, mesh=make_mesh()).writer

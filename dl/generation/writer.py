@@ -48,6 +48,9 @@ class Writer:
     A request gives the same tokens and log-probabilities, bit for bit, alone and beside any other requests.
     A model with a cache (`Task.decoder`) reads each token once. Any other causal model reads the whole text
     again for each token, which is slow. Generation runs on one device.
+
+    Attributes:
+      is_translation: whether a text is a translation of its prompt, and not a continuation.
     """
 
     def __init__(self, experiment: Experiment, variables: Variables):
@@ -64,14 +67,14 @@ class Writer:
         tokenizer = self._tokenizer = check_writes(experiment)
         task, kind = experiment.task, experiment.task.kind
         assert kind is not None
-        self._is_translation = kind.name == "sequence_to_sequence"
+        self.is_translation = kind.name == "sequence_to_sequence"
         self._start_id, self._end_id = kind.start_id, kind.end_id
-        if not self._is_translation:
+        if not self.is_translation:
             self._start_id = tokenizer.end_id if tokenizer.start_id is None else tokenizer.start_id
             self._end_id = tokenizer.end_id
         spec = experiment.data.train.spec
-        target_name = kind.target if self._is_translation else task.input_name
-        if target_name not in spec or (self._is_translation and task.input_name not in spec):
+        target_name = kind.target if self.is_translation else task.input_name
+        if target_name not in spec or (self.is_translation and task.input_name not in spec):
             raise UserError(
                 f"the data have no features {task.input_name} and {target_name}; the model cannot generate "
                 "without them"
@@ -81,7 +84,7 @@ class Writer:
             jax.device_put(variables, jax.local_devices()[0]),
             length=spec[target_name].shape[0],
             vocab_size=tokenizer.vocab_size,
-            source_length=spec[task.input_name].shape[0] if self._is_translation else None,
+            source_length=spec[task.input_name].shape[0] if self.is_translation else None,
         )
         self._beams = BeamSearch(self._programs)
 
@@ -158,7 +161,7 @@ class Writer:
             raise UserError(f"the prompt {prompt!r:.80} is not a string; give a string, or a list of them")
         tokens = self._tokenizer.encode(prompt)
         source = None
-        if self._is_translation:
+        if self.is_translation:
             assert self._start_id is not None
             assert self._end_id is not None
             source, tokens = [*tokens, self._end_id], [self._start_id]

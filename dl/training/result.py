@@ -194,14 +194,15 @@ class Result:
           UserError: the model does not write text, an option is out of range, a prompt is empty, too long or
             not encodable, or several seeds were trained.
         """
-        return self._writer.generate(prompts, **options)
+        return self.writer.generate(prompts, **options)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """Yields the text after a prompt piece by piece, as it is generated; see `generate`."""
-        return self._writer.stream(prompt, **options)
+        return self.writer.stream(prompt, **options)
 
     @functools.cached_property
-    def _writer(self) -> Writer:
+    def writer(self) -> Writer:
+        """What writes text with the variables of the run, for a model that can generate."""
         self._check_one_seed("generate")
         return Writer(self.experiment, self.variables)
 
