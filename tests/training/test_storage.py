@@ -262,6 +262,7 @@ def test_a_record_of_progress_of_another_form_is_one_line(tmp_path, mesh1):
         train_in(folder, mesh1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
