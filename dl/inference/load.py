@@ -146,7 +146,7 @@ def _what_to_add(name: str) -> str:
         where = "--experiment PATH, a file that defines the function experiment"
     else:
         where = f"--experiment {name if '.' in name else f'{name}.py'}"
-    return f"if you trust its code, add {where}; in Python, call dl.load_run(folder, experiment)"
+    return f"in Python, pass the experiment to dl.load_run; if you trust its code, add {where}"
 
 
 def _recorded_value(name: str, value: Any, kind: Any) -> Any:

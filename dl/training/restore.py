@@ -31,9 +31,9 @@ def restore_variables(experiment: Experiment, run: RunFolder, mesh: Mesh) -> Var
         return "its parameters are not those that the result is of"
 
     if not run.checkpoints_path.is_dir():
-        raise UserError(f"{run.folder} has no checkpoint to read parameters from; resume it by its command")
+        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; resume the run")
     with Checkpoints(run.checkpoints_path, identity=run.identity, is_read_only=True) as checkpoints:
         restored = checkpoints.restore(program.abstract_state, trouble_with)
     if restored is None:
-        raise UserError(f"{run.folder} has no checkpoint to read parameters from; resume it by its command")
+        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; resume the run")
     return variables_of(restored[0])
