@@ -54,6 +54,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.analysis.translation",  # the seconds of the baseline
     "dl.cli.data_commands",
     "dl.cli.experiment_commands",
+    "dl.cli.generate_command",
     "dl.cli.main",
     "dl.cli.options",
     "dl.cli.run_commands",
@@ -84,6 +85,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.tfds.records",
     "dl.inference.load",
     "dl.inference.predict",
+    "dl.inference.published",
     "dl.methods.lora",
     "dl.models.weights.files",
     "dl.models.weights.folder",

@@ -124,4 +124,4 @@ class Command:
         """Raises UserError about the word that is missing."""
         word = self.words[number].removesuffix(MORE)
         meaning = LEGEND.get(word, LEGEND.get(word.partition("_")[0], ""))
-        raise UserError(f"{self.name} needs {word}{where} ({meaning}); write python -m dl {self.usage}")
+        raise UserError(f"{self.name} needs {word} ({meaning}){where}; write python -m dl {self.usage}")

@@ -86,7 +86,7 @@ def test_a_prompt_may_begin_with_a_dash(dl, made):
         (["a", "--num-beams", "2", "--top-k", "3"], "does not use top_k=3"),
         (["a", "--stop", ""], "stop is empty"),
         ([], "generate needs PROMPT"),
-        (["--stop", "e", "a"], "generate needs PROMPT before the options"),
+        (["--stop", "e", "a"], "a text to translate) before the options"),
     ],
 )
 def test_a_mistake_is_one_line(dl, made, words, message):
