@@ -5,7 +5,8 @@
 The setting is 4 layers, 4 heads, 128 wide, 64 characters of context, batch 12 and 2,000 steps on tiny
 Shakespeare, for which nanoGPT states a validation loss of 1.88. PyTorch trains nanoGPT's network by its
 recipe: AdamW with β₂ = 0.99, a learning rate of 1e-3 that falls to 1e-4, weight decay 0.1, gradients clipped
-at 1, no dropout. We train the network of `char_gpt` with Muon, in as many steps as cost the same products.
+at 1, no dropout. We train the network of `char_gpt` with Muon in 0.3 times as many steps. A step of ours has
+1.7 times the products of one of PyTorch, as Muon makes matrices orthogonal, so we take half the products.
 Both are trained by turns in processes of their own, and are evaluated on the same rows: the last tenth of
 the text in windows of 64 characters. The time of PyTorch is that of its steps alone; ours is that of
 `dl.train` as a whole, with compilation and evaluation. It needs the extra `peers`.
@@ -27,6 +28,7 @@ from dl.data import language_modeling
 from dl.models.llama import Llama
 
 CONTEXT, BATCH, DIM, LAYERS, HEADS, STEPS = 64, 12, 128, 4, 4, 2000
+SHARE = 0.3  # of the steps of PyTorch that we take
 
 
 def text() -> Any:
@@ -34,12 +36,10 @@ def text() -> Any:
 
 
 def ours(num_steps: int) -> dict[str, float]:
-    """Trains our network by the trainer, and returns its loss, its time and its products a step."""
+    """Trains our network by the trainer, and returns its loss, its time and its steps."""
     data = text()
     model = Llama(data.vocab_size, DIM, LAYERS, HEADS, is_tied=True)
-    # Products of matrices alone: a gated network of three kernels beside one of two.
-    ratio = (4 * DIM + 8 * DIM) / (4 * DIM + 3 * model.hidden_width)
-    num_steps = math.floor(num_steps * ratio)
+    num_steps = math.floor(num_steps * SHARE)
     schedule = optimizers.cosine(4e-3, num_steps, warmup_steps=num_steps // 20)
     experiment = Experiment(
         data=data,
