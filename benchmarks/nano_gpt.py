@@ -6,12 +6,13 @@ The setting is 4 layers, 4 heads, 128 wide, 64 characters of context, batch 12 a
 Shakespeare, for which nanoGPT states a validation loss of 1.88. PyTorch trains nanoGPT's network by its
 recipe: AdamW with β₂ = 0.99, a learning rate of 1e-3 that falls to 1e-4, weight decay 0.1, gradients clipped
 at 1, no dropout. We train the network of `char_gpt` with Muon in 0.3 times as many steps. A step of ours has
-1.7 times the products of one of PyTorch, as Muon makes matrices orthogonal, so we take half the products.
+about 1.7 times the products of one of PyTorch, as Muon makes matrices orthogonal: about half in all.
 Both are trained by turns in processes of their own, and are evaluated on the same rows: the last tenth of
 the text in windows of 64 characters. The time of PyTorch is that of its steps alone; ours is that of
 `dl.train` as a whole, with compilation and evaluation. It needs the extra `peers`.
 """
 
+import dataclasses
 import json
 import math
 import statistics
@@ -23,9 +24,8 @@ from typing import Any
 import numpy as np
 
 import dl
-from dl import Experiment, optimizers, task
 from dl.data import language_modeling
-from dl.models.llama import Llama
+from experiments import char_gpt
 
 CONTEXT, BATCH, DIM, LAYERS, HEADS, STEPS = 64, 12, 128, 4, 4, 2000
 SHARE = 0.3  # of the steps of PyTorch that we take
@@ -37,18 +37,19 @@ def text() -> Any:
 
 def ours(num_steps: int) -> dict[str, float]:
     """Trains our network by the trainer, and returns its loss, its time and its steps."""
-    data = text()
-    model = Llama(data.vocab_size, DIM, LAYERS, HEADS, is_tied=True)
     num_steps = math.floor(num_steps * SHARE)
-    schedule = optimizers.cosine(4e-3, num_steps, warmup_steps=num_steps // 20)
-    experiment = Experiment(
-        data=data,
-        task=task.language_model(model),
-        tx=optimizers.muon_like_adamw(schedule, weight_decay=0.1, clip_norm=1.0),
-        num_steps=num_steps,
+    made = char_gpt.experiment(
+        "tiny_shakespeare",
+        sequence_length=CONTEXT,
+        dim=DIM,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        dropout=0.0,
         batch_size=BATCH,
-        eval_batch_size=128,
+        num_steps=num_steps,
+        learning_rate=4e-3,
     )
+    experiment = dataclasses.replace(made, data=text(), baseline=None, sample_prompts=())
     started = time.perf_counter()
     result = dl.train(experiment, log_every=num_steps)
     seconds = time.perf_counter() - started

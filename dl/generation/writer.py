@@ -7,18 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dl.data.text.contract import Tokenizer
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.generation.beams import BeamSearch
+from dl.generation.prompts import Prompts
 from dl.generation.recompute import decoder_of
 from dl.generation.sampling import Sampling
 from dl.generation.slots import Programs
 from dl.generation.writing import FinishReason, Writing
 from dl.task import Decoder
 from dl.types import Variables
-
-_WRITERS = frozenset({"language_model", "sequence_to_sequence"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +46,6 @@ class Writer:
     A request gives the same tokens and log-probabilities, bit for bit, alone and beside any other requests.
     A model with a cache (`Task.decoder`) reads each token once. Any other causal model reads the whole text
     again for each token, which is slow. Generation runs on one device.
-
-    Attributes:
-      is_translation: whether a text is a translation of its prompt, and not a continuation.
     """
 
     def __init__(self, experiment: Experiment, variables: Variables):
@@ -64,29 +59,20 @@ class Writer:
         Raises:
           UserError: the model does not write text, or the data do not have a tokenizer.
         """
-        tokenizer = self._tokenizer = check_writes(experiment)
-        task, kind = experiment.task, experiment.task.kind
-        assert kind is not None
-        self.is_translation = kind.name == "sequence_to_sequence"
-        self._start_id, self._end_id = kind.start_id, kind.end_id
-        if not self.is_translation:
-            self._start_id = tokenizer.end_id if tokenizer.start_id is None else tokenizer.start_id
-            self._end_id = tokenizer.end_id
-        spec = experiment.data.train.spec
-        target_name = kind.target if self.is_translation else task.input_name
-        if target_name not in spec or (self.is_translation and task.input_name not in spec):
-            raise UserError(
-                f"the data have no features {task.input_name} and {target_name}; the model cannot generate "
-                "without them"
-            )
+        self._prompts = Prompts(experiment)
         self._programs = Programs(
-            _decoder(experiment),
+            decoder_for(experiment),
             jax.device_put(variables, jax.local_devices()[0]),
-            length=spec[target_name].shape[0],
-            vocab_size=tokenizer.vocab_size,
-            source_length=spec[task.input_name].shape[0] if self.is_translation else None,
+            length=self._prompts.length,
+            vocab_size=self._prompts.tokenizer.vocab_size,
+            source_length=self._prompts.source_length,
         )
         self._beams = BeamSearch(self._programs)
+
+    @property
+    def is_translation(self) -> bool:
+        """Whether a text is a translation of its prompt, and not a continuation."""
+        return self._prompts.is_translation
 
     def load(self, variables: Variables) -> None:
         """Replaces the variables by others of the same shapes. Nothing is compiled again."""
@@ -157,56 +143,19 @@ class Writer:
             yield from self._programs.run(texts)
 
     def _writing(self, prompt: str, sampling: Sampling, sample: int) -> Writing:
-        if not isinstance(prompt, str):
-            raise UserError(f"the prompt {prompt!r:.80} is not a string; give a string, or a list of them")
-        tokens = self._tokenizer.encode(prompt)
-        source = None
-        if self.is_translation:
-            assert self._start_id is not None
-            assert self._end_id is not None
-            source, tokens = [*tokens, self._end_id], [self._start_id]
-        elif not tokens:
-            if self._start_id is None:
-                raise UserError(
-                    "the prompt is empty, and the tokenizer has neither a start token nor an end token to "
-                    "begin with; give a prompt"
-                )
-            tokens = [self._start_id]
-        limit = self._programs.length if source is None else self._programs.source_length
-        if limit is not None and len(source or tokens) > limit:
-            raise UserError(
-                f"the prompt has {len(source or tokens)} tokens, but the model was trained on sequences of "
-                f"{limit}; shorten the prompt"
-            )
+        tokens, source = self._prompts.read(prompt)
         if (largest := max(source or tokens)) >= self._programs.num_outputs:
             raise UserError(
                 f"the prompt has the token {largest}, but the model has {self._programs.num_outputs} tokens; "
                 "use the tokenizer that the model was trained with"
             )
-        return Writing(tokens, sampling, self._tokenizer, end_id=self._end_id, sample=sample, source=source)
-
-
-def check_writes(experiment: Experiment) -> Tokenizer:
-    """Returns the tokenizer of a model that can generate.
-
-    Raises:
-      UserError: the model does not write text, or the data do not have a tokenizer.
-    """
-    kind = experiment.task.kind
-    if kind is None or kind.name not in _WRITERS:
-        what = "the kind of the task is not stated" if kind is None else f"the task is {kind.words}"
-        raise UserError(f"{what}; only a language model or a sequence-to-sequence model can generate text")
-    tokenizer: Tokenizer | None = getattr(experiment.data, "tokenizer", None)
-    if tokenizer is None:
-        raise UserError(
-            f"the data {experiment.data.identity.name} do not have a tokenizer, without which there are "
-            "no prompts; use dl.data.language_modeling, or give the data an attribute tokenizer"
+        prompts = self._prompts
+        return Writing(
+            tokens, sampling, prompts.tokenizer, end_id=prompts.end_id, sample=sample, source=source
         )
-    _decoder(experiment)
-    return tokenizer
 
 
-def _decoder(experiment: Experiment) -> Decoder:
+def decoder_for(experiment: Experiment) -> Decoder:
     """Returns the decoder of the model; one that reads all tokens again if the model has none."""
     task, preprocess = experiment.task, experiment.preprocess
     if task.decoder is not None and preprocess is None:

@@ -17,6 +17,7 @@ from dl.models.t5 import T5
 from dl.models.transfer import WithHead
 from dl.models.weights.files import local_copy
 from dl.models.weights.hugging_face import load_model
+from dl.ranges import STEPS, check_count
 from dl.system.json_files import read_json
 from dl.task import Task
 
@@ -50,6 +51,8 @@ def load_writer(source: str | Path, *, context: int | None = None, revision: str
       UserError: the source cannot be read, the model does not write text, or the context is longer than the
         model can read.
     """
+    if context is not None:
+        check_count("context", context, STEPS)
     folder = local_copy(source, revision, ["config.json", "tokenizer.json"])
     model, variables = load_model(source, revision=revision)
     config = {name: value for name, value in read_json(folder / "config.json").items() if value is not None}

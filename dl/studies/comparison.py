@@ -18,8 +18,8 @@ from dl.runs.tables import Table
 from dl.stopping import FINAL_SPLIT
 from dl.studies.pairing import pair_examples
 
-# Directions of metrics in runs of older versions, which do not record them.
 _PER_TOKEN = ("loss", "accuracy", "perplexity")
+# Directions of metrics in runs of older versions, which do not record them.
 _BETTER = {"loss": "min", "accuracy": "max", "penalty": "min"}
 
 

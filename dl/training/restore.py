@@ -30,10 +30,14 @@ def restore_variables(experiment: Experiment, run: RunFolder, mesh: Mesh) -> Var
             return ""
         return "its parameters are not those that the result is of"
 
+    nothing = UserError(
+        f"{run.folder} has no checkpoint to read the parameters from; if the run has not finished, resume "
+        "it, else train it again"
+    )
     if not run.checkpoints_path.is_dir():
-        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; resume the run")
+        raise nothing
     with Checkpoints(run.checkpoints_path, identity=run.identity, is_read_only=True) as checkpoints:
         restored = checkpoints.restore(program.abstract_state, trouble_with)
     if restored is None:
-        raise UserError(f"{run.folder} has no checkpoint to read the parameters from; resume the run")
+        raise nothing
     return variables_of(restored[0])

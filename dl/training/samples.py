@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from dl.experiment import Experiment
-from dl.generation.writer import Writer, check_writes
+from dl.generation.prompts import Prompts
+from dl.generation.writer import Writer, decoder_for
 from dl.runs.console import Console
 from dl.runs.memory import MemoryRun
 from dl.runs.run import Run
@@ -82,16 +83,16 @@ def prompts_of(experiment: Experiment) -> Sequence[str]:
     asked = experiment.sample_prompts
     if not asked or jax.process_count() > 1:
         return ()
-    tokenizer = check_writes(experiment)
+    prompts = Prompts(experiment)
+    decoder_for(experiment)
     if not isinstance(asked, int):
         for prompt in asked:
-            tokenizer.encode(prompt)
+            prompts.read(prompt)
         return asked
     splits: Mapping[str, Source] = {**experiment.data.evaluations, "train": experiment.data.train}
     source = next(splits[name] for name in splits if name != FINAL_SPLIT)
     places = np.linspace(0, len(source) - 1, asked).astype(int)
     rows = source[places][experiment.task.input_name]
-    kind = experiment.task.kind
-    if kind is not None and kind.name == "language_model":
+    if not prompts.is_translation:
         rows = rows[:, :PROMPT_TOKENS]
-    return tuple(tokenizer.decode(row) for row in rows)
+    return tuple(prompts.tokenizer.decode(row) for row in rows)

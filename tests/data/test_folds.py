@@ -18,7 +18,6 @@ from dl import Experiment, PositiveInt, main, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.data.folds import Folds, join, plain_folds, stratified_folds, take
 from dl.data.images.decoding import to_unit_range
-from dl.data.text.windows import TokenWindows
 from dl.errors import UserError
 from dl.metrics import Mean
 from dl.models.mlp import MLP
@@ -332,23 +331,3 @@ def test_a_folder_in_use_or_a_damaged_record_is_one_line(tmp_path, mesh1):
 def test_a_class_needs_as_many_examples_as_there_are_folds():
     with pytest.raises(UserError, match="folds=16 is more than the 15 examples of class 0; choose"):
         stratified_folds(np.arange(30) % 2, 16)
-
-
-@pytest.mark.parametrize("stride", [1, 3])
-def test_held_out_text_is_in_no_training_row(stride):
-    tokens = np.arange(400, dtype=np.uint16)  # each token once
-    train = TokenWindows(tokens[:380], 8, stride=stride)
-    validation = {"validation": TokenWindows(tokens[380:], 8, context=4)}
-    data = ArraySplits("text", train=train, evaluations=validation)
-    folds = Folds(data, 5)
-    assert folds.how == "pieces of the text, one after the other"
-    for k in range(len(folds)):
-        train, held_out = folds[k].train, folds[k].evaluations["validation"]
-        rows = held_out[np.arange(len(held_out))]
-        counted = rows["targets"][rows["targets"] >= 0].tolist()
-        assert sorted(counted) == list(range(80 * k + 1, 80 * (k + 1)))  # each token but the first, once
-        rows = train[np.arange(len(train))]
-        assert not {*rows["tokens"].flat, *rows["targets"].flat} & {*range(80 * k, 80 * (k + 1))}
-        assert len(train) >= (320 - 2 * 8) // stride
-    with pytest.raises(UserError, match="folds=300 is too many for a text of 400 tokens"):
-        Folds(data, 300)

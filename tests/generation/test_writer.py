@@ -80,7 +80,7 @@ def test_log_probabilities_are_those_of_the_whole_forward_pass(writer, variables
         expected = log_probs_TV[np.arange(12), list(made.tokens)]
         np.testing.assert_allclose(made.log_probabilities, expected, atol=2e-5)
         of_tokens_TV = log_probs_TV[:, : BYTES.vocab_size]  # the model has more outputs
-        assert np.all(np.sum(of_tokens_TV > expected[:, None] + 1e-4, 1) < 20)  # one of the top 20
+        assert np.all(np.sum(of_tokens_TV > expected[:, None], 1) < 20)  # one of the top 20
         assert made.text == BYTES.decode(made.tokens)
 
 

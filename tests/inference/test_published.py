@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dl import UserError
+from dl.data.text.tokenizers_subword import published
 from dl.data.text.vocabulary import check_tokenizer, make_tokenizer
 from dl.inference.published import load_writer
 from dl.models.bert import BERT, BERTForMaskedLM
@@ -33,7 +34,7 @@ def test_a_folder_of_gpt2_writes_as_its_logits_say(tmp_path, dl):
     variables = folder_of(tmp_path / "gpt2", model, jnp.zeros((1, 4), jnp.int32))
     writer = load_writer(tmp_path / "gpt2")
     (text,) = writer.generate("to be", max_tokens=3, temperature=0)
-    tokens = writer._tokenizer.encode("to be")
+    tokens = published(str(tmp_path / "gpt2" / "tokenizer.json")).encode("to be")
     for token in text.tokens:
         logits_BTV = model.apply(variables, np.array([tokens]))
         assert token == logits_BTV[0, -1].argmax()
@@ -44,6 +45,12 @@ def test_a_folder_of_gpt2_writes_as_its_logits_say(tmp_path, dl):
     assert out.startswith("to be")
     with pytest.raises(UserError, match="context=17 is longer than the 16 tokens"):
         load_writer(tmp_path / "gpt2", context=17)
+    with pytest.raises(UserError, match="context=0 is out of range"):
+        load_writer(tmp_path / "gpt2", context=0)
+    (tmp_path / "gpt2" / "tokenizer.json").unlink()
+    status, out, err = dl("generate", str(tmp_path / "gpt2"), "to be")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "tokenizer.json" in err
 
 
 @pytest.mark.slow

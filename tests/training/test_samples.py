@@ -70,8 +70,10 @@ def test_a_number_of_prompts_are_beginnings_of_examples(path):
 
 
 def test_prompts_that_cannot_be_read_are_refused_before_the_first_step(path, tmp_path):
-    with pytest.raises(UserError, match="'@'"):
-        dl.train(experiment_of(path, "a @"), tmp_path / "run")
+    mistakes = {"a @": "'@'", "": "the prompt is empty", "1" * 33: "has 33 tokens", 7: "7 is not a string"}
+    for prompt, message in mistakes.items():
+        with pytest.raises(UserError, match=message):
+            dl.train(experiment_of(path, [prompt]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="sample_prompts"):
         experiment_of(path, -1)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dl.data import ArraySplits
+from dl.data.folds import Folds
 from dl.data.pipeline import Batches
 from dl.data.text.windows import TokenWindows, smallest_dtype
 from dl.errors import UserError
@@ -126,3 +127,23 @@ def test_the_head_is_the_beginning_of_the_text():
     windows = TokenWindows(np.arange(50, dtype=np.uint8), 7, stride=3)
     np.testing.assert_array_equal(windows.head(5), np.arange(5))
     np.testing.assert_array_equal(windows.head(1_000), np.arange(50))
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_held_out_text_is_in_no_training_row(stride):
+    tokens = np.arange(400, dtype=np.uint16)  # each token once
+    train = TokenWindows(tokens[:380], 8, stride=stride)
+    validation = {"validation": TokenWindows(tokens[380:], 8, context=4)}
+    data = ArraySplits("text", train=train, evaluations=validation)
+    folds = Folds(data, 5)
+    assert folds.how == "pieces of the text, one after the other"
+    for k in range(len(folds)):
+        train, held_out = folds[k].train, folds[k].evaluations["validation"]
+        rows = held_out[np.arange(len(held_out))]
+        counted = rows["targets"][rows["targets"] >= 0].tolist()
+        assert sorted(counted) == list(range(80 * k + 1, 80 * (k + 1)))  # each token but the first, once
+        rows = train[np.arange(len(train))]
+        assert not {*rows["tokens"].flat, *rows["targets"].flat} & {*range(80 * k, 80 * (k + 1))}
+        assert len(train) >= (320 - 2 * 8) // stride
+    with pytest.raises(UserError, match="folds=300 is too many for a text of 400 tokens"):
+        Folds(data, 300)
