@@ -4,7 +4,7 @@ The order is never saved: a run that resumes at step s reads the batch of step s
 """
 
 import functools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from dl.data.buckets import Buckets, buckets_of
 from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
 from dl.data.permutation import random_order
 from dl.data.source import is_resident
@@ -28,13 +29,15 @@ class Batches:
     """The batches of a source by step. The last batch of each epoch is padded and masked.
 
     Every example occurs exactly once in an epoch. Padding repeats examples of the same epoch, so that it has
-    ordinary values. `mask` is False on padding.
+    ordinary values. `mask` is False on padding. If the source has buckets (`dl.data.buckets`), the batches of
+    a random order have several lengths.
 
     Attributes:
       source: the source of the examples.
       batch_size: number of examples in each batch, over all devices.
       seed: random seed of the order. `None` means the order of the source.
       steps_per_epoch: number of steps in one epoch.
+      buckets: which examples are in one batch, and the length of each batch; `None` if all have one length.
       num_classes: number of classes by name of a feature that holds labels. It is used to check the labels of
         a source that is too large to be checked when it is opened.
 
@@ -82,6 +85,10 @@ class Batches:
         self.seed = seed
         self.steps_per_epoch = steps_per_epoch(len(source), batch_size)
         self.num_classes: Mapping[str, int] = {}
+        is_ordered = seed is None and not leading
+        self.buckets = None if is_ordered else buckets_of(source, batch_size)
+        if self.buckets is not None:
+            self._cut = jax.jit(self.buckets.cut, static_argnames="length", out_shardings=self._sharding)
         self._resident = None
         if is_resident(source) and source.nbytes <= max_resident_bytes:
             self._resident = put(dict(source.arrays), replicated(mesh))
@@ -89,7 +96,7 @@ class Batches:
 
     @property
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch on the devices. Nothing is read."""
+        """Shapes and dtypes of the longest batch on the devices. Nothing is read."""
         leaves = {
             **self.source.spec,
             "index": jax.ShapeDtypeStruct((), np.int32),
@@ -100,17 +107,33 @@ class Batches:
             for name, leaf in leaves.items()
         }
 
+    @property
+    def shapes(self) -> list[tuple[dict[str, jax.ShapeDtypeStruct], int]]:
+        """Shapes and dtypes of the batches of each length, and the number of such steps in an epoch."""
+        if self.buckets is None:
+            return [(self.abstract, self.steps_per_epoch)]
+        counts = Counter(self.buckets.lengths)
+        return [
+            (jax.eval_shape(functools.partial(self._cut, length=length), self.abstract), num_steps)
+            for length, num_steps in sorted(counts.items())
+        ]
+
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the global example indices of a step, int32, and which of them are not padding."""
-        return rows_of_step(len(self.source), self.batch_size, self.seed, step)
+        return rows_of_step(len(self.source), self.batch_size, self.seed, step, self.buckets)
 
     def __getitem__(self, step: int) -> Batch:
         """Returns the batch of a step on the devices: features, `index` and `mask`."""
         index_B, mask_B = self.rows(step)
         extra = put({"index": index_B, "mask": mask_B}, self._sharding)
         if self._resident is not None:
-            return {**self._take(self._resident, extra["index"]), **extra}
-        return {**put(self._read(index_B), self._sharding), **extra}
+            batch = {**self._take(self._resident, extra["index"]), **extra}
+        else:
+            batch = {**put(self._read(index_B), self._sharding), **extra}
+        if self.buckets is None:
+            return batch
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return self._cut(batch, length=self.buckets.lengths[self.buckets.batch_of(epoch, within)])
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of steps start, …, stop - 1; those read from the host are prefetched."""
@@ -152,20 +175,23 @@ class Batches:
 
 
 def rows_of_step(
-    num_examples: int, batch_size: int, seed: int | None, step: int
+    num_examples: int, batch_size: int, seed: int | None, step: int, buckets: Buckets | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the example indices of a step, int32, and which of them are not padding, both of shape B."""
     epoch, within = divmod(step, steps_per_epoch(num_examples, batch_size))
-    positions = np.arange(within * batch_size, (within + 1) * batch_size)
-    order = _epoch_order(num_examples, seed, 0 if seed is None else epoch)
+    order = _epoch_order(num_examples, seed, 0 if seed is None else epoch, buckets)
+    batch = within if buckets is None else buckets.batch_of(epoch, within)
+    positions = np.arange(batch * batch_size, (batch + 1) * batch_size)
     return order[positions % num_examples], positions < num_examples
 
 
 @functools.lru_cache(maxsize=64)  # seeds that train at the same time
-def _epoch_order(num_examples: int, seed: int | None, epoch: int) -> np.ndarray:
+def _epoch_order(num_examples: int, seed: int | None, epoch: int, buckets: Buckets | None) -> np.ndarray:
     if seed is None:
         order = np.arange(num_examples, dtype=np.int32)
     else:
         order = random_order(num_examples, seed, epoch)
+    if buckets is not None:
+        order = buckets.sort(order)
     order.flags.writeable = False  # All callers share this array.
     return order

@@ -267,7 +267,9 @@ class _BatchesOfAll(Batches):
 
     def rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the example indices of a step (int32), and which are not padding; shapes (M, B)."""
-        of_runs = [rows_of_step(len(self.source), self.batch_size, seed, step) for seed in self._seeds]
+        of_runs = [
+            rows_of_step(len(self.source), self.batch_size, seed, step, self.buckets) for seed in self._seeds
+        ]
         index_MB, mask_MB = (np.stack(arrays) for arrays in zip(*of_runs, strict=True))
         return index_MB, mask_MB
 

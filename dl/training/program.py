@@ -1,7 +1,7 @@
 """The compiled program of an experiment: its steps, and the shapes of the state before it exists."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,8 +127,11 @@ class Program:
         check_fits(self.abstract_state, mesh.local_devices)
         self._train_step = make_train_step(self.config, mesh, self.shardings, self.population)
         with jax.disable_jit(False):
-            self._train = self._train_step.trace(self.abstract_state, batches["train"].abstract)  # type: ignore[attr-defined]
-        self.train_metrics: Directions = self._train.out_info[1].directions
+            self._train = [
+                _Traced(self._train_step.trace(self.abstract_state, batch), batch, num_steps)  # type: ignore[attr-defined]
+                for batch, num_steps in batches["train"].shapes
+            ]
+        self.train_metrics: Directions = self._train[0].traced.out_info[1].directions
         shardings = {"params": self.shardings.params, **self.shardings.model_state}
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval_step = self._eval = None
@@ -143,11 +146,12 @@ class Program:
         self._is_finite = jax.jit(population.each(_is_finite), out_shardings=replicated(mesh))
         _, frozen = freezing.split(abstract_state.params, self.config.frozen)
         num_runs = len(population)
+        forward = [] if evaluated is None else [_Traced(self._eval, evaluated.abstract, 1)]
         self.facts = {
             "num_parameters": num_params(abstract_state.params) // num_runs,
             "num_frozen_parameters": num_params(frozen) // num_runs,
             **_flops("train", self._train, experiment.batch_size * num_runs),
-            **_flops("forward", self._eval, evaluated.batch_size * num_runs if evaluated is not None else 1),
+            **_flops("forward", forward, evaluated.batch_size * num_runs if evaluated is not None else 1),
         }
 
     def _trace_loss(self) -> Any:
@@ -177,7 +181,13 @@ class Program:
         started = time.monotonic()
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return CompiledSteps(self._train_step, self._eval_step, 0.0)
-        train_step = self._train.lower().compile()
+        by_shape = {_shapes(step.batch): step.traced.lower().compile() for step in self._train}
+        train_step = next(iter(by_shape.values()))
+        if len(by_shape) > 1:
+
+            def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
+                return by_shape[_shapes(batch)](state, batch)
+
         eval_step = None if self._eval is None else self._eval.lower().compile()
         return CompiledSteps(train_step, eval_step, time.monotonic() - started)
 
@@ -197,12 +207,34 @@ class Program:
         return state.replace(best=best)  # type: ignore[attr-defined]
 
 
-def _flops(name: str, traced: Any, num_examples: int) -> dict[str, int | None]:
+class _Traced(NamedTuple):
+    """A step that was traced for batches of one shape.
+
+    Attributes:
+      traced: the traced step.
+      batch: shapes and dtypes of its batches.
+      num_steps: number of such steps in an epoch.
+    """
+
+    traced: Any
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    num_steps: int
+
+
+def _shapes(batch: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(batch[name].shape for name in sorted(batch))
+
+
+def _flops(name: str, steps: Sequence[_Traced], batch_size: int) -> dict[str, int | None]:
     """Returns the FLOPs per example in both conventions of `dl.flops`; `None` if nothing was traced."""
+    num_examples = batch_size * sum(step.num_steps for step in steps)
     return {
-        f"{name}_flops_per_example{convention}": (
-            None if traced is None else count_jaxpr_flops(traced.jaxpr, padding=padding) // num_examples
+        f"{name}_flops_per_example{convention}": sum(
+            step.num_steps * count_jaxpr_flops(step.traced.jaxpr, padding=padding) for step in steps
         )
+        // num_examples
+        if steps
+        else None
         for convention, padding in (("", True), ("_without_padding", False))
     }
 

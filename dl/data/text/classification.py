@@ -11,7 +11,7 @@ from dl.data.carve import split_rows, split_rule
 from dl.data.recorded import remembered
 from dl.data.text.builtin import PYTHON_TOPICS
 from dl.data.text.contract import Tokenizer, check_roles
-from dl.data.text.splits import TextSource, TextSplits, Tokenized, counted, padded
+from dl.data.text.splits import TextSource, TextSplits, Tokenized, check_buckets, counted, padded
 from dl.data.text.table import check_dataset, read_table
 from dl.data.text.vocabulary import check_tokenizer, make_tokenizer
 from dl.data.tfds import folders
@@ -26,6 +26,7 @@ def text_classification(
     *,
     auto: str | Sequence[str] = "sst2_sentences",
     max_length: int = 256,
+    buckets: Sequence[int] = (),
     tokenizer: str | Tokenizer = "bytes",
     first_token: str | None = None,
     last_token: str | None = None,
@@ -49,6 +50,9 @@ def text_classification(
         classes are six topics, with a notice.
       auto: names of the sets that "auto" means.
       max_length: number of tokens that are kept of a text.
+      buckets: lengths such as (16, 32), besides `max_length`. A batch in training consists of texts of
+        similar length, and is padded to the smallest of these that they fit into. Each length is compiled.
+        Without any, all batches have the length `max_length`.
       tokenizer: bytes, characters, bpe:SIZE, wordpiece:SIZE, or the path of a tokenizer.json; or a tokenizer.
       first_token: role of a special token before each text, such as "class". `None` means no token.
       last_token: role of a special token after each text, such as "separator". A text that is cut keeps it.
@@ -75,6 +79,7 @@ def text_classification(
         dataset=dataset,
         auto=names,
         max_length=max_length,
+        buckets=check_buckets(buckets, max_length),
         chosen_tokenizer=tokenizer,
         first_token=first_token,
         last_token=last_token,
@@ -99,6 +104,7 @@ class TextClassification(TextSplits):
     dataset: str
     auto: tuple[str, ...]
     max_length: int
+    buckets: tuple[int, ...]
     chosen_tokenizer: str | Tokenizer
     first_token: str | None
     last_token: str | None
@@ -114,6 +120,7 @@ class TextClassification(TextSplits):
         return {
             "kind": "text_classification",
             "auto": list(self.auto),
+            **({"buckets": list(self.buckets)} if self.buckets else {}),
             "tokenizer": check_tokenizer(self.chosen_tokenizer).word,
             "special": list(self.special),
             **{name: getattr(self, name) for name in (*names, "text_field", "label_field")},
@@ -160,7 +167,10 @@ class TextClassification(TextSplits):
         splits, notes = {}, [f"{len(table.class_names)} classes, {tokenizer.vocab_size} tokens"]
         for name, of_split in texts.items():
             arrays, note = self._arrays(tokenizer, of_split)
-            splits[name] = TextSource({**arrays, "label": labels_of[name]}, {"text": of_split})
+            lengths = arrays["segment_ids"].sum(-1)
+            splits[name] = TextSource(
+                {**arrays, "label": labels_of[name]}, {"text": of_split}, lengths, self.buckets
+            )
             notes += [f"{name}: {note}"] * bool(note)
         sizes = {name: len(source) for name, source in splits.items()}
         rule = split_rule(table.sizes, self.validation_fraction, labels["train"])

@@ -14,6 +14,7 @@ from dl.data.steps import CountsSteps
 from dl.data.text.contract import Tokenizer
 from dl.data.text.tokenizer import tokenizer_from_json
 from dl.errors import UserError
+from dl.ranges import Range, check_count
 from dl.types import Identity, Preprocess, Source
 
 
@@ -23,13 +24,18 @@ class TextSource(ArraySource):
 
     Attributes:
       texts: the texts by column, such as "text", or "source" and "target", in the order of the examples.
+      lengths: number of tokens of each example, shape N; see `dl.data.buckets.OfLengths`.
+      buckets: the lengths of batches.
     """
 
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
+    buckets: tuple[int, ...] = ()
 
     def take(self, indices: np.ndarray) -> "TextSource":
         texts = {name: [values[row] for row in indices.tolist()] for name, values in self.texts.items()}
-        return TextSource(self[indices], texts)
+        lengths = self.lengths[indices] if self.buckets else self.lengths
+        return TextSource(self[indices], texts, lengths, self.buckets)
 
     def joined(self, others: Sequence[ArraySource]) -> ArraySource:
         arrays = super().joined(others).arrays
@@ -37,7 +43,10 @@ class TextSource(ArraySource):
         for other in others:
             for name, values in texts.items():
                 values += other.texts[name] if isinstance(other, TextSource) else [""] * len(other)
-        return TextSource(arrays, texts)
+        parts = [part for part in (self, *others) if isinstance(part, TextSource) and part.buckets]
+        if len(parts) <= len(others):  # a part whose lengths are not known
+            return TextSource(arrays, texts)
+        return TextSource(arrays, texts, np.concatenate([part.lengths for part in parts]), self.buckets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +148,17 @@ class TextSplits(CountsSteps, ABC):
     def _read_again(self) -> Tokenized:
         """The data themselves, with the tokenizer of the run."""
         return self._tokenize(self.tokenizer)
+
+
+def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
+    """Returns the lengths of batches below `max_length` in increasing order, and it as the last; or none.
+
+    Raises:
+      UserError: one is not a whole number of at least 1.
+    """
+    lengths = {check_count("buckets", length, Range(1)) for length in buckets}
+    shorter = sorted(length for length in lengths if length < max_length)
+    return (*shorter, max_length) if shorter else ()
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, padding: int) -> np.ndarray:

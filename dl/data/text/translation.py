@@ -12,7 +12,7 @@ from dl.data.carve import split_rows
 from dl.data.recorded import remembered
 from dl.data.text.builtin import NUMBER_WORDS
 from dl.data.text.contract import Tokenizer
-from dl.data.text.splits import TextSource, TextSplits, Tokenized, counted, padded
+from dl.data.text.splits import TextSource, TextSplits, Tokenized, check_buckets, counted, padded
 from dl.data.text.table import check_dataset, read_table
 from dl.data.text.vocabulary import check_tokenizer, make_tokenizer
 from dl.data.tfds import folders
@@ -31,6 +31,7 @@ def translation(
     source: str | None = None,
     target: str | None = None,
     max_length: int = 128,
+    buckets: Sequence[int] = (),
     tokenizer: str | Tokenizer = "bytes",
     validation_fraction: float = 0.1,
     data_dir: str | Path | None = None,
@@ -52,6 +53,9 @@ def translation(
       target: name of the field of the translations. `None` means "target" in a file, and the second text of a
         prepared set that has two.
       max_length: number of tokens that are kept of each text, with the token of its end.
+      buckets: lengths such as (16, 32), besides `max_length`. A batch in training consists of pairs of
+        similar length, and is padded to the smallest of these that both texts of each pair fit into. Each
+        length is compiled. Without any, all batches have the length `max_length`.
       tokenizer: bytes, characters, bpe:SIZE, wordpiece:SIZE, or the path of a tokenizer.json; or a tokenizer.
       validation_fraction: fraction of train that is used for validation if there is no official validation
         split, in (0, 1).
@@ -74,6 +78,7 @@ def translation(
         source_field=source,
         target_field=target,
         max_length=max_length,
+        buckets=check_buckets(buckets, max_length),
         chosen_tokenizer=tokenizer,
         validation_fraction=validation_fraction,
         data_dir=folders.data_dir_in_use() if data_dir is None else Path(data_dir),
@@ -95,6 +100,7 @@ class Translation(TextSplits):
     source_field: str | None
     target_field: str | None
     max_length: int
+    buckets: tuple[int, ...]
     chosen_tokenizer: str | Tokenizer
     validation_fraction: float
     data_dir: Path | None
@@ -105,6 +111,7 @@ class Translation(TextSplits):
         return {
             "kind": "translation",
             "auto": list(self.auto),
+            **({"buckets": list(self.buckets)} if self.buckets else {}),
             "tokenizer": check_tokenizer(self.chosen_tokenizer).word,
             **{name: getattr(self, name) for name in names},
         }
@@ -136,11 +143,12 @@ class Translation(TextSplits):
             tokenizer = make_tokenizer(check_tokenizer(self.chosen_tokenizer), train, others, _ROLES)
         splits, notes = {}, [f"texts from {table.origin}, {tokenizer.vocab_size} tokens"]
         for name, columns in texts.items():
-            arrays = {}
+            arrays, lengths_of = {}, []
             for column, values in columns.items():
-                arrays[column], note = self._tokens(tokenizer, values)
+                arrays[column], lengths, note = self._tokens(tokenizer, values)
+                lengths_of.append(lengths)
                 notes += [f"{name} {column}: {note}"] * bool(note)
-            splits[name] = TextSource(arrays, columns)
+            splits[name] = TextSource(arrays, columns, np.max(lengths_of, 0), self.buckets)
         sizes = {name: len(pairs) for name, pairs in splits.items()}
         return Tokenized(
             splits=splits,
@@ -150,9 +158,10 @@ class Translation(TextSplits):
             notice=table.notice,
         )
 
-    def _tokens(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, str]:
-        """Returns the tokens of texts, and a note about what was cut or is unknown."""
+    def _tokens(self, tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, list[int], str]:
+        """Returns the tokens of texts, their lengths, and a note about what was cut or is unknown."""
         end, padding = tokenizer.special_ids["end"], tokenizer.special_ids["padding"]
         encoded, room = tokenizer.encode_all(texts), self.max_length - 1
         rows = [[*tokens[:room], end] for tokens in encoded]
-        return padded(rows, self.max_length, padding), counted(tokenizer, encoded, room)
+        lengths = [len(row) for row in rows]
+        return padded(rows, self.max_length, padding), lengths, counted(tokenizer, encoded, room)
