@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -43,6 +44,8 @@ class Experiment:
         floats in [0, 1], and no other feature changes. The tokens of a language model are not changed.
       augment: function from a random key and one preprocessed example to an example. Used in training only.
       grad_fn: function that turns the loss into a gradient.
+      reduction: how gradients are added over devices. "fast": in any order. "exact": in a fixed order, so
+        that the parameters have the same bits for any number of devices; see `dl.training.exact`.
       keep_best: rule by which the run ends with the variables of its best evaluation. It can also stop the
         run early.
       stop_at: rule that stops the run as soon as a metric reaches a value.
@@ -73,6 +76,7 @@ class Experiment:
     preprocess: Preprocess | None = as_the_data_state
     augment: Augment | None = None
     grad_fn: GradFn = mean_gradient
+    reduction: Literal["fast", "exact"] = "fast"
     keep_best: KeepBest | None = None
     stop_at: StopAt | None = None
     ema_decay: float | None = None

@@ -39,7 +39,7 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
     num_micro_batches = check_count("num_micro_batches", num_micro_batches, STEPS)
 
     def grad_fn(loss_fn: LossFn):  # type: ignore[no-untyped-def]
-        differentiate = jax.value_and_grad(_mean_and_loss(loss_fn), has_aux=True)
+        differentiate = jax.value_and_grad(mean_and_loss(loss_fn), has_aux=True)
 
         def accumulated(
             params: Params, model_state: ModelState, batch: Batch, key: Key | None
@@ -88,22 +88,22 @@ def accumulated_gradient(num_micro_batches: int) -> GradFn:
 
 def _mean_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, Aux]]:
     """Returns a function that returns the mean loss, whose gradient is taken, and the `Aux` of the loss."""
-    mean_and_loss = _mean_and_loss(loss_fn)
+    both = mean_and_loss(loss_fn)
 
     def mean_loss(*args: Any) -> tuple[jax.Array, Aux]:
-        mean, (_, aux) = mean_and_loss(*args)
+        mean, (_, aux) = both(*args)
         return mean, aux
 
     return mean_loss
 
 
-def _mean_and_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, tuple[Mean, Aux]]]:
+def mean_and_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, tuple[Mean, Aux]]]:
     """Returns a function that also returns the loss as a `Mean` without `better` and `each`.
 
     Such a `Mean` can be added up over the parts of a batch.
     """
 
-    def mean_and_loss(*args: Any) -> tuple[jax.Array, tuple[Mean, Aux]]:
+    def both(*args: Any) -> tuple[jax.Array, tuple[Mean, Aux]]:
         loss, aux = loss_fn(*args)
         if not isinstance(loss, Mean):
             raise TypeError(
@@ -114,7 +114,7 @@ def _mean_and_loss(loss_fn: LossFn) -> Callable[..., tuple[jax.Array, tuple[Mean
         loss = Mean(loss.total, jax.lax.stop_gradient(loss.count))
         return loss.compute(), (loss, aux)
 
-    return mean_and_loss
+    return both
 
 
 def _join(parts: Mean, batch_size: int) -> Mean:

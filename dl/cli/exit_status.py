@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from dl.errors import StorageError, UserError
@@ -10,6 +11,7 @@ from dl.runs.streams import forgiving
 from dl.sharding import platform_trouble
 from dl.system.files import DISK_ERRORS
 from dl.system.text import printable
+from dl.training import processes
 from dl.training.signals import Stopped
 
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc")  # in the messages of XLA
@@ -26,34 +28,48 @@ def exit_status(run: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit status: every way in which a command of `dl` ends.
 
     A user's mistake is one line on the standard error and status 2, or the status of its exception. Ctrl-C
-    is 130 and SIGTERM 143, as in a shell. A reader of the output that goes away is not an error.
+    is 130 and SIGTERM 143, as in a shell. A reader of the output that goes away is not an error. Of several
+    processes only the first prints the line.
     """
     with forgiving():
         try:
-            return run() or 0
-        except UserError as error:
-            print(f"error: {_shortened(printable(error))}", file=sys.stderr)
-            return error.status
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return 128 + stopped.number
-        except KeyboardInterrupt:
-            print("interrupted; all that was saved is kept", file=sys.stderr)
-            return 128 + signal.SIGINT
-        except (MemoryError, RuntimeError, AssertionError) as error:
-            if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-                reason = _shortened(printable(" ".join(str(error).split()) or "MemoryError"))
-                said = f"out of memory; make the model or the batch smaller ({reason})"
-            elif not (said := platform_trouble()):
-                raise
-            print(f"error: {said}", file=sys.stderr)
-            return UserError.status
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            where = f" ({error.filename})" if error.filename else ""
-            print(f"error: {error.strerror}{where}; all that was saved is kept", file=sys.stderr)
-            return StorageError.status
+            status, line = _outcome(run)
+        except Exception as error:
+            together = processes.current()
+            if isinstance(together, processes.Together):
+                together.await_loss()
+                traceback.print_exc()
+                together.leave(1, _shortened(printable(f"{type(error).__name__}: {error}")))
+            raise
+        together = processes.current()
+        if line and together.is_first:
+            print(line, file=sys.stderr)
+        together.leave(status, line)
+        return status
+
+
+def _outcome(run: Callable[[], int | None]) -> tuple[int, str]:
+    """Runs a command; returns its exit status, and the line that explains it, empty after success."""
+    try:
+        return run() or 0, ""
+    except UserError as error:
+        return error.status, f"error: {_shortened(printable(error))}"
+    except Stopped as stopped:
+        return 128 + stopped.number, str(stopped)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT, "interrupted; all that was saved is kept"
+    except (MemoryError, RuntimeError, AssertionError) as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            reason = _shortened(printable(" ".join(str(error).split()) or "MemoryError"))
+            what = f"out of memory; make the model or the batch smaller ({reason})"
+        elif not (what := platform_trouble()):
+            raise
+        return UserError.status, f"error: {what}"
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return StorageError.status, f"error: {error.strerror}{where}; all that was saved is kept"
 
 
 def _shortened(line: str) -> str:

@@ -15,15 +15,17 @@ from dl.cli.exit_status import run_as_command
 from dl.cli.options import YIELDS, CommandOptions, parse
 from dl.data.tfds.folders import using_data_dir
 from dl.experiment import Experiment
-from dl.option_types import NonNegativeFloat, PositiveFloat, PositiveInt
+from dl.option_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from dl.ranges import Range
 from dl.runs.definition import Definition
 from dl.runs.provenance import module_name
 from dl.runs.run import Run, this_command, without_workdir
 from dl.sharding import make_mesh_of
 from dl.studies.cross_validation import cross_validate
+from dl.system.cluster import find_cluster
 from dl.training.loop import train_run
 from dl.training.population import consecutive
+from dl.training.processes import STALL_SECONDS, join
 from dl.training.run_options import DEFAULTS, changed, with_run_options
 
 
@@ -51,7 +53,15 @@ class RunOptions(CommandOptions):
       precision: Number format of the model's computation. Parameters, statistics and losses stay in float32.
         With float16, the loss is also scaled.
       clip_norm: Largest global norm of the gradients; larger gradients are scaled down. Default: no clipping.
+      reduction: How gradients are added over devices. fast: in the order that is fastest. exact: in a fixed
+        order, so that a run has the same bits on 1, 2, 4 and 8 devices; each step takes longer.
       profile: Write a trace of a few steps into WORKDIR/profile, for Perfetto or XProf.
+      coordinator: HOST:PORT of process 0, in a run of several processes. See docs/devices.md. Default:
+        $DL_COORDINATOR, or what SLURM or Cloud TPU states.
+      num_processes: Number of processes. Default: $DL_NUM_PROCESSES, or what SLURM or Cloud TPU states.
+      process_id: Number of this process, from 0. Default: $DL_PROCESS_ID, or what SLURM or Cloud TPU states.
+      stall_after: Number of seconds after which a process without an answer or without progress counts as
+        lost, at least. The run then ends in all processes with the exit status 75.
     """
 
     workdir: Path | None = None
@@ -67,7 +77,12 @@ class RunOptions(CommandOptions):
         default="float32", metadata=YIELDS
     )
     clip_norm: PositiveFloat | None = dataclasses.field(default=None, metadata=YIELDS)
+    reduction: Literal["fast", "exact"] = dataclasses.field(default="fast", metadata=YIELDS)
     profile: bool = dataclasses.field(default=False, metadata=YIELDS)
+    coordinator: str | None = dataclasses.field(default=None, metadata=YIELDS)
+    num_processes: PositiveInt | None = dataclasses.field(default=None, metadata=YIELDS)
+    process_id: NonNegativeInt | None = dataclasses.field(default=None, metadata=YIELDS)
+    stall_after: PositiveFloat = dataclasses.field(default=STALL_SECONDS, metadata=YIELDS)
 
 
 def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = None) -> None:
@@ -80,6 +95,8 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
 
     def run_experiment() -> None:
         options, run_options = parse(experiment_fn, RunOptions, argv, f"python -m {name}")
+        cluster = find_cluster(run_options.coordinator, run_options.num_processes, run_options.process_id)
+        join(cluster, run_options.stall_after)
         mesh = make_mesh_of(run_options.mesh)
         asked = {name: getattr(run_options, name) for name in DEFAULTS}
         facts = changed(asked)

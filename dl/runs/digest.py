@@ -5,19 +5,23 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dl.sharding import path_name
 
 
-def leaf_digests(tree: Any) -> dict[str, str]:
+def leaf_digests(tree: Any, gather: bool = False) -> dict[str, str]:
     """Returns the SHA-256 of each leaf by its path, over dtype, shape and bytes (C order).
 
-    Leaves that are sharded over several processes are left out.
+    Leaves that are sharded over several processes are left out, or gathered on every process.
     """
     digests = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            continue
+            if not gather:
+                continue
+            whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
+            leaf = jax.jit(_as_plain, out_shardings=whole)(leaf)
         array = np.asarray(_as_plain(leaf))
         content = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
         content.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
@@ -28,7 +32,7 @@ def leaf_digests(tree: Any) -> dict[str, str]:
 def tree_digest(tree: Any) -> str:
     """Returns one SHA-256 over the names and digests of all leaves, in the order of their names."""
     content = hashlib.sha256()
-    for name, digest in sorted(leaf_digests(tree).items()):
+    for name, digest in sorted(leaf_digests(tree, gather=True).items()):
         content.update(f"{name} {digest}\n".encode())
     return content.hexdigest()
 

@@ -25,6 +25,7 @@ from dl.runs.folder import RunFolder
 from dl.runs.log import MetricsLog, finite
 from dl.runs.predictions import Kept
 from dl.runs.provenance import machine, software
+from dl.runs.shared import from_first_process, wait_for_all
 from dl.sharding import format_mesh
 from dl.system.files import expand, file_digest, replace_text, storage_error
 from dl.system.json_files import write_json
@@ -64,7 +65,8 @@ class Run(RunFolder):
     @property
     def folder(self) -> Path:
         if self._folder is None:
-            self._folder = self._reserve()
+            is_first = jax.process_index() == 0
+            self._folder = Path(from_first_process(str(self._reserve()) if is_first else ""))
         return self._folder
 
     @property
@@ -129,6 +131,7 @@ class Run(RunFolder):
         with self._usable():
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index():
+                wait_for_all("run.json")
                 return
             self._lock = FolderLock(self.folder)
             self._is_reserved = False
@@ -150,6 +153,7 @@ class Run(RunFolder):
         except BaseException:
             self.close()
             raise
+        wait_for_all("run.json")
 
     def _missing(self, files: Mapping[str, str]) -> dict[str, str]:
         """Returns the files that are not in the folder yet. Raises UserError if one has another content."""
@@ -227,8 +231,6 @@ class Run(RunFolder):
                 self._folder, self._is_reserved = None, False
 
     def _reserve(self) -> Path:
-        if jax.process_count() > 1:
-            raise UserError("several processes need one folder; give all of them the same --workdir")
         stem = f"{self.definition.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
         for number in itertools.count(1):
             folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")

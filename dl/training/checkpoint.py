@@ -1,13 +1,13 @@
 """Checkpoints: asynchronous, atomic, with digests and the identity of their run. No other module uses orbax.
 
-Orbax writes a step into a temporary folder and renames it when it is complete, so a killed process does
-not leave an incomplete checkpoint. Orbax does not notice a flipped bit in a stored array; the digests of
-each leaf and of the record beside the arrays do. This module also works around limits of orbax: special
-characters in paths, output of its threads, and errors of the disk.
+Orbax renames the folder of a step when it is complete, so a killed process leaves no incomplete checkpoint.
+Digests of each leaf and of the record notice a flipped bit, which orbax does not. This module also works
+around limits of orbax: special characters in paths, output of its threads, and errors of the disk.
 """
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import re
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from dl.errors import StorageError, UserError
 from dl.runs.digest import leaf_digests
+from dl.runs.shared import wait_for_all
 from dl.sharding import path_name
 from dl.system.json_files import DIGEST_KEY, json_digest
 
@@ -52,8 +53,7 @@ class Checkpoints:
         Args:
           directory: the directory; it is created if it does not exist.
           keep: the number of checkpoints that are kept, the newest ones.
-          identity: the identity of the run, see `Run.identity`. `None` means that checkpoints of any run are
-            read.
+          identity: the identity of the run, see `Run.identity`. `None` allows any run.
           is_read_only: whether nothing on the disk may change.
         """
         import orbax.checkpoint as ocp  # slow to import, and not needed for evaluation
@@ -79,9 +79,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Stores `state` and the JSON values `progress`; writing continues in the background.
-
-        The state may be donated to the next step at once, because a copy is written.
+        """Stores a copy of `state` and the JSON values `progress`; writing continues in the background.
 
         Raises:
           StorageError: this checkpoint or the previous one cannot be written.
@@ -182,11 +180,13 @@ class Checkpoints:
         )
 
     def _set_aside(self, step: int) -> None:
-        number = 1
-        while (aside := self.directory.parent / f"damaged-checkpoint-{step}-{number}").exists():
-            number += 1
-        with self._storing():
-            (self.directory / str(step)).rename(aside)
+        names = (self.directory.parent / f"damaged-checkpoint-{step}-{k}" for k in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        wait_for_all(f"read the checkpoint of step {step}")
+        if jax.process_index() == 0:
+            with self._storing():
+                (self.directory / str(step)).rename(aside)
+        wait_for_all(f"set aside the checkpoint of step {step}")
         self._manager.reload()
 
     def _remove_leftovers(self) -> None:
@@ -296,5 +296,4 @@ def _keep_threads_quiet() -> None:
 
 
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200].rstrip(": ")

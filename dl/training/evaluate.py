@@ -11,7 +11,7 @@ from dl.data.pipeline import Batches
 from dl.evaluation.spread import Spread
 from dl.metrics import MetricTable
 from dl.runs.log import Averages
-from dl.training.signals import StopSignals
+from dl.training.processes import Alone, Together
 from dl.types import Batch, Variables
 
 # Number of steps that are in flight before their metrics are read. This keeps a device busy; a larger number
@@ -38,7 +38,7 @@ def evaluate(
     eval_step: Callable[[Variables, Batch], MetricTable],
     variables: Variables,
     batches: Batches,
-    stop: StopSignals | None = None,
+    together: Together | Alone | None = None,
     keep_examples: bool = False,
 ) -> Evaluation | None:
     """Evaluates a split; returns `None` if a signal arrived.
@@ -47,7 +47,7 @@ def evaluate(
       eval_step: returns the metrics for variables and a batch.
       variables: the variables of the model.
       batches: the batches of the split.
-      stop: the signal request, which is checked after each batch.
+      together: the decisions of all processes; whether the run stops is checked after each batch.
       keep_examples: whether to return what each example adds to each metric.
     """
     averages = Averages()
@@ -64,7 +64,7 @@ def evaluate(
             spreads[name] = spreads[name] + spread if name in spreads else spread
         if keep_examples:
             kept.append(examples)
-        if stop is not None and stop.received:
+        if together is not None and together.is_stopped():
             return None
     known = {name: spread for name, spread in spreads.items() if spread.is_known}
     rows = np.concatenate(kept, -2) if kept else None

@@ -26,6 +26,7 @@ from dl.runs.provenance import numerics
 from dl.runs.run import Run
 from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT, look_up
+from dl.training import processes
 from dl.training.batches import check_labels, describe_input, make_batches
 from dl.training.checkpoint import Checkpoints
 from dl.training.identity import describe
@@ -147,7 +148,8 @@ def train_run(
         if (result := run.result) is not None:  # another process has finished it meanwhile
             console.line(f"finished before: {final_line(result, run)}")
             return Result(experiment, result, run=run if isinstance(run, Run) else None, mesh=mesh)
-        stop = stack.enter_context(StopSignals())
+        together = processes.current()
+        together.signals = stack.enter_context(StopSignals())
         console.start(experiment.num_steps)
         stack.callback(console.stop)
         checkpoints: Checkpoints | NoCheckpoints = NoCheckpoints()
@@ -161,13 +163,14 @@ def train_run(
         console.line(f"compiled in {steps.seconds:.1f} s")
         samples = Samples(experiment, prompts, run, begin.progress.evaluated_step, console)
         session = Session(
-            experiment, run, program, steps, batches, begin, log, checkpoints, console, stop, samples
+            experiment, run, program, steps, batches, begin, log, checkpoints, console, together, samples
         )
         profiler = None
         if profile and isinstance(run, Run):
             profiler = Profiler(run.folder / "profile", console)
             stack.callback(profiler.close)
-        session.run_to_end(log_every, save_every, debug_nans, profiler)
+        with together.watched():
+            session.run_to_end(log_every, save_every, debug_nans, profiler)
         result = session.result(with_baseline)
         with run.in_place():
             checkpoints.wait()  # a result needs its checkpoint

@@ -17,6 +17,7 @@ from dl.metrics import MetricTable
 from dl.precision import all_finite, has_nan
 from dl.sharding import batch_sharding, path_name, replicated
 from dl.stopping import Directions
+from dl.training.exact import exact_config
 from dl.training.memory import check_fits
 from dl.training.population import Population
 from dl.training.single import SINGLE, Single
@@ -113,6 +114,8 @@ class Program:
     ):
         self.mesh = mesh
         self.config = StepConfig.of(experiment)
+        if experiment.reduction == "exact":
+            self.config = exact_config(self.config, experiment.batch_size, mesh, len(population))
         self.num_steps = experiment.num_steps
         self._seed = experiment.seed
         self._stored_batch = stored_batch(experiment)

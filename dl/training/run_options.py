@@ -1,4 +1,4 @@
-"""Run options that change the experiment: the precision, and gradient clipping."""
+"""Run options that change the experiment: precision, gradient clipping, and how gradients are added."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from dl.experiment import Experiment
 from dl.precision import PRECISIONS, LossScale, computing_in
 from dl.ranges import POSITIVE, check
 
-DEFAULTS: Mapping[str, Any] = {"precision": "float32", "clip_norm": None}
+DEFAULTS: Mapping[str, Any] = {"precision": "float32", "clip_norm": None, "reduction": "fast"}
 
 
 def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Experiment:
@@ -19,7 +19,7 @@ def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Expe
 
     Args:
       experiment: the experiment as its function returns it.
-      options: the options of the run, such as those in run.json. Only `precision` and `clip_norm` are used.
+      options: the options of the run, such as those in run.json. Only those of `DEFAULTS` are used.
 
     Raises:
       UserError: a value is out of range.
@@ -29,6 +29,8 @@ def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Expe
         check("clip_norm", asked["clip_norm"], POSITIVE)
         clip = optax.clip_by_global_norm(asked["clip_norm"])
         experiment = dataclasses.replace(experiment, tx=optax.chain(clip, experiment.tx))
+    if asked["reduction"] != experiment.reduction:
+        experiment = dataclasses.replace(experiment, reduction=asked["reduction"])
     if asked["precision"] == "float32":
         return experiment
     policy = PRECISIONS.get(asked["precision"]) if isinstance(asked["precision"], str) else None

@@ -1,8 +1,4 @@
-"""The training loop: step, record, evaluate, save, stop.
-
-It only orchestrates: `step` computes a step, `data.pipeline` makes the batches, `choice` decides after an
-evaluation, and `result` makes the result. It does not open files itself.
-"""
+"""The training loop: step, record, evaluate, save, stop. It only orchestrates, and opens no files itself."""
 
 import time
 from collections import deque
@@ -26,12 +22,13 @@ from dl.training.checkpoint import Checkpoints
 from dl.training.choice import choose
 from dl.training.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
 from dl.training.nans import report_nans
+from dl.training.processes import Alone, Together
 from dl.training.profiler import Profiler
 from dl.training.program import CompiledSteps, Program
 from dl.training.recorder import Recorder
 from dl.training.result_json import find_intervals, find_shares, keep_predictions, make_result
 from dl.training.samples import Samples
-from dl.training.signals import Stopped, StopSignals
+from dl.training.signals import Stopped
 from dl.training.start import Start
 from dl.types import Variables
 
@@ -56,7 +53,7 @@ class Session:
         log: MetricsLog | MemoryLog,
         checkpoints: Checkpoints | NoCheckpoints,
         console: Console,
-        stop: StopSignals,
+        together: Together | Alone,
         samples: Samples,
     ):
         self.state, self.progress, self.step = start
@@ -67,7 +64,7 @@ class Session:
         self._batches = batches
         self._checkpoints = checkpoints
         self._console = console
-        self._stop = stop
+        self._together = together
         self._samples = samples
         self._steps_per_epoch = batches["train"].steps_per_epoch
         self._eval_every = experiment.eval_every or self._steps_per_epoch
@@ -91,7 +88,7 @@ class Session:
           Diverged: the loss or a parameter is not finite.
           StorageError: the state cannot be saved.
         """
-        progress = self.progress
+        progress, together = self.progress, self._together
         self._recorder.begin(self.step)
         # After a resume this evaluation may be done already.
         if self._is_evaluated(self.step) if self.step else self._experiment.eval_at_start:
@@ -109,18 +106,18 @@ class Session:
             self.state, metrics = train_step(self.state, batch)
             pending.append((step, metrics))
             is_evaluated = self._is_evaluated(step)
-            is_saved = time.monotonic() - last_save > save_every
-            keep = 0 if is_evaluated or is_saved or self._stop.received else MAX_IN_FLIGHT
+            is_saved = together.decide(time.monotonic() - last_save > save_every)
+            keep = 0 if is_evaluated or is_saved or together.received else MAX_IN_FLIGHT
             while len(pending) > keep:
                 self._record(*pending.popleft(), log_every)
             if is_evaluated:
                 with progress.training.paused():
                     self._evaluate_all()
-            if is_saved and not self._stop.received:
+            if is_saved and not together.received:
                 with progress.training.paused():
                     self._save()
                 last_save = time.monotonic()
-            if self._stop.received or progress.stopped_early:
+            if together.received or progress.stopped_early:
                 break
         while pending:  # a signal may arrive after the queue was checked
             self._record(*pending.popleft(), log_every)
@@ -157,7 +154,7 @@ class Session:
                     program.mesh,
                     examples,
                     self._run.keep_predictions,
-                    lambda: bool(self._stop.received),
+                    self._together.is_stopped,
                     self._console.line,
                 )
         self._end_if_stopped()
@@ -185,7 +182,7 @@ class Session:
         return result
 
     def _numbered_batches(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        if self._stop.received:
+        if self._together.is_stopped():
             return
         batches = self._batches["train"].iterate(start, stop)
         for step in range(start + 1, stop + 1):
@@ -268,7 +265,9 @@ class Session:
         """Returns the evaluation of a split; `None` if a signal interrupted it."""
         assert self._steps.eval is not None
         with self.progress.evaluating.running():
-            return evaluate(self._steps.eval, variables, self._batches[name], self._stop, name == FINAL_SPLIT)
+            return evaluate(
+                self._steps.eval, variables, self._batches[name], self._together, name == FINAL_SPLIT
+            )
 
     def _intervals(self, evaluation: Evaluation) -> dict[str, Any]:
         self.progress.shares = find_shares(evaluation, self.progress.shares)
@@ -283,7 +282,7 @@ class Session:
         """
         if not self.step:
             return
-        with self._run.in_place(), self.progress.saving.running():
+        with self._run.in_place(), self.progress.saving.running(), self._together.unwatched():
             if trouble := self._program.trouble_with(self.state):
                 raise self._diverged(f"{trouble} after step {self.step:,}")
             self.progress.log_digest = self._recorder.log_digest
@@ -291,9 +290,10 @@ class Session:
 
     def _end_if_stopped(self) -> None:
         """Raises Stopped if a signal arrived, with the command that resumes the run."""
-        if self._stop.received is None:
+        received = self._together.received
+        if received is None:
             return
-        name, num_steps = self._stop.received.name, self._experiment.num_steps
+        name, num_steps = received.name, self._experiment.num_steps
         saved = "saved " if isinstance(self._run, Run) else ""
         when = f", {saved}at step {self.step:,} of {num_steps:,}" if self.step else " before the first step"
-        raise Stopped(self._stop.received, f"stopped by {name}{when}; to resume: {self._run.resume_command}")
+        raise Stopped(received, f"stopped by {name}{when}; to resume: {self._run.resume_command}")

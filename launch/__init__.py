@@ -1,0 +1,1 @@
+"""Starts experiments on other machines, and in several processes."""
