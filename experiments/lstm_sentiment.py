@@ -1,4 +1,4 @@
-"""A bidirectional LSTM classifies sentences of film reviews.
+"""A bidirectional LSTM and n-grams classify sentences of film reviews together.
 
     python -m experiments.lstm_sentiment
     python -m experiments.lstm_sentiment --dataset rt_polarity --folds 10
@@ -9,10 +9,13 @@ The baseline is TF-IDF with a linear model.
 
 from typing import Literal
 
+import flax.linen as nn
+
 from dl import Experiment, Fraction, KeepBest, PositiveInt, main, optimizers, task
 from dl.data import text_classification
 from dl.evaluation.baselines import TfIdf
 from dl.models.blocks.recurrence import GRU, LSTM
+from dl.models.ngrams import CharacterNGrams, NGramClassifier, WideAndDeep
 from dl.models.recurrent import RecurrentClassifier
 from dl.option_types import BatchSize, LearningRate, NumEpochs, Seed, TextDatasetName, TokenizerName
 
@@ -21,12 +24,14 @@ CELLS = {"gru": GRU, "lstm": LSTM}
 
 def experiment(
     dataset: TextDatasetName = "auto",
-    tokenizer: TokenizerName = "wordpiece:8000",
+    tokenizer: TokenizerName = "wordpiece:16000",
     cell: Literal["gru", "lstm"] = "lstm",
+    ngrams: bool = True,
     max_length: PositiveInt = 64,
     hidden: PositiveInt = 128,
     dropout: Fraction = 0.5,
     recurrent_dropout: Fraction = 0.2,
+    token_dropout: Fraction = 0.1,
     batch_size: BatchSize = 32,
     num_epochs: NumEpochs = 10,
     learning_rate: LearningRate = 1e-3,
@@ -36,13 +41,15 @@ def experiment(
 
     Args:
       cell: Kind of the recurrent layer: gru or lstm.
+      ngrams: Add a linear model of pairs of tokens and of sequences of characters.
       max_length: Number of tokens that are kept of a text.
       hidden: Number of values of the state of each direction, and of an embedding.
       dropout: Probability that a feature is dropped in training, in all steps of a text.
       recurrent_dropout: Probability that a value of the recurrent connection is dropped in training.
+      token_dropout: Probability that a token is dropped in training.
     """
-    data = text_classification(dataset, max_length=max_length, tokenizer=tokenizer)
-    model = RecurrentClassifier(
+    data = text_classification(dataset, max_length=max_length, buckets=(16, 24, 32), tokenizer=tokenizer)
+    model: nn.Module = RecurrentClassifier(
         layer=CELLS[cell],
         dim=hidden,
         num_classes=data.num_classes,
@@ -52,7 +59,10 @@ def experiment(
         recurrent_dropout=recurrent_dropout,
         vocab_size=data.vocab_size,
         embedding_dim=hidden,
+        token_dropout=token_dropout,
     )
+    if ngrams:
+        model = WideAndDeep(NGramClassifier(data.num_classes, CharacterNGrams(data.token_names)), model)
     num_steps = data.steps(num_epochs, batch_size)
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
     return Experiment(

@@ -187,11 +187,13 @@ class RecurrentClassifier(SequenceReader, kw_only=True):
       num_classes: number of classes, N.
       vocab_size: number of tokens, V.
       embedding_dim: E.
+      token_dropout: probability that the whole embedding of a token is dropped in training.
     """
 
     num_classes: int
     vocab_size: int
     embedding_dim: int = 64
+    token_dropout: float = 0.0
 
     @nn.compact
     def __call__(
@@ -205,4 +207,5 @@ class RecurrentClassifier(SequenceReader, kw_only=True):
           train: whether dropout is on.
         """
         embed = nn.Embed(self.vocab_size, self.embedding_dim, dtype=self.dtype, name="token_embedding")
-        return self.read(embed(tokens_BT), segment_ids_BT, self.num_classes, train)
+        drop = Dropout(self.token_dropout, broadcast_dims=(2,), deterministic=not train)
+        return self.read(drop(embed(tokens_BT)), segment_ids_BT, self.num_classes, train)
