@@ -1,6 +1,7 @@
 """The command line of a launcher: the parser, `--` before the command, and the exit status."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -48,9 +49,13 @@ def run_as_command(run: Callable[[Sequence[str]], int]) -> None:
     """
     try:
         status = run(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = error.status
+    except BrokenPipeError:  # the reader of the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 128 + signal.SIGINT

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run_words(options: argparse.Namespace, image: str, command: Sequence[str]) -> list[str]:
-    """Returns the words that run a command in the image, as the user who calls, so that the runs are theirs."""
+    """Returns the words that run a command in the image as the caller, who then owns the runs."""
     workdir = option_of(command, "--workdir") or ""
     if workdir and not workdir.startswith(("/runs/", "gs://")):
         raise UserError(f"--workdir {shown(workdir)} is lost with the container; write --workdir /runs/NAME")

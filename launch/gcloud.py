@@ -147,11 +147,17 @@ class Gcloud:
                 time.sleep(min(self.pause, 2**number))
         raise GcloudError(failure, done.errors)
 
-    def on_hosts(self, verb: str, *words: str, tunnel: bool = False) -> int:
-        """Calls `queued-resources ssh` or `scp`, with output to the terminal. Returns its exit status."""
-        argv = ["gcloud", "compute", "tpus", "queued-resources", verb, *words, f"--zone={self.zone}"]
-        argv += ["--tunnel-through-iap"] * tunnel
-        return self.steps.run([*argv, f"--project={self.project}", "--quiet"]).status
+    def on_hosts(self, verb: str, *words: str, line: str = "") -> int:
+        """Calls `queued-resources ssh` or `scp`, with output to the terminal. Returns its exit status.
+
+        Args:
+          verb: `ssh` or `scp`.
+          words: what follows it.
+          line: what the shells of the hosts run; empty for `scp`.
+        """
+        argv = ["gcloud", "compute", "tpus", "queued-resources", verb, *words]
+        argv += [f"--zone={self.zone}", f"--project={self.project}", "--quiet"]
+        return self.steps.run([*argv, f"--command={line}"] if line else argv).status
 
     def describe(self, name: str) -> tuple[str, str]:
         """Returns the state of a queued resource, or `MISSING`, and what the service says of a failure."""

@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from launch.cli import Parser, add_dry_run, run_as_command, split, whole_number
 from launch.command import EXAMPLE, Command, check_command, check_name
 from launch.errors import UserError
-from launch.manifests import CHIPS, Manifest, Workload, indexed_job, job_set, tpu_shape
+from launch.manifests import Manifest, Workload, indexed_job, job_set, tpu_shape
 from launch.steps import FOLDER, Steps
 
 ABOUT = """Run a command on a Kubernetes cluster, in an image that launch.docker has built.
@@ -19,8 +18,8 @@ ABOUT = """Run a command on a Kubernetes cluster, in an image that launch.docker
   logs      show the output of the first process, and on to its end
   delete    delete the job and its pods; they save first
 
---tpu and --gpus submit one training as a JobSet, which must be installed in the cluster. --workers submits the
-workers of a sweep as an Indexed Job.
+--tpu and --gpus submit one training as a JobSet, which must be installed in the cluster. --workers submits
+the workers of a sweep as an Indexed Job.
 
 examples:
   python -m launch.kubernetes submit mnist --tpu v5e:2x4 --image MY-IMAGE --dry-run \\
@@ -86,7 +85,7 @@ def _manifest(options: argparse.Namespace, command: Command) -> Manifest:
     labels: dict[str, str] = {}
     hosts, slices = options.nodes, 1
     if options.tpu:
-        labels, chips, hosts = _tpu(options.tpu, options.chips_per_host)
+        labels, chips, hosts = tpu_shape(options.tpu, options.chips_per_host)
         resources["google.com/tpu"], slices = str(chips), options.slices
     elif options.gpus:
         resources["nvidia.com/gpu"] = str(options.gpus)
@@ -133,32 +132,6 @@ def _check_texts(options: argparse.Namespace) -> None:
     check_name(
         "--mount", options.mount, r"(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+", "an absolute path, such as /runs"
     )
-
-
-def _tpu(target: str, chips_per_host: int) -> tuple[dict[str, str], int, int]:
-    """Returns what `tpu_shape` returns, for a target that exists."""
-    generations = "|".join(CHIPS)
-    check_name("--tpu", target, rf"({generations}):\d{{1,3}}(x\d{{1,3}})+", "such as v5e:4x4 or v5p:2x2x4")
-    generation, _, topology = target.partition(":")
-    sides = [int(side) for side in re.findall(r"\d+", topology)]
-    dimensions = CHIPS[generation].dimensions
-    if len(sides) != dimensions or 0 in sides:
-        raise UserError(
-            f"--tpu {target} is not a topology; one of {generation} has {dimensions} numbers above 0"
-        )
-    labels, per_host, hosts = tpu_shape(target, chips_per_host)
-    if not hosts or labels and hosts * per_host != _product(sides):
-        raise UserError(
-            f"--tpu {target} cannot be divided into hosts of {per_host} chips; change --chips-per-host"
-        )
-    return labels, per_host, hosts
-
-
-def _product(sides: Sequence[int]) -> int:
-    total = 1
-    for side in sides:
-        total *= side
-    return total
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Manifests for Kubernetes, as dicts: a JobSet for one training on many hosts, an Indexed Job for a sweep.
 
-They are written as JSON, which `kubectl` reads as it reads YAML. JSON needs no further library, and no word of
-a command can become a number or a truth value in it.
+They are written as JSON, which `kubectl` reads as it reads YAML. JSON needs no further library, and no word
+of a command can become a number or a truth value in it.
 
 Processes find each other through the environment. `DL_COORDINATOR` is the address of process 0, whose host
 name JobSet makes from the names. `DL_NUM_PROCESSES` is the number of processes, and `DL_PROCESS_ID` is the
@@ -13,7 +13,8 @@ import dataclasses
 import math
 from typing import Any
 
-from launch.command import Command
+from launch.command import Command, check_name
+from launch.errors import UserError
 
 Manifest = dict[str, Any]
 
@@ -91,13 +92,25 @@ def tpu_shape(target: str, chips_per_host: int = 0) -> tuple[dict[str, str], int
     """Returns node labels, chips of a host and number of hosts of a slice.
 
     Args:
-      target: generation and topology, such as `v5e:4x4`, checked before.
+      target: generation and topology, such as `v5e:4x4`.
       chips_per_host: 0 for the largest machine that a topology of one host has, and 4 for more hosts.
+
+    Raises:
+      UserError: a target that does not exist, or that does not consist of such hosts.
     """
+    generations = "|".join(CHIPS)
+    check_name("--tpu", target, rf"({generations}):[1-9]\d?(x[1-9]\d?)+", "such as v5e:4x4 or v5p:2x2x4")
     generation, _, topology = target.partition(":")
     chips = CHIPS[generation]
-    total = math.prod(map(int, topology.split("x")))
+    sides = [int(side) for side in topology.split("x")]
+    if len(sides) != chips.dimensions:
+        raise UserError(
+            f"--tpu {target} is not valid; a topology of {generation} has {chips.dimensions} numbers"
+        )
+    total = math.prod(sides)
     per_host = chips_per_host or (total if total <= chips.largest_host else 4)
+    if total % per_host:
+        raise UserError(f"--tpu {target} has {total} chips, which hosts of {per_host} do not make up")
     labels = {
         "cloud.google.com/gke-tpu-accelerator": chips.accelerator,
         "cloud.google.com/gke-tpu-topology": topology,

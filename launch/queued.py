@@ -1,7 +1,7 @@
 """A TPU of Cloud TPU as a queued resource, and the steps of its life, from `create` to `delete`.
 
 A request stands in a queue until the zone has capacity. Its hosts are virtual machines. On each of them the
-folder `dl` of the home folder holds the code (`source`), a Python environment (`venv`), the logs (`jobs`) and
+folder `dl-tpu` of the home folder holds the code (`source`), a Python environment (`venv`), the logs (`jobs`) and
 what relative paths of the command name (`runs`).
 """
 
@@ -127,9 +127,9 @@ class QueuedTpu:
         steps.say(f"{archive}: the files that git tracks")
         if not steps.dry_run:
             write_archive(Path.cwd(), archive)
-        self._require(self._scp([str(archive), f"{self.name}:dl.tar.gz"], everywhere=True), "copy")
-        unpack = [["rm", "-rf", "dl/source"], ["mkdir", "-p", "dl/source"]]
-        self._require(self._ssh(*unpack, ["tar", "-xzf", "dl.tar.gz", "-C", "dl/source"]), "copy")
+        self._require(self._scp([str(archive), f"{self.name}:code.tar.gz"], everywhere=True), "copy")
+        unpack = [["rm", "-rf", "dl-tpu/source"], ["mkdir", "-p", "dl-tpu/source"]]
+        self._require(self._ssh(*unpack, ["tar", "-xzf", "code.tar.gz", "-C", "dl-tpu/source"]), "copy")
 
     def install(self) -> None:
         """Installs Python and the code with its extra `tpu` on all hosts."""
@@ -146,8 +146,8 @@ class QueuedTpu:
                 "--quiet",
                 "uv",
             ],
-            [*uv, "venv", "--quiet", "--clear", f"--python={PYTHON}", "dl/venv"],
-            [*uv, "pip", "install", "--quiet", "--python=dl/venv/bin/python", "./dl/source[tpu]"],
+            [*uv, "venv", "--quiet", "--clear", f"--python={PYTHON}", "dl-tpu/venv"],
+            [*uv, "pip", "install", "--quiet", "--python=dl-tpu/venv/bin/python", "./dl-tpu/source[tpu]"],
         )
         self._require(status, "installation")
 
@@ -171,11 +171,11 @@ class QueuedTpu:
         return self._job("ask")
 
     def fetch(self, remote: str, folder: Path) -> None:
-        """Copies a path below the folder `dl` of the first host into a local folder."""
+        """Copies a path below the folder `dl-tpu` of the first host into a local folder."""
         check_path("the path", remote)
         if not self.gcloud.steps.dry_run:
             folder.mkdir(parents=True, exist_ok=True)
-        self._require(self._scp(["--recurse", f"{self.name}:dl/{remote}", f"{folder}/"]), "copy")
+        self._require(self._scp(["--recurse", f"{self.name}:dl-tpu/{remote}", f"{folder}/"]), "copy")
 
     def delete(self) -> None:
         """Deletes the hosts and the request; that they are gone already is not an error."""
@@ -187,16 +187,18 @@ class QueuedTpu:
 
     def _job(self, verb: str, *words: str) -> int:
         worker = ["python3", "source/launch/worker.py", verb, self.name, *words]
-        return self._ssh(["cd", "dl"], worker)
+        return self._ssh(["cd", "dl-tpu"], worker)
 
     def _ssh(self, *commands: list[str]) -> int:
-        line = for_shell(*commands)
-        where = ["--worker=all", "--node=all", f"--command={line}"]
-        return self.gcloud.on_hosts("ssh", self.name, *where, tunnel=self.tunnel)
+        return self._on_hosts("ssh", [self.name], ["--worker=all", "--node=all"], for_shell(*commands))
 
     def _scp(self, words: list[str], everywhere: bool = False) -> int:
         where = ["--worker=all", "--node=all"] if everywhere else ["--worker=0", "--node=0"]
-        return self.gcloud.on_hosts("scp", *words, *where, tunnel=self.tunnel)
+        return self._on_hosts("scp", words, where)
+
+    def _on_hosts(self, verb: str, words: list[str], where: list[str], line: str = "") -> int:
+        flags = [*where, *["--tunnel-through-iap"] * self.tunnel]
+        return self.gcloud.on_hosts(verb, *words, *flags, line=line)
 
     def _require(self, status: int, what: str) -> None:
         """Raises where a step on the hosts failed: Lost if they are gone, else UserError."""
