@@ -17,6 +17,7 @@ _MODULE = re.compile(r"dl|experiments(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SUBSTITUTION = re.compile(r"\$[({]|`")  # what a shell or Kubernetes would replace
 _TRAINS = ("sweep", "learning-curve")  # commands of `python -m dl` that a second start resumes
+_LONGEST = 200  # characters of a name
 _SHOWN = 60  # characters of a word in a message
 EXAMPLE = "-- python -m experiments.mnist_cnn --workdir runs/mnist"
 
@@ -75,7 +76,7 @@ def check_name(what: str, text: str, pattern: str, expected: str) -> str:
     Raises:
       UserError: another name.
     """
-    if not re.fullmatch(pattern, text, re.ASCII) or text.endswith("\n"):
+    if len(text) > _LONGEST or not re.fullmatch(pattern, text, re.ASCII):
         raise UserError(f"{what} {shown(text)} is not valid; it must be {expected}")
     return text
 

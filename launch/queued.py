@@ -1,8 +1,8 @@
 """A TPU of Cloud TPU as a queued resource, and the steps of its life, from `create` to `delete`.
 
-A request stands in a queue until the zone has capacity. Its hosts are virtual machines. On each of them the
-folder `dl-tpu` of the home folder holds the code (`source`), a Python environment (`venv`), the logs (`jobs`) and
-what relative paths of the command name (`runs`).
+A request stands in a queue until the zone has capacity. Its hosts are virtual machines. On each of them, the
+folder `dl-tpu` of the home folder holds the code (`source`), a Python environment (`venv`), the logs (`jobs`)
+and what relative paths of the command name (`runs`).
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 
 from launch.cli import Parser, add_dry_run, run_as_command, split, whole_number
-from launch.command import EXAMPLE, Command, check_command, check_name, check_path
+from launch.command import Command, check_command, check_name
 from launch.errors import UserError
 from launch.steps import FOLDER, Steps
 
@@ -103,7 +103,8 @@ def script_of(job: Job) -> str:
 
 def check_job(job: Job) -> Job:
     """Returns a job whose texts are all of the expected form; raises UserError for another."""
-    check_path("the name", job.name)
+    name = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+    check_name("the name", job.name, name, "up to 64 letters, digits, dots, dashes and underscores")
     plain = r"[A-Za-z0-9_][A-Za-z0-9_.,+-]*"
     for what in ("partition", "account", "qos"):
         if text := getattr(job, what):
@@ -152,7 +153,6 @@ def _parser() -> Parser:
         "python -m launch.slurm",
         usage="python -m launch.slurm NAME [options] -- COMMAND",
         description=ABOUT,
-        epilog=f"COMMAND is python -m experiments.NAME … or python -m dl …, for example: {EXAMPLE}",
     )
     parser.add_argument("name", metavar="NAME", help="Name of the job.")
     parser.add_argument(
