@@ -26,6 +26,7 @@ environment of the shell that submits it: activate the virtual environment first
 _BODY = """
 set -u
 
+# shellcheck disable=SC2016  # the words of the command stand for themselves
 srun --kill-on-bad-exit=0 --wait=0 {command}
 status=$?
 if [ "$status" -eq 143 ]; then

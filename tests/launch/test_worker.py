@@ -96,7 +96,7 @@ def test_a_job_that_was_killed_with_its_supervisor_is_over(tmp_path, running):
 
 
 def test_a_job_that_has_ended_starts_again_with_a_new_log(tmp_path):
-    count = "import pathlib; p = pathlib.Path('n'); p.write_text(p.read_text() + 'x' if p.exists() else 'x'); print(1)"
+    count = "open('n', 'a').write('x'); print(1)"
     for _ in range(2):
         done = worker(tmp_path, "run", "job", "--", sys.executable, "-c", count)
         assert (done.returncode, done.stdout) == (0, "1\n")
