@@ -52,7 +52,8 @@ _HELP = {
     "delete": "Delete the TPU and its disks.",
     "list": "List the queued resources of the zone.",
     "train": "Create a TPU, run a command there to its end, and delete the TPU. After a preemption, create "
-    "it again and run the same command, which resumes.",
+    "it again and run the same command, which resumes. If a TPU of this name exists, it is used, and deleted "
+    "at the end.",
 }
 _WITHOUT_NAME = ("setup", "list")
 
@@ -88,12 +89,13 @@ def _of_project(gcloud: Gcloud, options: argparse.Namespace) -> int:
             gcloud.call("compute", "tpus", "queued-resources", "list", f"--zone={gcloud.zone}").output, end=""
         )
         return 0
-    gcloud.call("services", "enable", "tpu.googleapis.com")
     if options.bucket:
         check_name(
             "--bucket", options.bucket, r"[a-z0-9][a-z0-9_-]{1,61}[a-z0-9]", "the name of a new bucket"
         )
-        check_name("--location", options.location, r"[a-z0-9-]+", "a region, such as us-central1")
+        check_name("--location", options.location, r"[a-z][a-z0-9-]+", "a region, such as us-central1")
+    gcloud.call("services", "enable", "tpu.googleapis.com")
+    if options.bucket:
         url, where = f"gs://{options.bucket}", f"--location={options.location}"
         gcloud.call("storage", "buckets", "create", url, where, "--uniform-bucket-level-access")
     return 0
@@ -114,6 +116,7 @@ def _step(tpu: QueuedTpu, options: argparse.Namespace) -> int:
         case "stop":
             return tpu.stop()
         case "fetch":
+            check_name("--to", options.to, r"[^-:\s][^:\n]*", "a local folder, without a colon")
             tpu.fetch(check_path("the path", options.path), Path(options.to))
         case "status":
             state, reason = tpu.gcloud.describe(tpu.name)

@@ -68,8 +68,8 @@ class Training:
         if self.keep:
             self._remind()
         else:
-            self.tpu.gcloud.steps.say(f"deleting {self.tpu.name}")
             self.tpu.delete()
+            self.tpu.gcloud.steps.say(f"{self.tpu.name}: deleted")
 
     def _remind(self) -> None:
         tpu, gcloud = self.tpu, self.tpu.gcloud

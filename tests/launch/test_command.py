@@ -80,6 +80,9 @@ def test_a_hostile_text_of_an_option_is_refused(hostile, launch, programs, empty
     for option in ("runtime-version", "network", "subnetwork", "service-account", "valid-until-duration"):
         argv = ("create", "mnist", *ZONE, *CREATE, f"--{option}={hostile}")
         assert_refused(launch("tpu", *argv), programs, empty_folder)
+    for option in ("bucket", "location"):
+        argv = ("setup", *ZONE[2:], "--bucket=runs", f"--{option}={hostile}")
+        assert_refused(launch("tpu", *argv), programs, empty_folder)
     for option in ("partition", "account", "qos", "memory"):
         argv = ("mnist", "--time", "1:00:00", f"--{option}={hostile}", *TRAINING)
         assert_refused(launch("slurm", *argv), programs, empty_folder)
@@ -182,3 +185,9 @@ def test_launchers_start_without_jax_and_other_libraries():
     )
     done = subprocess.run([sys.executable, "-Sc", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['__main__', 'launch']"
+
+
+@pytest.mark.parametrize("folder", ["-x", "host:x", "a\nb", ""])
+def test_a_local_folder_cannot_be_an_option_or_another_host(folder, launch, programs, empty_folder):
+    argv = ("fetch", "mnist", *ZONE, "runs/mnist", f"--to={folder}")
+    assert_refused(launch("tpu", *argv), programs, empty_folder)
