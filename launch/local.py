@@ -10,17 +10,19 @@ SIGTERM are passed on to all processes, which save and stop at the same step.
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
-from dl.errors import UserError
-from dl.system.cluster import COORDINATOR, NUM_PROCESSES, PROCESS_ID
+from launch.cli import Parser, add_dry_run, run_as_command, split, whole_number
+from launch.command import EXAMPLE
+from launch.errors import UserError
 
+ABOUT = __doc__
 GRACE = 30.0  # seconds in which the others end after the first failure; a stopped process never does
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -45,7 +47,8 @@ def run_locally(command: Sequence[str], num_processes: int, num_devices: int | N
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(num_processes):
-            environment = _environment(f"127.0.0.1:{port}", num_processes, number, num_devices)
+            added = _environment(f"127.0.0.1:{port}", num_processes, number, num_devices, os.environ)
+            environment = {**os.environ, **added}
             # A group of its own, so that Ctrl-C in a terminal reaches it once, from here.
             processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
     except OSError as error:
@@ -56,13 +59,15 @@ def run_locally(command: Sequence[str], num_processes: int, num_devices: int | N
         return _status(_wait(processes))
 
 
-def _environment(coordinator: str, count: int, number: int, num_devices: int | None) -> dict[str, str]:
-    environment = {**os.environ, COORDINATOR: coordinator, NUM_PROCESSES: str(count), PROCESS_ID: str(number)}
+def _environment(
+    coordinator: str, count: int, number: int, num_devices: int | None, before: Mapping[str, str]
+) -> dict[str, str]:
+    """Returns the environment variables that a process gets in addition."""
+    added = {"DL_COORDINATOR": coordinator, "DL_NUM_PROCESSES": str(count), "DL_PROCESS_ID": str(number)}
     if num_devices is not None:
-        flags = environment.get("XLA_FLAGS", "")
-        environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={num_devices}".strip()
-        environment["JAX_PLATFORMS"] = "cpu"
-    return environment
+        flags = f"{before.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
+        added |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+    return added
 
 
 @contextlib.contextmanager
@@ -104,40 +109,33 @@ def _status(statuses: Sequence[int]) -> int:
     return (by_itself or [128 - status for status in failed] or [0])[0]
 
 
+def main(argv: Sequence[str]) -> int:
+    """Reads the command line and runs it; returns the exit status."""
+    own, command = split(argv)
+    options = _parser().parse_args(own)
+    if not command:
+        raise UserError(f"there is no command; end the line with {EXAMPLE}")
+    if options.dry_run:
+        for number in range(options.num_processes):
+            added = _environment("127.0.0.1:PORT", options.num_processes, number, options.devices, {})
+            print(shlex.join(["env", *(f"{name}={value}" for name, value in added.items()), *command]))
+        return 0
+    return run_locally(command, options.num_processes, options.devices)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s N [--devices D] -- COMMAND …",
-    )
-    parser.add_argument("num_processes", metavar="N", type=int, help="Number of processes.")
+    usage = "python -m launch.local N [options] -- COMMAND"
+    parser = Parser("python -m launch.local", usage=usage, description=ABOUT)
+    parser.add_argument("num_processes", metavar="N", type=whole_number(1), help="Number of processes.")
     parser.add_argument(
-        "--devices", metavar="D", type=int, help="Number of virtual CPU devices of each process."
+        "--devices",
+        metavar="D",
+        type=whole_number(1),
+        help="Number of virtual CPU devices of each process. Default: the devices that JAX finds.",
     )
+    add_dry_run(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Reads the command line and runs it; returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    own, command = (
-        (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    )
-    options = _parser().parse_args(own)
-    try:
-        if not command:
-            raise UserError(
-                "the command is missing; write it after --, as in -- python -m experiments.mnist_mlp"
-            )
-        for name, value in (("N", options.num_processes), ("devices", options.devices)):
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value} is out of range; it must be at least 1")
-        return run_locally(command, options.num_processes, options.devices)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_command(main)
