@@ -5,6 +5,10 @@
     python -m dl generate runs/translate_en_de-TIME "A man rides a bicycle." --num-beams 5
 
 The command `score` prints BLEU and chrF of the test split, beside a word-for-word translation.
+
+Measured on Multi30k on two cores of a shared Intel Xeon, with jax 0.10.2: 20 epochs take 65 minutes while
+other work runs. With five beams, the test split has BLEU 39.1 (37.6 to 40.7) and chrF 63.3 (62.2 to 64.4);
+word for word it has 11.6 and 51.7. BLEU is nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0.
 """
 
 from dl import Experiment, Fraction, LabelSmoothing, PositiveInt, main, optimizers, task
