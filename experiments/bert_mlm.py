@@ -17,6 +17,7 @@ from dl.models.bert import BERT, BERTForMaskedLM
 from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
 
 ROLES = ("padding", "mask", "class", "separator")
+BUCKETS = (16, 24, 32)  # most sentences are short
 
 
 def experiment(
@@ -28,8 +29,8 @@ def experiment(
     num_layers: PositiveInt = 4,
     dropout: Fraction = 0.1,
     batch_size: BatchSize = 64,
-    num_steps: PositiveInt = 4000,
-    learning_rate: LearningRate = 1e-3,
+    num_steps: PositiveInt = 3000,
+    learning_rate: LearningRate = 3e-3,
     seed: Seed = 0,
 ) -> Experiment:
     """Returns a small BERT.
@@ -43,7 +44,7 @@ def experiment(
     """
     if rows == "sentences":
         data: Any = text_classification(
-            dataset, max_length=sequence_length, tokenizer=tokenizer, special=ROLES
+            dataset, max_length=sequence_length, buckets=BUCKETS, tokenizer=tokenizer, special=ROLES
         )
     else:
         data = language_modeling(
@@ -56,7 +57,7 @@ def experiment(
         data=data,
         augment=corrupt,
         task=task.masked_language_model(BERTForMaskedLM(encoder), corrupt),
-        tx=optimizers.adamw(schedule, weight_decay=0.01, clip_norm=1.0),
+        tx=optimizers.muon_like_adamw(schedule, weight_decay=0.01, clip_norm=1.0),
         num_steps=num_steps,
         batch_size=batch_size,
         eval_every=max(1, num_steps // 10),

@@ -50,10 +50,16 @@ def experiment(
       dropout: Probability that a value is dropped in training.
       smoke: Pre-train for a few steps, to test quickly that all works.
     """
-    data = text_classification(dataset, max_length=max_length, tokenizer=tokenizer, special=bert_mlm.ROLES)
+    data = text_classification(
+        dataset,
+        max_length=max_length,
+        buckets=bert_mlm.BUCKETS,
+        tokenizer=tokenizer,
+        special=bert_mlm.ROLES,
+    )
     encoder = BERT(data.vocab_size, max_length, dim, num_layers, dim // 32, pooling="mean", dropout=dropout)
     before = {"dataset": dataset, "tokenizer": tokenizer, "sequence_length": max_length, "dim": dim}
-    before |= {"num_layers": num_layers, "num_steps": 6 if smoke else 4000, "seed": seed}
+    before |= {"num_layers": num_layers, "num_steps": 6 if smoke else 3000, "seed": seed}
     num_steps = data.steps(num_epochs, batch_size)
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(

@@ -23,7 +23,7 @@ from launch.command import EXAMPLE
 from launch.errors import UserError
 
 ABOUT = __doc__
-GRACE = 30.0  # seconds in which the others end after the first failure; a stopped process never does
+GRACE = 10.0  # seconds in which the others end after the first failure; a stopped process never does
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -222,8 +222,9 @@ def children(process):
     return [int(word) for word in path.read_text().split()]
 
 
-def wait_for_steps(folder, at_least):
+def wait_for_steps(process, folder, at_least):
     def has_steps():
+        assert process.poll() is None, process.communicate()[0]
         path = folder / "metrics.jsonl"
         return path.exists() and sum(line["kind"] == "train" for line in read_metrics(path)) >= at_least
 
@@ -248,11 +249,11 @@ def test_two_processes_train_as_one_and_stop_and_resume(launch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [1])
 def test_sigterm_to_any_process_stops_all_saved(number, launch, tmp_path):
     steps = ["--num-steps", "100000", "--log-every", "10", "--save-every", "1000"]
     process = launch(2, *steps)
-    wait_for_steps(tmp_path / "run", 2)
+    wait_for_steps(process, tmp_path / "run", 2)
     os.kill(children(process)[number], signal.SIGTERM)
     began = time.monotonic()
     status, said = finish(process)
@@ -264,11 +265,10 @@ def test_sigterm_to_any_process_stops_all_saved(number, launch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("how", "number"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
 def test_the_loss_of_a_process_ends_all_and_names_it(how, number, launch, tmp_path):
-    process = launch(2, "--num-steps", "1000000", "--stall-after", "5")
-    wait_for_steps(tmp_path / "run", 2)
+    process = launch(2, "--num-steps", "1000000", "--stall-after", "15")
+    wait_for_steps(process, tmp_path / "run", 2)
     victim = children(process)[number]
     os.kill(victim, how)
     began = time.monotonic()
