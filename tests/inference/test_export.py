@@ -31,7 +31,7 @@ from dl.training.result import Result
 pytest.importorskip("flatbuffers", reason="needs flatbuffers: pip install 'dl[export]'")
 
 KINDS = Path(__file__).parent.parent / "kinds"
-IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 5, 3), np.uint8)
+IMAGES = np.random.default_rng(7).integers(0, 256, (20, 6, 5, 3), np.uint8)
 
 
 class Net(nn.Module):
@@ -51,7 +51,7 @@ def experiment_of(learned, **features):
         task=learned,
         tx=optimizers.adam(1e-2),
         num_steps=2,
-        batch_size=10,
+        batch_size=16,
     )
 
 
@@ -422,13 +422,14 @@ def experiment(width: PositiveInt = 4) -> Experiment:
 '''
 
 
-def test_the_command(dl, tmp_path, monkeypatch):
+def test_the_command(dl, tmp_path, capsys):
     code = tmp_path / "zeros.py"
     code.write_text(EXPERIMENT)
     function = find_experiment(str(code))
     run = tmp_path / "run"
     trained = package.train(package.Definition(function, {"width": 5}), folder=run)
     options = ("--experiment", str(code))
+    capsys.readouterr()
     status, out, err = dl("export", str(run), *options)
     assert (status, err) == (0, "")
     assert out == f"wrote {run}-export: predict\n"
