@@ -4,7 +4,7 @@ Shapes: B examples or rows, T tokens of a prompt, S tokens of an encoder's input
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +115,7 @@ class ExportedModel:
           UserError: the model does not write sequences, a shape is wrong, or a prompt is too long.
         """
         length = self._length
-        given = {"tokens": tokens, "mask": mask, "source": source, "source_mask": source_mask}
+        given: dict[str, Any] = {"tokens": tokens, "mask": mask, "source": source, "source_mask": source_mask}
         for name, of in (("mask", "tokens"), ("source_mask", "source")):
             if given[name] is None and given[of] is not None:
                 given[name] = np.ones(np.shape(given[of]), bool)
@@ -160,7 +160,9 @@ class ExportedModel:
           UserError: a difference is larger than `record["tolerance"]` of the platform.
         """
         platform = self._platform()
-        functions = {name: functools.partial(self._call, name) for name in self._functions}
+        functions: dict[str, Callable[..., Any]] = {
+            name: functools.partial(self._call, name) for name in self._functions
+        }
         found = reader.differences(self.folder, functions)
         tolerance = self.record["tolerance"][platform]
         for name, difference in found.items():

@@ -274,15 +274,21 @@ def test_every_kind_of_task(path, tmp_path):
     assert max(exported.check().values()) <= 1e-6
 
 
+class Causal(nn.Module):
+    """Reads each token and its two predecessors, and has no cache."""
+
+    @nn.compact
+    def __call__(self, tokens_BT):
+        return nn.Dense(20)(nn.relu(nn.Conv(8, (3,), padding="CAUSAL")(nn.Embed(20, 8)(tokens_BT))))
+
+
 TOKENS = np.random.default_rng(0).integers(3, 20, (4, 8)).astype(np.int32)
 WRITERS = {
     "gpt2": task.language_model(GPT2(vocab_size=20, max_length=8, dim=8, num_layers=2, num_heads=2)),
     "scanned": task.language_model(
         GPT2(vocab_size=20, max_length=8, dim=8, num_layers=2, num_heads=2, is_scanned=True)
     ),
-    "without a cache": task.language_model(
-        nn.Sequential([nn.Embed(20, 8), nn.Conv(8, (3,), padding="CAUSAL"), nn.relu, nn.Dense(20)])
-    ),
+    "without a cache": task.language_model(Causal()),
     "recurrent": task.language_model(RecurrentLanguageModel(20, dim=8)),
 }
 
