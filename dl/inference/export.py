@@ -85,9 +85,6 @@ def export_model(result: Result, folder: Path | str, platforms: Sequence[str] = 
         raise UserError(NO_FLATBUFFERS)
     if result.record.get("members"):
         raise UserError("several seeds were trained at the same time; export a run of one seed")
-    variables = jax.tree.map(np.asarray, dict(result.variables))
-    lowered = _lowered(result.experiment, variables, platforms)
-    test = _self_test(result.experiment, variables, lowered)
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -95,7 +92,9 @@ def export_model(result: Result, folder: Path | str, platforms: Sequence[str] = 
     except OSError as error:
         raise storage_error(folder, error) from error
     try:
-        _write(folder, result, variables, lowered, test)
+        variables = jax.tree.map(np.asarray, dict(result.variables))
+        lowered = _lowered(result.experiment, variables, platforms)
+        _write(folder, result, variables, lowered, _self_test(result.experiment, variables, lowered))
         model = load_exported(folder)
         if export.default_export_platform() in platforms:
             model.check()
