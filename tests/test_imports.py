@@ -84,6 +84,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.tfds.folders",
     "dl.data.tfds.prepared",
     "dl.data.tfds.records",
+    "dl.inference.check",
     "dl.inference.export",
     "dl.inference.exported",
     "dl.inference.load",

@@ -28,7 +28,7 @@ from jax import export
 from dl.data.recorded import files_of, itself
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.inference import reader
+from dl.inference import check, reader
 from dl.inference.exported import FORMAT, NO_FLATBUFFERS, ExportedModel, load_exported
 from dl.inference.functions import (
     Decoding,
@@ -174,7 +174,9 @@ def _write(
         (folder / f"{function.name}.jax_export").write_bytes(program.serialize())
     write_tensors(folder / "variables.safetensors", by_name(variables))
     write_tensors(folder / "self_test.safetensors", test)
-    (folder / "reader.py").write_text(inspect.getsource(reader), encoding="utf-8")
+    for module in (reader, check):
+        name = f"{module.__name__.rpartition('.')[2]}.py"
+        (folder / name).write_text(inspect.getsource(module), encoding="utf-8")
     for name, text in files_of(result.experiment.data).items():
         replace_text(folder / name, text)
     if (run_record := _run_record(result)) is not None:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from dl.errors import UserError
 from dl.inference import reader
+from dl.inference.check import differences
 from dl.system.files import expand
 from dl.system.text import printable
 
@@ -163,7 +164,7 @@ class ExportedModel:
         functions: dict[str, Callable[..., Any]] = {
             name: functools.partial(self._call, name) for name in self._functions
         }
-        found = reader.differences(self.folder, functions)
+        found = differences(functions, reader.tensors(self.folder / "self_test.safetensors"))
         tolerance = self.record["tolerance"][platform]
         for name, difference in found.items():
             if not difference <= tolerance:  # also where it is NaN

@@ -12,8 +12,8 @@ import numpy as np
 
 from dl.data.recorded import itself
 from dl.experiment import Experiment, stored_batch
+from dl.inference.check import compared
 from dl.inference.functions import Decoding, Function
-from dl.inference.reader import compared
 from dl.runs.predictions import outputs_fn
 from dl.types import SEGMENT_IDS, Variables
 
@@ -27,7 +27,7 @@ def self_test(
     """Returns the arrays of self_test.safetensors: `NAME/inputs/FEATURE` and `NAME/outputs/NUMBER`.
 
     The outputs are computed by the model of the experiment for all examples at once. An output with many
-    values is thinned out by `reader.compared`.
+    values is thinned out by `check.compared`.
 
     Args:
       experiment: the experiment of the model.

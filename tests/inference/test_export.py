@@ -170,7 +170,7 @@ def test_a_list_of_checksums_that_leaves_out_a_file_is_refused(copy):
         assert_refused(copy, "SHA256SUMS")
 
 
-def test_files_outside_the_folder_are_not_read(copy):
+def test_a_checksum_of_a_file_outside_the_folder_is_refused(copy):
     (copy.parent / "secret").write_text("")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     with (copy / "SHA256SUMS").open("a") as file:
@@ -246,13 +246,13 @@ def test_a_process_with_jax_and_numpy_alone_gets_the_same_outputs(result, copy, 
 
 @pytest.mark.slow
 def test_the_reader_runs_the_self_test_and_refuses_damage(copy, bare):
-    done = bare(copy, 2, "reader.py")
+    done = bare(copy, 2, "check.py")
     assert done.returncode == 0, done.stderr
     assert "predict" in done.stdout
     content = bytearray((copy / "variables.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "variables.safetensors").write_bytes(content)
-    done = bare(copy, 2, "reader.py")
+    done = bare(copy, 2, "check.py")
     assert done.returncode == 1
     assert "variables.safetensors is missing, or does not match SHA256SUMS" in done.stderr
     shown = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=copy, capture_output=True)
@@ -332,7 +332,7 @@ def test_a_sequence_to_sequence_model_writes_token_by_token(tmp_path, bare):
         logits, cache = exported.decode(cache, TOKENS[:, k])
     with pytest.raises(UserError, match="got tokens, mask; expected mask, source, source_mask, tokens"):
         exported.prefill(np.ones((4, 1), int))
-    done = bare(exported.folder, 1, "reader.py")
+    done = bare(exported.folder, 1, "check.py")
     assert done.returncode == 0, done.stderr
     assert "decode" in done.stdout
 
@@ -428,6 +428,7 @@ def experiment(width: PositiveInt = 4) -> Experiment:
 '''
 
 
+@pytest.mark.slow
 def test_the_command(dl, tmp_path, capsys):
     code = tmp_path / "zeros.py"
     code.write_text(EXPERIMENT)
