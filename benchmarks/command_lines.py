@@ -89,7 +89,7 @@ def draw(
         places = {
             "predict": ["run", "junk.png"],
             "compare": ["run", "run"],
-            **{name_: ["run"] for name_ in ("report", "robustness")},
+            **{name_: ["run"] for name_ in ("report", "robustness", "export")},
             **{name_: [] for name_ in ("list", "train", "")},
         }.get(command, [name])
         if random_.random() < 0.3:

@@ -9,6 +9,7 @@ from dl.cli.benchmark import benchmark_main
 from dl.cli.main import main
 from dl.errors import UserError
 from dl.experiment import Experiment
+from dl.inference.exported import load_exported
 from dl.inference.load import load_run
 from dl.option_types import (
     BatchSize,
@@ -56,6 +57,7 @@ __all__ = [
     "WeightDecay",
     "benchmark_main",
     "data",
+    "load_exported",
     "load_run",
     "losses",
     "main",

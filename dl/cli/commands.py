@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dl.cli import (
     data_commands,
     experiment_commands,
+    export_command,
     generate_command,
     run_commands,
     score_command,
@@ -97,6 +98,13 @@ COMMANDS = {
             generate_command.generate,
             generate_command.GenerateOptions,
             "text of a language model",
+        ),
+        Command(
+            "export",
+            ("RUN",),
+            export_command.export,
+            export_command.ExportOptions,
+            "model in a folder that needs only JAX",
         ),
         Command(
             "score",

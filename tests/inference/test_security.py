@@ -77,7 +77,7 @@ def test_a_folder_names_no_code_but_what_is_installed(trace, name, dl):
     with pytest.raises(UserError, match="--experiment|no function `experiment`") as caught:
         rebuild(Path(folder))
     assert len(str(caught.value)) < 400
-    for argv in (["predict", folder, "image.png"], ["robustness", folder]):
+    for argv in (["predict", folder, "image.png"], ["robustness", folder], ["export", folder]):
         (trace.parent / "image.png").touch()
         status, _, err = dl(*argv)
         assert (status, err.count("\n"), "Traceback" in err) == (2, 1, False)
@@ -187,6 +187,7 @@ def test_a_record_that_is_none_is_one_line(tmp_path, dl, content):
         ["report", "run"],
         ["predict", "run", "image.png"],
         ["robustness", "run"],
+        ["export", "run"],
         ["compare", "run", "run"],
     ):
         status, _, err = dl(
