@@ -10,6 +10,7 @@ Shapes: P parts, B examples of a batch.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,12 +76,15 @@ def exact_gradient(grad_fn: GradFn, batch_size: int, mesh: Mesh) -> GradFn:
             params: Params, model_state: ModelState, batch: Batch, key: Key | None
         ) -> tuple[tuple[jax.Array, Aux], Params]:
             def of_part(numbered: tuple[Batch, jax.Array]) -> Any:
-                # Without the barriers XLA would fuse a part with its surroundings, which depend on the mesh.
-                part, number = jax.lax.optimization_barrier(numbered)
-                part_key = None if key is None else jax.random.fold_in(key, number)
-                (_, (loss, aux)), gradient = differentiate(params, model_state, part, part_key)
-                sums = jax.tree.map(lambda g: g * loss.divisor.astype(g.dtype), gradient)
-                return jax.lax.optimization_barrier((sums, loss, aux))
+                part, number = numbered
+
+                def of_one() -> Any:
+                    part_key = None if key is None else jax.random.fold_in(key, number)
+                    (_, (loss, aux)), gradient = differentiate(params, model_state, part, part_key)
+                    sums = jax.tree.map(lambda g: g * loss.divisor.astype(g.dtype), gradient)
+                    return sums, loss, aux
+
+                return _apart(of_one, number)
 
             def of_device(parts: Batch, numbers_P: jax.Array) -> Any:
                 sums, loss, aux = jax.lax.map(of_part, (parts, numbers_P))
@@ -97,9 +101,14 @@ def exact_gradient(grad_fn: GradFn, batch_size: int, mesh: Mesh) -> GradFn:
                 out_specs=PartitionSpec(),
                 check_vma=False,
             )(parts, jnp.arange(NUM_PARTS))
-            gradient = jax.tree.map(lambda g: g / loss.divisor.astype(g.dtype), sums)
-            model_state = jax.tree.map(_mean_of_parts, states, model_state)
-            return (loss.compute(), Aux(model_state, metrics)), gradient
+
+            def means() -> Any:
+                share = 1.0 / loss.divisor  # XLA may divide by multiplying, which is rounded differently
+                gradient = jax.tree.map(lambda g: g * share.astype(g.dtype), sums)
+                return loss.compute(), jax.tree.map(_mean_of_parts, states, model_state), gradient
+
+            mean, next_state, gradient = _apart(means, jnp.int32(loss.count))
+            return (mean, Aux(next_state, metrics)), gradient
 
         return exact
 
@@ -115,9 +124,26 @@ def on_whole_arrays(tx: optax.GradientTransformation, mesh: Mesh) -> optax.Gradi
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         inner = optax.with_extra_args_support(tx)
-        return gathered(inner.update(gathered(updates), gathered(state), gathered(params), **extra))
+        args = gathered((updates, state, params))
+        loss = jax.lax.bitcast_convert_type(jnp.asarray(extra["value"], jnp.float32), jnp.int32)
+        return gathered(_apart(lambda: inner.update(*args, **extra), loss))
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def _apart(fn: Callable[[], Any], number: jax.Array) -> Any:
+    """Returns what `fn` returns, computed apart: XLA does not fuse it with the operations around it.
+
+    Fused operations are rounded differently, and the operations around depend on the mesh. XLA fuses across
+    barriers on a CPU, but not into a branch. It cannot know that this branch is always taken.
+
+    Args:
+      fn: the function.
+      number: a whole number that XLA does not know.
+    """
+    shapes = jax.eval_shape(fn)
+    is_so = jnp.minimum(number & jnp.int32(2**31 - 1), 0) == 0
+    return jax.lax.cond(is_so, fn, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
 def _tree_sum(x: jax.Array, shards: int) -> jax.Array:
