@@ -160,18 +160,19 @@ def fail():
     raise StorageError("no space")
 
 
-def test_a_trial_that_failed_is_repeated_by_a_single_process_only(work, training, folder):
-    def fail_once(name, console):
-        if name == "trial-001" and name not in failed:
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_trial_that_failed_is_repeated_by_a_single_process_only(work, training, folder, together):
+    def fail_at_first(name, console):
+        if name not in failed and name != "trial-000":
             failed.append(name)
             raise UserError("these options are wrong")
 
-    failed, training.before = [], fail_once
-    how = {"num_trials": 3, "together": 1}
-    for is_worker, names in ((True, [0, 2]), (True, []), (False, [1]), (True, [])):
+    failed, training.before = [], fail_at_first
+    how = {"num_trials": 2, "together": together, "space": {"learning_rate": SPACE["learning_rate"]}}
+    for is_worker, names in ((True, ["trial-000"]), (True, []), (False, ["trial-001"]), (True, [])):
         training.names = []
         work(is_worker=is_worker, **how)
-        assert training.names == [f"trial-{k:03d}" for k in names]
+        assert training.names == names
     assert all(row["value"] is not None for row in trials_of(folder))
 
 
@@ -241,9 +242,10 @@ def test_a_worker_that_lost_its_trial_leaves_it_and_goes_on(work, training, fold
     assert {row["trial"]: row["value"] for row in found.rows}[0] == 7.0
 
 
-def test_an_error_after_the_trial_was_lost_is_not_its_result(work, training, folder):
+@pytest.mark.parametrize("together", [1, 2])
+def test_an_error_after_the_trial_was_lost_is_not_its_result(work, training, folder, together):
     def lose(name, console):
-        if name not in training.names and not other:
+        if not other:
             other.append(Claims(folder / "claims", expiry=0.0))
             assert other[0].claim(name) is None
             other[0].claim(name).release()
@@ -251,7 +253,8 @@ def test_an_error_after_the_trial_was_lost_is_not_its_result(work, training, fol
 
     other = []
     training.before = lose
-    work(num_trials=3, together=2)
+    work(num_trials=2, together=together, space={"learning_rate": SPACE["learning_rate"]})
+    assert training.names == (["trial-000", "trial-001"] if together == 1 else ["trial-000-and-1-more"])
     assert all(row["value"] is not None for row in trials_of(folder))
 
 

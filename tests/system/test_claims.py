@@ -181,13 +181,16 @@ def test_an_outdated_listing_takes_nothing_from_a_living_holder(folder, silent, 
 def test_a_listing_in_the_moment_of_a_rename_is_read_again(folder, silent, monkeypatch):
     listdir = os.listdir
     [name] = listdir(folder / "piece")
-    listings = [[], ["1-held-host.1.abcdef01-0", "2-free"], [name, name[:-1] + "1"]]
+    listings = [[], ["0-free", name], ["1-done", name], [name, "1-done"]]
     monkeypatch.setattr(
         "dl.system.claims.os.listdir", lambda path: listings.pop(0) if listings else listdir(path)
     )
-    assert Claims(folder).claim("piece") is None  # free, as the second listing says, but that is outdated
-    assert Claims(folder).claim("piece") is None
+    claims = Claims(folder)
+    assert claims.claim("piece") is None
+    assert claims.is_done("piece")
+    assert claims.is_done("piece")
     monkeypatch.undo()
+    assert not claims.is_done("piece")
     silent.check()
 
 
