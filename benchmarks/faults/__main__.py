@@ -32,7 +32,7 @@ def main(is_short: bool) -> int:
         }
         from benchmarks.faults import commands, damage, kills, storage
 
-        _import_all()
+        import_all()
         from PIL import Image
 
         image, other = place / "image.png", place / "other"
@@ -54,7 +54,7 @@ def main(is_short: bool) -> int:
     return 1 if failures else 0
 
 
-def _import_all() -> None:
+def import_all() -> None:
     """Imports what the commands import late, so that no child has to."""
     import jinja2
     import matplotlib.pyplot

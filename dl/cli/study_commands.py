@@ -13,7 +13,7 @@ from dl.cli.run_commands import show
 from dl.cli.space import parse_space
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.option_types import Options, PositiveInt, Seed
+from dl.option_types import Options, PositiveFloat, PositiveInt, Seed
 from dl.runs.provenance import module_name
 from dl.runs.run import this_command
 from dl.sharding import make_mesh_of
@@ -21,6 +21,7 @@ from dl.studies.folder import is_same, plain
 from dl.studies.learning_curve import FRACTIONS, learning_curve
 from dl.studies.search import Interval
 from dl.studies.sweep import Method, sweep
+from dl.system.claims import EXPIRY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,10 @@ class SweepOptions(StudyOptions):
         itself defines this.
       together: Largest number of trials that are trained in one program. 1: trials are trained one by one.
       search_seed: Random seed of the search.
+      worker: Share the trials with other processes that run the same command, on this or other machines. All
+        need the same --workdir, on a file system that they share. Each process ends when all trials are done.
+      lease: Number of seconds without a sign of life after which the trial of a worker is taken over by
+        another worker.
     """
 
     method: Method = "random"
@@ -46,6 +51,8 @@ class SweepOptions(StudyOptions):
     mode: Literal["min", "max"] | None = None
     together: PositiveInt = 16
     search_seed: Seed = 0
+    worker: bool = False
+    lease: PositiveFloat = EXPIRY
 
 
 def run_sweep(call: Call) -> int:
@@ -71,6 +78,8 @@ def run_sweep(call: Call) -> int:
         mesh=make_mesh_of(own.mesh),
         together=own.together,
         search_seed=own.search_seed,
+        is_worker=own.worker,
+        lease=own.lease,
         resume_command=lambda folder: this_command("dl", folder, call.argv),
     )
     lines = [

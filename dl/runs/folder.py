@@ -6,14 +6,16 @@ see `dl.data.recorded`.
 """
 
 import contextlib
+import functools
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dl.errors import UserError
 from dl.runs.log import readable_lines
-from dl.system.files import expand, file_digest, remove_leftovers
+from dl.system.files import expand, file_digest, remove_leftovers, replace_file
 from dl.system.json_files import json_digest, read_json
 from dl.system.locks import FolderLock
 
@@ -160,6 +162,22 @@ class RunFolder:
             lock = FolderLock(self.folder)
             self._remove_leftovers()
             lock.release()
+
+    def seize(self) -> None:
+        """Takes the run from a process that may be alive on another machine, and may not know it yet.
+
+        The lock is removed, which `Run.in_place` notices, so that process saves and finishes nothing more.
+        The log becomes another file, so that the lines of that process are not in it.
+
+        Raises:
+          OSError: the folder cannot be written.
+        """
+        if not self.folder.exists():
+            return
+        (self.folder / ".lock").unlink(missing_ok=True)
+        if self.metrics_path.exists():
+            with self.metrics_path.open("rb") as old:
+                replace_file(self.metrics_path, functools.partial(shutil.copyfileobj, old))
 
     def _remove_leftovers(self) -> None:
         remove_leftovers(self.folder)

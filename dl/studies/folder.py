@@ -46,7 +46,7 @@ class StudyKind:
 
 
 class Study:
-    """An open study. No other process writes to its folder.
+    """An open study. No other process writes to its folder, or only the workers that share it.
 
     Attributes:
       kind: the kind of study.
@@ -114,13 +114,14 @@ class Study:
 
 
 @contextlib.contextmanager
-def open_study(kind: StudyKind, folder: Path | None, stem: str) -> Iterator[Study]:
-    """A context that locks the folder of a study for this process.
+def open_study(kind: StudyKind, folder: Path | None, stem: str, is_shared: bool = False) -> Iterator[Study]:
+    """A context that locks the folder of a study for this process, or for all that share it.
 
     Args:
       kind: the kind of study.
       folder: the folder. `None` means a new folder, runs/STEM-TIME.
       stem: the beginning of the name of a new folder.
+      is_shared: whether other processes may open the study too, if all of them share it.
 
     Raises:
       UserError: the folder holds something else, another process uses it, or it cannot be written.
@@ -137,7 +138,7 @@ def open_study(kind: StudyKind, folder: Path | None, stem: str) -> Iterator[Stud
                     "another folder"
                 )
             if jax.process_index() == 0:
-                stack.callback(FolderLock(folder).release)
+                stack.callback(FolderLock(folder, is_shared).release)
         yield Study(kind, folder)
 
 

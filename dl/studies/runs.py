@@ -16,6 +16,7 @@ from dl.runs.definition import Definition
 from dl.runs.provenance import module_name
 from dl.runs.run import Run
 from dl.studies.folder import Study
+from dl.studies.workers import Worker
 from dl.training.loop import train_run
 from dl.training.population import Population
 from dl.training.single import SINGLE, Single
@@ -34,12 +35,14 @@ class StudyRuns:
       mesh: the devices.
       resume_command: the command line that resumes a stopped run. `None` means a sentence about the same
         call.
+      worker: this process as one of several workers. `None` means that it is alone.
     """
 
     experiment_fn: Callable[..., Experiment]
     study: Study
     mesh: Mesh
     resume_command: ResumeCommand | None = None
+    worker: Worker | None = None
 
     def train(
         self, part: str, definition: Definition, population: Population | Single = SINGLE
@@ -57,11 +60,19 @@ class StudyRuns:
         Raises:
           UserError: the errors of `train`.
         """
-        folder = self.study.folder
-        resume = self.resume_command or (lambda folder: f"the same call with folder={str(folder)!r}")
-        run = Run(folder / part, definition, resume(folder))
-        quiet = Console(is_quiet=True)
-        return train_run(run, self.mesh, population=population, with_baseline=False, console=quiet).record
+        run = Run(self.study.folder / part, definition, resume_line(self.study, self.resume_command))
+        console = Console(is_quiet=True)
+        if self.worker is not None:
+            self.worker.prepare(run.folder)
+            console = self.worker.console
+        return train_run(run, self.mesh, population=population, with_baseline=False, console=console).record
+
+
+def resume_line(study: Study, resume_command: ResumeCommand | None) -> str:
+    """Returns the command line that resumes a study, or a sentence about the same call."""
+    if resume_command is None:
+        return f"the same call with folder={str(study.folder)!r}"
+    return resume_command(study.folder)
 
 
 def with_defaults(experiment_fn: Callable[..., Experiment], options: Mapping[str, Any] | None) -> Options:

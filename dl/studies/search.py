@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dl.errors import UserError
+from dl.studies.folder import plain
 
 REDUCTION = 3  # the best third of a rung of successive halving continues (Li et al. 2018, 3.6)
 _RANDOM_KEY = 2**62  # differs from the keys of epochs, (seed, epoch)
@@ -129,7 +130,9 @@ def rungs(num_points: int, budget: int) -> list[tuple[int, int]]:
 class Tpe:
     """Points that a tree-structured Parzen estimator proposes (Bergstra et al. 2011), by Optuna.
 
-    The same seed and the same values of the trials give the same points.
+    The same seed and the same values of the trials give the same points. A single process asks for them in
+    turn (`points`). Workers ask for the point of any trial (`propose`): then a point depends on the number of
+    the trial and on the trials that have finished until then.
     """
 
     def __init__(self, space: Space, seed: int, sign: float):
@@ -141,10 +144,11 @@ class Tpe:
                 "the method tpe needs Optuna; run pip install 'dl[search]', or choose random, grid or halving"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optuna
         self._failed = optuna.trial.TrialState.FAIL
-        self._study = optuna.create_study(
-            direction="maximize" if sign > 0 else "minimize", sampler=optuna.samplers.TPESampler(seed=seed)
-        )
+        self._direction = "maximize" if sign > 0 else "minimize"
+        self._seed = seed
+        self._study = self._new_study(seed)
         self._space = space
         self._distributions = {
             # Optuna gets the positions of the values, because it cannot store every type, such as a path.
@@ -169,6 +173,34 @@ class Tpe:
 
             yield {name: self._value(name, value) for name, value in trial.params.items()}, tell
 
+    def propose(self, trial: int, finished: Sequence[Mapping[str, Any]]) -> Point:
+        """Returns a point from the `options` (JSON values) and the `value` (None if it failed) of trials."""
+        [seed] = np.random.SeedSequence((self._seed, trial)).generate_state(1).tolist()
+        study = self._new_study(seed)
+        for row in finished:
+            end = {"state": self._failed} if row["value"] is None else {"value": row["value"]}
+            drawn = {name: self._drawn(name, value) for name, value in row["options"].items()}
+            study.add_trial(
+                self._optuna.trial.create_trial(params=drawn, distributions=self._distributions, **end)
+            )
+        drawn = study.ask(self._distributions).params
+        return {name: self._value(name, value) for name, value in drawn.items()}
+
+    def point(self, options: Mapping[str, Any]) -> Point:
+        """Returns the point with these options, which are JSON values."""
+        return {name: self._value(name, self._drawn(name, value)) for name, value in options.items()}
+
+    def _new_study(self, seed: int) -> Any:
+        sampler = self._optuna.samplers.TPESampler(seed=seed)
+        return self._optuna.create_study(direction=self._direction, sampler=sampler)
+
     def _value(self, name: str, drawn: Any) -> Any:
         dimension = self._space[name]
         return dimension.values[drawn] if isinstance(dimension, Choices) else drawn
+
+    def _drawn(self, name: str, recorded: Any) -> Any:
+        """Returns what Optuna draws for a value that is recorded as JSON."""
+        dimension = self._space[name]
+        if not isinstance(dimension, Choices):
+            return recorded
+        return [plain({name: value})[name] for value in dimension.values].index(recorded)

@@ -2,7 +2,7 @@
 
 Each trial is a run with a folder, and sweep.json records the finished trials. The same call resumes the
 sweep. The test split is never read. Trials of a grid or a random search that differ in hyperparameters of the
-optimizer alone, or in their seeds, are trained in one program.
+optimizer alone, or in their seeds, are trained in one program. Several workers can share a sweep.
 """
 
 import dataclasses
@@ -24,12 +24,15 @@ from dl.sharding import make_mesh
 from dl.stopping import KeepBest
 from dl.studies.folder import StudyKind, open_study, usable
 from dl.studies.probe import Probe, without_test
-from dl.studies.runs import ResumeCommand, StudyRuns, check_options, with_defaults
+from dl.studies.rows import Row
+from dl.studies.runs import ResumeCommand, StudyRuns, check_options, resume_line, with_defaults
 from dl.studies.search import Dimension, Space, Tpe, as_space, grid_points, random_points, rungs
 from dl.studies.sweep_tables import plot, table_of
-from dl.studies.trials import Row, Trials
+from dl.studies.trials import Trials
+from dl.studies.workers import CLAIMS, Worker, refuse_workers
+from dl.system.claims import EXPIRY
 
-SWEEP = StudyKind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png"))
+SWEEP = StudyKind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png", CLAIMS))
 NUM_TRIALS = 20
 # Successive halving divides the first of these options that the experiment has.
 BUDGETS = ("num_epochs", "num_steps")
@@ -92,6 +95,8 @@ def sweep(
     mesh: Mesh | None = None,
     together: int = 16,
     search_seed: int = 0,
+    is_worker: bool = False,
+    lease: float = EXPIRY,
     console: Console | None = None,
     resume_command: ResumeCommand | None = None,
 ) -> Sweep:
@@ -112,6 +117,11 @@ def sweep(
       mesh: the devices. `None` means all devices.
       together: the largest number of trials that are trained in one program.
       search_seed: random seed of the draws.
+      is_worker: whether other processes make the same call, on this or other machines, and share the trials
+        through `folder`. Each of them returns when all trials are done. The sweep of a grid, a random search
+        or halving is then the same as that of one process. With tpe, a point also depends on which trials
+        have finished when a worker asks for it.
+      lease: number of seconds without a sign of life after which the trial of a worker is taken over.
       console: where progress is printed.
       resume_command: returns, for a folder, the command line that resumes a stopped sweep.
 
@@ -120,6 +130,8 @@ def sweep(
         environment.
     """
     console = console or Console()
+    if is_worker and folder is None:
+        raise UserError("a worker needs the folder that all workers share; give --workdir FOLDER")
     space = as_space(space)
     check_options(experiment_fn, space)
     if twice := space.keys() & (options or {}).keys():
@@ -142,11 +154,20 @@ def sweep(
         # The other methods can add trials later.
         "num_trials": search.num_trials if method == "halving" else None,
     }
-    with open_study(SWEEP, folder, f"{name.rpartition('.')[2]}-sweep") as study:
-        runs = StudyRuns(experiment_fn, study, make_mesh() if mesh is None else mesh, resume_command)
+    with open_study(SWEEP, folder, f"{name.rpartition('.')[2]}-sweep", is_shared=is_worker) as study:
+        worker = None
+        if is_worker:
+            worker = Worker(study, resume_line(study, resume_command), console, lease)
+            # The other workers must find the same trials in the same programs.
+            worker.agree({"num_trials": search.num_trials, "together": together, "lease": lease})
+        else:
+            refuse_workers(study)
+        mesh = make_mesh() if mesh is None else mesh
+        runs = StudyRuns(experiment_fn, study, mesh, resume_command, worker)
         trials = Trials(runs, fixed, probe, header, together, console)
-        search.run(trials, probe.rule, console)
-        return _conclude(trials, probe, search.budget_option)
+        search.run(trials, probe.rule, console, is_worker)
+        with trials.concluding():
+            return _conclude(trials, probe, search.budget_option)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,13 +216,15 @@ class _Search:
             raise UserError(f"halving needs the budget of its last round; give {option} a value")
         return cls(method, space, seed, num_trials, option, fixed[option])
 
-    def run(self, trials: Trials, rule: KeepBest, console: Console) -> None:
+    def run(self, trials: Trials, rule: KeepBest, console: Console, is_worker: bool) -> None:
         if self.method == "grid":
             trials.run(grid_points(self.space), are_independent=True)
         elif self.method == "random":
             trials.run(random_points(self.space, self.num_trials, self.seed), are_independent=True)
         elif self.method == "halving":
             self._halve(trials, rule, console)
+        elif is_worker:
+            trials.run_as_proposed(self.num_trials, Tpe(self.space, self.seed, rule.sign))
         else:
             for point, tell in Tpe(self.space, self.seed, rule.sign).points(self.num_trials):
                 [row] = trials.run([point])

@@ -2,12 +2,15 @@
 
 A trial that diverged, or failed because of its options, is recorded as a row. A failure of its environment
 (missing data, a full disk, too little memory) ends the sweep, and the next start repeats the trial.
+
+The trials that share a program, and each trial alone, are a piece. A single process carries out the pieces
+one after another, and several workers share them, see `dl.studies.workers`.
 """
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 from dl.errors import Diverged, UserError
 from dl.option_types import Options
@@ -16,16 +19,29 @@ from dl.runs.definition import Definition
 from dl.runs.log import finite
 from dl.runs.provenance import legacy_code_of
 from dl.stopping import look_up
-from dl.studies.fingerprint import fingerprint
-from dl.studies.folder import Study, damaged, is_same, plain
+from dl.studies.folder import is_same, plain
 from dl.studies.probe import Probe, without_test
+from dl.studies.programs import groups_of, in_one_program
+from dl.studies.rows import Row, name_of, rows_of
 from dl.studies.runs import StudyRuns
 from dl.studies.search import Point
 from dl.studies.trial_errors import is_of_surroundings, one_line
-from dl.training.population import Population
+from dl.system.claims import ClaimLost
 from dl.training.signals import Stopped
 
-Row = dict[str, Any]
+_POINT = "point"  # under which a worker notes the point of a trial
+
+
+class Proposals(Protocol):
+    """A search method that proposes the point of a trial from the finished trials."""
+
+    def propose(self, trial: int, finished: Sequence[Row]) -> Point:
+        """Returns the point of a trial."""
+        ...
+
+    def point(self, options: Mapping[str, Any]) -> Point:
+        """Returns the point with the options of a row, which are JSON values."""
+        ...
 
 
 class Trials:
@@ -33,9 +49,7 @@ class Trials:
 
     Attributes:
       folder: the folder of the sweep.
-      rows: one for each trial so far: `trial`, `options`, `value` of the metric (None if it failed), `error`,
-        whether it `has_diverged`, `folder`, and which `member` of the run there it is, where that has
-        several.
+      rows: one for each trial so far.
       points: the options of each trial, as the experiment takes them.
       header: the content of sweep.json beside the trials.
       defect: the first error that is not a UserError.
@@ -73,9 +87,11 @@ class Trials:
         self._probe = probe
         self._together = together
         self._console = console
-        there = runs.study.resume(self.header, {"code": legacy_code_of(runs.experiment_fn)})
-        self._recorded = {} if there is None else _rows_of(there, runs.study)
-        self._write()
+        with self._writing():
+            there = runs.study.resume(self.header, {"code": legacy_code_of(runs.experiment_fn)})
+            self._recorded = {} if there is None else rows_of(there, runs.study)
+            if there is None or runs.worker is None:
+                self._write()
 
     def run(self, points: Sequence[Point], are_independent: bool = False) -> list[Row]:
         """Trains the trials that are not recorded; returns a row for each point, in the same order.
@@ -83,102 +99,143 @@ class Trials:
         Args:
           points: the searched options of each trial.
           are_independent: whether no later trial depends on these trials. Then they may share a program, and
-            a failed trial is repeated unless it diverged.
+            a process without other workers repeats a failed trial unless it diverged.
 
         Raises:
           UserError: the folder holds other trials, or a trial failed because of its environment.
         """
-        start = len(self.rows)
         rows = []
-        for k, point in enumerate(points, start):
+        for k, point in enumerate(points, len(self.rows)):
             row: Row = {"trial": k, "options": plain(point)}
             recorded = self._recorded.get(k, row)
-            if not is_same(recorded["options"], row["options"]):
-                raise UserError(
-                    f"workdir={self.folder} holds another sweep (trial {k}: {recorded['options']} there, "
-                    f"{row['options']} here), proposed by another version of a library; use another folder"
-                )
-            is_open = recorded.get("value") is None and not {"has_diverged", "metrics"} & recorded.keys()
-            rows.append(row if are_independent and is_open else recorded)
+            self._check_options(k, recorded["options"], row["options"])
+            is_final = recorded.get("value") is not None or {"has_diverged", "metrics"} & recorded.keys()
+            is_repeated = are_independent and self._runs.worker is None and not is_final
+            rows.append(row if is_repeated else recorded)
         self.rows += rows
         self.points += points
-        options = [{**self._fixed, **point} for point in points]
-        if are_independent and self._together > 1 and any("value" not in row for row in rows):
-            for group in self._groups(points, options):
-                left = [k for k in group if "value" not in rows[k]]
-                # If one of them was trained alone, the others are trained alone too.
-                if len(left) > 1 and all("member" in rows[k] for k in group if k not in left):
-                    self._train_together([options[k] for k in left], [rows[k] for k in left])
-        for row, own in zip(rows, options, strict=True):
-            if "value" not in row:
-                self._train_alone(own, row)
+        pieces = self._pieces(rows, are_independent)
+        self._carry_out({name_of(piece): partial(self._train, piece) for piece in pieces})
         return rows
+
+    def run_as_proposed(self, num_trials: int, proposals: Proposals) -> None:
+        """Trains trials together with other workers. The worker that claims a trial proposes its point.
+
+        Args:
+          num_trials: the number of trials.
+          proposals: proposes a point from the finished trials.
+
+        Raises:
+          UserError: a trial failed because of its environment.
+        """
+        self.rows = [self._recorded.get(k, {"trial": k}) for k in range(num_trials)]
+        self.points = [{} for _ in range(num_trials)]
+        left = [row for row in self.rows if "value" not in row]
+        self._carry_out({name_of([row]): partial(self._propose, row, proposals) for row in left})
+        self.points = [proposals.point(row["options"]) for row in self.rows]
 
     def options(self, trial: int) -> Options:
         """Returns all options of a trial, as the experiment takes them."""
         return {**self._fixed, **self.points[trial]}
 
-    def _groups(self, points: Sequence[Point], options: Sequence[Options]) -> list[list[int]]:
-        """Returns which trials can share one program."""
-        candidates: dict[str, list[int]] = {}
-        for k, point in enumerate(points):
-            rest = {name: value for name, value in point.items() if not _may_vary(name, value)}
-            candidates.setdefault(json.dumps(rest, default=str), []).append(k)
-        groups: dict[str, list[int]] = {}
-        for k in (k for group in candidates.values() if len(group) > 1 for k in group):
-            try:
-                experiment = self._define(options[k]).build()
-                kind = fingerprint(experiment)
-            except Exception:  # the trial raises the error again
-                continue
-            # Together they would stop only when the last of them has reached its target.
-            if (
-                kind
-                and experiment.stop_at is None
-                and experiment.seed == options[k].get("seed", experiment.seed)
-            ):
-                groups.setdefault(kind, []).append(k)
-        size = self._together
-        chunks = [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
-        return [chunk for chunk in chunks if len(chunk) > 1]
+    @contextlib.contextmanager
+    def concluding(self) -> Iterator[None]:
+        """A context at the end of the sweep in which no other worker writes into its folder."""
+        with self._writing():
+            if self._runs.worker is not None:
+                self._write()
+            yield
 
-    def _train_together(self, options: Sequence[Options], rows: Sequence[Row]) -> None:
-        """Trains trials as a population in one program, if that is possible."""
-        first = options[0]
-        numbers = [name for name in rows[0]["options"] if isinstance(first[name], float)]
-        varied = [name for name in numbers if any(not is_same(own[name], first[name]) for own in options)]
-        definition = self._define(first)
-        base = definition.build()
-        population = Population(
-            tuple(own.get("seed", base.seed) for own in options),
-            {name: tuple(own[name] for own in options) for name in varied},
-            (lambda own: self._runs.experiment_fn(**{**first, **own}).tx) if varied else None,
-        )
-        folder = f"trial-{rows[0]['trial']:03d}-and-{len(rows) - 1}-more"
-        definition = definition.changed({"members": [population.describe(k) for k in range(len(population))]})
+    def _writing(self) -> contextlib.AbstractContextManager[Any]:
+        worker = self._runs.worker
+        return contextlib.nullcontext() if worker is None else worker.writing()
+
+    def _carry_out(self, pieces: Mapping[str, Callable[[], list[Row]]]) -> None:
+        """Trains the trials of each piece, alone or together with the other workers."""
+        if self._runs.worker is None:
+            for train in pieces.values():
+                train()
+            return
+        for rows in self._runs.worker.carry_out(pieces).values():
+            for row in rows:
+                own = self.rows[row["trial"]]
+                self._check_options(row["trial"], row["options"], own.get("options", row["options"]))
+                own.clear()
+                own.update(row)
+
+    def _check_options(self, trial: int, there: Any, here: Any) -> None:
+        if not is_same(there, here):
+            raise UserError(
+                f"workdir={self.folder} holds another sweep (trial {trial}: {there} there, {here} here), "
+                "proposed by another version of a library; use another folder"
+            )
+
+    def _propose(self, row: Row, proposals: Proposals) -> list[Row]:
+        """Trains a trial with a new point, or with the point that a worker before has noted."""
+        worker = self._runs.worker
+        assert worker is not None
+        assert worker.claim is not None
+        if (options := worker.claims.note(worker.claim.name, _POINT)) is None:
+            finished = [row for row in self.rows if "value" in row]
+            for name in (name_of([row]) for row in self.rows if "value" not in row):
+                finished += worker.claims.result(name) if worker.claims.is_done(name) else []
+            options = plain(proposals.propose(row["trial"], finished))
+            worker.claim.note(_POINT, options)
+        row["options"] = options
+        self.points[row["trial"]] = proposals.point(options)
+        return self._train([row])
+
+    def _pieces(self, rows: Sequence[Row], are_independent: bool) -> list[list[Row]]:
+        """Returns the trials that are not recorded: those that may share a program, then each alone."""
+        pieces = []
+        if are_independent and self._together > 1 and any("value" not in row for row in rows):
+            points = {row["trial"]: self.points[row["trial"]] for row in rows}
+            for group in groups_of(points, lambda k: self._define(self.options(k)), self._together):
+                grouped = [self.rows[trial] for trial in group]
+                left = [row for row in grouped if "value" not in row]
+                # If one of them was trained alone, the others are trained alone too.
+                if len(left) > 1 and all("member" in row for row in grouped if "value" in row):
+                    pieces.append(left)
+        shared = {row["trial"] for piece in pieces for row in piece}
+        return pieces + [[row] for row in rows if "value" not in row and row["trial"] not in shared]
+
+    def _train(self, rows: list[Row]) -> list[Row]:
+        """Trains trials, in one program if that is possible. Returns their complete rows."""
+        if len(rows) == 1 or not self._train_together(rows):
+            for row in rows:
+                self._train_alone(row)
+        return rows
+
+    def _train_together(self, rows: Sequence[Row]) -> bool:
+        """Trains trials as a population in one program. Returns whether that was possible."""
+        options = [self.options(row["trial"]) for row in rows]
+        definition, population = in_one_program(self._define, options, rows[0]["options"])
+        folder = name_of(rows)
         try:
             result = self._runs.train(folder, definition, population)
-        except Stopped:
+        except (Stopped, ClaimLost):
             raise
         except Exception:  # then each trial is trained alone, where it may fit into memory or show its error
-            return
+            self._check_claim()
+            return False
         for k, row in enumerate(rows):
             row |= {"folder": folder, "member": k}
             self._finish(row, result["members"][k]["metrics"])
         self._report(rows)
+        return True
 
-    def _train_alone(self, options: Options, row: Row) -> None:
-        folder = f"trial-{row['trial']:03d}"
-        row["folder"] = folder
+    def _train_alone(self, row: Row) -> None:
+        row["folder"] = name_of([row])
         is_built = False
         try:
-            definition = self._define(options)
+            definition = self._define(self.options(row["trial"]))
             definition.build()
             is_built = True
-            result = self._runs.train(folder, definition)
-        except Stopped:
+            result = self._runs.train(row["folder"], definition)
+        except (Stopped, ClaimLost):
             raise
         except Exception as error:
+            self._check_claim()
             self._refuse_surroundings(error, is_built, row["trial"])
             row |= {"value": None, "error": one_line(error)}
             if isinstance(error, Diverged):
@@ -188,6 +245,11 @@ class Trials:
         else:
             self._finish(row, result["metrics"])
         self._report([row])
+
+    def _check_claim(self) -> None:
+        """Raises ClaimLost if another worker has taken over the trials, which explains any error."""
+        if self._runs.worker is not None:
+            self._runs.worker.check()
 
     def _refuse_surroundings(self, error: Exception, is_built: bool, trial: int) -> None:
         """Raises UserError if the environment of the trial caused the error."""
@@ -204,8 +266,7 @@ class Trials:
         kind = type(error) if isinstance(error, UserError) else UserError
         raise kind(
             f"trial {trial} cannot run now ({one_line(error)}); solve this problem, then run the same "
-            "command "
-            "again"
+            "command again"
         ) from error
 
     def _define(self, options: Options) -> Definition:
@@ -220,7 +281,8 @@ class Trials:
             row["error"] = f"{rule.split} {rule.metric} is not a finite number"
 
     def _report(self, rows: Sequence[Row]) -> None:
-        self._write()
+        if self._runs.worker is None:  # else the worker that ends last writes all rows
+            self._write()
         for row in rows:
             said = row["error"] if row["value"] is None else f"{row['value']:.6g}"
             words = " ".join(f"{name}={value}" for name, value in row["options"].items())
@@ -229,29 +291,3 @@ class Trials:
     def _write(self) -> None:
         known = self._recorded | {row["trial"]: row for row in self.rows if "value" in row}
         self._runs.study.write({**self.header, "trials": [known[k] for k in sorted(known)]})
-
-
-def _rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:
-    """Returns the rows of a record by their numbers.
-
-    Raises:
-      UserError: the rows are not valid.
-    """
-    kinds = {"trial": int, "options": dict, "folder": str}
-    rows = record.get("trials")
-    if not isinstance(rows, list):
-        raise damaged(study.path, "it does not hold trials")
-    for row in rows:
-        if not isinstance(row, dict) or any(not isinstance(row.get(n), kind) for n, kind in kinds.items()):
-            raise damaged(study.path, "a trial lacks its number, its options or its folder")
-        value = row.get("value")
-        is_number = isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number and not (value is None and isinstance(row.get("error"), str)):
-            raise damaged(study.path, f"trial {row['trial']} has neither a value nor an error")
-    if len({row["trial"] for row in rows}) < len(rows):
-        raise damaged(study.path, "it holds a trial twice")
-    return {row["trial"]: row for row in rows}
-
-
-def _may_vary(name: str, value: Any) -> bool:
-    return isinstance(value, float) or name == "seed"

@@ -22,7 +22,7 @@ class StopSignals:
     """A context in which the first stop signal only sets `received`; a second one acts at once.
 
     Signals that the process ignores, such as SIGHUP under `nohup`, are not handled. Outside the main thread
-    no signal is handled.
+    no signal is handled. A signal that did not end the inner of two such contexts is passed to the outer one.
     """
 
     def __init__(self) -> None:
@@ -54,3 +54,7 @@ class StopSignals:
         traceback: TracebackType | None,
     ) -> None:
         self._restore()
+        if self.received is not None and not isinstance(error, Stopped):
+            outer = getattr(signal.getsignal(self.received), "__self__", None)
+            if isinstance(outer, StopSignals):
+                outer._receive(self.received, None)
