@@ -5,6 +5,10 @@
     python -m dl predict runs/lstm_sentiment-TIME "A moving film."
 
 The baseline is TF-IDF with a linear model.
+
+Measured on SST-2 (6,920 sentences) on two cores of a shared Intel Xeon, with jax 0.10.2: 10 epochs take 2
+minutes. The test accuracy is 83.4 % (81.6 to 85.0), and that of the baseline 82.4 %. The difference, +0.9
+points (-0.4 to +2.3), does not show that the network is better.
 """
 
 from typing import Literal
