@@ -39,13 +39,17 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over the first devices, by default over all devices on the axis `data`.
+
+    Args:
+      sizes: sizes of the axes; an axis that is left out has size 1.
+      devices: the devices. `None` means those of this run.
 
     Raises:
       UserError: there are not enough devices, or several processes would not use all devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = dict(sizes or {"data": len(devices)})
     wanted = math.prod(sizes.values())
     if wanted > len(devices):

@@ -103,6 +103,7 @@ class Program:
         augmentation.
       metrics: the metrics of the eval step with their directions; empty if nothing is evaluated.
       train_metrics: the metrics of the train step with their directions.
+      traced: the train step for the batches of each length.
     """
 
     def __init__(
@@ -111,7 +112,18 @@ class Program:
         mesh: Mesh,
         batches: Mapping[str, Batches],
         population: Population | Single = SINGLE,
+        *,
+        is_allocated: bool = True,
     ):
+        """Traces the steps; nothing is compiled or allocated.
+
+        Args:
+          experiment: the experiment.
+          mesh: the devices.
+          batches: the batches of each split.
+          population: the runs that the program trains.
+          is_allocated: whether the state will be on the devices, whose memory it must then fit into.
+        """
         self.mesh = mesh
         self.config = StepConfig.of(experiment)
         if experiment.reduction == "exact":
@@ -127,14 +139,15 @@ class Program:
             abstract_state,
             self.shardings,
         )
-        check_fits(self.abstract_state, mesh.local_devices)
+        if is_allocated:
+            check_fits(self.abstract_state, mesh.local_devices)
         self._train_step = make_train_step(self.config, mesh, self.shardings, self.population)
         with jax.disable_jit(False):
-            self._train = [
-                _Traced(self._train_step.trace(self.abstract_state, batch), batch, num_steps)  # type: ignore[attr-defined]
+            self.traced = [
+                TracedStep(self._train_step.trace(self.abstract_state, batch), batch, num_steps)  # type: ignore[attr-defined]
                 for batch, num_steps in batches["train"].shapes
             ]
-        self.train_metrics: Directions = self._train[0].traced.out_info[1].directions
+        self.train_metrics: Directions = self.traced[0].traced.out_info[1].directions
         shardings = {"params": self.shardings.params, **self.shardings.model_state}
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval_step = self._eval = None
@@ -149,11 +162,11 @@ class Program:
         self._is_finite = jax.jit(population.each(_is_finite), out_shardings=replicated(mesh))
         _, frozen = freezing.split(abstract_state.params, self.config.frozen)
         num_runs = len(population)
-        forward = [] if evaluated is None else [_Traced(self._eval, evaluated.abstract, 1)]
+        forward = [] if evaluated is None else [TracedStep(self._eval, evaluated.abstract, 1)]
         self.facts = {
             "num_parameters": num_params(abstract_state.params) // num_runs,
             "num_frozen_parameters": num_params(frozen) // num_runs,
-            **_flops("train", self._train, experiment.batch_size * num_runs),
+            **_flops("train", self.traced, experiment.batch_size * num_runs),
             **_flops("forward", forward, evaluated.batch_size * num_runs if evaluated is not None else 1),
         }
 
@@ -184,7 +197,7 @@ class Program:
         started = time.monotonic()
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return CompiledSteps(self._train_step, self._eval_step, 0.0)
-        by_shape = {_shapes(step.batch): step.traced.lower().compile() for step in self._train}
+        by_shape = {_shapes(step.batch): step.traced.lower().compile() for step in self.traced}
         train_step = next(iter(by_shape.values()))
         if len(by_shape) > 1:
 
@@ -210,7 +223,7 @@ class Program:
         return state.replace(best=best)  # type: ignore[attr-defined]
 
 
-class _Traced(NamedTuple):
+class TracedStep(NamedTuple):
     """A step that was traced for batches of one shape.
 
     Attributes:
@@ -228,7 +241,7 @@ def _shapes(batch: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(batch[name].shape for name in sorted(batch))
 
 
-def _flops(name: str, steps: Sequence[_Traced], batch_size: int) -> dict[str, int | None]:
+def _flops(name: str, steps: Sequence[TracedStep], batch_size: int) -> dict[str, int | None]:
     """Returns the FLOPs per example in both conventions of `dl.flops`; `None` if nothing was traced."""
     num_examples = batch_size * sum(step.num_steps for step in steps)
     return {
