@@ -1,5 +1,6 @@
 """The compiled program of an experiment: its steps, and the shapes of the state before it exists."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from dl.experiment import Experiment, stored_batch
 from dl.flops import count_jaxpr_flops
 from dl.metrics import MetricTable
 from dl.precision import all_finite, has_nan
-from dl.sharding import batch_sharding, path_name, replicated
+from dl.sharding import batch_sharding, path_name, replicated, splitting_activations
 from dl.stopping import Directions
 from dl.training.exact import exact_config
 from dl.training.memory import check_fits
@@ -126,7 +127,8 @@ class Program:
         """
         self.mesh = mesh
         self.config = StepConfig.of(experiment)
-        if experiment.reduction == "exact":
+        self._is_exact = experiment.reduction == "exact"
+        if self._is_exact:
             self.config = exact_config(self.config, experiment.batch_size, mesh, len(population))
         self.num_steps = experiment.num_steps
         self._seed = experiment.seed
@@ -142,7 +144,7 @@ class Program:
         if is_allocated:
             check_fits(self.abstract_state, mesh.local_devices)
         self._train_step = make_train_step(self.config, mesh, self.shardings, self.population)
-        with jax.disable_jit(False):
+        with jax.disable_jit(False), self._splitting():
             self.traced = [
                 TracedStep(self._train_step.trace(self.abstract_state, batch), batch, num_steps)  # type: ignore[attr-defined]
                 for batch, num_steps in batches["train"].shapes
@@ -155,7 +157,7 @@ class Program:
         if evaluated is not None:
             self._eval_step = make_eval_step(self.config, mesh, shardings, self.population)
             variables = jax.eval_shape(self.eval_variables, self.abstract_state)
-            with jax.disable_jit(False):
+            with jax.disable_jit(False), self._splitting():
                 self._eval = self._eval_step.trace(variables, evaluated.abstract)  # type: ignore[attr-defined]
             self.metrics = self._eval.out_info.directions
         self._select = jax.jit(population.each(_select), donate_argnums=0, out_shardings=shardings)
@@ -169,6 +171,12 @@ class Program:
             **_flops("train", self.traced, experiment.batch_size * num_runs),
             **_flops("forward", forward, evaluated.batch_size * num_runs if evaluated is not None else 1),
         }
+
+    def _splitting(self) -> contextlib.AbstractContextManager[None]:
+        """Returns the context in which a step is traced. Exact steps compute each part on one device."""
+        if self._is_exact or len(self.population) > 1:
+            return contextlib.nullcontext()
+        return splitting_activations(self.mesh)
 
     def _trace_loss(self) -> Any:
         """Returns the traced loss of one run."""
