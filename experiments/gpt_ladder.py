@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dl import Experiment, PositiveInt, UserError, main, optimizers, task
 from dl.data import language_modeling
-from dl.gradients import accumulated_gradient
+from dl.gradients import accumulated_gradient, mean_gradient
 from dl.models.llama import Llama
 from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
 
@@ -64,7 +64,7 @@ def experiment(
         data=data,
         task=task.language_model(model),
         tx=optimizers.adamw(rate, b2=0.95, weight_decay=0.1, clip_norm=1.0),
-        grad_fn=accumulated_gradient(num_micro_batches),
+        grad_fn=mean_gradient if num_micro_batches == 1 else accumulated_gradient(num_micro_batches),
         num_steps=num_steps,
         batch_size=batch_size,
         eval_batch_size=8,

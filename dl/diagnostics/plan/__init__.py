@@ -6,8 +6,9 @@ FLOPs, bytes moved, collectives, time and price. `search` looks for the largest 
 """
 
 from dl.diagnostics.plan.price import Prices, read_prices
+from dl.diagnostics.plan.records import Memory, Plan, Roofline
 from dl.diagnostics.plan.search import largest_batch
-from dl.diagnostics.plan.step_plan import Memory, Plan, Roofline, plan
+from dl.diagnostics.plan.step_plan import plan
 from dl.diagnostics.plan.target import Chip, Target, find_target
 
 __all__ = [

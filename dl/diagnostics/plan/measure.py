@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from dl.diagnostics.plan.price import Prices, read_prices
-from dl.diagnostics.plan.step_plan import Plan, compile_step
+from dl.diagnostics.plan.records import Plan
+from dl.diagnostics.plan.step_plan import compile_step
 from dl.diagnostics.plan.target import Target, find_target
 from dl.errors import UserError
 from dl.experiment import Experiment

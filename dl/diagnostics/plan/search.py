@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from dl.diagnostics.plan.price import Prices
-from dl.diagnostics.plan.step_plan import Plan, mesh_on, plan
+from dl.diagnostics.plan.records import Plan
+from dl.diagnostics.plan.step_plan import mesh_on, plan
 from dl.diagnostics.plan.target import Target, find_target
 from dl.errors import UserError
 from dl.experiment import Experiment

@@ -154,10 +154,6 @@ def _tpu_devices(target: Target) -> list[jax.Device]:
             f"the target {target.text} needs the compiler of TPUs, which is not installed; pip install "
             "'.[tpu]' on any machine with Linux"
         )
-    # Otherwise libtpu asks the network for the TPU of this machine, and warns that there is none.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{target.key}-{target.num_devices}")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     sizes = [int(size) for size in target.topology.split("x")]
     sizes += [1] * (3 - len(sizes))
     is_part_of_a_host = sizes[0] % 2 or sizes[1] % 2

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from dl.diagnostics.plan.measure import Measured
-from dl.diagnostics.plan.step_plan import Memory, Plan
+from dl.diagnostics.plan.records import Memory, Plan
 from dl.runs.console import format_count
 from dl.sharding import format_mesh
 
@@ -47,8 +47,8 @@ def measured_text(measured: Measured) -> str:
     """Returns what was measured beside what was planned, as one line."""
     error = f"{measured.error:+.1%}".replace("%", " %")
     return (
-        f"{size(measured.peak)} on each device ({measured.what}); the plan states {size(measured.predicted)}, "
-        f"{error}; a step took {seconds(measured.seconds)}"
+        f"{size(measured.peak)} on each device ({measured.what}); the plan states "
+        f"{size(measured.predicted)}, {error}; a step took {seconds(measured.seconds)}"
     )
 
 
