@@ -8,7 +8,6 @@ computed. It needs the extras `tpu` and, for the rows of GPUs, `cuda`; no device
 row is computed by a process of its own, so that its memory is given back.
 """
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,7 @@ from pathlib import Path
 import jax
 
 from dl.diagnostics.plan import Plan, find_target, plan
-from dl.diagnostics.plan.text import seconds, size
-from dl.runs.console import format_count
+from dl.diagnostics.plan.text import count, seconds, size
 from dl.sharding import format_mesh
 from dl.training.run_options import with_run_options
 from experiments import gpt_ladder
@@ -27,6 +25,7 @@ MACHINES = ("tpu:v5e-256", "tpu:v5p-512", "tpu:v6e-8", "cuda:h100:8")
 SEQUENCE_LENGTH = 2048
 ROWS_PER_DEVICE = 1  # sequences of a micro-batch on each device
 FLAG = "--row"
+RULE = "|---|---|---|---:|---|---:|---:|---:|---:|---:|"  # ends the head of the table, the last of the page
 
 
 def compute(model: str, machine: str) -> Plan:
@@ -52,7 +51,7 @@ def row_of(model: str, machine: str, planned: Plan) -> str:
         f"{planned.batch_size}",
         "yes" if planned.fits else "**no**",
         f"{'> ' if is_bound else ''}{size(memory.peak)}",
-        f"{format_count(planned.model_flops)}FLOP",
+        f"{count(planned.model_flops)}FLOP",
     ]
     if planned.roofline is None:
         cells += ["", "", ""]
@@ -67,10 +66,17 @@ def row_of(model: str, machine: str, planned: Plan) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def replace_row(text: str, row: str) -> str:
-    """Returns the page with a row in the place of that of the same model and machine."""
-    key = re.escape("|".join(row.split("|")[:3]))
-    return re.sub(rf"^{key}\|.*$", row.replace("\\", r"\\"), text, flags=re.MULTILINE)
+def with_row(text: str, row: str) -> str:
+    """Returns the page with a row in its place, instead of an earlier row of the same model and machine."""
+    head, rule, rest = text.partition(RULE)
+    rows = {_place(line): line for line in [*rest.strip().splitlines(), row]}
+    return "\n".join([head + rule, *(rows[place] for place in sorted(rows)), ""])
+
+
+def _place(row: str) -> tuple[int, int]:
+    """Returns where a row stands: by machine, then by size."""
+    model, machine = (cell.strip(" `") for cell in row.split("|")[1:3])
+    return MACHINES.index(machine), list(gpt_ladder.SIZES).index(model)
 
 
 def main(words: list[str]) -> None:
@@ -88,7 +94,7 @@ def main(words: list[str]) -> None:
                 sys.exit(f"{model} on {machine} failed:\n{done.stderr[-2000:]}")
             row = done.stdout.splitlines()[-1]
             print(row, flush=True)
-            PAGE.write_text(replace_row(PAGE.read_text("utf-8"), row), "utf-8")
+            PAGE.write_text(with_row(PAGE.read_text("utf-8"), row), "utf-8")
 
 
 if __name__ == "__main__":

@@ -165,6 +165,11 @@ def _tpu_devices(target: Target) -> list[jax.Device]:
             ).devices
         )
     except jax.errors.JaxRuntimeError as error:
+        if "lockfile" in str(error):
+            raise UserError(
+                f"another process uses libtpu, so {target.text} cannot be planned now; wait for it, or set "
+                "ALLOW_MULTIPLE_LIBTPU_LOAD=1 if no TPU is here"
+            ) from None
         raise UserError(
             f"the compiler does not know the target {target.text} ({_brief(error)}); choose another torus"
         ) from None

@@ -17,8 +17,8 @@ def plan_facts(plan: Plan) -> Mapping[str, str]:
         f"{plan.num_steps:,} steps",
         "fits": _fits(plan),
         "memory": _memory(plan.memory),
-        "FLOPs": f"{format_count(plan.flops)}FLOP a step, {plan.dtype}; "
-        f"{format_count(plan.model_flops)}FLOP of the model (3 x forward)",
+        "FLOPs": f"{count(plan.flops)}FLOP a step, {plan.dtype}; "
+        f"{count(plan.model_flops)}FLOP of the model (3 x forward)",
     }
     if plan.bytes_moved is not None:
         facts["bytes moved"] = f"{size(plan.bytes_moved)} a step on each device"
@@ -58,6 +58,11 @@ def size(num_bytes: float) -> str:
         if num_bytes >= factor:
             return f"{num_bytes / factor:.{max(3 - len(str(int(num_bytes / factor))), 0)}f} {unit}"
     return f"{num_bytes:.0f} B"
+
+
+def count(value: float) -> str:
+    """Returns a large number with its prefix: `1.50 P`."""
+    return f"{value / 1e15:,.3g} P" if value >= 1e15 else format_count(value)
 
 
 def seconds(value: float) -> str:
