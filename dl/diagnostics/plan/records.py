@@ -132,7 +132,7 @@ class Plan:
         """Model FLOPs utilisation (MFU): model FLOPs over what the devices could do in the time of a step."""
         if self.roofline is None:
             return None
-        peak = self.target.chip.flops[self.dtype] * self.target.num_devices
+        peak = self.target.chip.peak(self.dtype) * self.target.num_devices
         return self.model_flops / (peak * self.roofline.seconds)
 
     @property

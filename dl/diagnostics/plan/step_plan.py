@@ -151,7 +151,7 @@ def _with_compiled(planned: Plan, compiled: Any) -> Plan:
     roofline = None
     if target.chip.bandwidth is not None:
         roofline = Roofline(
-            compute=planned.flops_per_device / target.chip.flops[planned.dtype],
+            compute=planned.flops_per_device / target.chip.peak(planned.dtype),
             memory=traffic.bytes_moved / target.chip.bandwidth,
             collectives=sum(c.traffic / _ring_bandwidth(target, c.group) for c in traffic.collectives),
         )

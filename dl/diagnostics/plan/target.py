@@ -61,6 +61,10 @@ class Chip:
     torus_axes: int = 0
     target_config: str = ""
 
+    def peak(self, dtype: str) -> float:
+        """Returns the peak FLOP/s of products of a dtype; that of float32 for a dtype without a row."""
+        return self.flops.get(dtype, self.flops["float32"])
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:

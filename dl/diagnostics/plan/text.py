@@ -113,7 +113,7 @@ def _assumptions(plan: Plan) -> str:
     chip = plan.target.chip
     assert chip.bandwidth is not None
     text = (
-        f"a roofline: products at {format_count(chip.flops[plan.dtype])}FLOP/s, memory at "
+        f"a roofline: products at {format_count(chip.peak(plan.dtype))}FLOP/s, memory at "
         f"{format_count(chip.bandwidth)}B/s, at the same time"
     )
     if plan.collectives:
