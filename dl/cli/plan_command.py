@@ -63,8 +63,10 @@ def plan_step(call: Call) -> int:
     if target.chip.platform != "cpu" and not options.measure:
         jax.config.update("jax_platforms", "cpu")  # no accelerator of this machine is touched
     _ = target.devices  # a missing compiler is reported before the data are read
-    experiment = with_run_options(call.build(), dataclasses.asdict(options))
     console = Console(is_quiet=options.json)
+    made = Definition(call.experiment_fn, call.options).build()
+    console.notice(made.data.notice)
+    experiment = with_run_options(made, dataclasses.asdict(options))
     measured = None
     if options.measure:
         planned, measured = measure(experiment, target, options.mesh, prices)
