@@ -454,4 +454,5 @@ class _Wide(nn.Module):
 @needs_libtpu
 def test_mixed_precision_changes_the_plan():
     made = with_run_options(experiment(), {"precision": "bfloat16"})
-    assert plan(made, "tpu:v5e:2x2").dtype == "bfloat16"
+    for _ in range(2):  # the second finds the first in the cache of compiled programs
+        assert plan(made, "tpu:v5e:2x2").dtype == "bfloat16"

@@ -44,7 +44,7 @@ def test_a_row_replaces_an_earlier_one_in_its_place():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", filter(is_small, ROWS), ids=lambda row: " ".join(key_of(row)))
+@pytest.mark.parametrize("row", [*filter(is_small, ROWS)], ids=lambda row: " ".join(key_of(row)))
 def test_a_small_row_is_computed_again(row):
     model, machine = key_of(row)
     package = "libtpu" if machine.startswith("tpu") else "jax_cuda13_plugin"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from typing import Any
 
 import jax
@@ -104,7 +105,10 @@ def compile_step(
         problem = "the state and a batch alone are larger than the memory of a device"
         return dataclasses.replace(planned, problem=problem), program, None
     try:
-        compiled = traced.lower().compile()
+        with warnings.catch_warnings():
+            # What was compiled for devices that are not here cannot be read back, and is compiled again.
+            warnings.filterwarnings("ignore", "Error reading persistent compilation cache")
+            compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
