@@ -98,6 +98,25 @@ def has_convolution(jaxpr: Any) -> bool:
     )
 
 
+def product_dtype(jaxpr: Any) -> str:
+    """Returns the dtype of the operands of most FLOPs of a traced function, such as `bfloat16`."""
+    counts = _count_by_dtype(jaxpr)
+    return max(counts, key=counts.__getitem__, default="float32")
+
+
+def _count_by_dtype(jaxpr: Any) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            is_product = equation.primitive.name == "dot_general"
+            count = _count_product(equation) if is_product else _count_convolution(equation, True)
+            counts[str(min((v.aval.dtype for v in equation.invars[:2]), key=lambda d: d.itemsize))] += count
+        for inner in _inner_jaxprs(equation.params):
+            counts.update({dtype: times * count for dtype, count in _count_by_dtype(inner).items()})
+    return counts
+
+
 def _count_product(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape

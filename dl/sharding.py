@@ -5,10 +5,11 @@ Models do not depend on the sharding. The axis `data` splits the batch and repli
 """
 
 import contextlib
+import contextvars
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,13 +40,17 @@ def parse_mesh(text: str) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh over the first devices, by default over all devices on the axis `data`.
+
+    Args:
+      sizes: sizes of the axes; an axis that is left out has size 1.
+      devices: the devices. `None` means those of this run.
 
     Raises:
       UserError: there are not enough devices, or several processes would not use all devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = dict(sizes or {"data": len(devices)})
     wanted = math.prod(sizes.values())
     if wanted > len(devices):
@@ -90,6 +95,32 @@ def num_batch_shards(mesh: Mesh) -> int:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+_ACTIVATION_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def splitting_activations(mesh: Mesh) -> Iterator[None]:
+    """A context in which `split_examples` splits the activations of a traced function over a mesh."""
+    token = _ACTIVATION_MESH.set(mesh)
+    try:
+        yield
+    finally:
+        _ACTIVATION_MESH.reset(token)
+
+
+def split_examples(activations: jax.Array) -> jax.Array:
+    """Returns activations whose leading axis, that of the examples, is split as the batch is.
+
+    Where parameters are split too, XLA would otherwise gather the activations of all devices instead of the
+    parameters of a layer. Nothing changes outside `splitting_activations`, and where the devices do not
+    divide the examples.
+    """
+    mesh = _ACTIVATION_MESH.get()
+    if mesh is None or num_batch_shards(mesh) == 1 or activations.shape[0] % num_batch_shards(mesh):
+        return activations
+    return jax.lax.with_sharding_constraint(activations, batch_sharding(mesh))
 
 
 def num_parts(mesh: Mesh, spec: PartitionSpec, axis: int) -> int:

@@ -58,6 +58,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.cli.generate_command",
     "dl.cli.main",
     "dl.cli.options",
+    "dl.cli.plan_command",
     "dl.cli.run_commands",
     "dl.data.images.cache",
     "dl.data.images.classification",
@@ -87,6 +88,9 @@ TOUCHES_THE_OUTSIDE = {
     "dl.inference.check",
     "dl.inference.export",
     "dl.inference.exported",
+    "dl.diagnostics.plan.measure",  # the resident memory of the process
+    "dl.diagnostics.plan.price",
+    "dl.diagnostics.plan.target",  # the memory of this machine
     "dl.inference.load",
     "dl.inference.predict",
     "dl.inference.published",

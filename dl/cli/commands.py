@@ -9,6 +9,7 @@ from dl.cli import (
     experiment_commands,
     export_command,
     generate_command,
+    plan_command,
     run_commands,
     score_command,
     study_commands,
@@ -63,6 +64,13 @@ COMMANDS = {
             experiment_commands.preview_augmentation,
             experiment_commands.PreviewOptions,
             "picture of examples before and after augmenting",
+        ),
+        Command(
+            "plan",
+            (EXPERIMENT,),
+            plan_command.plan_step,
+            plan_command.PlanOptions,
+            "memory, time and price on devices that need not be there",
         ),
         Command(
             "sweep",

@@ -1,5 +1,6 @@
 """The compiled program of an experiment: its steps, and the shapes of the state before it exists."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from dl.experiment import Experiment, stored_batch
 from dl.flops import count_jaxpr_flops
 from dl.metrics import MetricTable
 from dl.precision import all_finite, has_nan
-from dl.sharding import batch_sharding, path_name, replicated
+from dl.sharding import batch_sharding, path_name, replicated, splitting_activations
 from dl.stopping import Directions
 from dl.training.exact import exact_config
 from dl.training.memory import check_fits
@@ -103,6 +104,7 @@ class Program:
         augmentation.
       metrics: the metrics of the eval step with their directions; empty if nothing is evaluated.
       train_metrics: the metrics of the train step with their directions.
+      traced: the train step for the batches of each length.
     """
 
     def __init__(
@@ -111,10 +113,22 @@ class Program:
         mesh: Mesh,
         batches: Mapping[str, Batches],
         population: Population | Single = SINGLE,
+        *,
+        is_allocated: bool = True,
     ):
+        """Traces the steps; nothing is compiled or allocated.
+
+        Args:
+          experiment: the experiment.
+          mesh: the devices.
+          batches: the batches of each split.
+          population: the runs that the program trains.
+          is_allocated: whether the state will be on the devices, whose memory it must then fit into.
+        """
         self.mesh = mesh
         self.config = StepConfig.of(experiment)
-        if experiment.reduction == "exact":
+        self._is_exact = experiment.reduction == "exact"
+        if self._is_exact:
             self.config = exact_config(self.config, experiment.batch_size, mesh, len(population))
         self.num_steps = experiment.num_steps
         self._seed = experiment.seed
@@ -127,14 +141,15 @@ class Program:
             abstract_state,
             self.shardings,
         )
-        check_fits(self.abstract_state, mesh.local_devices)
+        if is_allocated:
+            check_fits(self.abstract_state, mesh.local_devices)
         self._train_step = make_train_step(self.config, mesh, self.shardings, self.population)
-        with jax.disable_jit(False):
-            self._train = [
-                _Traced(self._train_step.trace(self.abstract_state, batch), batch, num_steps)  # type: ignore[attr-defined]
+        with jax.disable_jit(False), self._splitting():
+            self.traced = [
+                TracedStep(self._train_step.trace(self.abstract_state, batch), batch, num_steps)  # type: ignore[attr-defined]
                 for batch, num_steps in batches["train"].shapes
             ]
-        self.train_metrics: Directions = self._train[0].traced.out_info[1].directions
+        self.train_metrics: Directions = self.traced[0].traced.out_info[1].directions
         shardings = {"params": self.shardings.params, **self.shardings.model_state}
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval_step = self._eval = None
@@ -142,20 +157,26 @@ class Program:
         if evaluated is not None:
             self._eval_step = make_eval_step(self.config, mesh, shardings, self.population)
             variables = jax.eval_shape(self.eval_variables, self.abstract_state)
-            with jax.disable_jit(False):
+            with jax.disable_jit(False), self._splitting():
                 self._eval = self._eval_step.trace(variables, evaluated.abstract)  # type: ignore[attr-defined]
             self.metrics = self._eval.out_info.directions
         self._select = jax.jit(population.each(_select), donate_argnums=0, out_shardings=shardings)
         self._is_finite = jax.jit(population.each(_is_finite), out_shardings=replicated(mesh))
         _, frozen = freezing.split(abstract_state.params, self.config.frozen)
         num_runs = len(population)
-        forward = [] if evaluated is None else [_Traced(self._eval, evaluated.abstract, 1)]
+        forward = [] if evaluated is None else [TracedStep(self._eval, evaluated.abstract, 1)]
         self.facts = {
             "num_parameters": num_params(abstract_state.params) // num_runs,
             "num_frozen_parameters": num_params(frozen) // num_runs,
-            **_flops("train", self._train, experiment.batch_size * num_runs),
+            **_flops("train", self.traced, experiment.batch_size * num_runs),
             **_flops("forward", forward, evaluated.batch_size * num_runs if evaluated is not None else 1),
         }
+
+    def _splitting(self) -> contextlib.AbstractContextManager[None]:
+        """Returns the context in which a step is traced. Exact steps compute each part on one device."""
+        if self._is_exact or len(self.population) > 1:
+            return contextlib.nullcontext()
+        return splitting_activations(self.mesh)
 
     def _trace_loss(self) -> Any:
         """Returns the traced loss of one run."""
@@ -184,7 +205,7 @@ class Program:
         started = time.monotonic()
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return CompiledSteps(self._train_step, self._eval_step, 0.0)
-        by_shape = {_shapes(step.batch): step.traced.lower().compile() for step in self._train}
+        by_shape = {_shapes(step.batch): step.traced.lower().compile() for step in self.traced}
         train_step = next(iter(by_shape.values()))
         if len(by_shape) > 1:
 
@@ -210,7 +231,7 @@ class Program:
         return state.replace(best=best)  # type: ignore[attr-defined]
 
 
-class _Traced(NamedTuple):
+class TracedStep(NamedTuple):
     """A step that was traced for batches of one shape.
 
     Attributes:
@@ -228,7 +249,7 @@ def _shapes(batch: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(batch[name].shape for name in sorted(batch))
 
 
-def _flops(name: str, steps: Sequence[_Traced], batch_size: int) -> dict[str, int | None]:
+def _flops(name: str, steps: Sequence[TracedStep], batch_size: int) -> dict[str, int | None]:
     """Returns the FLOPs per example in both conventions of `dl.flops`; `None` if nothing was traced."""
     num_examples = batch_size * sum(step.num_steps for step in steps)
     return {

@@ -15,6 +15,7 @@ from dl.models.blocks.attention import Attention
 from dl.models.blocks.cache import Cache
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.dropout import Dropout
+from dl.sharding import split_examples
 
 
 @flax.struct.dataclass
@@ -114,9 +115,10 @@ class TransformerLayer(nn.Module):
         self, x_BTD: jax.Array, branch: Callable[[jax.Array], jax.Array], norm_name: str
     ) -> jax.Array:
         norm, drop = self.norm(name=norm_name), Dropout(self.dropout, deterministic=not self.train)
+        x_BTD = split_examples(x_BTD)
         if self.is_norm_first:
-            return x_BTD + drop(branch(norm(x_BTD)))
-        return norm(x_BTD + drop(branch(x_BTD)))
+            return x_BTD + drop(split_examples(branch(split_examples(norm(x_BTD)))))
+        return norm(x_BTD + drop(split_examples(branch(x_BTD))))
 
 
 class Stack(nn.Module):
