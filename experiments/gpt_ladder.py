@@ -48,7 +48,7 @@ def experiment(
       vocab_size: Number of rows of the embeddings, at least that of the tokenizer.
       num_micro_batches: Number of parts into which a batch is divided to save memory.
       num_steps: Number of updates.
-      learning_rate: Peak learning rate. Default: that of GPT-3 or Llama 2 for the size.
+      learning_rate: Peak learning rate. Default: the published one for the size.
       smoke: Train a tiny network on short rows, to test quickly that all works.
     """
     data = language_modeling(dataset, sequence_length=sequence_length, tokenizer=tokenizer)

@@ -70,7 +70,7 @@ COMMANDS = {
             (EXPERIMENT,),
             plan_command.plan_step,
             plan_command.PlanOptions,
-            "memory, time and price on devices that need not be there",
+            "memory, time and price on other devices",
         ),
         Command(
             "sweep",
