@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -282,13 +280,6 @@ def test_a_process_whose_run_was_seized_saves_and_finishes_nothing(tmp_path, mes
     train_in(run.folder, mesh1)
     train_in(tmp_path / "whole", mesh1)
     assert without_timing(run.folder) == without_timing(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_workers_that_are_killed_train_each_trial_once():
-    command = [sys.executable, "-m", "benchmarks.sweep_workers", "--short"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_mistakes_are_one_line(dl, path, work, training, folder):
