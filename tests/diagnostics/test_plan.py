@@ -282,16 +282,19 @@ def test_flops_of_gpt2_small(is_rematerialized):
     forward = 2 * batch * length * (products + head + attention)
     assert planned.num_parameters == 124_439_808
     assert planned.model_flops == pytest.approx(3 * forward, rel=0.05)
-    again = 2 * batch * length * (products + attention) if is_rematerialized else 0
+    # The last product of a layer, 4 of its 12 D², is not needed again.
+    again = 2 * batch * length * (products * 8 / 12 + attention) if is_rematerialized else 0
     assert planned.flops == pytest.approx(3 * forward + again, rel=0.05)
 
 
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_the_next_does_not():
     made = experiment(data=images(32), batch_size=64)
-    target = with_memory("cpu:8", 2 * plan(made, "cpu:8", "fsdp=8").memory.peak)
+    fitting = plan(dataclasses.replace(made, batch_size=640), "cpu:8", "fsdp=8").memory.peak
+    target = with_memory("cpu:8", fitting)
     found = largest_batch(made, target, "fsdp=8")
     assert found.plan.fits
+    assert 512 <= found.plan.batch_size < 1024  # the limit, and not that of the search
     assert found.predicted == pytest.approx(found.plan.memory.peak, rel=0.05)
     larger = dataclasses.replace(made, batch_size=int(found.plan.batch_size * 1.2) // 8 * 8)
     assert plan(larger, target, "fsdp=8").fits is False

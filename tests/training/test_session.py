@@ -7,6 +7,7 @@ import pytest
 from dl.runs.console import Console
 from dl.runs.memory import MemoryLog, MemoryRun
 from dl.training.batches import make_batches
+from dl.training.processes import Alone
 from dl.training.program import Program
 from dl.training.samples import Samples
 from dl.training.session import Session
@@ -39,7 +40,8 @@ def end_of(mesh, checkpoints, log, console):
     batches = make_batches(EXPERIMENT, mesh)
     program = Program(EXPERIMENT, mesh, batches)
     start = find_start(program, checkpoints, None, console)
-    with StopSignals() as stop:
+    together = Alone()
+    with StopSignals() as together.signals:
         run = MemoryRun(definition_of())
         session = Session(
             EXPERIMENT,
@@ -51,7 +53,7 @@ def end_of(mesh, checkpoints, log, console):
             log,
             checkpoints,
             console,
-            stop,
+            together,
             Samples(EXPERIMENT, (), run, -1, console),
         )
         session.run_to_end(log_every=1, save_every=1e9, debug_nans=False)

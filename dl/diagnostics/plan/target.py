@@ -203,7 +203,8 @@ def _cuda_devices(target: Target) -> list[jax.Device]:
 
 def _cpu_devices(number: int) -> list[jax.Device]:
     with contextlib.suppress(RuntimeError):  # A backend runs already, with as many devices as it has.
-        jax.config.update("jax_num_cpu_devices", number)
+        before = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", max(number, before))
     devices = jax.devices("cpu")
     if len(devices) < number:
         raise UserError(
