@@ -117,6 +117,7 @@ def test_folds_keep_the_buckets(reviews):
     np.testing.assert_array_equal(fold.arrays["segment_ids"].sum(-1), fold.lengths)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_batch_does_not_depend_on_its_padding(reviews, mesh1):
     made = experiment(reviews)
     batches = Batches(made.data.train, 16, mesh1, seed=0)

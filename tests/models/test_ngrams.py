@@ -30,9 +30,9 @@ def features_of(model, tokens_BT, segments_BT=None):
     return np.asarray(rows[:, 0, :, 0])
 
 
-@pytest.mark.parametrize("characters", [None, CharacterNGrams(NAMES)])
+@pytest.mark.parametrize("characters", [None, CharacterNGrams(NAMES, num_buckets=2**12)])
 def test_the_features_are_counts_over_the_root_of_their_number(characters):
-    model = NGramClassifier(2, characters, scale=1.0)
+    model = NGramClassifier(2, characters, num_buckets=2**12, scale=1.0)
     features = features_of(model, TOKENS_BT, SEGMENTS_BT)
     for tokens, row in zip(([1, 2, 4], [2, 1]), features, strict=True):
         number = len(tokens) + len(tokens) - 1
@@ -45,15 +45,15 @@ def test_the_features_are_counts_over_the_root_of_their_number(characters):
 def test_order_matters_for_pairs_only():
     there, back = jnp.array([[1, 2, 1]]), jnp.array([[1, 1, 2]])
     assert (
-        features_of(NGramClassifier(2, orders=(1,)), there)
-        == features_of(NGramClassifier(2, orders=(1,)), back)
+        features_of(NGramClassifier(2, orders=(1,), num_buckets=2**12), there)
+        == features_of(NGramClassifier(2, orders=(1,), num_buckets=2**12), back)
     ).all()
-    pairs = NGramClassifier(2, orders=(2,))
+    pairs = NGramClassifier(2, orders=(2,), num_buckets=2**12)
     assert (features_of(pairs, there) != features_of(pairs, back)).any()
 
 
 def test_padding_changes_nothing():
-    model = NGramClassifier(2, CharacterNGrams(NAMES), orders=(1, 2, 3))
+    model = NGramClassifier(2, CharacterNGrams(NAMES, num_buckets=2**12), orders=(1, 2, 3), num_buckets=2**12)
     short = features_of(model, TOKENS_BT[:, :3], SEGMENTS_BT[:, :3])
     np.testing.assert_allclose(short, features_of(model, TOKENS_BT, SEGMENTS_BT), rtol=1e-6)
 
@@ -66,11 +66,13 @@ def test_buckets_are_hardly_ever_shared():
 
 def test_the_sum_learns_each_part_alone():
     deep = RecurrentClassifier(dim=4, num_classes=2, vocab_size=5, pooling="max")
-    model = WideAndDeep(NGramClassifier(2, CharacterNGrams(NAMES)), deep)
+    model = WideAndDeep(
+        NGramClassifier(2, CharacterNGrams(NAMES, num_buckets=2**12), num_buckets=2**12), deep
+    )
     variables = model.init(jax.random.key(0), TOKENS_BT, SEGMENTS_BT)
     params = variables["params"]
     assert params.keys() == {"wide", "deep"}
-    params = {**params, "wide": {"weights": jax.random.normal(jax.random.key(2), (2**18, 2))}}
+    params = {**params, "wide": {"weights": jax.random.normal(jax.random.key(2), (2**12, 2))}}
 
     def parts(name, module):
         return module.apply({"params": params[name]}, TOKENS_BT, SEGMENTS_BT)

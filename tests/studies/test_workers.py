@@ -91,6 +91,7 @@ def trials_of(folder):
 
 
 @pytest.mark.parametrize("how", METHODS.values(), ids=list(METHODS))
+@pytest.mark.slow
 def test_workers_make_the_sweep_of_one_process(work, training, tmp_path, folder, how):
     space = {**SPACE, "learning_rate": [0.01, 0.1, 1.0]} if how.get("method") == "grid" else SPACE
     found = work(tmp_path / "alone", is_worker=False, space=space, **how)
@@ -114,6 +115,7 @@ def test_workers_make_the_sweep_of_one_process(work, training, tmp_path, folder,
         assert budgets == [1] * 9 + [3] * 3 + [9]
 
 
+@pytest.mark.slow
 def test_a_round_of_halving_waits_for_the_round_before(work, training):
     numbers = []
     running = threading.Barrier(3, timeout=30)
@@ -131,6 +133,7 @@ def test_a_round_of_halving_waits_for_the_round_before(work, training):
     assert numbers[3:] == [3]
 
 
+@pytest.mark.slow
 def test_tpe_proposes_from_what_has_finished(work, training, folder):
     pytest.importorskip("optuna", reason="needs the extra: search")
     how = {"method": "tpe", "num_trials": 12}
