@@ -60,8 +60,8 @@ class RunOptions(CommandOptions):
         $DL_COORDINATOR, or what SLURM or Cloud TPU states.
       num_processes: Number of processes. Default: $DL_NUM_PROCESSES, or what SLURM or Cloud TPU states.
       process_id: Number of this process, from 0. Default: $DL_PROCESS_ID, or what SLURM or Cloud TPU states.
-      stall_after: Number of seconds after which a process without an answer or without progress counts as
-        lost, at least. The run then ends in all processes with the exit status 75.
+      stall_after: Smallest number of seconds after which a process without an answer or without progress
+        counts as lost. The run then ends in all processes with the exit status 75.
     """
 
     workdir: Path | None = None

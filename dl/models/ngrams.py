@@ -100,7 +100,13 @@ class NGramClassifier(nn.Module):
           tokens_BT: tokens, integers.
           segment_ids_BT: positive for tokens, 0 for padding. `None` means no padding.
           train: whether dropout is on.
+
+        Raises:
+          UserError: an order or the number of buckets is out of range.
         """
+        check_count("num_buckets", self.num_buckets, Range(1, 2**31 - 1))
+        for order in self.orders:
+            check_count("orders", order, Range(1, len(_MULTIPLIERS)))
         is_token_BT = jnp.ones(tokens_BT.shape, bool) if segment_ids_BT is None else segment_ids_BT > 0
         buckets, found = [], []
         for order in self.orders:

@@ -27,7 +27,7 @@ from dl.training.signals import StopSignals
 LOST = 75  # exit status after another process was lost: a temporary failure, as in sysexits.h
 CONNECT_TIMEOUT = 120.0  # seconds
 STALL_SECONDS = 120.0
-STALL_FACTOR = 20  # times the usual time between two decisions
+STALL_FACTOR = 20  # times the longest time between two decisions so far
 
 _HEARTBEAT = 1.0  # seconds between two messages
 _GRACE = 3.0  # seconds in which other threads print their stacks, or a loss is noticed

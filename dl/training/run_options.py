@@ -29,8 +29,10 @@ def with_run_options(experiment: Experiment, options: Mapping[str, Any]) -> Expe
         check("clip_norm", asked["clip_norm"], POSITIVE)
         clip = optax.clip_by_global_norm(asked["clip_norm"])
         experiment = dataclasses.replace(experiment, tx=optax.chain(clip, experiment.tx))
-    if asked["reduction"] != experiment.reduction:
-        experiment = dataclasses.replace(experiment, reduction=asked["reduction"])
+    if asked["reduction"] not in ("fast", "exact"):
+        raise UserError(f"reduction={asked['reduction']!r} is unknown; choose fast or exact")
+    if asked["reduction"] == "exact":  # the default leaves the choice to the experiment
+        experiment = dataclasses.replace(experiment, reduction="exact")
     if asked["precision"] == "float32":
         return experiment
     policy = PRECISIONS.get(asked["precision"]) if isinstance(asked["precision"], str) else None

@@ -68,8 +68,9 @@ class Samples:
         )
         self._lines += [{"step": step, "prompt": text.prompt, "text": text.text} for text in texts]
         self._run.keep_samples(self._lines)
-        # A translation is not a continuation of its source, which stands in the file.
-        text = texts[0].text if Prompts(self._experiment).is_translation else texts[0].prompt + texts[0].text
+        kind = self._experiment.task.kind
+        is_translation = kind is not None and kind.name == "sequence_to_sequence"  # not a continuation
+        text = texts[0].text if is_translation else texts[0].prompt + texts[0].text
         first = " ".join(text.split())
         self._console.line(f"  writes: {first[:SHOWN]}{'…' if len(first) > SHOWN else ''}")
 

@@ -64,6 +64,12 @@ def test_buckets_are_hardly_ever_shared():
     assert (features > 0).sum() > 1990
 
 
+@pytest.mark.parametrize(("name", "value"), [("orders", (4,)), ("orders", (0,)), ("num_buckets", 0)])
+def test_a_number_out_of_range_is_one_line(name, value):
+    with pytest.raises(UserError, match=f"{name}="):
+        NGramClassifier(2, **{name: value}).init(jax.random.key(0), TOKENS_BT)
+
+
 def test_the_sum_learns_each_part_alone():
     deep = RecurrentClassifier(dim=4, num_classes=2, vocab_size=5, pooling="max")
     model = WideAndDeep(

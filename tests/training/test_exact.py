@@ -16,6 +16,7 @@ from dl.gradients import accumulated_gradient
 from dl.runs.console import Console
 from dl.sharding import make_mesh
 from dl.training.population import Population
+from dl.training.run_options import with_run_options
 from tests.helpers import EXPERIMENT
 
 
@@ -83,6 +84,14 @@ def test_the_gradient_is_that_of_the_batch():
     for fast, exact in zip(*(jax.tree.leaves(run.params) for run in runs), strict=True):
         np.testing.assert_allclose(exact, fast, rtol=1e-5, atol=1e-6)
     assert runs[0].metrics["test"]["loss"] == pytest.approx(runs[1].metrics["test"]["loss"], rel=1e-5)
+
+
+def test_the_choice_of_an_experiment_holds_without_the_option():
+    assert with_run_options(experiment(), {}).reduction == "exact"
+    assert with_run_options(experiment(reduction="fast"), {"reduction": "exact"}).reduction == "exact"
+    assert with_run_options(experiment(reduction="fast"), {}).reduction == "fast"
+    with pytest.raises(UserError, match="reduction='slow' is unknown"):
+        with_run_options(experiment(), {"reduction": "slow"})
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def wait_for_steps(process, folder, at_least):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_stop_and_resume(launch, tmp_path):
+def test_two_processes_train_as_one(launch, tmp_path):
     steps = ["--num-steps", "40", "--log-every", "1"]
     assert finish(launch(1, *steps, folder="one"))[0] == 0
     status, said = finish(launch(2, *steps, folder="two"))
@@ -249,12 +249,14 @@ def test_two_processes_train_as_one_and_stop_and_resume(launch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1])
-def test_sigterm_to_any_process_stops_all_saved(number, launch, tmp_path):
-    steps = ["--num-steps", "100000", "--log-every", "10", "--save-every", "1000"]
+def test_sigterm_to_a_process_stops_all_saved_and_one_process_ends_the_run_with_the_same_bits(
+    launch, tmp_path
+):
+    steps = ["--num-steps", "2000", "--log-every", "10", "--save-every", "1000", "--reduction", "exact"]
+    assert finish(launch(1, *steps, folder="whole"))[0] == 0
     process = launch(2, *steps)
     wait_for_steps(process, tmp_path / "run", 2)
-    os.kill(children(process)[number], signal.SIGTERM)
+    os.kill(children(process)[1], signal.SIGTERM)
     began = time.monotonic()
     status, said = finish(process)
     assert status == 143, said
@@ -262,6 +264,14 @@ def test_sigterm_to_any_process_stops_all_saved(number, launch, tmp_path):
     assert said.count("stopped by SIGTERM, saved at step") == 1
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert f"saved at step {int(saved.name):,} of" in said
+    status, said = finish(launch(1, *steps))
+    assert status == 0, said
+    assert f"resuming at step {int(saved.name):,} of" in said
+    digests = [
+        json.loads((tmp_path / folder / "result.json").read_text())["params_digest"]
+        for folder in ("whole", "run")
+    ]
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.slow
