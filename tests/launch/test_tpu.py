@@ -6,6 +6,8 @@ import tarfile
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each call of the stand-in is a process
+
 ZONE = ("--zone", "us-central1-a", "--project", "my-project")
 CREATE = ("--accelerator-type", "v5litepod-8")
 COMMAND = ("python", "-m", "experiments.mnist_cnn", "--workdir", "gs://bucket/mnist")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # it starts and waits for processes
+
 WORKER = Path(__file__).parents[2] / "launch" / "worker.py"
 # Counts SIGTERMs, and ends with 143 once it has one, as a run does that saves.
 JOB = """
