@@ -6,6 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow  # it starts a kernel
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "first_steps.ipynb"
 

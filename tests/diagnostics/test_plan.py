@@ -32,6 +32,8 @@ from dl.runs.find import known_experiments
 from dl.sharding import make_mesh
 from dl.training.run_options import with_run_options
 
+pytestmark = pytest.mark.slow  # each plan compiles a step
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the compiler of TPUs: pip install -e '.[tpu]'"
 )
@@ -257,7 +259,6 @@ def test_flops_of_a_convolutional_network():
     assert planned.flops == pytest.approx(32 * (2 * convolution + 3 * dense), rel=0.05)
 
 
-@pytest.mark.slow
 def test_flops_of_resnet50():
     planned = plan(experiment(resnet50(1000), data=images(224, 3, 8), batch_size=8), with_memory("cpu", 1))
     stem = 2 * 112 * 112 * 7 * 7 * 3 * 64
@@ -266,7 +267,6 @@ def test_flops_of_resnet50():
     assert planned.flops == pytest.approx(8 * (3 * whole - stem), rel=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_rematerialized", [False, True])
 def test_flops_of_gpt2_small(is_rematerialized):
     length, batch = 1024, 4
@@ -287,7 +287,6 @@ def test_flops_of_gpt2_small(is_rematerialized):
     assert planned.flops == pytest.approx(3 * forward + again, rel=0.05)
 
 
-@pytest.mark.slow
 def test_the_largest_batch_fits_and_the_next_does_not():
     made = experiment(data=images(32), batch_size=64)
     fitting = plan(dataclasses.replace(made, batch_size=640), "cpu:8", "fsdp=8").memory.peak
@@ -304,14 +303,12 @@ def test_no_batch_fits_where_the_state_does_not():
     assert largest_batch(experiment(), with_memory("cpu:8", 10_000)) is None
 
 
-@pytest.mark.slow
 def test_micro_batches_divide_the_largest_batch():
     made = experiment(grad_fn=accumulated_gradient(4), batch_size=64)
     found = largest_batch(made, with_memory("cpu:2", 8_000_000))
     assert found.plan.batch_size % 4 == 0
 
 
-@pytest.mark.slow
 def test_a_step_that_does_not_fit_fits_with_another_mesh_or_a_smaller_batch():
     made = experiment()
     state = plan(made, "cpu:8").memory.state
@@ -324,7 +321,6 @@ def test_a_step_that_does_not_fit_fits_with_another_mesh_or_a_smaller_batch():
     assert change.plan.batch_size < 64
 
 
-@pytest.mark.slow
 def test_the_largest_model_of_a_ladder_is_found():
     widths = ("16", "512", "4096", "100000")
     found = largest_size(
@@ -375,7 +371,6 @@ def test_prices_of_another_form_are_one_line(text, message, tmp_path):
         read_prices(tmp_path / "none.toml")
 
 
-@pytest.mark.slow
 def test_what_a_step_takes_here_is_compared_with_its_plan():
     planned, measured = measure(experiment(MLP((2048, 2048), 10), data=images(32)), "cpu:8", "data=8")
     assert measured.predicted == planned.memory.peak - planned.memory.data
@@ -392,7 +387,6 @@ def test_the_command_prints_the_plan(dl):
         assert words in out
 
 
-@pytest.mark.slow
 def test_the_command_prints_the_plan_as_json(dl):
     status, out, _ = dl("plan", "mnist_mlp", "--dataset", "digits", "--target", "cpu:8", "--json")
     record = json.loads(out)
@@ -423,7 +417,6 @@ def tiny(name):
     return dataclasses.replace(fn(**options), batch_size=16)
 
 
-@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("name", sorted(known_experiments()))
 def test_every_experiment_compiles_for_a_tpu(name):
@@ -434,7 +427,6 @@ def test_every_experiment_compiles_for_a_tpu(name):
     assert any(c.kind == "all-reduce" for c in planned.collectives)
 
 
-@pytest.mark.slow
 @needs_libtpu
 def test_a_step_that_the_compiler_of_a_tpu_refuses_does_not_fit():
     wide = experiment(_Wide(), data=images(32, num_examples=8), batch_size=8)
@@ -453,7 +445,6 @@ class _Wide(nn.Module):
         return nn.Dense(10)(jnp.sort(x, axis=-2).max((1, 2)))
 
 
-@pytest.mark.slow
 @needs_libtpu
 def test_mixed_precision_changes_the_plan():
     made = with_run_options(experiment(), {"precision": "bfloat16"})

@@ -30,6 +30,8 @@ from dl.training.result import Result
 
 pytest.importorskip("flatbuffers", reason="needs flatbuffers: pip install 'dl[export]'")
 
+pytestmark = pytest.mark.slow  # each export lowers the model for three platforms
+
 KINDS = Path(__file__).parent.parent / "kinds"
 IMAGES = np.random.default_rng(7).integers(0, 256, (20, 6, 5, 3), np.uint8)
 
@@ -231,7 +233,6 @@ def bare(tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_a_process_with_jax_and_numpy_alone_gets_the_same_outputs(result, copy, bare, tmp_path, num_devices):
     np.save(tmp_path / "inputs.npy", IMAGES)
@@ -244,7 +245,6 @@ def test_a_process_with_jax_and_numpy_alone_gets_the_same_outputs(result, copy, 
         assert_close(outputs, expected[:size])
 
 
-@pytest.mark.slow
 def test_the_reader_runs_the_self_test_and_refuses_damage(copy, bare):
     done = bare(copy, 2, "check.py")
     assert done.returncode == 0, done.stderr
@@ -259,7 +259,6 @@ def test_the_reader_runs_the_self_test_and_refuses_damage(copy, bare):
     assert shown.stdout == b"variables.safetensors: FAILED\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(KINDS.glob("*.py")), ids=lambda path: path.stem)
 def test_every_kind_of_task(path, tmp_path):
     experiment = find_experiment(str(path))()
@@ -293,7 +292,6 @@ WRITERS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_language_model_writes_token_by_token(name, tmp_path):
     result = untrained(experiment_of(WRITERS[name], tokens=TOKENS))
@@ -317,7 +315,6 @@ def test_a_language_model_writes_token_by_token(name, tmp_path):
         exported.prefill(np.zeros((1, 9), np.int32))
 
 
-@pytest.mark.slow
 def test_a_sequence_to_sequence_model_writes_token_by_token(tmp_path, bare):
     learned = task.sequence_to_sequence(
         T5(vocab_size=20, dim=8, num_layers=1, num_heads=2), start_id=1, end_id=2, padding_id=0
@@ -342,7 +339,6 @@ def test_a_classifier_does_not_write(exported):
         exported.prefill(TOKENS)
 
 
-@pytest.mark.slow
 def test_a_model_of_16_bits(tmp_path):
     result = untrained(experiment_of(computing_in(BFLOAT16, task.classification(Net()))))
     exported = export_model(result, tmp_path / "exported")
@@ -428,7 +424,6 @@ def experiment(width: PositiveInt = 4) -> Experiment:
 '''
 
 
-@pytest.mark.slow
 def test_the_command(dl, tmp_path, capsys):
     code = tmp_path / "zeros.py"
     code.write_text(EXPERIMENT)

@@ -21,6 +21,8 @@ from dl.training.population import Population
 from dl.training.signals import Stopped, StopSignals
 from tests.helpers import PLANE, replace_training, train_in, without_timing
 
+pytestmark = pytest.mark.slow  # it waits for leases
+
 SPACE = {"learning_rate": Interval(1e-3, 1.0, True), "batch_size": [8, 16]}
 METHODS = {
     "random": {"num_trials": 9, "together": 2},
@@ -91,7 +93,6 @@ def trials_of(folder):
 
 
 @pytest.mark.parametrize("how", METHODS.values(), ids=list(METHODS))
-@pytest.mark.slow
 def test_workers_make_the_sweep_of_one_process(work, training, tmp_path, folder, how):
     space = {**SPACE, "learning_rate": [0.01, 0.1, 1.0]} if how.get("method") == "grid" else SPACE
     found = work(tmp_path / "alone", is_worker=False, space=space, **how)
@@ -115,7 +116,6 @@ def test_workers_make_the_sweep_of_one_process(work, training, tmp_path, folder,
         assert budgets == [1] * 9 + [3] * 3 + [9]
 
 
-@pytest.mark.slow
 def test_a_round_of_halving_waits_for_the_round_before(work, training):
     numbers = []
     running = threading.Barrier(3, timeout=30)
@@ -133,7 +133,6 @@ def test_a_round_of_halving_waits_for_the_round_before(work, training):
     assert numbers[3:] == [3]
 
 
-@pytest.mark.slow
 def test_tpe_proposes_from_what_has_finished(work, training, folder):
     pytest.importorskip("optuna", reason="needs the extra: search")
     how = {"method": "tpe", "num_trials": 12}
@@ -259,7 +258,6 @@ def test_an_error_after_the_trial_was_lost_is_not_its_result(work, training, fol
     assert all(row["value"] is not None for row in trials_of(folder))
 
 
-@pytest.mark.slow
 def test_a_process_whose_run_was_seized_saves_and_finishes_nothing(tmp_path, mesh1):
     class Seizing(Console):
         def __init__(self):
