@@ -189,11 +189,7 @@ def changed(name, **contents):
     ("name", "archive", "reason"),
     [
         ("cifar10", b"no gzip", "gzip"),
-        (
-            "cifar10",
-            gzip.compress(b"no archive", mtime=0),
-            "(truncated|too short|bad|empty) header|invalid header",
-        ),
+        ("cifar10", gzip.compress(b"no archive", mtime=0), "(truncated|too short|bad|empty|invalid) header"),
         ("cifar10", packed(content_of("cifar10"))[:-2000], "end-of-stream|Compressed file|unexpected end"),
         (
             "cifar10",
