@@ -29,7 +29,7 @@ CELLS = {"gru": GRU, "lstm": LSTM}
 def experiment(
     dataset: TextDatasetName = "auto",
     tokenizer: TokenizerName = "wordpiece:16000",
-    cell: Literal["gru", "lstm"] = "lstm",
+    cell: Literal["gru", "lstm", "none"] = "lstm",
     ngrams: bool = True,
     max_length: PositiveInt = 64,
     hidden: PositiveInt = 128,
@@ -44,7 +44,7 @@ def experiment(
     """Returns one bidirectional layer with the maximum over time and variational dropout.
 
     Args:
-      cell: Kind of the recurrent layer: gru or lstm.
+      cell: Kind of the recurrent layer: gru, lstm, or none for the n-grams alone.
       ngrams: Add a linear model of pairs of tokens and of sequences of characters.
       max_length: Number of tokens that are kept of a text.
       hidden: Number of values of the state of each direction, and of an embedding.
@@ -53,20 +53,23 @@ def experiment(
       token_dropout: Probability that a token is dropped in training.
     """
     data = text_classification(dataset, max_length=max_length, buckets=(16, 24, 32), tokenizer=tokenizer)
-    model: nn.Module = RecurrentClassifier(
-        layer=CELLS[cell],
-        dim=hidden,
-        num_classes=data.num_classes,
-        is_bidirectional=True,
-        pooling="max",
-        dropout=dropout,
-        recurrent_dropout=recurrent_dropout,
-        vocab_size=data.vocab_size,
-        embedding_dim=hidden,
-        token_dropout=token_dropout,
-    )
-    if ngrams:
-        model = WideAndDeep(NGramClassifier(data.num_classes, CharacterNGrams(data.token_names)), model)
+    wide = NGramClassifier(data.num_classes, CharacterNGrams(data.token_names))
+    model: nn.Module = wide
+    if cell != "none":
+        model = RecurrentClassifier(
+            layer=CELLS[cell],
+            dim=hidden,
+            num_classes=data.num_classes,
+            is_bidirectional=True,
+            pooling="max",
+            dropout=dropout,
+            recurrent_dropout=recurrent_dropout,
+            vocab_size=data.vocab_size,
+            embedding_dim=hidden,
+            token_dropout=token_dropout,
+        )
+        if ngrams:
+            model = WideAndDeep(wide, model)
     num_steps = data.steps(num_epochs, batch_size)
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
     return Experiment(

@@ -14,6 +14,7 @@ import jax
 from dl.cli.exit_status import run_as_command
 from dl.cli.options import YIELDS, CommandOptions, parse
 from dl.data.tfds.folders import using_data_dir
+from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from dl.ranges import Range
@@ -43,6 +44,8 @@ class RunOptions(CommandOptions):
       folds: Number of folds of a cross-validation over the training and validation splits. One run is
         trained for each fold, in the subfolders fold-1, fold-2, … of --workdir. The result is the mean over
         the held-out folds. The test split is not read. Default: no cross-validation.
+      folds_with_test: Divide the test split into folds too. Published results on a set without an official
+        test split are over all of its examples.
       log_every: Number of steps between two lines of metrics.jsonl.
       save_every: Number of seconds between two checkpoints. A checkpoint is also written at the end, and when
         the run is stopped.
@@ -68,6 +71,7 @@ class RunOptions(CommandOptions):
     mesh: str | None = None
     num_seeds: PositiveInt = 1
     folds: Annotated[int, Range(2)] | None = None
+    folds_with_test: bool = False
     log_every: PositiveInt = 10
     save_every: NonNegativeFloat = 30.0
     report: bool = True
@@ -109,7 +113,16 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         with contextlib.closing(run), using_data_dir(run_options.data_dir):
             experiment = definition.build()
             folds = run_options.folds
-            run_all = train_run if folds is None else functools.partial(cross_validate, num_folds=folds)
+            with_test = run_options.folds_with_test
+            if with_test and folds is None:
+                raise UserError(
+                    "--folds-with-test needs --folds N; without folds, the test split is the test"
+                )
+            run_all = (
+                train_run
+                if folds is None
+                else functools.partial(cross_validate, num_folds=folds, with_test=with_test)
+            )
             run_all(
                 run,
                 mesh,

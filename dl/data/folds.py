@@ -1,7 +1,7 @@
 """Folds for cross-validation: the examples of train and validation in parts of equal size.
 
-The test split is never used. If each example has a class, every fold has the same proportions of the classes.
-A fold of overlapping rows of one text is a piece of the text.
+The test split is used only on request. If each example has a class, every fold has the same proportions of
+the classes. A fold of overlapping rows of one text is a piece of the text.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from dl.data.source import ArraySource
 from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.labels import is_class_label
+from dl.stopping import FINAL_SPLIT
 from dl.types import Source, Splits
 
 _FOLD_KEY = (1, 2**63)  # different from the keys of epochs, (seed, epoch), and from that of `carve`
@@ -137,7 +138,8 @@ class Divisible(Protocol):
 class Folds:
     """The examples of train and validation of a data set, divided into folds.
 
-    The rows of train come first, then those of validation. Other splits are not used.
+    The rows of train come first, then those of validation, and of test if it is asked for. Other splits are
+    not used.
 
     Attributes:
       how: how the folds are made, as text.
@@ -145,22 +147,29 @@ class Folds:
         has a whole number `label`, and each label has at least as many examples as there are folds.
     """
 
-    def __init__(self, data: Splits, num_folds: int):
+    def __init__(self, data: Splits, num_folds: int, with_test: bool = False):
         """Reads all labels. This decodes a set that does not fit into memory once.
+
+        Args:
+          data: the data.
+          num_folds: number of folds.
+          with_test: whether the test split is divided too. Published results on a set without an official
+            test split are over all of its examples.
 
         Raises:
           UserError: `num_folds` is out of range.
         """
         _check_num_folds(num_folds)
-        validation = [data.evaluations[name] for name in ("validation",) if name in data.evaluations]
+        names = ("validation", FINAL_SPLIT) if with_test else ("validation",)
+        others = [data.evaluations[name] for name in names if name in data.evaluations]
         self._data = data
         if isinstance(data.train, Divisible):
             self.unstratified: str | None = "rows overlap"
             self.how = "pieces of the text, one after the other"
-            self._divided = data.train.divide(validation, num_folds)
+            self._divided = data.train.divide(others, num_folds)
             return
         self._divided = []
-        self._pool = pool = join([data.train, *validation])
+        self._pool = pool = join([data.train, *others])
         labels = None
         if is_class_label(pool.spec.get("label")):
             labels = _labels(pool).reshape(-1)

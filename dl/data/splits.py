@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -125,3 +126,8 @@ class ChangedSplits(CountsSteps):
     @property
     def preprocess(self) -> Preprocess | None:
         return self.data.preprocess
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the other data; `None` if they have none."""
+        return getattr(self.data, "tokenizer", None)

@@ -206,6 +206,47 @@ def paired_t(values_a: ArrayLike, values_b: ArrayLike) -> float:
     return float(stats.ttest_rel(a, b).pvalue)
 
 
+class FoldsTest(NamedTuple):
+    """A difference between two models over the folds of a cross-validation.
+
+    Attributes:
+      interval: the mean difference with its interval.
+      p_value: the p-value of the two-sided test that the difference is zero.
+    """
+
+    interval: Interval
+    p_value: float
+
+
+def overlapping_folds(differences: ArrayLike, held_out_ratio: float, confidence: float = 0.95) -> FoldsTest:
+    """Returns the corrected resampled t-test of differences over folds (Nadeau & Bengio 2003, section 3).
+
+    The training sets of folds overlap, so that the folds vary less than independent runs do. The variance of
+    the mean is therefore taken as (1 / K + held_out_ratio) s², with the variance s² over the K folds.
+
+    Args:
+      differences: metric of the first model minus that of the second on each fold, shape K.
+      held_out_ratio: number of held-out examples over that of training examples of a fold, such as 1 / 9.
+      confidence: the confidence level of the interval, such as 0.95.
+
+    Raises:
+      UserError: there are fewer than two folds.
+    """
+    from scipy import stats
+
+    check_confidence(confidence)
+    values = np.asarray(differences, np.float64).ravel()
+    if values.size < 2:
+        raise UserError(f"differences has {values.size} folds; give the differences of at least two")
+    mean, error = (
+        float(values.mean()),
+        float(np.sqrt((1 / values.size + held_out_ratio) * values.var(ddof=1))),
+    )
+    half = float(stats.t.ppf((1 + confidence) / 2, values.size - 1)) * error
+    p_value = float(2 * stats.t.sf(abs(mean) / error, values.size - 1)) if error else float(mean == 0)
+    return FoldsTest(Interval(mean, mean - half, mean + half), p_value)
+
+
 def paired_permutation(
     values_a: ArrayLike, values_b: ArrayLike, num_resamples: int = 9_999, seed: int = 0
 ) -> float:

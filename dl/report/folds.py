@@ -20,7 +20,6 @@ _SPLIT = "validation"
 _CAVEATS = (
     "The interval is Student's over the folds (Kohavi 1995). Their training sets overlap, so that it is "
     "narrower than it should be; no unbiased one is known (Bengio & Grandvalet 2004).",
-    "The test split was not read.",
 )
 
 
@@ -46,7 +45,11 @@ def render_folds(folder: Path, record: Mapping[str, Any]) -> str:
     notice = text(record.get("notice") or "")
     as_run = _as_run(record)
     folds = _folds(record)
-    caveats = list(_CAVEATS)
+    missing: list[str] = []
+    baseline = sections.baseline(as_run, missing)
+    caveats = [*_CAVEATS, *missing]
+    if not record.get("with_test"):
+        caveats.append("The test split was not read.")
     if record.get("is_selected_on_validation"):
         caveats.append("Each run ended where its own held-out fold looked best, which flatters it.")
     if record.get("is_stratified") is False:
@@ -61,6 +64,7 @@ def render_folds(folder: Path, record: Mapping[str, Any]) -> str:
         headline=_headline(record, len(folds.rows)),
         facts=_facts(record),
         figures=dataclasses.replace(sections.figures_table(as_run), title="Means over the folds"),
+        baseline=baseline,
         points=curves.fold_points(record),
         folds=folds,
         options=sections.options_table(as_run),

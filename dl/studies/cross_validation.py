@@ -1,7 +1,7 @@
 """Cross-validation: an experiment is trained once for each fold, and evaluated on the held-out fold.
 
 The folds are trained one after the other, because the runs of one program share their data, and folds do not.
-The test split is not read.
+The test split is read only on request.
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ from dl.data.folds import Folds
 from dl.data.steps import steps_per_epoch
 from dl.errors import UserError
 from dl.evaluation.intervals import t_interval
+from dl.evaluation.paired import overlapping_folds, verdict
 from dl.evaluation.spread import EFFECTIVE, WILSON
 from dl.experiment import Experiment
+from dl.runs.baseline import baseline_lines
 from dl.runs.console import Console
 from dl.runs.log import finite
 from dl.runs.run import Run
@@ -28,7 +30,9 @@ from dl.warm_start import FromExperiment
 FOLDS = StudyKind("cross-validation", "folds.json", ("fold-*", "report.html"))
 
 
-def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[str, Any]:
+def cross_validate(
+    run: Run, mesh: Mesh, *, num_folds: int, with_test: bool = False, **how: Any
+) -> dict[str, Any]:
     """Trains on all folds but one, for each fold, in folders fold-1, fold-2, … in the folder of the run.
 
     Number of steps, batch size and schedule are those of the experiment, because the schedule is a part of
@@ -37,12 +41,14 @@ def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[
     are stratified by class, else they are random. The interval is Student's over the folds (Kohavi 1995). It
     is too narrow because the training sets overlap, and no unbiased interval is known (Bengio & Grandvalet
     2004). Statistics that the experiment computed from its training split, such as channel means, may include
-    the held-out fold.
+    the held-out fold. No run keeps the parameters of its best evaluation, because the held-out fold would
+    choose them. The baseline of the experiment is fitted and scored on the same folds.
 
     Args:
       run: the run of the experiment with its original splits. Its folder contains those of the folds.
       mesh: the devices.
       num_folds: K, the number of folds.
+      with_test: whether the test split is divided into folds too.
       how: further arguments of `train`.
 
     Returns:
@@ -54,9 +60,10 @@ def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[
     """
     experiment = run.definition.build()
     _refuse_leaks(experiment)
-    folds = Folds(experiment.data, num_folds)
+    folds = Folds(experiment.data, num_folds, with_test)
     console = how.setdefault("console", None) or Console()
-    header = {"experiment": run.name, "options": plain(run.definition.recorded), "num_folds": num_folds}
+    facts = {"num_folds": num_folds, **({"with_test": True} if with_test else {})}
+    header = {"experiment": run.name, "options": plain(run.definition.recorded), **facts}
     with open_study(FOLDS, run.folder, run.name) as study:
         study.begin(header)
         console.line(introduction(experiment, folds))
@@ -67,6 +74,8 @@ def cross_validate(run: Run, mesh: Mesh, *, num_folds: int, **how: Any) -> dict[
             **summarize(experiment, run, results),
         }
         study.write(finite(summary))
+    for line in baseline_lines(summary):
+        console.line(line)
     console.line(final_line(summary, run))
     return summary
 
@@ -86,10 +95,11 @@ def _train_all(
     run: Run, mesh: Mesh, folds: Folds, console: Console, how: dict[str, Any]
 ) -> list[dict[str, Any]]:
     results, num_folds = [], len(folds)
+    changes = functools.partial(dataclasses.replace, keep_best=None)
     for k in range(num_folds):
         console.line(f"fold {k + 1} of {num_folds}")
         definition = run.definition.changed(
-            {"folds": num_folds, "fold": k + 1}, functools.partial(dataclasses.replace, data=folds[k])
+            {"folds": num_folds, "fold": k + 1}, functools.partial(changes, data=folds[k])
         )
         part = Run(run.folder / f"fold-{k + 1}", definition, run.resume_command)
         results.append(train_run(part, mesh, **how).record)
@@ -108,7 +118,7 @@ def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]
     return {
         "dataset": {"name": identity.name, "version": identity.version, "checksum": identity.checksum},
         "notice": experiment.data.notice,
-        "is_selected_on_validation": experiment.keep_best is not None or experiment.stop_at is not None,
+        "is_selected_on_validation": experiment.stop_at is not None,
         "folds": [
             {
                 "folder": f"fold-{k}",
@@ -125,7 +135,47 @@ def summarize(experiment: Experiment, run: Run, results: Sequence[dict[str, Any]
             "validation": {name: [interval.low, interval.high] for name, interval in intervals.items()}
         },
         "better": results[0].get("better", {}),
+        "baselines": _baselines(results),
     }
+
+
+def _baselines(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the baseline over the folds as in result.json; empty if a fold has none.
+
+    The interval of a difference, network minus baseline, is that of Nadeau & Bengio 2003: the variance over
+    the folds, times 1 / K + (held-out examples) / (training examples), since the training sets overlap.
+    """
+    each = [result["baselines"][0] for result in results if result.get("baselines")]
+    if len(each) != len(results):
+        return []
+    names = " or ".join(dict.fromkeys(one["name"] for one in each))
+    metrics, intervals, differences = {}, {}, {}
+    for name, better in results[0]["better"].items():
+        if any(name not in one["metrics"].get("validation", {}) for one in each):
+            continue
+        cheap = np.array([_number(one["metrics"]["validation"][name]) for one in each])
+        network = np.array([_number(result["metrics"]["validation"][name]) for result in results])
+        metrics[name], *intervals[name] = t_interval(
+            cheap, is_share=all(_is_share(one, name) for one in each)
+        )
+        sizes = [result["dataset"]["sizes"] for result in results]
+        held_out_ratio = float(np.mean([size["validation"] / size["train"] for size in sizes]))
+        interval, p_value = overlapping_folds(network - cheap, held_out_ratio)
+        differences[name] = {
+            **interval._asdict(),
+            "p_value": p_value,
+            "test": f"corrected Student over {len(each)} folds",
+            "verdict": verdict(interval, p_value, better),
+        }
+    return [
+        {
+            "name": names,
+            "seconds": sum(one["seconds"] for one in each),
+            "metrics": {"validation": metrics},
+            "intervals": {"validation": intervals},
+            "differences": {"validation": differences},
+        }
+    ]
 
 
 def final_line(summary: dict[str, Any], run: Run) -> str:
@@ -135,6 +185,8 @@ def final_line(summary: dict[str, Any], run: Run) -> str:
     for name in sorted(metrics, key=lambda name: (name == "accuracy", name)):
         low, high = intervals[name]
         words += [f"validation_{name}={metrics[name]:.4f}", f"validation_{name}_ci95={low:.4f}..{high:.4f}"]
+    for name, value in sorted(_of_baseline(summary).items()):
+        words.append(f"validation_{name}_baseline={value:.4f}")
     dataset = summary["dataset"]
     words += [
         f"folds={len(summary['folds'])}",
@@ -148,6 +200,14 @@ def final_line(summary: dict[str, Any], run: Run) -> str:
     if summary["notice"]:
         words.append(f"NOTE: {summary['notice'].splitlines()[0]}")
     return " ".join(words)
+
+
+def _of_baseline(summary: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for baseline in summary["baselines"]
+        for name, value in baseline["metrics"]["validation"].items()
+    }
 
 
 def _refuse_leaks(experiment: Experiment) -> None:

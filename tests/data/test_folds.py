@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from dl import Experiment, PositiveInt, main, optimizers, task
-from dl.data import ArraySource, ArraySplits
+from dl import Experiment, KeepBest, PositiveInt, main, optimizers, task
+from dl.data import ArraySource, ArraySplits, text_classification
 from dl.data.folds import Folds, join, plain_folds, stratified_folds, take
 from dl.data.images.decoding import to_unit_range
 from dl.errors import UserError
+from dl.evaluation.paired import overlapping_folds
 from dl.metrics import Mean
 from dl.models.mlp import MLP
+from dl.report import write_folds_report
 from dl.runs.run import Run
 from dl.studies.cross_validation import cross_validate
-from dl.types import Aux, Identity
+from dl.types import Aux, BaselineScores, Identity
 from dl.warm_start import FromExperiment
 from tests.helpers import run_in
 
@@ -111,6 +113,22 @@ def test_each_fold_holds_out_its_rows_of_train_and_validation(wrap):
         np.testing.assert_array_equal(np.sort(np.concatenate(parts), 0), np.sort(whole, 0))
     np.testing.assert_array_equal(np.sort(np.concatenate(seen), 0), np.sort(whole, 0))
     assert {folds[k].identity.name for k in range(3)} == {f"points/fold-{k}-of-3" for k in (1, 2, 3)}
+
+
+def with_three_splits():
+    return ArraySplits("points", points(22, 0), {"validation": points(8, 1), "test": points(5, 2)})
+
+
+@pytest.mark.parametrize(
+    ("with_test", "splits"), [(False, [(22, 0), (8, 1)]), (True, [(22, 0), (8, 1), (5, 2)])]
+)
+def test_the_test_split_is_divided_only_on_request(with_test, splits):
+    whole = np.concatenate([points(*split).arrays["features"] for split in splits])
+    folds = Folds(with_three_splits(), 3, with_test)
+    parts = [folds[k].evaluations["validation"] for k in range(3)]
+    held_out = np.concatenate([part[np.arange(len(part))]["features"] for part in parts])
+    np.testing.assert_array_equal(np.sort(held_out, 0), np.sort(whole, 0))
+    assert set(folds[0].evaluations) == {"validation"}
 
 
 def test_views_give_any_rows_in_any_order():
@@ -314,6 +332,57 @@ def test_a_regression_without_other_splits_has_folds(tmp_path, mesh1, capsys):
     out = capsys.readouterr().out
     assert "3 folds, drawn at random, as there is no class of each example as `label`; each run has 2" in out
     assert "folds=3 stratified=False" in out
+
+
+class Constant:
+    """A baseline whose predictions are right for the share `right` of the examples, for the first ones."""
+
+    def __init__(self, right):
+        self.right = right
+
+    def __call__(self, data):
+        size = len(data.evaluations["validation"])
+        values = (np.arange(size) < self.right * size).astype(float)
+        return BaselineScores("constant", {"validation": {"accuracy": np.stack([values, np.ones(size)], -1)}})
+
+
+@pytest.mark.slow
+def test_the_baseline_is_scored_on_the_same_folds(tmp_path, mesh1, capsys):
+    compared = dataclasses.replace(
+        experiment(), data=with_three_splits(), baseline=Constant(0.5), keep_best=KeepBest()
+    )
+    run = run_in(tmp_path / "all", experiment=compared)
+    summary = cross_validate(run, mesh1, num_folds=3, with_test=True)
+    (baseline,) = summary["baselines"]
+    found = [json.loads((run.folder / f"fold-{k}/result.json").read_text()) for k in (1, 2, 3)]
+    assert all("best" not in result for result in found)  # the held-out fold chooses nothing
+    network = np.array([result["metrics"]["validation"]["accuracy"] for result in found])
+    cheap = np.array([result["baselines"][0]["metrics"]["validation"]["accuracy"] for result in found])
+    assert baseline["metrics"]["validation"]["accuracy"] == pytest.approx(cheap.mean())
+    difference = baseline["differences"]["validation"]["accuracy"]
+    assert difference["estimate"] == pytest.approx((network - cheap).mean())
+    sizes = [result["dataset"]["sizes"] for result in found]
+    ratio = np.mean([size["validation"] / size["train"] for size in sizes])
+    expected = overlapping_folds(network - cheap, ratio)
+    assert (difference["low"], difference["high"]) == pytest.approx(tuple(expected.interval[1:]))
+    assert f"validation_accuracy_baseline={cheap.mean():.4f} " in capsys.readouterr().out
+    write_folds_report(run.folder, run.report_path)
+    page = run.report_path.read_text()
+    assert "The network beside its baseline" in page
+    assert "corrected Student over 3 folds" in page
+    assert "The test split was not read" not in page
+
+
+def test_the_test_split_is_divided_only_with_folds(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(experiment, ["--folds-with-test"])
+    assert "--folds-with-test needs --folds N" in capsys.readouterr().err
+
+
+def test_folds_share_the_tokenizer_of_their_data():
+    text = text_classification("python_topics", tokenizer="bytes")
+    assert Folds(text, 2)[0].tokenizer is text.tokenizer
+    assert Folds(data_of(), 2)[0].tokenizer is None
 
 
 def test_a_folder_in_use_or_a_damaged_record_is_one_line(tmp_path, mesh1):

@@ -4,7 +4,14 @@ from scipy import stats
 
 from dl.errors import UserError
 from dl.evaluation.intervals import bootstrap, ratio_interval, t_interval, wilson
-from dl.evaluation.paired import mcnemar, newcombe_paired, paired_permutation, paired_ratio, paired_t
+from dl.evaluation.paired import (
+    mcnemar,
+    newcombe_paired,
+    overlapping_folds,
+    paired_permutation,
+    paired_ratio,
+    paired_t,
+)
 from dl.evaluation.spread import CLUSTERED, EFFECTIVE, STUDENT, WILSON, Spread
 
 
@@ -207,3 +214,19 @@ def test_a_paired_ratio_with_weights_of_one_is_students_paired_test():
     found = paired_ratio(*(np.stack([x, np.ones(50)], -1) for x in (a_N, b_N)))
     np.testing.assert_allclose(found.interval, t_interval(a_N - b_N), rtol=1e-12)
     assert found.p_value == pytest.approx(paired_t(a_N, b_N), rel=1e-9)
+
+
+def test_the_variance_over_folds_is_corrected_for_their_overlap():
+    values = np.array([0.01, 0.03, 0.02, -0.01, 0.02])
+    plain = t_interval(values)
+    found = overlapping_folds(values, held_out_ratio=0.25)
+    assert found.interval.estimate == pytest.approx(values.mean())
+    widths = [one.high - one.low for one in (found.interval, plain)]
+    assert widths[0] / widths[1] == pytest.approx(np.sqrt((1 / 5 + 1 / 4) / (1 / 5)))
+    uncorrected = overlapping_folds(values, held_out_ratio=0.0)
+    assert uncorrected.interval == pytest.approx(plain)
+    assert uncorrected.p_value == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue)
+    assert overlapping_folds([0.1, 0.1], 0.1).p_value == 0.0
+    assert overlapping_folds([0.0, 0.0], 0.1).p_value == 1.0
+    with pytest.raises(UserError, match="differences has 1 folds"):
+        overlapping_folds([0.1], 0.1)
