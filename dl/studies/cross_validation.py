@@ -148,7 +148,7 @@ def _baselines(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     each = [result["baselines"][0] for result in results if result.get("baselines")]
     if len(each) != len(results):
         return []
-    names = " or ".join(dict.fromkeys(one["name"] for one in each))
+    names = {one["name"] for one in each}
     metrics, intervals, differences = {}, {}, {}
     for name, better in results[0]["better"].items():
         if any(name not in one["metrics"].get("validation", {}) for one in each):
@@ -169,7 +169,7 @@ def _baselines(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
     return [
         {
-            "name": names,
+            "name": names.pop() if len(names) == 1 else "chosen in each fold",
             "seconds": sum(one["seconds"] for one in each),
             "metrics": {"validation": metrics},
             "intervals": {"validation": intervals},
