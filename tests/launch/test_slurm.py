@@ -108,6 +108,16 @@ def test_a_run_that_saved_returns_to_the_queue(status, is_requeued, launch, prog
     assert rest == ([["scontrol", "requeue", "17"]] if is_requeued else [])
 
 
+def test_a_worker_that_saved_returns_alone(launch, programs):
+    """One job of an array has the number of the array, by which SLURM would requeue all its jobs."""
+    script_of(launch, "--workers", "4", command=SWEEP)
+    programs.answer("srun", status=143)
+    numbers = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+    environment = {"PATH": os.environ["PATH"], **numbers}
+    subprocess.run(["bash", "runs/launch/mnist.sbatch"], env=environment, capture_output=True, check=False)
+    assert programs.calls[-1] == ["scontrol", "requeue", "17_3"]
+
+
 @pytest.mark.parametrize("command", [COMMAND, SWEEP], ids=["experiment", "sweep"])
 def test_scripts_are_clean(command, launch, programs):
     script_of(launch, *(("--workers", "4") if command is SWEEP else ()), command=command)
