@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,17 @@ def test_scripts_are_clean(command, launch, programs):
         pytest.skip("needs shellcheck")
     done = subprocess.run([checker, "runs/launch/mnist.sbatch"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_campaign_is_skipped_by_name_without_slurm(tmp_path):
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.slurm"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    assert "sbatch" in done.stdout
+    assert "slurm-wlm and munge" in done.stdout
