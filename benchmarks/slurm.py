@@ -126,6 +126,8 @@ def disturb_run(
             if not wait_for(lambda: cluster.state(job) != "RUNNING", 60):  # noqa: B023
                 found.append(f"{name}: job {job} went on")
         found += _end_of_job(cluster, job, folder, expected)
+        if "Terminated" in (place / f"runs/launch/{name}-{job}.log").read_text(encoding="utf-8"):
+            found.append(f"{name}: a process of job {job} was stopped and did not save")
     what = "one process" if num_processes == 1 else f"{num_processes} processes"
     return what, number, f"{num_requeued} requeued, {num_preempted} preempted", found
 
