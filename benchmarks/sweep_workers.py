@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 LEASE = 6.0  # seconds
-_FINISHED = "finished.log"
+FINISHED = "finished.log"  # of a sweep's folder: a line for each run that was trained to its end
 
 
 def main(is_short: bool) -> int:
@@ -46,9 +46,13 @@ def main(is_short: bool) -> int:
         seconds = time.monotonic() - started
         print(f"alone: {num_trials} trials in {seconds:.0f} s", flush=True)
         started = time.monotonic()
-        statuses = disturb(place / "shared", num_workers, num_trials, num_kills, seconds / num_trials)
+        statuses, num_dead = disturb(
+            place / "shared", num_workers, num_trials, num_kills, seconds / num_trials
+        )
         counts, wrong = judge(place, num_trials, statuses)
-        counts = {"seconds": f"{time.monotonic() - started:.0f}", "kills": str(num_kills), **counts}
+        if num_dead != num_kills:
+            wrong.append(f"{num_dead} workers were killed, not {num_kills}")
+        counts = {"seconds": f"{time.monotonic() - started:.0f}", "kills": str(num_dead), **counts}
         for cells in (list(counts), ["---"] * len(counts), list(counts.values())):
             print(f"| {' | '.join(cells)} |")
         if wrong:
@@ -56,6 +60,14 @@ def main(is_short: bool) -> int:
                 print(f"--- {path.name}\n{path.read_text()}")
         print("\n".join(wrong) if wrong else "no failure")
     return 1 if wrong else 0
+
+
+def words_of(folder: Path, num_trials: int, is_worker: bool) -> list[str]:
+    """Returns the arguments of `python -m dl` for a sweep of small runs in a folder."""
+    words = ["sweep", "mnist_mlp", "learning_rate=log:1e-4:1e-1", "hidden=16,24", "--together", "1"]
+    words += ["--dataset", "digits", "--num-epochs", "30", "--batch-size", "64", "--mesh", "data=1"]
+    words += ["--num-trials", str(num_trials), "--workdir", str(folder)]
+    return [*words, "--worker", "--lease", str(LEASE)] if is_worker else words
 
 
 def start(folder: Path, num_trials: int, is_worker: bool, kill_at: int | None = None) -> int:
@@ -68,10 +80,6 @@ def start(folder: Path, num_trials: int, is_worker: bool, kill_at: int | None = 
       kill_at: the number of the change in the folder of the claims before which it is killed. `None` means
         that it is not.
     """
-    words = ["sweep", "mnist_mlp", "learning_rate=log:1e-4:1e-1", "hidden=16,24", "--together", "1"]
-    words += ["--dataset", "digits", "--num-epochs", "30", "--batch-size", "64", "--mesh", "data=1"]
-    words += ["--num-trials", str(num_trials), "--workdir", str(folder)]
-    words += ["--worker", "--lease", str(LEASE)] if is_worker else []
     if child := os.fork():
         return child
     status = 1
@@ -79,7 +87,7 @@ def start(folder: Path, num_trials: int, is_worker: bool, kill_at: int | None = 
         output = os.open(folder.parent / f"{os.getpid()}.out", os.O_WRONLY | os.O_CREAT, 0o666)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        _run(words, folder, kill_at)
+        _run(words_of(folder, num_trials, is_worker), folder, kill_at)
     except SystemExit as exit_:
         status = int(exit_.code or 0)
     finally:
@@ -100,7 +108,7 @@ def _run(words: list[str], folder: Path, kill_at: int | None) -> None:
 
     def finish_and_note(run: Run, result: Any) -> dict[str, Any]:
         finished = finish(run, result)
-        with (folder / _FINISHED).open("a") as log:
+        with (folder / FINISHED).open("a") as log:
             log.write(f"{run.folder.name}\n")
         return finished
 
@@ -120,11 +128,15 @@ def status_of(child: int, block: bool = False) -> int | None:
 
 def disturb(
     folder: Path, num_workers: int, num_trials: int, num_kills: int, seconds_per_trial: float
-) -> list[int]:
-    """Runs workers, kills some, and stops one for a while. Returns the exit statuses of the others."""
+) -> tuple[list[int], int]:
+    """Runs workers, kills some, and stops one for a while.
+
+    Returns:
+      The exit statuses of the workers that were not killed, and the number of the others.
+    """
     chance = random.Random(0)
-    # The first workers are killed at a change in the folder of the claims.
-    plans = [chance.randint(1, 40) for _ in range(num_kills // 2)]
+    # The first workers are killed at a change in the folder of the claims, which they all reach.
+    plans = [chance.randint(1, num_trials) for _ in range(num_kills // 2)]
     later = num_kills - len(plans)
     thresholds = [1 + k * (num_trials - num_workers - 1) // later for k in range(later)]
     living = {start(folder, num_trials, True, plans.pop() if plans else None) for _ in range(num_workers)}
@@ -141,7 +153,7 @@ def disturb(
                 living.add(start(folder, num_trials, True, plans.pop() if plans else None))
             else:
                 statuses.append(status)
-        done = folder.joinpath(_FINISHED)
+        done = folder.joinpath(FINISHED)
         num_done = len(done.read_text().split()) if done.exists() else 0
         if thresholds and num_done >= thresholds[0]:
             thresholds.pop(0)
@@ -154,9 +166,7 @@ def disturb(
         if stopped_at and time.monotonic() - stopped_at > 2.5 * LEASE:
             stopped_at = 0.0
             os.kill(stopped, signal.SIGCONT)
-    if num_dead != num_kills:
-        statuses.append(num_dead - num_kills)  # fewer or more deaths than planned
-    return statuses
+    return statuses, num_dead
 
 
 def judge(place: Path, num_trials: int, statuses: list[int]) -> tuple[dict[str, str], list[str]]:
@@ -167,7 +177,7 @@ def judge(place: Path, num_trials: int, statuses: list[int]) -> tuple[dict[str, 
 
     alone, shared = place / "alone", place / "shared"
     wrong = [f"a worker ended with {status}" for status in statuses if status]
-    finished = (shared / _FINISHED).read_text().split()
+    finished = (shared / FINISHED).read_text().split()
     names = [f"trial-{k:03d}" for k in range(num_trials)]
     twice = sorted({name for name in finished if finished.count(name) > 1})
     wrong += [f"{name} was trained to its end {finished.count(name)} times" for name in twice]

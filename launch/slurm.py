@@ -23,6 +23,8 @@ environment of the shell that submits it: activate the virtual environment first
 
 # A run that SIGTERM stopped has status 143: it has saved, and the same command resumes. SLURM itself requeues
 # a preempted job. The tasks of a step end each other: a kill by srun could hit one that still saves.
+# One job of an array has the number of the whole array, and `scontrol requeue` would take it for all jobs.
+_ALONE, _IN_ARRAY = "$SLURM_JOB_ID", "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 _BODY = """
 set -u
 
@@ -31,7 +33,7 @@ srun --kill-on-bad-exit=0 --wait=0 {command}
 status=$?
 if [ "$status" -eq 143 ]; then
   echo "stopped at $(date): saved; the job goes back into the queue" >&2
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "{job}"
 fi
 exit "$status"
 """
@@ -97,9 +99,8 @@ def script_of(job: Job) -> str:
         "signal": f"TERM@{job.save_seconds}",
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value]
-    return "\n".join(
-        ["#!/bin/bash", *lines, "#SBATCH --requeue", _BODY.format(command=shlex.join(job.command))]
-    )
+    body = _BODY.format(command=shlex.join(job.command), job=_IN_ARRAY if job.workers else _ALONE)
+    return "\n".join(["#!/bin/bash", *lines, "#SBATCH --requeue", body])
 
 
 def check_job(job: Job) -> Job:

@@ -139,6 +139,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.training.progress",
     "dl.training.result",
     "dl.training.session",
+    "dl.training.signals",
     "dl.warm_start",
 }
 

@@ -2,12 +2,14 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 # SIGHUP: the terminal was closed or its connection was lost.
 _REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Batch systems send them before the end of a job.
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+_ECHO = 1.0  # seconds in which another SIGTERM is the same request: SLURM sends two when it preempts a job
 
 
 class Stopped(Exception):
@@ -21,12 +23,15 @@ class Stopped(Exception):
 class StopSignals:
     """A context in which the first stop signal only sets `received`; a second one acts at once.
 
+    A second SIGTERM within a second is ignored.
+
     Signals that the process ignores, such as SIGHUP under `nohup`, are not handled. Outside the main thread
     no signal is handled. A signal that did not end the inner of two such contexts is passed to the outer one.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -39,8 +44,14 @@ class StopSignals:
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), now
+            if number != signal.SIGTERM:
+                self._restore()
+        elif number != self.received or now - self._received_at > _ECHO:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,16 @@ def test_a_run_that_saved_returns_to_the_queue(status, is_requeued, launch, prog
     assert rest == ([["scontrol", "requeue", "17"]] if is_requeued else [])
 
 
+def test_a_worker_that_saved_returns_alone(launch, programs):
+    """One job of an array has the number of the array, by which SLURM would requeue all its jobs."""
+    script_of(launch, "--workers", "4", command=SWEEP)
+    programs.answer("srun", status=143)
+    numbers = {"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+    environment = {"PATH": os.environ["PATH"], **numbers}
+    subprocess.run(["bash", "runs/launch/mnist.sbatch"], env=environment, capture_output=True, check=False)
+    assert programs.calls[-1] == ["scontrol", "requeue", "17_3"]
+
+
 @pytest.mark.parametrize("command", [COMMAND, SWEEP], ids=["experiment", "sweep"])
 def test_scripts_are_clean(command, launch, programs):
     script_of(launch, *(("--workers", "4") if command is SWEEP else ()), command=command)
@@ -116,3 +127,17 @@ def test_scripts_are_clean(command, launch, programs):
         pytest.skip("needs shellcheck")
     done = subprocess.run([checker, "runs/launch/mnist.sbatch"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_campaign_is_skipped_by_name_without_slurm(tmp_path):
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.slurm"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    assert "sbatch" in done.stdout
+    assert "slurm-wlm and munge" in done.stdout

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_handler_of_its_own_for_a_users_signal_stays():
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name != "SIGTERM"])
 def test_the_second_signal_acts_at_once(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
@@ -57,6 +58,22 @@ def test_the_second_signal_acts_at_once(name):
         os.kill(os.getpid(), number)
         assert stop.received == number
         assert signal.getsignal(number) == before
+
+
+def test_the_second_sigterm_acts_at_once_unless_it_follows_directly():
+    """SLURM sends two of them when it preempts a job."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (stop.received, seen) == (signal.SIGTERM, [])
+            time.sleep(1.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_training_in_a_thread_leaves_the_signals_to_the_main_thread(tmp_path, mesh1):
