@@ -123,7 +123,7 @@ def compare(place: Path, is_short: bool) -> list[str]:
     others = [split[0]] if is_short else [two, four, *split]
     failures = []
     print(
-        "| run | processes × devices | largest difference of a loss | digest with exact |\n|---|---|---:|---|"
+        "| run | processes x devices | largest difference of a loss | digest with exact |\n|---|---|---:|---|"
     )
     for name, run in (("perceptron", PERCEPTRON), ("recorded", [*RECORDED, "--num-steps", "40"])):
         losses, digest = [], None
