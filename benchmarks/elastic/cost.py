@@ -54,13 +54,13 @@ def main(is_short: bool) -> None:
     """Prints the table in Markdown."""
     cases = {  # with the number of steps in a turn
         "mnist_mlp": (mnist_mlp(dataset="mnist"), 200),
-        "mnist_cnn": (mnist_cnn(dataset="mnist"), 10),
+        "mnist_cnn": (mnist_cnn(dataset="mnist"), 5),
     }
     print(
         "| experiment | fast step | exact step | exact / fast | range |\n|---|---:|---:|---:|---|", flush=True
     )
     for name, (experiment, num_steps) in cases.items():
-        fast, exact = cost(experiment, 3 if is_short else 15, num_steps)
+        fast, exact = cost(experiment, 3 if is_short else 10, num_steps)
         ratios = [one / other for one, other in zip(exact, fast, strict=True)]
         milliseconds = [f"{statistics.median(each) * 1e3:.2f} ms" for each in (fast, exact)]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"

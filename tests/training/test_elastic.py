@@ -70,7 +70,8 @@ def test_a_difference_is_found(rows):
         changed = copy.deepcopy(rows)
         changed[4][name] += 1.0
         assert differences(changed, rows) == [f"step 5 has other {said}"]
-    assert lost_or_repeated([rows[1], *rows[1:]]) == ["the epoch from step 1 does not have every example once"]
+    (said,) = lost_or_repeated([rows[1], *rows[1:]])
+    assert said == "the epoch from step 1 does not have every example once"
 
 
 def test_the_pairs_of_layouts_are_24_and_differ():
