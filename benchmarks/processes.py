@@ -16,22 +16,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dl.training.processes import LOST
 
 STALL_SECONDS = 20
 RUN = ["-m", "experiments.mnist_mlp", "--dataset", "digits", "--num-epochs", "120", "--save-every", "0.5"]
-LAUNCH = ["-m", "launch.local", "2", "--devices", "2", "--"]
 LIMITS = {signal.SIGKILL: 30.0, signal.SIGSTOP: 3.0 * STALL_SECONDS, signal.SIGTERM: 10.0}  # seconds
 STATUSES = {signal.SIGKILL: LOST, signal.SIGSTOP: LOST, signal.SIGTERM: 128 + signal.SIGTERM}
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    """Starts or resumes the run of a folder."""
+def start(
+    folder: Path, run: Sequence[str] = RUN, num_processes: int = 2, num_devices: int = 2
+) -> subprocess.Popen[str]:
+    """Starts or resumes the run of a folder.
+
+    Args:
+      folder: the folder of the run.
+      run: the experiment and its options, as arguments of Python.
+      num_processes: number of processes.
+      num_devices: number of virtual devices of each process.
+    """
+    launch = ["-m", "launch.local", str(num_processes), "--devices", str(num_devices), "--"]
     options = ["--no-report", "--stall-after", str(STALL_SECONDS), "--workdir", str(folder)]
-    words = [sys.executable, *LAUNCH, sys.executable, *RUN, *options]
+    words = [sys.executable, *launch, sys.executable, *run, *options]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def send(process: subprocess.Popen[str], how: signal.Signals, number: int) -> bool:
+    """Sends a signal to a process of a run; returns whether there was one."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        os.kill(int(children.read_text(encoding="utf-8").split()[number]), how)
+    except (OSError, IndexError):
+        return False
+    return True
 
 
 def digest_of(folder: Path) -> str | None:
@@ -48,12 +68,8 @@ def disturb(folder: Path, how: signal.Signals, draw: random.Random) -> str | Non
     while process.poll() is None and (not log.exists() or log.stat().st_size <= size):
         time.sleep(0.02)
     time.sleep(draw.uniform(0.0, 2.0))
-    victims = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    try:
-        number = draw.randrange(2)
-        victim = int(victims.read_text(encoding="utf-8").split()[number])
-        os.kill(victim, how)
-    except (OSError, IndexError):
+    number = draw.randrange(2)
+    if not send(process, how, number):
         process.communicate()
         return None
     began = time.monotonic()

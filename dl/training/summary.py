@@ -42,6 +42,7 @@ def introduce(
         parameters += f", of which {frozen:,} frozen and {facts['num_parameters'] - frozen:,} trained"
     differing = population.in_words(experiment.seed)
     per_epoch = -(-len(data.train) // experiment.batch_size)
+    exact = {"reduction": "exact, the same bits on any devices; steps take longer (docs/devices.md)"}
     console.facts(
         {
             "data": f"{identity.name} {identity.version}: {sizes}; {data.provenance}; "
@@ -50,6 +51,7 @@ def introduce(
             "model": f"{parameters}; {flops}",
             "training": f"{experiment.num_steps:,} steps of {experiment.batch_size} examples "
             f"({format_epochs(experiment.num_steps / per_epoch)} epochs), {differing}",
+            **(exact if experiment.reduction == "exact" else {}),
             "run": run.where,
         }
     )

@@ -108,3 +108,9 @@ def test_what_cannot_be_exact_is_refused(changes, said):
         train({"data": 2, "tensor": 2})
     with pytest.raises(UserError, match="single run"):
         dl.train(experiment(), mesh=make_mesh({"data": 1}), population=Population((0, 1)))
+
+
+@pytest.mark.parametrize("reduction", ["fast", "exact"])
+def test_an_exact_run_says_so(reduction, capsys):
+    dl.train(dataclasses.replace(EXPERIMENT, reduction=reduction, num_steps=1), mesh=make_mesh({"data": 1}))
+    assert ("steps take longer" in capsys.readouterr().out) == (reduction == "exact")
