@@ -47,7 +47,7 @@ class EncoderBlock(nn.Module):
         x_BTD = split_tokens(x_BTD)
         y_BTD = split_tokens(nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm0")(x_BTD))
         y_BTD, _ = Attention(self.num_heads, dtype=self.dtype, name="attention")(split_examples(y_BTD))
-        x_BTD += Dropout(self.dropout, deterministic=not train)(split_tokens(y_BTD))
+        x_BTD += Dropout(self.dropout, deterministic=not train)(split_tokens(split_examples(y_BTD)))
 
         y_BTD = split_tokens(nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD))
         hidden_BTM = dense(self.mlp_dim, self.dtype, "mlp0")(split_examples(y_BTD))
@@ -55,7 +55,7 @@ class EncoderBlock(nn.Module):
         hidden_BTM = nn.gelu(hidden_BTM, approximate=False)
         hidden_BTM = Dropout(self.dropout, deterministic=not train)(hidden_BTM)
         y_BTD = dense(x_BTD.shape[-1], self.dtype, "mlp1")(hidden_BTM)
-        return x_BTD + Dropout(self.dropout, deterministic=not train)(split_tokens(y_BTD))
+        return x_BTD + Dropout(self.dropout, deterministic=not train)(split_tokens(split_examples(y_BTD)))
 
 
 class ViT(nn.Module):

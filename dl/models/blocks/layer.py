@@ -118,9 +118,9 @@ class TransformerLayer(nn.Module):
     ) -> jax.Array:
         norm, drop = self.norm(name=norm_name), Dropout(self.dropout, deterministic=not self.train)
         x_BTD = split_tokens(x_BTD)
-        # A branch reads whole sequences, because its heads or hidden units are what is split over `tensor`.
+        # Inside a branch sequences are whole, because its heads or hidden units are split over `tensor`.
         inputs_BTD = split_examples(split_tokens(norm(x_BTD)) if self.is_norm_first else x_BTD)
-        sum_BTD = x_BTD + drop(split_tokens(branch(inputs_BTD)))
+        sum_BTD = x_BTD + drop(split_tokens(split_examples(branch(inputs_BTD))))
         return sum_BTD if self.is_norm_first else norm(sum_BTD)
 
 
