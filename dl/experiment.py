@@ -52,7 +52,8 @@ class Experiment:
       ema_decay: decay of an exponential moving average of the parameters, in [0, 1). The averaged parameters
         are evaluated. Batch statistics are not averaged: those of the raw parameters are used.
       loss_scale: initial loss scale, for float16.
-      sharding_rules: pairs of a regular expression for a parameter's path and its partition.
+      sharding_rules: how parameters are split over devices: pairs of a regular expression for a parameter's
+        path and its partition; see `dl.sharding.state_shardings`. `None` means the rules of the task.
       baseline: cheap method that the network must beat on the same data, for example
         `evaluation.baselines.NGram()`. It is computed once, at the end of the run, and stands beside the
         network in every result.
@@ -81,7 +82,7 @@ class Experiment:
     stop_at: StopAt | None = None
     ema_decay: float | None = None
     loss_scale: LossScale | None = None
-    sharding_rules: Rules = ()
+    sharding_rules: Rules | None = None
     baseline: Baseline | None = None
     sample_prompts: Sequence[str] | int = ()
     seed: int = 0

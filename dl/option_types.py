@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from dl.errors import UserError
 from dl.ranges import Range
 from dl.system.files import named_path, why_no_output
+from dl.types import Remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,13 @@ LabelSmoothing = Annotated[Fraction, Help("Share of each target that is spread e
 LearningRate = Annotated[PositiveFloat, Help("Peak learning rate.")]
 NumEpochs = Annotated[PositiveInt, Help("Number of passes over the training split.")]
 SequenceLength = Annotated[PositiveInt, Help("Number of tokens in a row.")]
+Rematerialization = Annotated[
+    Remat,
+    Help(
+        "What is computed again in the backward pass to save memory. none: nothing. layers: all within a "
+        "layer, which needs least memory and most time. dots: all but the results of dense layers."
+    ),
+]
 TextDatasetName = Annotated[
     str,
     Help(

@@ -7,7 +7,7 @@ on padding.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ Variables = Mapping[str, Any]  # both, as `Module.init` returns them
 Batch = dict[str, jax.Array]
 Key = jax.Array
 Metrics = dict[str, Mean]
+Remat = Literal["none", "layers", "dots"]  # what is computed again in the backward pass
 
 
 class Aux(NamedTuple):

@@ -18,7 +18,15 @@ from dl.data import language_modeling, text_classification
 from dl.data.text.masking import mask_tokens
 from dl.evaluation.baselines import Neighbours
 from dl.models.bert import BERT, BERTForMaskedLM
-from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
+from dl.option_types import (
+    BatchSize,
+    LearningRate,
+    Rematerialization,
+    Seed,
+    SequenceLength,
+    TextDatasetName,
+    TokenizerName,
+)
 
 ROLES = ("padding", "mask", "class", "separator")
 BUCKETS = (16, 24, 32)  # most sentences are short
@@ -35,6 +43,7 @@ def experiment(
     batch_size: BatchSize = 64,
     num_steps: PositiveInt = 3000,
     learning_rate: LearningRate = 3e-3,
+    remat: Rematerialization = "none",
     seed: Seed = 0,
 ) -> Experiment:
     """Returns a small BERT.
@@ -55,7 +64,7 @@ def experiment(
             dataset, sequence_length=sequence_length, tokenizer=tokenizer, packing=True, special=ROLES
         )
     corrupt = mask_tokens(data.tokenizer)
-    encoder = BERT(data.vocab_size, sequence_length, dim, num_layers, dim // 32, dropout=dropout)
+    encoder = BERT(data.vocab_size, sequence_length, dim, num_layers, dim // 32, dropout=dropout, remat=remat)
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(
         data=data,

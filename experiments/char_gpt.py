@@ -18,7 +18,15 @@ from dl import Experiment, Fraction, PositiveInt, main, optimizers, task
 from dl.data import language_modeling
 from dl.evaluation.baselines import NGram
 from dl.models.llama import Llama
-from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
+from dl.option_types import (
+    BatchSize,
+    LearningRate,
+    Rematerialization,
+    Seed,
+    SequenceLength,
+    TextDatasetName,
+    TokenizerName,
+)
 
 
 def experiment(
@@ -32,6 +40,7 @@ def experiment(
     batch_size: BatchSize = 32,
     num_steps: PositiveInt = 2000,
     learning_rate: LearningRate = 3e-3,
+    remat: Rematerialization = "none",
     seed: Seed = 0,
 ) -> Experiment:
     """Returns a decoder with rotary positions, RMSNorm and SwiGLU.
@@ -50,7 +59,7 @@ def experiment(
         stride=1,
         eval_context=max(1, sequence_length // 2),
     )
-    model = Llama(data.vocab_size, dim, num_layers, num_heads, dropout=dropout, is_tied=True)
+    model = Llama(data.vocab_size, dim, num_layers, num_heads, dropout=dropout, is_tied=True, remat=remat)
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
     return Experiment(
         data=data,

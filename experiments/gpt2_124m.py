@@ -16,7 +16,15 @@ from dl.data import language_modeling
 from dl.gradients import accumulated_gradient
 from dl.models.gpt2 import GPT2
 from dl.models.llama import Llama
-from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
+from dl.option_types import (
+    BatchSize,
+    LearningRate,
+    Rematerialization,
+    Seed,
+    SequenceLength,
+    TextDatasetName,
+    TokenizerName,
+)
 
 
 def experiment(
@@ -29,6 +37,7 @@ def experiment(
     num_micro_batches: PositiveInt = 40,
     num_steps: PositiveInt = 20_000,
     learning_rate: LearningRate | None = None,
+    remat: Rematerialization = "layers",
     smoke: bool = False,
     seed: Seed = 0,
 ) -> Experiment:
@@ -48,7 +57,7 @@ def experiment(
     size: dict[str, Any] = {"dim": 32, "num_layers": 2, "num_heads": 2} if smoke else {}
     words = "bytes" if smoke and dataset == "auto" else tokenizer
     data = language_modeling(dataset, sequence_length=length, tokenizer=words)
-    deep: dict[str, Any] = {"is_scanned": True, "is_rematerialized": not smoke}
+    deep: dict[str, Any] = {"is_scanned": True, "remat": "none" if smoke else remat}
     if network == "gpt2":
         model: Any = GPT2(data.vocab_size, length, **size, **deep)
     else:

@@ -14,7 +14,15 @@ from dl import Experiment, PositiveInt, UserError, main, optimizers, task
 from dl.data import language_modeling
 from dl.gradients import accumulated_gradient, mean_gradient
 from dl.models.llama import Llama
-from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
+from dl.option_types import (
+    BatchSize,
+    LearningRate,
+    Rematerialization,
+    Seed,
+    SequenceLength,
+    TextDatasetName,
+    TokenizerName,
+)
 
 SIZES: dict[str, dict[str, Any]] = {
     "124m": {"dim": 768, "num_layers": 12, "num_heads": 12, "is_tied": True},
@@ -36,6 +44,7 @@ def experiment(
     num_micro_batches: PositiveInt = 1,
     num_steps: PositiveInt = 20_000,
     learning_rate: LearningRate | None = None,
+    remat: Rematerialization = "layers",
     smoke: bool = False,
     seed: Seed = 0,
 ) -> Experiment:
@@ -55,9 +64,8 @@ def experiment(
     if not smoke and data.vocab_size > vocab_size:
         raise UserError(f"vocab_size={vocab_size} is less than the {data.vocab_size} tokens; raise it")
     shape = {"dim": 32, "num_layers": 2, "num_heads": 2} if smoke else SIZES[size]
-    model = Llama(
-        data.vocab_size if smoke else vocab_size, **shape, is_scanned=True, is_rematerialized=not smoke
-    )
+    rows = data.vocab_size if smoke else vocab_size
+    model = Llama(rows, **shape, is_scanned=True, remat="none" if smoke else remat)
     peak = learning_rate or PEAK[size]
     rate = optimizers.cosine(peak, num_steps, warmup_steps=num_steps // 10, end=peak / 10)
     return Experiment(

@@ -10,7 +10,15 @@ from dl import Experiment, Fraction, PositiveInt, main, optimizers, task
 from dl.data import language_modeling
 from dl.data.text.span_corruption import corrupt_spans
 from dl.models.t5 import T5
-from dl.option_types import BatchSize, LearningRate, Seed, SequenceLength, TextDatasetName, TokenizerName
+from dl.option_types import (
+    BatchSize,
+    LearningRate,
+    Rematerialization,
+    Seed,
+    SequenceLength,
+    TextDatasetName,
+    TokenizerName,
+)
 
 
 def experiment(
@@ -23,6 +31,7 @@ def experiment(
     batch_size: BatchSize = 32,
     num_steps: PositiveInt = 4000,
     learning_rate: LearningRate = 2e-3,
+    remat: Rematerialization = "none",
     seed: Seed = 0,
 ) -> Experiment:
     """Returns a small T5 1.1 that reads 85 % of the tokens and writes the others.
@@ -39,7 +48,16 @@ def experiment(
     corrupt = corrupt_spans(data.tokenizer)
     assert corrupt.padding_id is not None
     assert corrupt.end_id is not None
-    model = T5(corrupt.vocab_size, dim, num_layers, dim // 32, is_gated=True, is_tied=False, dropout=dropout)
+    model = T5(
+        corrupt.vocab_size,
+        dim,
+        num_layers,
+        dim // 32,
+        is_gated=True,
+        is_tied=False,
+        dropout=dropout,
+        remat=remat,
+    )
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
     return Experiment(
         data=data,

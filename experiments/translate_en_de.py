@@ -14,7 +14,15 @@ word for word it has 11.6 and 51.7. BLEU is nrefs:1|case:mixed|eff:no|tok:13a|sm
 from dl import Experiment, Fraction, LabelSmoothing, PositiveInt, main, optimizers, task
 from dl.data import translation
 from dl.models.transformer import Transformer
-from dl.option_types import BatchSize, LearningRate, NumEpochs, Seed, TextDatasetName, TokenizerName
+from dl.option_types import (
+    BatchSize,
+    LearningRate,
+    NumEpochs,
+    Rematerialization,
+    Seed,
+    TextDatasetName,
+    TokenizerName,
+)
 
 BUCKETS = (16, 20, 24, 32)  # most captions are short
 
@@ -31,6 +39,7 @@ def experiment(
     batch_size: BatchSize = 128,
     num_epochs: NumEpochs = 20,
     learning_rate: LearningRate = 3e-3,
+    remat: Rematerialization = "none",
     seed: Seed = 0,
 ) -> Experiment:
     """Returns a small Transformer with norms before its branches.
@@ -56,6 +65,7 @@ def experiment(
         max_length=max_length,
         is_norm_first=True,
         dropout=dropout,
+        remat=remat,
     )
     num_steps = data.steps(num_epochs, batch_size)
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)

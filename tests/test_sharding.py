@@ -8,6 +8,8 @@ from dl import optimizers
 from dl.errors import UserError
 from dl.models.mlp import MLP
 from dl.sharding import (
+    Rule,
+    fill_mesh,
     format_mesh,
     make_mesh,
     num_batch_shards,
@@ -15,6 +17,7 @@ from dl.sharding import (
     put,
     replicated,
     state_shardings,
+    unsplit_notice,
 )
 from dl.training.state import init_state
 
@@ -29,10 +32,21 @@ def test_a_mesh_is_read_and_written():
     assert make_mesh().shape["data"] == 8
 
 
-@pytest.mark.parametrize("text", ["", "8", "data", "data=0", "data=-1", "rows=2", "data=2,data=4"])
+@pytest.mark.parametrize(
+    "text", ["", "8", "data", "data=0", "data=-2", "data=-1,fsdp=-1", "rows=2", "data=2,data=4"]
+)
 def test_a_mesh_that_is_not_understood_is_one_line(text):
     with pytest.raises(UserError, match="write axis=size") as caught:
         parse_mesh(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_axis_gets_the_devices_that_the_others_leave():
+    assert format_mesh(make_mesh(parse_mesh("data=-1")).shape) == "data=8"
+    assert format_mesh(make_mesh(parse_mesh("fsdp=2,data=-1,tensor=2")).shape) == "data=2,fsdp=2,tensor=2"
+    assert fill_mesh(parse_mesh("data=2,fsdp=-1"), 16) == {"data": 2, "fsdp": 8}
+    with pytest.raises(UserError, match="3 does not divide the 8 devices") as caught:
+        make_mesh(parse_mesh("data=-1,tensor=3"))
     assert "\n" not in str(caught.value)
 
 
@@ -86,8 +100,52 @@ def test_a_rule_that_matches_nothing_is_refused(state):
 
 def test_a_rule_that_does_not_divide_is_refused(state):
     mesh = make_mesh({"tensor": 3})
-    with pytest.raises(UserError, match="into 3 parts"):
+    said = (
+        r"params/Dense_0/kernel of shape \(128, 256\) into 3 parts over 'tensor', and 3 does not divide 128"
+    )
+    with pytest.raises(UserError, match=said) as caught:
         state_shardings(state, mesh, [("Dense_0/kernel", PartitionSpec("tensor"))])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rule_may_hold_where_it_divides_alone(state):
+    shardings = state_shardings(
+        state,
+        make_mesh({"tensor": 3}),
+        [Rule("Dense_0/kernel", PartitionSpec("tensor"), where_it_divides=True)],
+    )
+    assert shardings.params["Dense_0"]["kernel"].spec == PartitionSpec()
+
+
+def test_fsdp_splits_the_largest_dimension_that_a_rule_leaves(state):
+    rules = [
+        ("Dense_0/kernel", PartitionSpec(None, "tensor")),  # 128 × 256
+        ("Dense_1/kernel", PartitionSpec()),  # 256 × 64
+        ("Dense_0/bias", PartitionSpec("tensor")),
+    ]
+
+    def specs(mesh):
+        params = state_shardings(state, make_mesh(mesh), rules).params
+        leaves = [params["Dense_0"]["kernel"], params["Dense_1"]["kernel"], params["Dense_0"]["bias"]]
+        return [leaf.spec for leaf in leaves]
+
+    replicated = PartitionSpec()
+    assert specs({"fsdp": 2, "tensor": 2}) == [
+        PartitionSpec("fsdp", "tensor"),
+        replicated,
+        PartitionSpec("tensor"),
+    ]
+    # A rule about an axis that the mesh does not have changes nothing.
+    assert specs({"fsdp": 4}) == [PartitionSpec(None, "fsdp"), replicated, replicated]
+    assert specs({"data": 8}) == [replicated] * 3
+
+
+def test_a_mesh_that_splits_nothing_over_tensor_is_noticed(state):
+    mesh = make_mesh({"data": 2, "tensor": 4})
+    assert "splits no parameter" in unsplit_notice(state_shardings(state, mesh).params, mesh)
+    rules = [("Dense_0/kernel", PartitionSpec(None, "tensor"))]
+    assert unsplit_notice(state_shardings(state, mesh, rules).params, mesh) == ""
+    assert unsplit_notice(state_shardings(state, make_mesh()).params, make_mesh()) == ""
 
 
 def test_put_places_every_leaf(mesh8):

@@ -37,8 +37,8 @@ class RunOptions(CommandOptions):
     Attributes:
       workdir: Folder of the run. If the folder holds a run, that run is resumed. Default: a new folder,
         runs/NAME-TIME.
-      mesh: How arrays are split over devices: data=8 splits each batch over eight devices. See
-        docs/devices.md. Default: data=N with all N devices.
+      mesh: How arrays are split over devices: data=8 splits each batch over eight devices; data=-1 uses all
+        devices. See docs/devices.md. Default: data=-1.
       num_seeds: Number of runs, with the seeds SEED, SEED + 1, … They are trained at the same time in one
         program, and the result is the mean over them.
       folds: Number of folds of a cross-validation over the training and validation splits. One run is

@@ -51,8 +51,8 @@ class StudyOptions(CommandOptions):
     Attributes:
       workdir: Folder of the study and its runs. If the folder holds a study, that study is resumed. Default:
         a new folder, runs/NAME-TIME.
-      mesh: How arrays are split over devices: data=8 splits each batch over eight devices. See
-        docs/devices.md. Default: data=N with all N devices.
+      mesh: How arrays are split over devices: data=8 splits each batch over eight devices; data=-1 uses all
+        devices. See docs/devices.md. Default: data=-1.
     """
 
     workdir: Path | None = None

@@ -30,7 +30,8 @@ class PlanOptions(CommandOptions):
     Attributes:
       target: Devices to plan for, such as tpu:v5e:4x4, tpu:v5p-512, cuda:h100:8 or cpu:8. They need not be
         there.
-      mesh: How arrays are split over the devices, such as data=2,fsdp=8. Default: data=N with all N devices.
+      mesh: How arrays are split over the devices, such as data=2,fsdp=8 or data=-1,tensor=4. -1 means the
+        devices that the other axes leave. Default: data=-1.
       precision: Number format of the model's computation, as in training.
       reduction: How gradients are added over devices, as in training.
       prices: TOML file of prices, in place of the table that dl has; see docs/plans.md.

@@ -13,8 +13,11 @@ import jax.numpy as jnp
 from dl.models.blocks.attention import Attention
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.layer import Stack, TransformerLayer
+from dl.models.blocks.partition import layer_rules, vocabulary_rules
 from dl.models.blocks.sequences import pool, read_sequences
 from dl.models.dropout import Dropout
+from dl.sharding import Rules
+from dl.types import Remat
 
 GELU = functools.partial(nn.gelu, approximate=False)
 
@@ -43,7 +46,7 @@ class BERT(nn.Module):
       dropout: probability that a value of the embeddings, a branch or the attention weights is dropped.
       epsilon: number that is added to the variance in each norm.
       is_scanned: whether the layers are one loop of the compiled program; see `blocks.layer.Stack`.
-      is_rematerialized: whether activations are computed again in the backward pass.
+      remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
       implementation: kernel of the attention; see `blocks.attention.Attention`.
       dtype: dtype of the computation; parameters stay float32. `None` means that of the parameters.
     """
@@ -59,7 +62,7 @@ class BERT(nn.Module):
     dropout: float = 0.0
     epsilon: float = 1e-12
     is_scanned: bool = False
-    is_rematerialized: bool = False
+    remat: Remat = "none"
     implementation: Any = None
     dtype: Any = None
 
@@ -93,7 +96,7 @@ class BERT(nn.Module):
         self.type_embedding = embed(self.num_token_types)
         self.embedding_norm = norm()
         self.drop = Dropout(self.dropout)
-        self.layers = Stack(layer, self.num_layers, self.is_scanned, self.is_rematerialized)
+        self.layers = Stack(layer, self.num_layers, self.is_scanned, self.remat)
         if self.pooling == "first":
             self.pooler = nn.Dense(self.dim, kernel_init=init, dtype=self.dtype)
 
@@ -140,6 +143,11 @@ class BERT(nn.Module):
             return pool(x_BTD, segment_ids_BT, "mean")
         return x_BTD
 
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the parameters over the axis `tensor`."""
+        return (*layer_rules(self.is_scanned, has_biases=True), *vocabulary_rules())
+
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the products of vectors with the embedding of each token, shape B × T × V."""
         return self.token_embedding.attend(x_BTD)
@@ -156,6 +164,11 @@ class BERTForMaskedLM(nn.Module):
     """
 
     encoder: BERT
+
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the parameters over the axis `tensor`."""
+        return self.encoder.sharding_rules
 
     @nn.compact
     def __call__(

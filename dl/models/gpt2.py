@@ -15,7 +15,10 @@ from dl.models.blocks.cache import Cache
 from dl.models.blocks.decoder import decode
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.layer import Stack, TransformerLayer
+from dl.models.blocks.partition import layer_rules, vocabulary_rules
 from dl.models.dropout import Dropout
+from dl.sharding import Rules
+from dl.types import Remat
 
 
 class GPT2(nn.Module):
@@ -35,7 +38,7 @@ class GPT2(nn.Module):
       dropout: probability that a value of the embeddings, a branch or the attention weights is dropped.
       epsilon: number that is added to the variance in each norm.
       is_scanned: whether the layers are one loop of the compiled program; see `blocks.layer.Stack`.
-      is_rematerialized: whether activations are computed again in the backward pass.
+      remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
       implementation: kernel of the attention; see `blocks.attention.Attention`.
       dtype: dtype of the computation; parameters stay float32. `None` means that of the parameters.
     """
@@ -49,7 +52,7 @@ class GPT2(nn.Module):
     dropout: float = 0.0
     epsilon: float = 1e-5
     is_scanned: bool = False
-    is_rematerialized: bool = False
+    remat: Remat = "none"
     implementation: Any = None
     dtype: Any = None
 
@@ -120,10 +123,15 @@ class GPT2(nn.Module):
             embed=lambda tokens, where: Dropout(self.dropout, deterministic=not train)(
                 embed(tokens) + positions(where)
             ),
-            stack=Stack(layer, self.num_layers, self.is_scanned, self.is_rematerialized, name="layers"),
+            stack=Stack(layer, self.num_layers, self.is_scanned, self.remat, name="layers"),
             unembed=lambda x: embed.attend(final_norm(x)),
             train=train,
         )
+
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the parameters over the axis `tensor`."""
+        return (*layer_rules(self.is_scanned, has_biases=True), *vocabulary_rules())
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Returns the empty cache of `batch_size` rows of at most `length` tokens."""

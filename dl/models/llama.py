@@ -15,8 +15,11 @@ from dl.models.blocks.cache import Cache
 from dl.models.blocks.decoder import decode
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.layer import Stack, TransformerLayer
+from dl.models.blocks.partition import layer_rules, vocabulary_rules
 from dl.models.blocks.positions import Rotary
 from dl.models.dropout import Dropout
+from dl.sharding import Rules
+from dl.types import Remat
 
 
 class Llama(nn.Module):
@@ -44,7 +47,7 @@ class Llama(nn.Module):
       epsilon: number that is added to the mean square in each norm.
       init_scale: standard deviation of the initial matrices.
       is_scanned: whether the layers are one loop of the compiled program; see `blocks.layer.Stack`.
-      is_rematerialized: whether activations are computed again in the backward pass.
+      remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
       implementation: kernel of the attention; see `blocks.attention.Attention`.
       dtype: dtype of the computation; parameters stay float32. `None` means that of the parameters.
     """
@@ -63,7 +66,7 @@ class Llama(nn.Module):
     epsilon: float = 1e-5
     init_scale: float = 0.02
     is_scanned: bool = False
-    is_rematerialized: bool = False
+    remat: Remat = "none"
     implementation: Any = None
     dtype: Any = None
 
@@ -137,7 +140,7 @@ class Llama(nn.Module):
             positions_BT,
             cache,
             embed=lambda tokens, where: Dropout(self.dropout, deterministic=not train)(embed(tokens)),
-            stack=Stack(layer, self.num_layers, self.is_scanned, self.is_rematerialized, name="layers"),
+            stack=Stack(layer, self.num_layers, self.is_scanned, self.remat, name="layers"),
             unembed=unembed,
             train=train,
         )
@@ -146,6 +149,11 @@ class Llama(nn.Module):
     def hidden_width(self) -> int:
         """The width of the feed-forward networks."""
         return self.hidden_dim or -(-8 * self.dim // 3 // 32) * 32
+
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the parameters over the axis `tensor`."""
+        return (*layer_rules(self.is_scanned, has_biases=False), *vocabulary_rules(self.is_tied))
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Returns the empty cache of `batch_size` rows of at most `length` tokens."""

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from dl.models.blocks.attention import Attention
 from dl.models.blocks.cache import Cache
@@ -16,9 +17,12 @@ from dl.models.blocks.decoder import decode
 from dl.models.blocks.encoder_decoder import EncoderDecoder
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.layer import Stack, TransformerLayer
+from dl.models.blocks.partition import layer_rules, vocabulary_rules
 from dl.models.blocks.positions import RelativeBias
 from dl.models.blocks.sequences import read_sequences
 from dl.models.dropout import Dropout
+from dl.sharding import Rule, Rules
+from dl.types import Remat
 
 
 class T5(EncoderDecoder):
@@ -48,7 +52,7 @@ class T5(EncoderDecoder):
         the outputs is dropped.
       epsilon: number that is added to the mean square in each norm.
       is_scanned: whether the layers are one loop of the compiled program; see `blocks.layer.Stack`.
-      is_rematerialized: whether activations are computed again in the backward pass.
+      remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
       implementation: kernel of the attention; see `blocks.attention.Attention`.
       dtype: dtype of the computation; parameters stay float32. `None` means that of the parameters.
     """
@@ -66,7 +70,7 @@ class T5(EncoderDecoder):
     dropout: float = 0.0
     epsilon: float = 1e-6
     is_scanned: bool = False
-    is_rematerialized: bool = False
+    remat: Remat = "none"
     implementation: Any = None
     dtype: Any = None
 
@@ -114,7 +118,7 @@ class T5(EncoderDecoder):
             norm=functools.partial(nn.RMSNorm, self.epsilon, dtype=self.dtype),
             dropout=self.dropout,
         )
-        return Stack(layer, self.num_layers, self.is_scanned, self.is_rematerialized)
+        return Stack(layer, self.num_layers, self.is_scanned, self.remat)
 
     @property
     def _head_dim(self) -> int:
@@ -162,6 +166,15 @@ class T5(EncoderDecoder):
     def _unembed(self, x_BTD: jax.Array, train: bool) -> jax.Array:
         x_BTD = self.drop(self.decoder_norm(x_BTD), deterministic=not train)
         return self.token_embedding.attend(x_BTD * self.dim**-0.5) if self.is_tied else self.head(x_BTD)
+
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the parameters over the axis `tensor`."""
+        return (
+            *layer_rules(self.is_scanned, has_biases=False),
+            *vocabulary_rules(self.is_tied),
+            Rule("(encoder|decoder)_bias/embedding$", PartitionSpec(None, "tensor"), where_it_divides=True),
+        )
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Returns the empty cache of `batch_size` rows of at most `length` tokens of the target."""

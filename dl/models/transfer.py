@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from dl.models.dropout import Dropout
+from dl.sharding import Rules
 
 
 class WithHead(nn.Module):
@@ -31,6 +32,11 @@ class WithHead(nn.Module):
     hidden: Sequence[int] = ()
     dropout: float = 0.0
     dtype: Any = None
+
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the backbone's parameters over the axis `tensor`."""
+        return getattr(self.backbone, "sharding_rules", ())
 
     @nn.compact
     def __call__(self, *inputs: jax.Array | None, train: bool = False) -> jax.Array:

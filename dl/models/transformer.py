@@ -16,9 +16,12 @@ from dl.models.blocks.decoder import decode
 from dl.models.blocks.encoder_decoder import EncoderDecoder
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.layer import Stack, TransformerLayer
+from dl.models.blocks.partition import layer_rules, vocabulary_rules
 from dl.models.blocks.positions import sinusoidal
 from dl.models.blocks.sequences import read_sequences
 from dl.models.dropout import Dropout
+from dl.sharding import Rules
+from dl.types import Remat
 
 
 class Transformer(EncoderDecoder):
@@ -41,7 +44,7 @@ class Transformer(EncoderDecoder):
       attention_dropout: probability that an attention weight is dropped.
       epsilon: number that is added to the variance in each norm.
       is_scanned: whether the layers are one loop of the compiled program; see `blocks.layer.Stack`.
-      is_rematerialized: whether activations are computed again in the backward pass.
+      remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
       implementation: kernel of the attention; see `blocks.attention.Attention`.
       dtype: dtype of the computation; parameters stay float32. `None` means that of the parameters.
     """
@@ -57,7 +60,7 @@ class Transformer(EncoderDecoder):
     attention_dropout: float = 0.0
     epsilon: float = 1e-6
     is_scanned: bool = False
-    is_rematerialized: bool = False
+    remat: Remat = "none"
     implementation: Any = None
     dtype: Any = None
 
@@ -98,7 +101,7 @@ class Transformer(EncoderDecoder):
             is_norm_first=self.is_norm_first,
             dropout=self.dropout,
         )
-        return Stack(layer, self.num_layers, self.is_scanned, self.is_rematerialized)
+        return Stack(layer, self.num_layers, self.is_scanned, self.remat)
 
     def encode(
         self, source_BS: jax.Array, segment_ids_BS: jax.Array | None = None, train: bool = False
@@ -143,6 +146,11 @@ class Transformer(EncoderDecoder):
 
     def _unembed(self, x_BTD: jax.Array) -> jax.Array:
         return self.token_embedding.attend(self.decoder_norm(x_BTD) if self.is_norm_first else x_BTD)
+
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the parameters over the axis `tensor`."""
+        return (*layer_rules(self.is_scanned, has_biases=True), *vocabulary_rules())
 
     def empty_cache(self, batch_size: int, length: int) -> Cache:
         """Returns the empty cache of `batch_size` rows of at most `length` tokens of the target."""

@@ -11,11 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from dl.activations import split_examples, split_tokens
 from dl.errors import UserError
 from dl.models.blocks.attention import Attention
 from dl.models.dropout import Dropout
+from dl.models.rematerialization import rematerialized
 from dl.models.scaling import Scaling, minus_one_to_one
+from dl.sharding import Rules
+from dl.types import Remat
 
 
 class EncoderBlock(nn.Module):
@@ -39,17 +44,18 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, train: bool = False) -> jax.Array:
-        y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm0")(x_BTD)
-        y_BTD, _ = Attention(self.num_heads, dtype=self.dtype, name="attention")(y_BTD)
-        x_BTD += Dropout(self.dropout, deterministic=not train)(y_BTD)
+        x_BTD = split_tokens(x_BTD)
+        y_BTD = split_tokens(nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm0")(x_BTD))
+        y_BTD, _ = Attention(self.num_heads, dtype=self.dtype, name="attention")(split_examples(y_BTD))
+        x_BTD += Dropout(self.dropout, deterministic=not train)(split_tokens(split_examples(y_BTD)))
 
-        y_BTD = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD)
-        hidden_BTM = dense(self.mlp_dim, self.dtype, "mlp0")(y_BTD)
+        y_BTD = split_tokens(nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x_BTD))
+        hidden_BTM = dense(self.mlp_dim, self.dtype, "mlp0")(split_examples(y_BTD))
         # The published weights were trained with the exact GELU, not with its tanh approximation.
         hidden_BTM = nn.gelu(hidden_BTM, approximate=False)
         hidden_BTM = Dropout(self.dropout, deterministic=not train)(hidden_BTM)
         y_BTD = dense(x_BTD.shape[-1], self.dtype, "mlp1")(hidden_BTM)
-        return x_BTD + Dropout(self.dropout, deterministic=not train)(y_BTD)
+        return x_BTD + Dropout(self.dropout, deterministic=not train)(split_tokens(split_examples(y_BTD)))
 
 
 class ViT(nn.Module):
@@ -69,6 +75,7 @@ class ViT(nn.Module):
       dropout: probability that a value is dropped in training.
       epsilon: number that is added to the variance in each normalisation.
       scaling: function from pixels in [0, 1] to the input range of the network.
+      remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
       dtype: dtype of the computation; parameters stay float32. `None` means that of inputs and parameters.
     """
 
@@ -81,6 +88,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     epsilon: float = 1e-6
     scaling: Scaling = minus_one_to_one
+    remat: Remat = "none"
     dtype: Any = None
 
     @nn.compact
@@ -102,8 +110,9 @@ class ViT(nn.Module):
         position_1TD = self.param("positions", nn.initializers.normal(0.02), (1, *x_BTD.shape[1:]))
         x_BTD += position_1TD.astype(x_BTD.dtype)
         x_BTD = Dropout(self.dropout, deterministic=not train)(x_BTD)
+        block_type = rematerialized(EncoderBlock, self.remat, static_argnums=2)
         for index in range(self.num_layers):
-            block = EncoderBlock(
+            block = block_type(
                 self.num_heads,
                 self.mlp_dim or 4 * self.dim,
                 self.dropout,
@@ -116,6 +125,18 @@ class ViT(nn.Module):
         if self.num_classes is None:
             return x_BD
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x_BD)
+
+    @property
+    def sharding_rules(self) -> Rules:
+        """The partition of the parameters over the axis `tensor`: heads and hidden units are split.
+
+        Source: Shoeybi et al. 2019, section 3; see `blocks.partition`.
+        """
+        return (
+            (r"block\d+/(attention/(query|key|value)|mlp0)/kernel$", PartitionSpec(None, "tensor")),
+            (r"block\d+/(attention/(query|key|value)|mlp0)/bias$", PartitionSpec("tensor")),
+            (r"block\d+/(attention/out|mlp1)/kernel$", PartitionSpec("tensor", None)),
+        )
 
 
 def resize_positions(

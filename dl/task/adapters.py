@@ -72,7 +72,8 @@ def _of_linen(module: nn.Module) -> Model:
         _, sown = module.apply(variables, *arguments(inputs), **mode, mutable=["intermediates"])
         return sown.get("intermediates", {})
 
-    return Model(init, apply, _decoder_of_linen(module), intermediates)
+    rules = getattr(module, "sharding_rules", ())
+    return Model(init, apply, _decoder_of_linen(module), intermediates, rules)
 
 
 def _decoder_of_linen(module: nn.Module) -> Decoder | None:

@@ -68,7 +68,8 @@ def task_of(
     intermediates = None
     if (sown := functions.intermediates) is not None:
         intermediates = lambda variables, batch: sown(variables, read(batch))  # noqa: E731
-    return Task(init, loss, predict, kind, input_name, functions.decoder, intermediates)
+    rules = functions.sharding_rules
+    return Task(init, loss, predict, kind, input_name, functions.decoder, intermediates, rules)
 
 
 def reads(*names: str) -> Callable[[Batch], Inputs]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from dl.sharding import Rules
 from dl.task.decoder import Decoder
 from dl.types import Augment, Batch, Key, LossFn, ModelState, Variables
 
@@ -91,6 +92,7 @@ class Task(NamedTuple):
       decoder: functions that write sequences token by token. `None` means that the model cannot write.
       intermediates: function from variables and a batch to what the modules of the model sow in evaluation,
         such as attention weights. `None` means that nothing is known of its modules.
+      sharding_rules: how the parameters are split over the axis `tensor` of a mesh; see `dl.sharding.Rule`.
       adapters: the configuration of low-rank adapters, `methods.lora.LoRA`, if `with_lora` added them.
     """
 
@@ -101,6 +103,7 @@ class Task(NamedTuple):
     input_name: str = "image"
     decoder: Decoder | None = None
     intermediates: Callable[[Variables, Batch], ModelState] | None = None
+    sharding_rules: Rules = ()
     adapters: Any = None
 
     def with_uses(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> "Task":

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from dl.errors import UserError
+from dl.sharding import Rules
 from dl.task.decoder import Decoder
 from dl.types import Key, ModelState, Params, Variables
 
@@ -38,12 +39,14 @@ class Model(NamedTuple):
       decoder: functions that write sequences token by token. `None` means that there are none.
       intermediates: function from variables and inputs to what the modules sow in evaluation: the collection
         `intermediates` of Linen. `None` means that there is no such function.
+      sharding_rules: how the parameters are split over the axis `tensor` of a mesh; see `dl.sharding.Rule`.
     """
 
     init: Callable[[Key, Inputs], Variables]
     apply: Callable[[Params, ModelState, Inputs, Key | None], tuple[jax.Array, ModelState]]
     decoder: Decoder | None = None
     intermediates: Callable[[Variables, Inputs], ModelState] | None = None
+    sharding_rules: Rules = ()
 
 
 AnyModel = nn.Module | Model | Callable[..., Any]

@@ -142,8 +142,9 @@ def train_run(
             facts["initial"] = tree_digest(start)
             run.check(facts)
         introduce(console, experiment, run, mesh, program.facts, population)
-        if note := describe_input(experiment):
-            console.line(note)
+        for note in (describe_input(experiment), program.mesh_notice):
+            if note:
+                console.line(note)
         run.open({**facts, **program.facts}, mesh, files_of(experiment.data))
         if (result := run.result) is not None:  # another process has finished it meanwhile
             console.line(f"finished before: {final_line(result, run)}")

@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl import freezing
+from dl.activations import splitting_activations
 from dl.data.pipeline import Batches
 from dl.experiment import Experiment, stored_batch
 from dl.flops import count_jaxpr_flops
 from dl.metrics import MetricTable
 from dl.precision import all_finite, has_nan
-from dl.sharding import batch_sharding, path_name, replicated, splitting_activations
+from dl.sharding import batch_sharding, path_name, replicated, unsplit_notice
 from dl.stopping import Directions
 from dl.training.exact import exact_config
 from dl.training.memory import check_fits
@@ -100,6 +101,7 @@ class Program:
       population: the runs that the program trains.
       abstract_state: shapes, dtypes and shardings of the state.
       shardings: the sharding of each leaf of the state.
+      mesh_notice: what a person must know of the mesh; empty if there is nothing.
       facts: the number of parameters, and the FLOPs of the model per example, without decoding, resizing and
         augmentation.
       metrics: the metrics of the eval step with their directions; empty if nothing is evaluated.
@@ -135,7 +137,11 @@ class Program:
         self._stored_batch = stored_batch(experiment)
         self.population = population.for_devices(mesh, self._trace_loss)
         abstract_state = jax.eval_shape(self._init, None)
-        self.shardings = population.shardings(abstract_state, mesh, experiment.sharding_rules)
+        rules = experiment.sharding_rules
+        if rules is None:
+            rules = experiment.task.sharding_rules
+        self.shardings = population.shardings(abstract_state, mesh, rules)
+        self.mesh_notice = unsplit_notice(self.shardings.params, mesh)
         self.abstract_state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract_state,

@@ -267,11 +267,11 @@ def test_flops_of_resnet50():
     assert planned.flops == pytest.approx(8 * (3 * whole - stem), rel=0.05)
 
 
-@pytest.mark.parametrize("is_rematerialized", [False, True])
-def test_flops_of_gpt2_small(is_rematerialized):
+@pytest.mark.parametrize("remat", ["none", "dots", "layers"])
+def test_flops_of_gpt2_small(remat):
     length, batch = 1024, 4
     tokens = ArraySource({name: np.zeros((8, length), np.int32) for name in ("tokens", "targets")})
-    model = GPT2(is_scanned=True, is_rematerialized=is_rematerialized)
+    model = GPT2(is_scanned=True, remat=remat)
     made = experiment(
         model, data=ArraySplits("tokens", train=tokens), learn=task.language_model, batch_size=batch
     )
@@ -283,7 +283,9 @@ def test_flops_of_gpt2_small(is_rematerialized):
     assert planned.num_parameters == 124_439_808
     assert planned.model_flops == pytest.approx(3 * forward, rel=0.05)
     # The last product of a layer, 4 of its 12 D², is not needed again.
-    again = 2 * batch * length * (products * 8 / 12 + attention) if is_rematerialized else 0
+    again = (
+        {"none": 0, "dots": attention, "layers": products * 8 / 12 + attention}[remat] * 2 * batch * length
+    )
     assert planned.flops == pytest.approx(3 * forward + again, rel=0.05)
 
 

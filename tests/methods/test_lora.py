@@ -197,7 +197,7 @@ def test_another_safetensors_file_holds_no_adapters(tmp_path):
 
 @pytest.mark.slow
 def test_dropout_is_on_in_training_only():
-    plain = task.language_model(GPT.clone(is_scanned=True, is_rematerialized=True))
+    plain = task.language_model(GPT.clone(is_scanned=True, remat="layers"))
     adapted = with_lora(plain, LoRA(patterns=("query", "out"), rank=2, dropout=0.5))
     params = filled(quick_jit(adapted.init)(jax.random.key(0), BATCH)["params"])
 

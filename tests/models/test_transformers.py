@@ -158,9 +158,9 @@ def test_decoding_with_a_cache_equals_reading_everything_again(name):
 @pytest.mark.parametrize(
     ("name", "variants"),
     [
-        ("gpt2", [(True, False), (False, True), (True, True)]),
-        ("t5", [(True, True)]),
-        ("bert", [(True, True)]),
+        ("gpt2", [(True, "none"), (False, "layers"), (True, "layers"), (True, "dots")]),
+        ("t5", [(True, "dots")]),
+        ("bert", [(True, "layers")]),
     ],
 )
 def test_scanned_and_rematerialized_layers_compute_the_same(name, variants):
@@ -168,8 +168,8 @@ def test_scanned_and_rematerialized_layers_compute_the_same(name, variants):
     inputs = inputs_of(model)
     projection = jax.random.normal(jax.random.key(1), (VOCAB,))
 
-    def value_and_gradient(is_scanned, is_rematerialized):
-        variant = with_options(model, is_scanned=is_scanned, is_rematerialized=is_rematerialized)
+    def value_and_gradient(is_scanned, remat):
+        variant = with_options(model, is_scanned=is_scanned, remat=remat)
 
         def projected(params):
             params = stack_layers(params) if is_scanned else params
@@ -177,7 +177,7 @@ def test_scanned_and_rematerialized_layers_compute_the_same(name, variants):
 
         return quick_jit(jax.value_and_grad(projected))(params)
 
-    expected = jax.tree.leaves(value_and_gradient(False, False))
+    expected = jax.tree.leaves(value_and_gradient(False, "none"))
     for variant in variants:
         found = jax.tree.leaves(value_and_gradient(*variant))
         for new, old in zip(found, expected, strict=True):

@@ -11,7 +11,7 @@ from dl.diagnostics.plan.step_plan import mesh_on, plan
 from dl.diagnostics.plan.target import Target, find_target
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.sharding import format_mesh, num_batch_shards, parse_mesh
+from dl.sharding import format_mesh, num_batch_shards
 
 LARGEST_FACTOR = 16  # batches beyond this multiple of the experiment's are not tried
 MAX_TRIES = 4
@@ -107,7 +107,7 @@ def changes(
     whole = f"fsdp={target.num_devices}"
     own = mesh or f"data={target.num_devices}"
     meshes = [own]
-    if target.num_devices > 1 and format_mesh(parse_mesh(own)) != whole:
+    if target.num_devices > 1 and format_mesh(mesh_on(target, own).shape) != whole:
         meshes.append(whole)
         if experiment.batch_size % target.num_devices == 0:
             found = plan(experiment, target, whole, prices)

@@ -19,7 +19,7 @@ from dl.diagnostics.plan.traffic import read_traffic
 from dl.errors import UserError
 from dl.experiment import Experiment, stored_batch
 from dl.flops import count_jaxpr_flops, product_dtype
-from dl.sharding import format_mesh, make_mesh, num_batch_shards, parse_mesh
+from dl.sharding import REST, fill_mesh, format_mesh, make_mesh, num_batch_shards, parse_mesh
 from dl.training.program import Program
 from dl.training.state import num_params
 
@@ -100,6 +100,7 @@ def compile_step(
         roofline=None,
         price_per_hour=None if per_hour is None else per_hour * target.num_devices,
         prices=prices,
+        notes=(program.mesh_notice,) if program.mesh_notice else (),
     )
     if memory.limit is not None and memory.peak > memory.limit:
         problem = "the state and a batch alone are larger than the memory of a device"
@@ -125,7 +126,7 @@ def mesh_on(target: Target, text: str | None) -> Mesh:
     Raises:
       UserError: the mesh has another number of devices.
     """
-    sizes = parse_mesh(text) if text else {"data": target.num_devices}
+    sizes = fill_mesh(parse_mesh(text) if text else {"data": REST}, target.num_devices)
     wanted = int(np.prod(list(sizes.values())))
     if wanted != target.num_devices:
         raise UserError(
@@ -147,7 +148,7 @@ def _with_compiled(planned: Plan, compiled: Any) -> Plan:
         + max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
     )
     traffic = read_traffic(compiled.as_text(), target.num_devices)
-    notes = []
+    notes = list(planned.notes)
     if traffic.num_unknown_loops:
         notes.append(
             f"the lengths of {traffic.num_unknown_loops} loops are not known; what they move counts once"

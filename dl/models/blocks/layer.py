@@ -11,11 +11,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 
+from dl.activations import split_examples, split_tokens
 from dl.models.blocks.attention import Attention
 from dl.models.blocks.cache import Cache
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.dropout import Dropout
-from dl.sharding import split_examples
+from dl.models.rematerialization import rematerialized
+from dl.types import Remat
 
 
 @flax.struct.dataclass
@@ -115,10 +117,11 @@ class TransformerLayer(nn.Module):
         self, x_BTD: jax.Array, branch: Callable[[jax.Array], jax.Array], norm_name: str
     ) -> jax.Array:
         norm, drop = self.norm(name=norm_name), Dropout(self.dropout, deterministic=not self.train)
-        x_BTD = split_examples(x_BTD)
-        if self.is_norm_first:
-            return x_BTD + drop(split_examples(branch(split_examples(norm(x_BTD)))))
-        return norm(x_BTD + drop(split_examples(branch(x_BTD))))
+        x_BTD = split_tokens(x_BTD)
+        # Inside a branch sequences are whole, because its heads or hidden units are split over `tensor`.
+        inputs_BTD = split_examples(split_tokens(norm(x_BTD)) if self.is_norm_first else x_BTD)
+        sum_BTD = x_BTD + drop(split_tokens(split_examples(branch(inputs_BTD))))
+        return sum_BTD if self.is_norm_first else norm(sum_BTD)
 
 
 class Stack(nn.Module):
@@ -129,14 +132,13 @@ class Stack(nn.Module):
       num_layers: number of layers.
       is_scanned: whether the layers are one loop of the compiled program, so that the time to compile does
         not grow with the depth. The parameters are then those of one module `layer` with a leading axis.
-      is_rematerialized: whether the activations within a layer are computed again in the backward pass,
-        which saves memory and costs about a third more time.
+      remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
     """
 
     layer: functools.partial[TransformerLayer]
     num_layers: int
     is_scanned: bool = False
-    is_rematerialized: bool = False
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -146,9 +148,7 @@ class Stack(nn.Module):
 
         With a cache and `context.memory_BSD`, it returns `Cache.memory` in place of `Cache.layers`.
         """
-        layer_type: Any = self.layer.func
-        if self.is_rematerialized:
-            layer_type = nn.remat(layer_type, prevent_cse=not self.is_scanned)
+        layer_type: Any = rematerialized(self.layer.func, self.remat, prevent_cse=not self.is_scanned)
         caches = None if cache is None else (cache.layers, cache.memory)
         if self.is_scanned:
             layer_type = nn.scan(
