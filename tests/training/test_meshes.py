@@ -20,7 +20,12 @@ from dl.training.program import Program
 from dl.training.single import SINGLE
 
 NUM_STEPS, BATCH_SIZE = 20, 16
-MESHES = ("data=8", "fsdp=8", "tensor=2", "data=2,fsdp=2,tensor=2")
+WHOLE = "data=2,fsdp=2,tensor=2"
+CASES = [
+    *(("cnn", mesh) for mesh in ("data=8", "fsdp=8", WHOLE)),
+    *(("vit", mesh) for mesh in ("fsdp=8", WHOLE)),
+    *(("llama", mesh) for mesh in ("data=8", "fsdp=8", "tensor=2", WHOLE)),
+]
 
 
 class CNN(nn.Module):
@@ -76,8 +81,7 @@ def losses_of_one_device(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize(("name", "mesh"), CASES)
 def test_every_mesh_has_the_losses_of_one_device(name, mesh):
     found, alone = losses(name, mesh), losses_of_one_device(name)
     assert len(found) == NUM_STEPS
