@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from dl.errors import UserError
 from dl.ranges import Range
+from dl.system.bucket import refuse_url, url_of
 from dl.system.files import named_path, why_no_output
 from dl.types import Remat
 
@@ -93,11 +94,13 @@ def type_name(kind: Any) -> str:
 
 def check_value(name: str, kind: Any, value: Any) -> None:
     """Raises UserError if the annotation of an option does not allow a value."""
-    if isinstance(value, Path):
+    if isinstance(value, Path) and url_of(value) is None:
         named_path(value)
     for metadata in _all_metadata(kind):
         if isinstance(metadata, Range) and value is not None and value not in metadata:
             raise UserError(f"{flag(name)} {value} is out of range; it must be {metadata}")
+        if isinstance(metadata, Output):
+            refuse_url(value, flag(name))
         if isinstance(metadata, Output) and value is not None and (reason := why_no_output(value)):
             raise UserError(f"{flag(name)} {value} cannot be written ({reason}); choose another file")
 

@@ -48,16 +48,8 @@ def experiment(
     corrupt = corrupt_spans(data.tokenizer)
     assert corrupt.padding_id is not None
     assert corrupt.end_id is not None
-    model = T5(
-        corrupt.vocab_size,
-        dim,
-        num_layers,
-        dim // 32,
-        is_gated=True,
-        is_tied=False,
-        dropout=dropout,
-        remat=remat,
-    )
+    size = (corrupt.vocab_size, dim, num_layers, dim // 32)
+    model = T5(*size, is_gated=True, is_tied=False, dropout=dropout, remat=remat)
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
     return Experiment(
         data=data,

@@ -56,16 +56,9 @@ def experiment(
     assert words.start_id is not None
     assert words.end_id is not None
     assert words.padding_id is not None
+    size = (data.vocab_size, dim, num_layers, num_heads)
     model = Transformer(
-        data.vocab_size,
-        dim,
-        num_layers,
-        num_heads,
-        hidden_dim=2 * dim,
-        max_length=max_length,
-        is_norm_first=True,
-        dropout=dropout,
-        remat=remat,
+        *size, hidden_dim=2 * dim, max_length=max_length, is_norm_first=True, dropout=dropout, remat=remat
     )
     num_steps = data.steps(num_epochs, batch_size)
     schedule = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 10)

@@ -12,6 +12,7 @@ from dl.cli.run_commands import rebuild_for_use
 from dl.errors import UserError
 from dl.experiment import variable_shapes
 from dl.sharding import make_mesh
+from dl.system.bucket import url_of
 from dl.system.files import named_path
 from dl.system.text import printable
 
@@ -21,7 +22,8 @@ class ExportOptions(CommandOptions):
     """Options of `export`.
 
     Attributes:
-      out: New folder of the exported model. Default: the folder of the run with -export at its end.
+      out: New folder of the exported model. Default: the folder of the run with -export at its end. For a
+        run in a bucket, that name in the working directory.
       platforms: Platforms that the model is lowered for: cpu, cuda, rocm or tpu. None of them need be on this
         machine.
       experiment: Name or path of the experiment. You need it only if dl cannot find the file that the run
@@ -46,7 +48,8 @@ def export(call: Call) -> int:
     folder = named_path(call.words[0])
     if not options.platforms:
         raise UserError("--platforms names no platform; give at least one of cpu, cuda, rocm and tpu")
-    out = options.out or folder.with_name(f"{folder.resolve().name}-export")
+    name = f"{folder.resolve().name}-export"
+    out = options.out or (Path(name) if url_of(call.words[0]) else folder.with_name(name))
     rebuilt = rebuild_for_use(folder, options.experiment)
     with contextlib.redirect_stdout(sys.stderr):
         variables = None

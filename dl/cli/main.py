@@ -18,11 +18,14 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from dl.ranges import Range
+from dl.runs.bucket_run import BucketRun, run_at
+from dl.runs.command_line import this_command, without_workdir
 from dl.runs.definition import Definition
 from dl.runs.provenance import module_name
-from dl.runs.run import Run, this_command, without_workdir
+from dl.runs.run import Run
 from dl.sharding import make_mesh_of
 from dl.studies.cross_validation import cross_validate
+from dl.system.bucket import url_of
 from dl.system.cluster import find_cluster
 from dl.training.loop import train_run
 from dl.training.population import consecutive
@@ -35,8 +38,8 @@ class RunOptions(CommandOptions):
     """Where and how a run happens. Only the precision and the clipping change its results.
 
     Attributes:
-      workdir: Folder of the run. If the folder holds a run, that run is resumed. Default: a new folder,
-        runs/NAME-TIME.
+      workdir: Folder of the run, on a disk or gs://BUCKET/FOLDER. If the folder holds a run, that run is
+        resumed. Default: a new folder, runs/NAME-TIME.
       mesh: How arrays are split over devices: data=8 splits each batch over eight devices; data=-1 uses all
         devices. See docs/devices.md. Default: data=-1.
       num_seeds: Number of runs, with the seeds SEED, SEED + 1, … They are trained at the same time in one
@@ -109,7 +112,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
         definition = Definition(experiment_fn, options).changed(
             facts, functools.partial(with_run_options, options=asked)
         )
-        run = Run(run_options.workdir, definition, functools.partial(command_again, experiment_fn, argv))
+        run = run_at(run_options.workdir, definition, functools.partial(command_again, experiment_fn, argv))
         with contextlib.closing(run), using_data_dir(run_options.data_dir):
             experiment = definition.build()
             folds = run_options.folds
@@ -150,12 +153,14 @@ def _report(run: Run, experiment: Experiment | None) -> None:
             write_folds_report(run.folder, run.report_path)
         else:
             write_report(run.folder, run.report_path, experiment)
+        if isinstance(run, BucketRun):
+            run.publish_report()
     except Exception as error:
         brief = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        again = shlex.join(["python", "-m", "dl", "report", str(run.folder)])
+        again = shlex.join(["python", "-m", "dl", "report", run.where])
         print(f"the report was not written ({brief}); to try again, run {again}", file=sys.stderr)
     else:
-        print(f"report: {run.report_path}")
+        print(f"report: {run.where}/{run.report_path.name}")
 
 
 def command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None, folder: Path) -> str:
@@ -165,4 +170,5 @@ def command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str] 
         return this_command(module_name(experiment_fn), folder, argv)
     if path := getattr(main_module, "__file__", None):
         return this_command(path, folder, argv)
-    return f"main({experiment_fn.__name__}, {[*without_workdir(argv or ()), '--workdir', str(folder)]})"
+    words = [*without_workdir(argv or ()), "--workdir", url_of(folder) or str(folder)]
+    return f"main({experiment_fn.__name__}, {words})"

@@ -20,6 +20,7 @@ from dl.runs.tables import Table
 from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT
 from dl.studies.compare import compare_runs
+from dl.system.bucket import publish
 from dl.system.files import named_path
 from dl.system.text import printable
 
@@ -59,6 +60,8 @@ def report(call: Call) -> int:
         trouble = [f"Layers and pictures: {kind}{error}."]
     write_report(folder, out, experiment, trouble)
     print(f"wrote {printable(out)}")
+    if options.out is None:
+        publish(out, call.words[0])
     return 0
 
 
@@ -206,12 +209,13 @@ def robustness(call: Call) -> int:
     found = assess(
         named_path(call.words[0]),
         split=options.split,
-        baseline=options.baseline,
+        baseline=None if options.baseline is None else named_path(options.baseline),
         seed=options.seed,
         experiment=options.experiment,
         baseline_experiment=options.baseline_experiment,
         say=say,
     )
+    publish(found.subject.run.robustness_path, call.words[0])
     Console().notice(found.subject.experiment.data.notice)
     show([found.table], found.lines)
     if options.preview is not None:

@@ -14,6 +14,7 @@ from dl.runs.console import print_table, save_text
 from dl.runs.tables import Table
 from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT
+from dl.system.bucket import publish
 from dl.system.files import named_path
 from dl.system.text import csv_cell, printable
 
@@ -57,6 +58,7 @@ def score(call: Call) -> int:
             run, options.split, num_beams=options.num_beams, length_penalty=options.length_penalty
         )
     add_scores(rebuilt.run, options.split, found.scores, found.baseline)
+    publish(rebuilt.run.folder / "result.json", call.words[0])
     rows = []
     for name, figure in found.scores.figures.items():
         others, difference = found.baseline.scores.figures[name], found.baseline.differences[name].interval

@@ -14,8 +14,8 @@ from dl.cli.space import parse_space
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import Options, PositiveFloat, PositiveInt, Seed
+from dl.runs.command_line import this_command
 from dl.runs.provenance import module_name
-from dl.runs.run import this_command
 from dl.sharding import make_mesh_of
 from dl.studies.folder import is_same, plain
 from dl.studies.learning_curve import FRACTIONS, learning_curve

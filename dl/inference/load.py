@@ -24,7 +24,8 @@ from dl.runs.find import find_experiment, find_installed
 from dl.runs.folder import RunFolder
 from dl.runs.provenance import code_of, legacy_code_of
 from dl.sharding import make_mesh
-from dl.system.files import expand
+from dl.system.bucket import url_of
+from dl.system.files import expand, named_path
 from dl.training.identity import describe
 from dl.training.result import Result
 from dl.training.run_options import DEFAULTS, with_run_options
@@ -111,7 +112,7 @@ def load_run(
     The data are not needed. If the run has not finished, the variables are those of its last checkpoint.
 
     Args:
-      folder: the folder of the run.
+      folder: the folder of the run, on the disk or gs://BUCKET/FOLDER.
       experiment: the experiment of the run, its function, its NAME or the path of its file. `None` means that
         it is made from run.json, which must name an experiment that is installed beside `dl`.
       mesh: the devices. `None` means all devices.
@@ -119,7 +120,7 @@ def load_run(
     Raises:
       UserError: the folder does not hold a run, or the experiment is not known or is another one.
     """
-    folder = expand(Path(folder))
+    folder = named_path(folder) if url_of(folder) else expand(Path(folder))
     run = open_run(folder)
     with remembering(run.record, folder):
         if isinstance(experiment, Experiment | Definition):

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import shlex
 import sys
 import time
 import uuid
@@ -19,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from dl.errors import StorageError, UserError
+from dl.runs.command_line import this_command
 from dl.runs.definition import RUN_DEFAULTS, Definition
 from dl.runs.differences import as_recorded, differences, in_one_line
 from dl.runs.folder import RunFolder
@@ -27,6 +27,7 @@ from dl.runs.predictions import Kept
 from dl.runs.provenance import machine, software
 from dl.runs.shared import from_first_process, wait_for_all
 from dl.sharding import format_mesh
+from dl.system.bucket_lock import BucketLock
 from dl.system.files import expand, file_digest, replace_text, storage_error
 from dl.system.json_files import write_json
 from dl.system.locks import FolderLock
@@ -54,7 +55,7 @@ class Run(RunFolder):
         self._resume_command = resume_command
         self._folder = None if folder is None else expand(Path(folder))
         self._is_reserved = False
-        self._lock: FolderLock | None = None
+        self._lock: FolderLock | BucketLock | None = None
 
     @property
     def name(self) -> str:
@@ -83,10 +84,10 @@ class Run(RunFolder):
     def resume_command(self) -> str:
         """The command line that resumes this run."""
         if callable(self._resume_command):
-            return self._resume_command(self.folder)
+            return self._resume_command(Path(self.where))
         if self._resume_command is not None:
             return self._resume_command
-        return this_command(self.name, self.folder)
+        return this_command(self.name, Path(self.where))
 
     def check(self, facts: Mapping[str, Any]) -> None:
         """Checks that the folder is new, is empty, or holds this run. Nothing is changed.
@@ -107,13 +108,13 @@ class Run(RunFolder):
                     not path.name.startswith(".") for path in self.folder.iterdir()
                 ):
                     raise UserError(
-                        f"{self.folder} is not empty and does not hold a run; choose another folder"
+                        f"{self.where} is not empty and does not hold a run; choose another folder"
                     )
             elif found := differences(
                 record, self._describe(facts), self.definition.legacy_code, is_strict=True
             ):
                 raise UserError(
-                    f"{self.folder} holds another run ({in_one_line(found)}); to resume that run, give its "
+                    f"{self.where} holds another run ({in_one_line(found)}); to resume that run, give its "
                     "options; to start a new run, choose another folder"
                 )
 
@@ -132,10 +133,12 @@ class Run(RunFolder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index():
                 wait_for_all("run.json")
+                self._pull()
                 return
-            self._lock = FolderLock(self.folder)
+            self._lock = self._take_lock()
             self._is_reserved = False
         try:
+            self._pull()
             self.check(facts)  # again, because another process may have started a run in the meantime
             self._remove_leftovers()
             missing = self._missing(files or {})
@@ -150,6 +153,7 @@ class Run(RunFolder):
             with self._usable():
                 for name, text in missing.items():
                     replace_text(self.folder / name, text)
+            self._push()
         except BaseException:
             self.close()
             raise
@@ -177,6 +181,7 @@ class Run(RunFolder):
           StorageError: the folder was removed, moved or replaced, before or inside the context.
         """
         self._check_in_place()
+        self._push()
         try:
             yield
         except Exception:
@@ -218,7 +223,10 @@ class Run(RunFolder):
             files = [path for path in (self.metrics_path, self.predictions_path) if path.exists()]
             digests = {path.name: file_digest(path) for path in files}
             run_id = (self.record or {}).get("id")
-            return write_json(self.folder / "result.json", {**result, "run_id": run_id, "digests": digests})
+            result = {**result, "run_id": run_id, "digests": digests}
+            written = write_json(self.folder / "result.json", result)
+            self._push()
+            return written
 
     def close(self) -> None:
         """Unlocks the folder for other processes. A reserved folder that was not used is removed."""
@@ -229,6 +237,15 @@ class Run(RunFolder):
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
                 self._folder, self._is_reserved = None, False
+
+    def _take_lock(self) -> "FolderLock | BucketLock":
+        return FolderLock(self.folder)
+
+    def _pull(self) -> None:
+        """Updates the folder if it is a copy of one in a bucket."""
+
+    def _push(self) -> None:
+        """Updates the folder in a bucket that the folder is a copy of."""
 
     def _reserve(self) -> Path:
         stem = f"{self.definition.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -259,32 +276,8 @@ class Run(RunFolder):
             reason = getattr(error, "strerror", None) or error
             kind = type(storage_error(self.folder, error))
             raise kind(
-                f"workdir={self.folder} cannot be used ({reason}); choose a folder that can be written"
+                f"workdir={self.where} cannot be used ({reason}); choose a folder that can be written"
             ) from error
-
-
-def this_command(program: str, folder: Path, argv: Sequence[str] | None = None) -> str:
-    """Returns a command line with `folder` as its --workdir, which a user can type.
-
-    Args:
-      program: a module that `python -m` runs, or the path of a Python file.
-      folder: the folder, which replaces the value of --workdir in `argv`.
-      argv: the arguments after the program. `None` means those of this process.
-    """
-    words = without_workdir(sys.argv[1:] if argv is None else argv)
-    start = ["python", program] if program.endswith(".py") else ["python", "-m", program]
-    return shlex.join([*start, *words, "--workdir", str(folder)])
-
-
-def without_workdir(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments of a command line without --workdir and its value."""
-    kept, arguments = [], iter(argv)
-    for argument in arguments:
-        if argument == "--workdir":
-            next(arguments, None)
-        elif not argument.startswith("--workdir="):
-            kept.append(argument)
-    return kept
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from dl.runs.console import Console
 from dl.runs.log import finite
 from dl.runs.run import Run
 from dl.studies.folder import StudyKind, open_study, plain
+from dl.system.bucket import refuse_url
 from dl.training.loop import train_run
 from dl.warm_start import FromExperiment
 
@@ -58,6 +59,7 @@ def cross_validate(
       UserError: the errors of `train`; or the folder holds something else; or the warm start was trained on
         the same data.
     """
+    refuse_url(run.where, f"a {FOLDS.name}")
     experiment = run.definition.build()
     _refuse_leaks(experiment)
     folds = Folds(experiment.data, num_folds, with_test)

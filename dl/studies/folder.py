@@ -19,6 +19,7 @@ import jax
 
 from dl.errors import UserError
 from dl.runs.differences import as_recorded
+from dl.system.bucket import refuse_url
 from dl.system.json_files import read_json, write_json
 from dl.system.locks import FolderLock
 
@@ -126,6 +127,7 @@ def open_study(kind: StudyKind, folder: Path | None, stem: str, is_shared: bool 
     Raises:
       UserError: the folder holds something else, another process uses it, or it cannot be written.
     """
+    refuse_url(folder, f"a {kind.name}")
     with contextlib.ExitStack() as stack:
         with usable(folder or Path("runs")):
             folder = folder or _reserve(stem)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dl.errors import StorageError, UserError
+from dl.system.bucket import local_copy, url_of
 from dl.system.locks import is_at, lock
 
 _MAX_NAME_BYTES = 255  # of a file name, on nearly every file system
@@ -128,10 +129,14 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
 def named_path(word: str | Path) -> Path:
     """Returns an argument of a command line as a path, which need not exist.
 
+    The URL of a folder in a bucket gives the path of a copy on the disk.
+
     Raises:
       UserError: the system does not accept the path, for example because it is too long or in a folder that
         cannot be read.
     """
+    if (url := url_of(word)) is not None:
+        return local_copy(url)
     try:
         os.lstat(word)
     except (FileNotFoundError, NotADirectoryError):
@@ -161,6 +166,18 @@ def why_no_output(path: Path) -> str | None:
         return "it is not a regular file"
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return f"the folder {path.parent} cannot be written"
+    return None
+
+
+def storage_reason(error: BaseException) -> str | None:
+    """Returns the message of the operating system; `None` if the error has another reason."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+        if found := re.search(r"\[OS error (\d+)|\[os_error_code='(\d+)'", str(cause)):
+            return os.strerror(int(found[1] or found[2]))
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: asynchronous, atomic, with digests and the identity of their run. No other module uses orbax.
 
 Orbax renames the folder of a step when it is complete, so a killed process leaves no incomplete checkpoint.
+In a bucket, which cannot rename, it writes a marker last, and a folder without the marker does not count.
 Digests of each leaf and of the record notice a flipped bit, which orbax does not. This module also works
 around limits of orbax: special characters in paths, output of its threads, and errors of the disk.
 """
@@ -9,7 +10,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 import re
 import shutil
 import sys
@@ -27,6 +27,8 @@ from dl.errors import StorageError, UserError
 from dl.runs.digest import leaf_digests
 from dl.runs.shared import wait_for_all
 from dl.sharding import path_name
+from dl.system.bucket import COMMITTED, url_of, why_unreachable
+from dl.system.files import storage_reason
 from dl.system.json_files import DIGEST_KEY, json_digest
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -59,7 +61,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # slow to import, and not needed for evaluation
 
         _keep_threads_quiet()
-        self.directory = directory.resolve()
+        self._is_in_bucket = url_of(directory) is not None
+        self.directory: Any = directory if self._is_in_bucket else directory.resolve()
         self._ocp = ocp
         self._identity = identity
         self._is_read_only = is_read_only
@@ -136,6 +139,10 @@ class Checkpoints:
                 raise
             # A damaged file can raise any exception in the library that reads it.
             except Exception as error:
+                if self._is_in_bucket and (why := why_unreachable(error)):
+                    raise StorageError(
+                        f"{place} cannot be read ({why}); run the same command again"
+                    ) from error
                 reason = f"checkpoint {place} is damaged ({_brief(error)})"
                 reasons.append(reason)
                 if step != self.steps[0]:
@@ -193,12 +200,15 @@ class Checkpoints:
         if jax.process_index():
             return
         for path in list(self.directory.iterdir()):
-            if _TEMPORARY in path.name:
+            if self._is_in_bucket:
+                if path.name.isdecimal() and not (path / COMMITTED).exists():
+                    path.rmtree(missing_ok=True)
+            elif _TEMPORARY in path.name:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _plain_directory(self) -> Path:
         """Returns the directory, or a link to it if its path has characters that orbax misreads."""
-        if not _NOT_PLAIN.search(f"{self.directory}/"):
+        if self._is_in_bucket or not _NOT_PLAIN.search(f"{self.directory}/"):
             return self.directory
         self._link = Path(tempfile.mkdtemp(prefix="dl-")) / "checkpoints"
         self._link.symlink_to(self.directory, target_is_directory=True)
@@ -210,7 +220,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = _storage_reason(error)
+            reason = (why_unreachable(error) if self._is_in_bucket else None) or storage_reason(error)
             if reason is None:
                 raise
             if not self._is_read_only:
@@ -263,18 +273,6 @@ def _check_digest(extra: dict[str, Any]) -> None:
     digest = extra.pop(DIGEST_KEY, None)
     if digest is not None and digest != json_digest(extra):
         raise ValueError("the record beside the arrays does not match its digest")
-
-
-def _storage_reason(error: BaseException) -> str | None:
-    """Returns the message of the operating system; `None` if the error has another reason."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return cause.strerror or str(cause)
-        if found := re.search(r"\[OS error (\d+)|\[os_error_code='(\d+)'", str(cause)):
-            return os.strerror(int(found[1] or found[2]))
-        cause = cause.__cause__ or cause.__context__
-    return None
 
 
 @functools.cache

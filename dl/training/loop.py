@@ -17,6 +17,7 @@ from dl.data.recorded import files_of, record_of
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.baseline import baseline_lines
+from dl.runs.bucket_run import run_at
 from dl.runs.console import Console
 from dl.runs.definition import Definition
 from dl.runs.digest import tree_digest
@@ -26,6 +27,7 @@ from dl.runs.provenance import numerics
 from dl.runs.run import Run
 from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT, look_up
+from dl.system.bucket import url_of
 from dl.training import processes
 from dl.training.batches import check_labels, describe_input, make_batches
 from dl.training.checkpoint import Checkpoints
@@ -62,8 +64,8 @@ def train(
     Args:
       experiment: the experiment, or a `Definition`: the function that returns it and the options of the
         function.
-      folder: the folder of the run. The same call resumes the run, or returns the result of a finished run.
-        `None` means that nothing is written to disk.
+      folder: the folder of the run, on a disk or gs://BUCKET/FOLDER. The same call resumes the run, or
+        returns the result of a finished run. `None` means that nothing is written to disk.
       mesh: the devices. `None` means all devices, each with a part of the batch. A run may be resumed on
         another mesh.
       log_every: number of steps between two rows of training metrics.
@@ -81,7 +83,7 @@ def train(
       Stopped: a signal such as SIGINT or SIGTERM arrived. If there is a folder, the state was saved.
     """
     definition = Definition.of(experiment)
-    run = MemoryRun(definition) if folder is None else Run(folder, definition, _call_again)
+    run = MemoryRun(definition) if folder is None else run_at(folder, definition, _call_again)
     return train_run(
         run,
         mesh or make_mesh(),
@@ -96,7 +98,7 @@ def train(
 
 
 def _call_again(folder: Path) -> str:
-    return f"dl.train(experiment, folder={str(folder)!r})"
+    return f"dl.train(experiment, folder={url_of(folder) or str(folder)!r})"
 
 
 def train_run(
@@ -265,7 +267,7 @@ def _train_first(before: FromExperiment, run: Run | MemoryRun, mesh: Mesh) -> Va
     for code in (definition.code, definition.legacy_code):
         facts = [definition.name, code, options, checksum]
         digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-        folders.append(run.folder.parent / f"{definition.stem}-{digest[:12]}")
+        folders.append(Path(run.where).parent / f"{definition.stem}-{digest[:12]}")
     folder = next((folder for folder in folders if folder.exists()), folders[0])
-    result = train_run(Run(folder, definition, resume_command="the same command again"), mesh)
+    result = train_run(run_at(folder, definition, resume_command="the same command again"), mesh)
     return jax.device_get(result.variables)

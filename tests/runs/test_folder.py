@@ -17,10 +17,10 @@ import pytest
 
 from dl import optimizers, task
 from dl.errors import UserError
+from dl.runs.command_line import this_command
 from dl.runs.folder import RunFolder
 from dl.runs.log import read_metrics
 from dl.runs.provenance import code_digest, legacy_code_digest
-from dl.runs.run import this_command
 from dl.system.json_files import read_json, write_json
 from dl.training.restore import restore_variables
 from dl.training.signals import Stopped

@@ -1,0 +1,32 @@
+"""The command line that starts a run or a study again."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dl.system.bucket import url_of
+
+
+def this_command(program: str, folder: Path, argv: Sequence[str] | None = None) -> str:
+    """Returns a command line with `folder` as its --workdir, which a user can type.
+
+    Args:
+      program: a module that `python -m` runs, or the path of a Python file.
+      folder: the folder, which replaces the value of --workdir in `argv`.
+      argv: the arguments after the program. `None` means those of this process.
+    """
+    words = without_workdir(sys.argv[1:] if argv is None else argv)
+    start = ["python", program] if program.endswith(".py") else ["python", "-m", program]
+    return shlex.join([*start, *words, "--workdir", url_of(folder) or str(folder)])
+
+
+def without_workdir(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command line without --workdir and its value."""
+    kept, arguments = [], iter(argv)
+    for argument in arguments:
+        if argument == "--workdir":
+            next(arguments, None)
+        elif not argument.startswith("--workdir="):
+            kept.append(argument)
+    return kept
