@@ -157,9 +157,14 @@ class Folds:
             test split are over all of its examples.
 
         Raises:
-          UserError: `num_folds` is out of range.
+          UserError: `num_folds` is out of range, or there is no test split although it is asked for.
         """
         _check_num_folds(num_folds)
+        if with_test and FINAL_SPLIT not in data.evaluations:
+            raise UserError(
+                f"{data.identity.name} has no test split to divide; leave --folds-with-test out: the folds "
+                "are of all examples already"
+            )
         names = ("validation", FINAL_SPLIT) if with_test else ("validation",)
         others = [data.evaluations[name] for name in names if name in data.evaluations]
         self._data = data
