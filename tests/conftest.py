@@ -55,6 +55,14 @@ def mnist_folder() -> Path:
 
 
 @pytest.fixture
+def bucket_server(monkeypatch):
+    """The address of a stand-in for Google Cloud Storage, which has a bucket `stand-in`."""
+    from tests.bucket_server import serve
+
+    yield from serve(monkeypatch)
+
+
+@pytest.fixture
 def dl(capsys, monkeypatch):
     """Runs `python -m dl ARGUMENTS` in this process; returns its status, output and errors."""
     from dl.cli.commands import main

@@ -78,6 +78,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.text.token_folders",
     "dl.data.text.token_writer",
     "dl.data.text.translation",
+    "dl.data.tfds.bucket_copy",
     "dl.data.tfds.builders",
     "dl.data.tfds.cifar",
     "dl.data.tfds.download",

@@ -38,7 +38,8 @@ class CommandOptions:
     """Options of whatever reads data.
 
     Attributes:
-      data_dir: Folder of prepared data sets. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      data_dir: Folder of prepared data sets, on a disk or gs://BUCKET/FOLDER. Default: $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets.
     """
 
     data_dir: Path | None = None

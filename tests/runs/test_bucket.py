@@ -1,16 +1,12 @@
 """Runs in a bucket, against a stand-in for Google Cloud Storage on this machine."""
 
-import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -26,71 +22,6 @@ from dl.system.bucket_lock import BucketLock
 
 ROOT = Path(__file__).parent.parent.parent
 URL = "gs://stand-in/runs/one"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """Starts the stand-in, and adds what it lacks: requests for one generation of an object."""
-    pytest.importorskip("gcsfs")
-    pytest.importorskip("gcp_storage_emulator")
-    from gcp_storage_emulator.server import Request, Response, Router, create_server
-
-    handle = Router.handle
-
-    def handle_if_generation_matches(self, method):
-        handler = self._request_handler
-        wanted = parse_qs(urlsplit(handler.path).query).get("ifGenerationMatch")
-        if wanted is not None and method in ("POST", "DELETE"):
-            body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
-            handler.rfile = io.BytesIO(body)
-            request = Request(handler, method)
-            if method == "DELETE":
-                name = unquote(urlsplit(handler.path).path.partition("/o/")[2])
-            else:
-                name = request.query["name"][0] if "name" in request.query else request.data["meta"]["name"]
-            handler.rfile = io.BytesIO(body)
-            there = self._request_handler.storage.objects.get("stand-in", {}).get(name, {})
-            if there.get("generation", "0") != wanted[0]:
-                response = Response(handler)
-                response.status = HTTPStatus.PRECONDITION_FAILED
-                response.json({"error": {"code": 412, "message": "another generation"}})
-                response.close()
-                return
-        handle(self, method)
-
-    close = Response.close
-
-    def close_with_generation(self):  # TensorStore reads it
-        name = unquote(urlsplit(self._handler.path).path.partition("/o/")[2])
-        there = self._handler.storage.objects.get("stand-in", {}).get(name)
-        if there is not None:
-            self["x-goog-generation"] = there["generation"]
-        close(self)
-
-    monkeypatch.setattr(Response, "close", close_with_generation)
-    monkeypatch.setattr(Router, "handle", handle_if_generation_matches)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    server = create_server("localhost", port, in_memory=True, default_bucket="stand-in")
-    server.start()
-    address = f"http://localhost:{port}"
-    for name, value in environment(address).items():
-        monkeypatch.setenv(name, value)
-    bucket._client_of_process.cache_clear()
-    yield address
-    bucket._client_of_process.cache_clear()
-    server.stop()
-
-
-def environment(address):
-    return {
-        "STORAGE_EMULATOR_HOST": address,
-        "TENSORSTORE_GCS_HTTP_URL": address,
-        "GCE_METADATA_ROOT": "localhost:1",
-        "NO_GCE_CHECK": "true",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    }
 
 
 def command(*words, url=URL):
@@ -181,7 +112,7 @@ def test_studies_refuse_a_url(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_living_holder_keeps_its_lock_and_a_dead_one_loses_it(server, monkeypatch):
+def test_a_living_holder_keeps_its_lock_and_a_dead_one_loses_it(bucket_server, monkeypatch):
     monkeypatch.setattr(bucket_lock, "EXPIRY", 1.0)
     folder = BucketFolder(URL)
     lock = BucketLock(folder)
@@ -198,7 +129,7 @@ def test_a_living_holder_keeps_its_lock_and_a_dead_one_loses_it(server, monkeypa
 
 
 @pytest.mark.slow
-def test_the_lock_of_a_process_that_ended_on_this_machine_is_taken_at_once(server):
+def test_the_lock_of_a_process_that_ended_on_this_machine_is_taken_at_once(bucket_server):
     folder = BucketFolder(URL)
     ended = {**bucket_lock._this_process(), "started": "1", "id": "x", "beat": 0}
     folder.replace(".lock", json.dumps(ended), bucket.NEW)
@@ -208,7 +139,7 @@ def test_the_lock_of_a_process_that_ended_on_this_machine_is_taken_at_once(serve
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_an_empty_disk_to_the_same_digest(server, tmp_path):
+def test_a_killed_run_resumes_from_an_empty_disk_to_the_same_digest(bucket_server, tmp_path):
     undisturbed = tmp_path / "undisturbed"
     status, _, err = finish(start(tmp_path, url=str(undisturbed)))
     assert status == 0, err

@@ -8,6 +8,7 @@ from pathlib import Path
 from dl.data.tfds import folders
 from dl.data.tfds.folders import Request
 from dl.errors import UserError
+from dl.system.bucket import url_of
 
 PREPARABLE = {
     "mnist": "3.0.1",
@@ -49,7 +50,7 @@ def find_or_prepare(
     from dl.data.tfds import download as raw_files
 
     try:
-        return *builders.prepare(request.name, root), None
+        return *builders.prepare(request.name, _in_cache() if url_of(root) else root), None
     except raw_files.UnreachableError as error:
         if not may_fall_back:
             raise
@@ -60,18 +61,32 @@ def find_or_prepare(
 def _prepare_fallback(root: Path) -> tuple[Path, Path]:
     from dl.data.tfds import builders
 
-    return builders.prepare(_FALLBACK, root)
+    return builders.prepare(_FALLBACK, _in_cache() if url_of(root) else root)
 
 
 def find(request: Request, root: Path) -> tuple[Path, Path] | None:
-    """Returns the data folder and the folder of a prepared set, or `None` if it is not prepared."""
+    """Returns the data folder and the folder of a prepared set, or `None` if it is not prepared.
+
+    Those of a set in a bucket are the folders of its copy.
+    """
     roots = [root]
     if not folders.is_writable(root):  # Then `builders.prepare` has used the user's cache.
-        roots.append(folders.user_cache() / "tensorflow_datasets")
+        roots.append(_in_cache())
     for candidate in roots:
         if folder := folders.locate(request, candidate):
-            return candidate, folder
+            return _copied(candidate, folder) if url_of(candidate) else (candidate, folder)
     return None
+
+
+def _copied(root: Path, folder: Path) -> tuple[Path, Path]:
+    from dl.data.tfds.bucket_copy import bucket_copies, copy_set
+
+    copies = bucket_copies(str(root))
+    return copies, copy_set(str(folder), copies / folder.relative_to(root))
+
+
+def _in_cache() -> Path:
+    return folders.user_cache() / "tensorflow_datasets"
 
 
 def _notice(request: Request, reason: str, advice: str) -> str:

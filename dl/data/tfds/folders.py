@@ -15,8 +15,10 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dl.errors import UserError
+from dl.system.bucket import BucketFolder, url_of
 
 _REQUEST = re.compile(
     r"(?P<name>[A-Za-z]\w*)(/(?P<config>\w[\w.+=-]*))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII
@@ -73,22 +75,37 @@ def data_dir_in_use() -> Path | None:
 def data_folder(data_dir: Path | None = None) -> Path:
     """Returns the data folder: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
-    The last one need not exist.
+    The last one need not exist. A folder in a bucket, gs://BUCKET/FOLDER, is a path of `etils`.
 
     Raises:
       UserError: the given folder is not a readable folder.
+      StorageError: the bucket cannot be reached.
     """
     named = os.environ.get("TFDS_DATA_DIR") if data_dir is None else data_dir
     if not named:
         return Path("~/tensorflow_datasets").expanduser()
+    if url := url_of(named):
+        return _bucket_folder(url)
     folder = Path(named).expanduser()
-    advice = "--data-dir (TFDS_DATA_DIR) must name an existing local folder"
+    advice = "--data-dir (TFDS_DATA_DIR) must name an existing folder"
     if not folder.exists():
         raise UserError(f"the data folder {named} does not exist: {advice}")
     if not folder.is_dir():
         raise UserError(f"the data folder {named} is not a folder: {advice}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise UserError(f"the data folder {named} cannot be read: {advice}, with read permission")
+    return folder
+
+
+def _bucket_folder(url: str) -> Path:
+    from etils import epath
+
+    with BucketFolder(url).reaching():
+        folder: Any = epath.Path(url)
+        if not folder.exists():
+            raise UserError(
+                f"the data folder {url} is empty or does not exist; check --data-dir (TFDS_DATA_DIR)"
+            )
     return folder
 
 
@@ -104,7 +121,9 @@ def make_private(folder: Path) -> None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Returns whether `folder` may be written. A read-only folder may not, even by root."""
+    """Returns whether `folder` may be written. A read-only folder may not, even by root, nor may a bucket."""
+    if url_of(folder):
+        return False
     try:
         return bool(folder.stat().st_mode & 0o222) and os.access(folder, os.W_OK | os.X_OK)
     except OSError:
