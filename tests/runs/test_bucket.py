@@ -41,13 +41,14 @@ def command(*words, url=URL):
     ]
 
 
-def start(tmp_path, *words, url=URL):
-    """Starts a run in a process, with a temporary folder of its own, as on another machine."""
+def start(tmp_path, *words, url=URL, num_processes=1):
+    """Starts a run, with a temporary folder of its own, as on another machine."""
     folder = tmp_path / f"machine-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
     there = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    launch = [sys.executable, "-m", "launch.local", str(num_processes), "--"] if num_processes > 1 else []
     return subprocess.Popen(
-        command(*words, url=url),
+        [*launch, *command(*words, url=url)],
         cwd=folder,
         env=there,
         stdout=subprocess.PIPE,
@@ -163,3 +164,23 @@ def test_a_killed_run_resumes_from_an_empty_disk_to_the_same_digest(bucket_serve
     with pytest.raises(SystemExit, match="^0$"):
         main(["compare", URL, str(undisturbed)])
     assert tree_digest(dl.load_run(URL).params) == digest
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_bucket(bucket_server, tmp_path):
+    exact = ("--reduction", "exact")
+    undisturbed = tmp_path / "undisturbed"
+    status, _, err = finish(start(tmp_path, *exact, url=str(undisturbed), num_processes=2))
+    assert status == 0, err
+    digest = json.loads((undisturbed / "result.json").read_text())["params_digest"]
+    process = start(tmp_path, *exact, "--save-every", "0", num_processes=2)
+    while not any(name.endswith(f"/{bucket.COMMITTED}") and name.count("/") == 2 for name in names()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert finish(process)[0] == 143
+    assert ".lock" not in names()
+    status, out, err = finish(start(tmp_path, *exact, num_processes=2))
+    assert status == 0, err
+    assert "resuming at step" in out
+    assert result_of()["params_digest"] == digest
