@@ -18,6 +18,7 @@ from dl.data import language_modeling, text_classification
 from dl.data.text.masking import mask_tokens
 from dl.evaluation.baselines import Neighbours
 from dl.models.bert import BERT, BERTForMaskedLM
+from dl.models.blocks.positions import Rotary
 from dl.option_types import (
     BatchSize,
     LearningRate,
@@ -30,6 +31,12 @@ from dl.option_types import (
 
 ROLES = ("padding", "mask", "class", "separator")
 BUCKETS = (16, 24, 32)  # most sentences are short
+
+
+def bert(vocab_size: int, max_length: int, dim: int, num_layers: int, **options: Any) -> BERT:
+    """Returns an encoder that learns from little text: rotary positions, and norms before the branches."""
+    modern: dict[str, Any] = {"rotary": Rotary(), "is_norm_first": True}
+    return BERT(vocab_size, max_length, dim, num_layers, dim // 32, **modern | options)
 
 
 def experiment(
@@ -64,7 +71,7 @@ def experiment(
             dataset, sequence_length=sequence_length, tokenizer=tokenizer, packing=True, special=ROLES
         )
     corrupt = mask_tokens(data.tokenizer)
-    encoder = BERT(data.vocab_size, sequence_length, dim, num_layers, dim // 32, dropout=dropout, remat=remat)
+    encoder = bert(data.vocab_size, sequence_length, dim, num_layers, dropout=dropout, remat=remat)
     schedule = optimizers.linear(learning_rate, num_steps, warmup_steps=num_steps // 10)
     return Experiment(
         data=data,

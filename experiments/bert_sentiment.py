@@ -17,7 +17,6 @@ from typing import Literal
 from dl import Experiment, Fraction, KeepBest, PositiveInt, main, optimizers, task
 from dl.data import text_classification
 from dl.evaluation.baselines import TfIdf
-from dl.models.bert import BERT
 from dl.models.transfer import WithHead
 from dl.option_types import BatchSize, LearningRate, NumEpochs, Seed, TextDatasetName, TokenizerName
 from dl.types import Variables
@@ -61,7 +60,7 @@ def experiment(
         tokenizer=tokenizer,
         special=bert_mlm.ROLES,
     )
-    encoder = BERT(data.vocab_size, max_length, dim, num_layers, dim // 32, pooling="mean", dropout=dropout)
+    encoder = bert_mlm.bert(data.vocab_size, max_length, dim, num_layers, pooling="mean", dropout=dropout)
     before = {"dataset": dataset, "tokenizer": tokenizer, "sequence_length": max_length, "dim": dim}
     before |= {"num_layers": num_layers, "num_steps": 6 if smoke else 3000, "seed": seed}
     num_steps = data.steps(num_epochs, batch_size)

@@ -21,9 +21,12 @@ examples:
 The submission folder and the --workdir must be on a file system that all nodes share. The job runs in the
 environment of the shell that submits it: activate the virtual environment first."""
 
-# A run that SIGTERM stopped has status 143: it has saved, and the same command resumes. SLURM itself requeues
-# a preempted job. The tasks of a step end each other: a kill by srun could hit one that still saves.
+# A run that SIGTERM stopped has status 143: it has saved, and the same command resumes. One that lost a process
+# has status 75, or 137 where srun reports the SIGKILL of that process, and resumes from its last checkpoint; if
+# that repeats, another try is of no use. SLURM itself requeues a preempted job. The tasks of a step end each
+# other: a kill by srun could hit one that still saves.
 # One job of an array has the number of the whole array, and `scontrol requeue` would take it for all jobs.
+_MAX_RESTARTS = 10  # of a job in all, after which a lost process ends it
 _ALONE, _IN_ARRAY = "$SLURM_JOB_ID", "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 _BODY = """
 set -u
@@ -33,6 +36,9 @@ srun --kill-on-bad-exit=0 --wait=0 {command}
 status=$?
 if [ "$status" -eq 143 ]; then
   echo "stopped at $(date): saved; the job goes back into the queue" >&2
+  scontrol requeue "{job}"
+elif [[ "$status" =~ ^(75|137)$ && "${{SLURM_RESTART_COUNT:-0}}" -lt {max_restarts} ]]; then
+  echo "lost a process at $(date): the job goes back into the queue, and resumes" >&2
   scontrol requeue "{job}"
 fi
 exit "$status"
@@ -99,7 +105,11 @@ def script_of(job: Job) -> str:
         "signal": f"TERM@{job.save_seconds}",
     }
     lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value]
-    body = _BODY.format(command=shlex.join(job.command), job=_IN_ARRAY if job.workers else _ALONE)
+    body = _BODY.format(
+        command=shlex.join(job.command),
+        job=_IN_ARRAY if job.workers else _ALONE,
+        max_restarts=_MAX_RESTARTS,
+    )
     return "\n".join(["#!/bin/bash", *lines, "#SBATCH --requeue", body])
 
 

@@ -1,4 +1,4 @@
-"""BERT, a Transformer encoder with learned positions, and its head for masked tokens.
+"""BERT, a Transformer encoder with learned or rotary positions, and its head for masked tokens.
 
 Shapes: B batch, T tokens, D model dim, V vocabulary.
 """
@@ -14,6 +14,7 @@ from dl.models.blocks.attention import Attention
 from dl.models.blocks.feed_forward import FeedForward
 from dl.models.blocks.layer import Stack, TransformerLayer
 from dl.models.blocks.partition import layer_rules, vocabulary_rules
+from dl.models.blocks.positions import Rotary
 from dl.models.blocks.sequences import pool, read_sequences
 from dl.models.dropout import Dropout
 from dl.sharding import Rules
@@ -23,15 +24,16 @@ GELU = functools.partial(nn.gelu, approximate=False)
 
 
 class BERT(nn.Module):
-    """An encoder with norms after the sums.
+    """An encoder with learned positions and norms after the sums; both can be changed.
 
     With the head of `dl.models.transfer`, `WithHead(bert_base(pooling="first"), num_classes)` classifies
     texts, and `WithHead(bert_base(), num_classes)` classifies tokens.
 
     The parameters are `token_embedding`, `position_embedding`, `type_embedding`, `embedding_norm`,
-    `layers/layer0`, … and, for the pooling `first`, `pooler`.
+    `layers/layer0`, …, for the pooling `first`, `pooler`, and, for norms before the branches, `final_norm`.
 
-    Source: Devlin et al. 2019, section 3.
+    Source: Devlin et al. 2019, section 3. Rotary positions and norms before the branches: Warner et al. 2024
+    (ModernBERT, arXiv:2412.13663), section 2.1.
 
     Attributes:
       vocab_size: number of tokens, V.
@@ -45,6 +47,10 @@ class BERT(nn.Module):
         layer with tanh of the first token. `mean`: the mean over the tokens of the row that are not padding.
       dropout: probability that a value of the embeddings, a branch or the attention weights is dropped.
       epsilon: number that is added to the variance in each norm.
+      rotary: rotary positions of queries and keys, in place of learned positions. They depend on distances
+        only, so a small model needs far less text to learn what a neighbour is. `None` means learned ones.
+      is_norm_first: whether a norm is applied to the input of each branch, and to the outputs of the last
+        layer, instead of to the sums.
       is_scanned: whether the layers are one loop of the compiled program; see `blocks.layer.Stack`.
       remat: what is computed again in the backward pass; see `dl.models.rematerialization`.
       implementation: kernel of the attention; see `blocks.attention.Attention`.
@@ -61,6 +67,8 @@ class BERT(nn.Module):
     pooling: Literal["first", "mean"] | None = None
     dropout: float = 0.0
     epsilon: float = 1e-12
+    rotary: Rotary | None = None
+    is_norm_first: bool = False
     is_scanned: bool = False
     remat: Remat = "none"
     implementation: Any = None
@@ -75,6 +83,7 @@ class BERT(nn.Module):
             attention=functools.partial(
                 Attention,
                 self.num_heads,
+                rotary=self.rotary,
                 dropout=self.dropout,
                 kernel_init=init,
                 implementation=self.implementation,
@@ -88,13 +97,16 @@ class BERT(nn.Module):
                 dtype=self.dtype,
             ),
             norm=norm,
-            is_norm_first=False,
+            is_norm_first=self.is_norm_first,
             dropout=self.dropout,
         )
         self.token_embedding = embed(self.vocab_size)
-        self.position_embedding = embed(self.max_length)
+        if self.rotary is None:
+            self.position_embedding = embed(self.max_length)
         self.type_embedding = embed(self.num_token_types)
         self.embedding_norm = norm()
+        if self.is_norm_first:
+            self.final_norm = norm()
         self.drop = Dropout(self.dropout)
         self.layers = Stack(layer, self.num_layers, self.is_scanned, self.remat)
         if self.pooling == "first":
@@ -125,8 +137,9 @@ class BERT(nn.Module):
         def embed(tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
             types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
             sum_BTD = self.token_embedding(tokens_BT) + self.type_embedding(types_BT)
-            x_BTD = self.embedding_norm(sum_BTD + self.position_embedding(positions_BT))
-            return self.drop(x_BTD, deterministic=not train)
+            if self.rotary is None:
+                sum_BTD += self.position_embedding(positions_BT)
+            return self.drop(self.embedding_norm(sum_BTD), deterministic=not train)
 
         x_BTD = read_sequences(
             tokens_BT,
@@ -137,6 +150,8 @@ class BERT(nn.Module):
             max_length=self.max_length,
             train=train,
         )
+        if self.is_norm_first:
+            x_BTD = self.final_norm(x_BTD)
         if self.pooling == "first":
             return jnp.tanh(self.pooler(x_BTD[:, 0]))
         if self.pooling == "mean":

@@ -93,11 +93,22 @@ def test_time_limits_are_read_as_slurm_reads_them(time, seconds, launch, program
         assert launch("slurm", *argv).status == status
 
 
-@pytest.mark.parametrize(("status", "is_requeued"), [(0, False), (1, False), (2, False), (143, True)])
-def test_a_run_that_saved_returns_to_the_queue(status, is_requeued, launch, programs):
+@pytest.mark.parametrize(
+    ("status", "restarts", "is_requeued"),
+    [
+        *((status, 0, False) for status in (0, 1, 2, 74)),
+        *((143, restarts, True) for restarts in (0, 10)),
+        *((status, 9, True) for status in (75, 137)),
+        *((status, 10, False) for status in (75, 137)),
+    ],
+)
+def test_a_run_that_saved_or_lost_a_process_returns_to_the_queue(
+    status, restarts, is_requeued, launch, programs
+):
     script_of(launch)
     programs.answer("srun", status=status)
     environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "17", "HOME": "/expanded"}
+    environment |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
     done = subprocess.run(
         ["bash", "runs/launch/mnist.sbatch"], env=environment, capture_output=True, check=False
     )
