@@ -3,11 +3,12 @@
     python -m benchmarks.slurm [--short]
 
 `benchmarks.slurm_cluster` starts the daemons in a temporary folder. Runs of one and of two processes are
-requeued, and preempted by a job of a higher tier; one reaches its time limit (not with `--short`). Each must
-end with the parameters of an undisturbed run of the same command without SLURM, bit for bit. An array of four
-workers shares the 40 trials of a sweep: workers are killed, and one is stopped as before its time limit. Each
-trial must be trained to its end once. Exits with status 1 if anything went wrong. Without SLURM it says so
-and exits with status 0.
+requeued, preempted by a job of a higher tier, and lose a process by SIGKILL, after which the job must return
+to the queue by itself; one reaches its time limit (not with `--short`). Each must end with the parameters of
+an undisturbed run of the same command without SLURM, bit for bit. An array of four workers shares the 40
+trials of a sweep: workers are killed, and one is stopped as before its time limit. Each trial must be
+trained to its end once. Exits with status 1 if anything went wrong. Without SLURM it says so and exits with
+status 0.
 """
 
 import os
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,37 +101,40 @@ def undisturbed(command: list[str], folder: Path, num_processes: int) -> str:
 def disturb_run(
     cluster: Cluster, place: Path, draw: random.Random, num_processes: int, num_epochs: int, count: int
 ) -> tuple[str, int, str, list[str]]:
-    """Requeues and preempts runs; returns what they are, how many, the disturbances, and what went wrong."""
+    """Disturbs runs; returns what they are, how many, the disturbances, and what went wrong."""
     name = f"run{num_processes}"
     command = [*RUN, "--num-epochs", str(num_epochs)]
     expected = undisturbed(command, place / f"{name}-undisturbed", num_processes)
     tasks = ["--tasks-per-node", str(num_processes)] if num_processes > 1 else []
     found: list[str] = []
-    num_requeued = num_preempted = number = 0
-    while num_requeued + num_preempted < count:
+    done: Counter[str] = Counter()
+    number = 0
+    while done.total() < count:
         folder = place / f"{name}-{number}"
         number += 1
         job = submit(cluster, name, ["--time", "1:00:00", *tasks], [*command, "--workdir", str(folder)])
         for _ in range(4):
-            if num_requeued + num_preempted == count or not _is_training(cluster, job, folder):
+            if done.total() == count or not _is_training(cluster, job, folder):
                 break
             time.sleep(draw.uniform(0.0, 2.0))
             if cluster.state(job) != "RUNNING":
                 break
-            if (num_requeued + num_preempted) % 3 == 1:
-                num_preempted += 1
+            how = ("requeued", "preempted", "killed")[done.total() % 3]
+            done[how] += 1
+            if how == "requeued":
+                cluster.call("scontrol", "requeue", job)
+            elif how == "preempted":
                 wish = ["--partition", URGENT, "--exclusive", "--output", "/dev/null", "--wrap", "sleep 1"]
                 cluster.call("sbatch", *wish)
             else:
-                num_requeued += 1
-                cluster.call("scontrol", "requeue", job)
-            if not wait_for(lambda: cluster.state(job) != "RUNNING", 60):  # noqa: B023
-                found.append(f"{name}: job {job} went on")
+                os.kill(draw.choice(cluster.tasks(job)), 9)
+            if not wait_for(lambda: cluster.state(job) != "RUNNING", 90):  # noqa: B023
+                found.append(f"{name}: job {job} was {how} and went on")
         found += _end_of_job(cluster, job, folder, expected)
         if "Terminated" in (place / f"runs/launch/{name}-{job}.log").read_text(encoding="utf-8"):
             found.append(f"{name}: a process of job {job} was stopped and did not save")
     what = "one process" if num_processes == 1 else f"{num_processes} processes"
-    return what, number, f"{num_requeued} requeued, {num_preempted} preempted", found
+    return what, number, ", ".join(f"{count} {how}" for how, count in done.items()), found
 
 
 def _is_training(cluster: Cluster, job: str, folder: Path) -> bool:
@@ -254,10 +259,12 @@ def _kill_one(cluster: Cluster, jobs: list[str], draw: random.Random, is_whole_j
     if not wait_for(find, PATIENCE):
         return ["there was no worker to kill"]
     job = draw.choice(sorted(victims))
-    if is_whole_job:
-        cluster.call("scancel", "--signal=KILL", "--full", job)
-    else:
+    before = int(cluster.about(job)["Restarts"])
+    if not is_whole_job:  # Then the script of the job puts it back into the queue.
         os.kill(victims[job], 9)
+        is_back = wait_for(lambda: int(cluster.about(job)["Restarts"]) > before, 60)
+        return [] if is_back else [f"worker {job} did not return after SIGKILL: {cluster.about(job)}"]
+    cluster.call("scancel", "--signal=KILL", "--full", job)
     if not wait_for(lambda: cluster.state(job) in ENDED, 60):
         return [f"worker {job} survived SIGKILL: {cluster.about(job)}"]
     if (state := cluster.state(job)) == "COMPLETED":
