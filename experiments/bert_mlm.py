@@ -6,9 +6,9 @@
 
 The baseline predicts a masked word from its two neighbours.
 
-Measured on SST-2 (6,920 sentences) on two cores of a shared Intel Xeon, with jax 0.10.2: 3,000 steps take 21
-minutes while other work runs. The test split then has 22.3 % (21.3 to 23.3) of its masked tokens right, and
-the baseline 29.9 %. The network is worse than its baseline; its loss still falls.
+Measured on SST-2 (6,920 sentences) on two cores of a shared Intel Xeon, with jax 0.10.2: 3,000 steps take 28
+minutes while other work runs. The test split then has 32.6 % (31.5 to 33.7) of its masked tokens right, and
+the baseline 29.9 %. The network is better by 2.7 points (1.8 to 3.6), paired.
 """
 
 from typing import Any, Literal

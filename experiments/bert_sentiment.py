@@ -8,8 +8,8 @@
 The baseline is TF-IDF with a linear model.
 
 Measured on SST-2 (6,920 sentences) on two cores of a shared Intel Xeon, with jax 0.10.2: pre-training takes
-21 minutes while other work runs, and 5 epochs take 2 minutes. The test accuracy is 75.9 % (73.9 to 77.9), and
-that of the baseline is 82.5 %. The network is worse.
+28 minutes while other work runs, and 5 epochs take 4 minutes. The test accuracy is 80.0 % (78.1 to 81.8), and
+that of the baseline is 82.5 %. The network is worse by 2.5 points (0.7 to 4.3), paired.
 """
 
 from typing import Literal
@@ -72,7 +72,7 @@ def experiment(
         tx=optimizers.adamw(schedule, weight_decay=0.01, clip_norm=1.0),
         num_steps=num_steps,
         batch_size=batch_size,
-        keep_best=KeepBest(),
+        keep_best=KeepBest(metric="accuracy"),
         baseline=TfIdf(),
         seed=seed,
     )

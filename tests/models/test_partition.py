@@ -12,6 +12,7 @@ from dl import optimizers
 from dl.activations import splitting_activations
 from dl.errors import UserError
 from dl.models.bert import BERT, BERTForMaskedLM
+from dl.models.blocks.positions import Rotary
 from dl.models.gpt2 import GPT2
 from dl.models.llama import Llama
 from dl.models.t5 import T5
@@ -29,6 +30,7 @@ MODELS = {
     "llama": Llama(VOCAB, **SIZE, num_kv_heads=2),
     "llama, tied": Llama(VOCAB, **SIZE, is_tied=True),
     "bert": BERTForMaskedLM(BERT(VOCAB, LENGTH, **SIZE)),
+    "bert, rotary": BERTForMaskedLM(BERT(VOCAB, LENGTH, **SIZE, rotary=Rotary(), is_norm_first=True)),
     "bert, head": WithHead(BERT(VOCAB, LENGTH, **SIZE, pooling="first"), 3),
     "t5": T5(VOCAB, **SIZE),
     "t5, gated": T5(VOCAB, **SIZE, is_gated=True, is_tied=False),

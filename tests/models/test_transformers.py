@@ -12,6 +12,7 @@ import pytest
 from dl.errors import UserError
 from dl.models import bert, gpt2, llama, t5, transformer
 from dl.models.blocks.encoder_decoder import EncoderDecoder
+from dl.models.blocks.positions import Rotary
 from dl.models.blocks.scan import stack_layers
 from dl.models.transfer import WithHead
 from dl.task import as_model
@@ -29,6 +30,9 @@ MODELS = {
     "transformer": transformer.Transformer(VOCAB, max_length=12, **SMALL),
     "pre-norm transformer": transformer.Transformer(VOCAB, max_length=12, is_norm_first=True, **SMALL),
     "bert": bert.BERTForMaskedLM(bert.BERT(VOCAB, max_length=12, **SMALL)),
+    "rotary bert": bert.BERTForMaskedLM(
+        bert.BERT(VOCAB, max_length=12, rotary=Rotary(), is_norm_first=True, **SMALL)
+    ),
 }
 DECODERS = ["gpt2", "llama", "t5", "transformer"]
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -108,13 +112,13 @@ def test_a_decoder_depends_on_no_later_token(name):
 
 
 @pytest.mark.slow
-@each([*DECODERS, "bert"])
+@each([*DECODERS, "bert", "rotary bert"])
 def test_tokens_see_the_earlier_ones_of_their_own_sequence_and_all_of_its_source(name):
     segment_ids, source_ids = np.repeat([[1, 2, 0]], [3, 5, 2], 1), np.repeat([[1, 2, 0]], [4, 4, 1], 1)
     inputs = inputs_of(MODELS[name], TOKENS[:1], segment_ids, SOURCE[:1], source_ids)
     found_TT, *found_TS = influences(name, inputs)
     is_same_TT = segment_ids == segment_ids.T
-    assert ((found_TT > 0) == (is_same_TT if name == "bert" else np.tril(is_same_TT))).all()
+    assert ((found_TT > 0) == (is_same_TT if "bert" in name else np.tril(is_same_TT))).all()
     assert all(((found > 0) == (source_ids == segment_ids.T)).all() for found in found_TS)
 
 
@@ -184,7 +188,7 @@ def test_scanned_and_rematerialized_layers_compute_the_same(name, variants):
             np.testing.assert_allclose(new, old, atol=1e-5, rtol=1e-4)
 
 
-@each(["gpt2", "t5", "transformer", "bert"])
+@each(["gpt2", "t5", "transformer", "bert", "rotary bert"])
 def test_dropout_is_on_in_training_alone(name):
     options = {"dropout": 0.5} | ({"attention_dropout": 0.5} if "transformer" in name else {})
     plain = with_options(MODELS[name], is_scanned=True)
@@ -286,6 +290,19 @@ def test_bert_pools_the_first_token_or_the_mean_of_those_that_are_not_padding():
     np.testing.assert_allclose(outputs("mean"), mean_BD, atol=1e-5)
     with pytest.raises(ValueError, match="pooling='mean'"):
         bert.BERTForMaskedLM(encoder.clone(pooling="mean")).init(jax.random.key(0), TOKENS)
+
+
+def test_a_rotary_bert_sees_distances_and_no_positions():
+    encoder = MODELS["rotary bert"].encoder.clone(max_length=2 * LENGTH)
+    params = params_of("rotary bert")["encoder"]
+    assert "position_embedding" not in params
+    shifted = np.concatenate([TOKENS[:, ::-1], TOKENS], axis=1)
+    segments = np.repeat([[1, 2]], LENGTH, axis=1).repeat(BATCH, axis=0)
+    alone = encoder.apply({"params": params}, TOKENS)
+    positions = np.broadcast_to(np.arange(2 * LENGTH), shifted.shape)
+    behind = encoder.apply({"params": params}, shifted, segments, positions)
+    np.testing.assert_allclose(behind[:, LENGTH:], alone, atol=1e-5)
+    assert np.abs(encoder.apply({"params": params}, TOKENS[:, ::-1])[:, ::-1] - alone).max() > 0.01
 
 
 def test_a_head_on_bert_classifies_texts_or_tokens():

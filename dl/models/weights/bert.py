@@ -104,6 +104,11 @@ def _config_of(model: Any) -> dict[str, Any]:
 
 def _tensors(model: Any) -> list[Tensor]:
     encoder = _base_of(model)
+    if encoder.rotary is not None or encoder.is_norm_first:
+        raise UserError(
+            "the layout of Hugging Face's BERT has learned positions and norms after the sums; this one has "
+            f"rotary={encoder.rotary} and is_norm_first={encoder.is_norm_first}, so it cannot be written"
+        )
     at = {BERTForMaskedLM: "encoder/", WithHead: "backbone/"}.get(type(model), "")
     rows = [
         Tensor(f"bert.embeddings.{theirs}_embeddings.weight", (f"{at}{ours}_embedding/embedding",))

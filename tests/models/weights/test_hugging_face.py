@@ -217,6 +217,21 @@ def test_a_network_that_is_not_ours_is_refused(tmp_path, config, message):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": "mean"}, "no BERT with pooling='mean'"),
+        ({"rotary": Rotary()}, r"learned positions .* rotary=Rotary\(base=10000.0, stretch=None\)"),
+        ({"is_norm_first": True}, "norms after the sums.* is_norm_first=True"),
+    ],
+)
+def test_a_bert_that_the_layout_has_not_is_refused(tmp_path, options, message):
+    model = BERT_MODEL.clone(**options)
+    with pytest.raises(UserError, match=message):
+        save_model(tmp_path / "target", model, filled(model))
+    assert not (tmp_path / "target").exists()
+
+
 def test_a_tied_head_must_equal_the_embeddings(tmp_path):
     tensors = {f"transformer.{name}": tensor for name, tensor in gpt2_tensors().items()}
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
