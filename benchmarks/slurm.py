@@ -131,7 +131,7 @@ def disturb_run(
             if not wait_for(lambda: cluster.state(job) != "RUNNING", 90):  # noqa: B023
                 found.append(f"{name}: job {job} was {how} and went on")
         found += _end_of_job(cluster, job, folder, expected)
-        if "Terminated" in (place / f"runs/launch/{name}-{job}.log").read_text(encoding="utf-8"):
+        if ": Terminated" in (place / f"runs/launch/{name}-{job}.log").read_text(encoding="utf-8"):
             found.append(f"{name}: a process of job {job} was stopped and did not save")
     what = "one process" if num_processes == 1 else f"{num_processes} processes"
     return what, number, ", ".join(f"{count} {how}" for how, count in done.items()), found
@@ -162,11 +162,11 @@ def _end_of_job(cluster: Cluster, job: str, folder: Path, expected: str) -> list
 
 def reach_limit(cluster: Cluster, place: Path) -> tuple[str, int, str, list[str]]:
     """Runs a training that is longer than its time limit."""
-    command = [*RUN, "--num-epochs", "1500"]
+    command = [*RUN, "--num-epochs", "8000"]
     expected = undisturbed(command, place / "limit-undisturbed", 1)
     folder = place / "limit"
     # SLURM looks at limits twice a minute, so SIGTERM comes up to 30 s early.
-    options = ["--time", "2", "--save-seconds", "60"]
+    options = ["--time", "2", "--save-seconds", "60"]  # and the run takes about 3 minutes
     job = submit(cluster, "limit", options, [*command, "--workdir", str(folder)])
     found = _end_of_job(cluster, job, folder, expected)
     restarts = int(cluster.about(job).get("Restarts", "0"))

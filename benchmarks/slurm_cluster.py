@@ -155,7 +155,7 @@ class Cluster:
     def tasks(self, job: str) -> list[int]:
         """Returns the process ids of the tasks of a job: the trainers, without the script and `srun`."""
         rows = [line.split() for line in self.call("scontrol", "listpids", job).splitlines()[1:]]
-        return [int(row[0]) for row in rows if len(row) == 5 and row[3].isdigit()]
+        return [int(row[0]) for row in rows if len(row) == 5 and row[2].isdigit() and row[3].isdigit()]
 
     def logs(self) -> str:
         """Returns the ends of the logs of all daemons."""
