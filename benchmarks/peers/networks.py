@@ -244,7 +244,15 @@ def _resnet18() -> list[Layer]:
 
 
 def _mobilenet_v2() -> list[Layer]:
-    stages = (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
+    stages = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     layers: list[Layer] = [Affine(2, -1), *_conv_norm("stem", 32, 3, 2, activation="relu6", epsilon=1e-3)]
     number, width = 0, 32
     for expansion, channels, repeats, first_strides in stages:
@@ -286,7 +294,7 @@ NETWORKS: Mapping[str, Network] = {
         10,
         128,
         16,
-        Optimizer("adam", 1e-3),
+        Optimizer("adam", 1e-4),
     ),
     "net_sgd": Network(
         _convolutions([32, 64], 512, pool=True, padding="VALID"),
@@ -302,14 +310,12 @@ NETWORKS: Mapping[str, Network] = {
         10,
         128,
         4,
-        Optimizer("adam", 1e-3),
+        Optimizer("adam", 1e-4),
     ),
     "resnet18": Network(_resnet18(), (32, 32, 3), 10, 32, 2, Optimizer("sgd", 0.001, momentum=0.9)),
     "mobilenetv2": Network(
         _mobilenet_v2(), (96, 96, 3), 10, 16, 4, Optimizer("adamw", 1e-4, weight_decay=0.05, clip_norm=1.0)
     ),
     "airbench": Network(_airbench(), (32, 32, 3), 10, 500, 1, Optimizer("sgd", 0.01, momentum=0.85)),
-    "gpt": Network(
-        Decoder(), (64,), 65, 12, 25, Optimizer("adamw", 1e-3, weight_decay=0.1, clip_norm=1.0)
-    ),
+    "gpt": Network(Decoder(), (64,), 65, 12, 25, Optimizer("adamw", 1e-3, weight_decay=0.1, clip_norm=1.0)),
 }

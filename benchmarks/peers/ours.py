@@ -92,15 +92,13 @@ def make_reference(name: str) -> Reference:
     )
     losses = [row["loss"] for row in result.history if row["kind"] == "train"]
     size = len(experiment.data.train)
-    rows = [
-        rows_of_step(size, experiment.batch_size, experiment.seed, step)[0] for step in range(NUM_STEPS)
-    ]
+    rows = [rows_of_step(size, experiment.batch_size, experiment.seed, step)[0] for step in range(NUM_STEPS)]
     weights = flax.traverse_util.flatten_dict(variables, sep="/")
     return Reference(weights, np.stack(rows), losses, num_params(variables["params"]))
 
 
 class _Pacer(Console):
-    """A silent console that hands over the turn at the end of an epoch, when the trainer has written its line.
+    """A silent console that hands over the turn after an epoch, when the trainer writes its line.
 
     No step is in flight then, because the trainer has the metrics of all of them.
     """

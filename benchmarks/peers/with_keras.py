@@ -199,7 +199,9 @@ class _Timer(keras.callbacks.Callback):
             self.model.stop_training = self.elapsed >= self._seconds
 
 
-def compiled_model(network: Network, reference: Reference, *, is_jitted: bool, steps_per_execution: int) -> Any:
+def compiled_model(
+    network: Network, reference: Reference, *, is_jitted: bool, steps_per_execution: int
+) -> Any:
     """Returns a network that `fit` can train."""
     model = model_of(network, reference)
     model.compile(
@@ -251,5 +253,7 @@ def _num_statistics(model: Any) -> int:
     """Returns the number of running statistics of a model."""
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     return sum(
-        int(np.prod(variable.shape)) for norm in norms for variable in (norm.moving_mean, norm.moving_variance)
+        int(np.prod(variable.shape))
+        for norm in norms
+        for variable in (norm.moving_mean, norm.moving_variance)
     )
