@@ -34,7 +34,7 @@ def plot_ratios(comparisons: Sequence[Comparison]) -> "Figure":
         axes.errorbar(estimates, places, xerr=errors, fmt="o", color=COLOURS[number], label=framework)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(comparisons)), [found.network for found in comparisons])
-    axes.invert_yaxis()
+    axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.set(xscale="log", xlabel=f"examples/s of {OURS} ÷ those of its peer, at its best settings")
     ticks = (0.25, 0.5, 1, 2, 4)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
