@@ -1,8 +1,10 @@
 """The process of a contestant, as the process that starts it sees it."""
 
+import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +75,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd=ROOT,
+            start_new_session=True,
         )
         try:
             self._receive(READY_SECONDS)
@@ -111,8 +114,9 @@ class Process:
         return message
 
     def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
+        """Ends the process, and those that it started to compile."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
     def __enter__(self) -> "Process":
