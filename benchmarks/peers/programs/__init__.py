@@ -1,0 +1,1 @@
+"""Programs of other frameworks as their users write them, each of which runs by itself."""
