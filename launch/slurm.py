@@ -21,11 +21,11 @@ examples:
 The submission folder and the --workdir must be on a file system that all nodes share. The job runs in the
 environment of the shell that submits it: activate the virtual environment first."""
 
-# A run that SIGTERM stopped has status 143: it has saved, and the same command resumes. One that lost a process
-# has status 75, or 137 where srun reports the SIGKILL of that process, and resumes from its last checkpoint; if
-# that repeats, another try is of no use. SLURM itself requeues a preempted job. The tasks of a step end each
-# other: a kill by srun could hit one that still saves.
-# One job of an array has the number of the whole array, and `scontrol requeue` would take it for all jobs.
+# A run that SIGTERM stopped has status 143: it has saved, and the same command resumes. One that lost a
+# process has status 75, or 137 where srun reports the SIGKILL of that process, and resumes from its last
+# checkpoint; if that repeats, another try is of no use. SLURM itself requeues a preempted job. The tasks of
+# a step end each other: a kill by srun could hit one that still saves. One job of an array has the number of
+# the whole array, and `scontrol requeue` would take it for all jobs.
 _MAX_RESTARTS = 10  # of a job in all, after which a lost process ends it
 _ALONE, _IN_ARRAY = "$SLURM_JOB_ID", "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 _BODY = """
