@@ -19,7 +19,7 @@ from dl.runs.find import known_experiments
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(known_experiments())
 
-# Trains a few steps of an experiment on small batches; with a step as the last argument, kills itself there.
+# Trains a few steps of an experiment on small batches, in each folder. At a step other than 0, it kills itself.
 PROGRAM = """
 import os
 cores = sorted(os.sched_getaffinity(0))
@@ -32,7 +32,7 @@ from dl.runs.definition import Definition
 from dl.runs.run import Run
 from dl.sharding import make_mesh
 
-name, folder, kill_at = sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3])
+name, kill_at, folders = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 
 class Killing(Console):
     is_live = True
@@ -58,19 +58,20 @@ console = Killing(is_quiet=True)
 console.is_live = kill_at > 0
 definition = Definition(lambda **options: experiment, options, name)
 how = {"log_every": 1, "save_every": 0, "with_baseline": False}
-train_run(Run(folder, definition), make_mesh({"data": 1}), console=console, **how)
+for folder in folders:
+    train_run(Run(pathlib.Path(folder), definition), make_mesh({"data": 1}), console=console, **how)
 """
 
 
-def run(name, folder, data_folder, kill_at=0):
+def run(name, folders, data_folder, kill_at=0):
     environment = dict(os.environ)
     environment |= {"TFDS_DATA_DIR": str(data_folder), "JAX_PLATFORMS": "cpu"}
     # Most of the time of this test is compilation. So LLVM does not optimise, which does not matter to what
-    # is tested, and what the first run compiles, the other two load.
+    # is tested, and what the killed process compiles, the other loads.
     environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(data_folder / ".compiled")}
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", PROGRAM, name, str(folder), str(kill_at)],
+        [sys.executable, "-W", "error", "-c", PROGRAM, name, str(kill_at), *map(str, folders)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -86,14 +87,12 @@ def data_folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_and_resumed_ends_in_the_same_bits(name, tmp_path, data_folder):
-    whole = run(name, tmp_path / "whole", data_folder)
-    assert whole.returncode == 0, whole.stderr
-    killed = run(name, tmp_path / "killed", data_folder, kill_at=5)
+    killed = run(name, [tmp_path / "killed"], data_folder, kill_at=5)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     # Without a complete checkpoint the second start would begin anew, and prove nothing.
     assert [p for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.isdigit()]
-    resumed = run(name, tmp_path / "killed", data_folder)
-    assert resumed.returncode == 0, resumed.stderr
+    others = run(name, [tmp_path / "killed", tmp_path / "whole"], data_folder)
+    assert others.returncode == 0, others.stderr
     results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("whole", "killed")]
     assert results[0]["params_digest"] == results[1]["params_digest"]
     assert results[0]["metrics"] == results[1]["metrics"]
