@@ -174,7 +174,8 @@ def fit_pixels(
     """Returns an image with the channels of `image_shape`, as uint8.
 
     If `is_resized`, its centre is cropped and resized to the height and width of `image_shape`. Transparency
-    is dropped if C does not include it. Of 16 bits the upper 8 are kept. If `is_fast`, `fast_decoding` resizes.
+    is dropped if C does not include it. Of 16 bits the upper 8 are kept. If `is_fast`,
+    `fast_decoding` resizes.
 
     Raises:
       ValueError: the pixels have 32 bits, for which the value of white is not known.

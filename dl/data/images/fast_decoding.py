@@ -2,10 +2,10 @@
 
 It needs the extra `streaming`. The pixels differ from those of Pillow alone:
 
-- A resized pixel differs by at most 1 of 255, because `cykooz_resizer` rounds its weights to 16 bits. Its filter
-  is Pillow's: bilinear, and as wide as the images shrink.
-- An image that is at least twice as large as needed is decoded at 1/2, 1/4 or 1/8 of its size, as libjpeg-turbo
-  computes it in its inverse cosine transform.
+- A resized pixel differs by at most 1 of 255, because `cykooz_resizer` rounds its weights to 16 bits.
+  Its filter is Pillow's: bilinear, and as wide as the images shrink.
+- An image that is at least twice as large as needed is decoded at 1/2, 1/4 or 1/8 of its size, by the
+  inverse cosine transform of libjpeg-turbo.
 
 `simplejpeg` decodes to the same bits as Pillow, because both use libjpeg-turbo. It needs fewer copies.
 """
@@ -27,7 +27,7 @@ _MAX_KEPT_BYTES = 2**24
 
 
 class _OfThread(threading.local):
-    """What a thread keeps between two images: fresh memory for each would be zeroed by the system each time."""
+    """What a thread keeps between two images, because the system zeroes fresh memory."""
 
     def __init__(self) -> None:
         self.buffer = np.empty(0, np.uint8)

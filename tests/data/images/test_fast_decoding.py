@@ -26,9 +26,7 @@ def write_photo(path, width, height, **options):
 @pytest.mark.parametrize("size", [(61, 47), (50, 63)])
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_pixels_differ_by_one_at_most_without_scaling(
-    tmp_path, needs_the_extra, size, subsampling, orientation
-):
+def test_pixels_differ_by_one_at_most_unscaled(tmp_path, needs_the_extra, size, subsampling, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write_photo(tmp_path / "a.jpg", *size, subsampling=subsampling, exif=exif)
