@@ -45,6 +45,7 @@ def description_checksum(prepared: Stored) -> str:
     The shards are not read.
     """
     parts = [prepared.name, prepared.version, prepared.digest, prepared.image_shape]
+    parts += ["fast"] * prepared.is_fast
     parts += [(split, path.name, _stat(prepared, path).st_size) for split, path in _shards(prepared)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -57,6 +58,7 @@ def cache_key(prepared: Stored) -> str:
     """
     parts: list[object] = [_FORMAT, prepared.name, prepared.version, prepared.digest]
     parts.append(prepared.image_shape if prepared.is_resized else "as stored")
+    parts += ["fast"] * prepared.is_fast
     for split, path in _shards(prepared):
         stat = _stat(prepared, path)
         parts.append((split, path.name, stat.st_size, stat.st_mtime_ns))

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from dl.data.carve import split_rows
+from dl.data.images import fast_decoding
 from dl.data.images import folder as image_folder
 from dl.data.images.decoding import resized, to_unit_range
 from dl.data.images.loading import Found, Loaded, load
@@ -36,6 +37,7 @@ def image_classification(
     validation_fraction: float = 0.1,
     max_resident_bytes: int = 4 * 2**30,
     skip_unreadable: bool = False,
+    fast_decoding: bool = False,
     data_dir: str | Path | None = None,
 ) -> "ImageClassification":
     """Returns a data set for image classification, in the format of TFDS or from a folder of images.
@@ -59,6 +61,8 @@ def image_classification(
         batches.
       skip_unreadable: whether to leave out files of an image folder that cannot be read. `provenance` counts
         them. Otherwise one error names all of them. A large set is read completely for this.
+      fast_decoding: whether photographs of varying size are decoded and resized faster, to slightly other
+        pixels (`dl.data.images.fast_decoding`). It needs the extra `streaming`.
       data_dir: folder of prepared sets. `None` means that of `using_data_dir` at the time of this call, else
         `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
@@ -86,6 +90,7 @@ def image_classification(
         max_resident_bytes,
         skip_unreadable,
         folders.data_dir_in_use() if data_dir is None else Path(data_dir),
+        fast_decoding,
     )
     known = remembered(data.request, ("image", "label"), has_classes=True)
     return data if known is None else _Remembered(**vars(data), known=known)
@@ -106,12 +111,14 @@ class ImageClassification(CountsSteps):
     max_resident_bytes: int
     skip_unreadable: bool = False
     data_dir: Path | None = None
+    fast_decoding: bool = False
 
     @property
     def request(self) -> dict[str, Any]:
         """The arguments of `image_classification`, as a run records them."""
         names = ("dataset", "image_size", "validation_fraction", "skip_unreadable")
-        return {"auto": list(self.auto), **{name: getattr(self, name) for name in names}}
+        fast = {"fast_decoding": True} if self.fast_decoding else {}
+        return {"auto": list(self.auto), **{name: getattr(self, name) for name in names}, **fast}
 
     @property
     def train(self) -> Source:
@@ -158,6 +165,7 @@ class ImageClassification(CountsSteps):
         origin = "the decoded cache" if self.from_cache else self._found.stored.origin
         height, width, channels = self.image_shape
         made_equal = ", cropped and resized" if self._found.stored.is_resized else ""
+        made_equal += " by fast decoding" * (self._found.stored.is_resized and self.fast_decoding)
         parts = [
             f"{height}x{width}x{channels} images{made_equal}, {self.num_classes} classes",
             f"ready from {origin} in {self.load_seconds:.2f} s",
@@ -186,14 +194,16 @@ class ImageClassification(CountsSteps):
     @cached_property
     def _found(self) -> Found:
         start = time.perf_counter()
+        if self.fast_decoding:
+            fast_decoding.check_installed()
         if self.dataset != "auto" and names_path(self.dataset, self.data_dir):
-            images = image_folder.describe(self.dataset, self.image_size)
+            images = replace(image_folder.describe(self.dataset, self.image_size), is_fast=self.fast_decoding)
             read = partial(image_folder.FileSource, images)
             return Found(None, images, read, None, time.perf_counter() - start)
         wanted = self.auto if self.dataset == "auto" else (self.dataset,)
         may_fall_back = self.dataset == "auto"
         root, folder, notice = find_or_prepare(wanted, may_fall_back, self.data_dir)
-        prepared = describe(folder, self.image_size)
+        prepared = replace(describe(folder, self.image_size), is_fast=self.fast_decoding)
         notice = notice or _CAVEATS.get(prepared.name)
         return Found(root, prepared, partial(RecordSource, prepared), notice, time.perf_counter() - start)
 

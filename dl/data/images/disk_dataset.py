@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import jax
 import numpy as np
 
+from dl.data.images import fast_decoding
 from dl.data.source import chunks
 from dl.errors import UserError
 from dl.system.text import printable
@@ -61,6 +62,7 @@ class Stored(ABC):
       shards: for each official split (train, validation, test), number of examples by path of a shard.
       digest: SHA-256 of the description of the set.
       passed_over: description of the files that are not read, for `provenance`.
+      is_fast: whether images are decoded as `fast_decoding` describes.
     """
 
     origin: ClassVar[str]
@@ -75,6 +77,7 @@ class Stored(ABC):
     shards: Mapping[str, Mapping[Path, int]]
     digest: str
     passed_over: str = ""
+    is_fast: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -162,14 +165,17 @@ class StoredSource(ABC):
 
 def to_pixels(image: "Image.Image", stored: Stored) -> np.ndarray:
     """Returns an image as uint8 (H, W, C). It is cropped and resized only if the stored sizes vary."""
-    return fit_pixels(image, stored.image_shape, stored.is_resized)
+    return fit_pixels(image, stored.image_shape, stored.is_resized, stored.is_fast)
 
 
-def fit_pixels(image: "Image.Image", image_shape: tuple[int, int, int], is_resized: bool) -> np.ndarray:
+def fit_pixels(
+    image: "Image.Image", image_shape: tuple[int, int, int], is_resized: bool, is_fast: bool = False
+) -> np.ndarray:
     """Returns an image with the channels of `image_shape`, as uint8.
 
     If `is_resized`, its centre is cropped and resized to the height and width of `image_shape`. Transparency
-    is dropped if C does not include it. Of 16 bits the upper 8 are kept.
+    is dropped if C does not include it. Of 16 bits the upper 8 are kept. If `is_fast`,
+    `fast_decoding` resizes.
 
     Raises:
       ValueError: the pixels have 32 bits, for which the value of white is not known.
@@ -192,6 +198,9 @@ def fit_pixels(image: "Image.Image", image_shape: tuple[int, int, int], is_resiz
         wide, high = round(width * scale), round(height * scale)
         left, top = (image.width - wide) // 2, (image.height - high) // 2
         middle = image.crop((left, top, left + wide, top + high))
-        image = middle.resize((width, height), Image.Resampling.BILINEAR)
+        if is_fast:
+            image = fast_decoding.resize(middle, width, height)
+        else:
+            image = middle.resize((width, height), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array

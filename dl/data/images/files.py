@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dl.data.images import fast_decoding
 from dl.data.images.disk_dataset import Unreadable, fit_pixels
 from dl.errors import UserError
 from dl.system.text import printable
@@ -108,7 +109,9 @@ def upright_size(image: "Image.Image") -> tuple[int, int]:
     return height, width
 
 
-def read_pixels(path: Path, image_shape: tuple[int, int, int], is_resized: bool | None = None) -> np.ndarray:
+def read_pixels(
+    path: Path, image_shape: tuple[int, int, int], is_resized: bool | None = None, is_fast: bool = False
+) -> np.ndarray:
     """Returns an image file, turned upright, as uint8 with the channels of `image_shape`, (H, W, C).
 
     Args:
@@ -116,23 +119,28 @@ def read_pixels(path: Path, image_shape: tuple[int, int, int], is_resized: bool 
       image_shape: shape of the returned array.
       is_resized: whether the centre is cropped and resized to that shape. `None` means only if the image has
         another size.
+      is_fast: whether `fast_decoding` decodes and resizes.
 
     Raises:
       Unreadable: the file is not an image.
     """
     try:
         with open_image(path) as opened:
-            image = _upright(opened)
+            loaded = opened
+            if is_fast and is_resized:
+                loaded = fast_decoding.load(opened, path.read_bytes(), *image_shape[:2])
+            image = _upright(opened, loaded)
             if is_resized is None:
                 is_resized = image.size != (image_shape[1], image_shape[0])
-            return fit_pixels(image, image_shape, is_resized)
+            return fit_pixels(image, image_shape, is_resized, is_fast)
     except (ImportError, MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's plugins each raise their own
         raise Unreadable(path, error) from error
 
 
-def _upright(image: "Image.Image") -> "Image.Image":
+def _upright(opened: "Image.Image", image: "Image.Image") -> "Image.Image":
+    """Returns the image, turned as the header of the opened file says."""
     from PIL.Image import Transpose
 
     image.load()  # This also turns a TIFF upright.
@@ -145,7 +153,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    turn = turns.get(_orientation(image))
+    turn = turns.get(_orientation(opened))
     return image if turn is None else image.transpose(turn)
 
 

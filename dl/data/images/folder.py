@@ -115,7 +115,7 @@ class FileSource(StoredSource):
     def _decode(self, path: Path) -> tuple[np.ndarray, int] | UserError:
         folder = self._folder
         try:
-            pixels = read_pixels(path, folder.image_shape, folder.is_resized)
+            pixels = read_pixels(path, folder.image_shape, folder.is_resized, folder.is_fast)
         except Unreadable as error:
             return error
         if pixels.shape != folder.image_shape:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dl.data.images import fast_decoding
 from dl.data.images.disk_dataset import StoredSource, to_pixels
 from dl.data.images.prepared import Prepared
 from dl.data.source import chunks
@@ -80,4 +81,6 @@ def _to_array(stored: Any, prepared: Prepared) -> np.ndarray:
         array = np.asarray(stored, np.uint8)
         return array[..., None] if array.ndim == 2 else array
     with image:
+        if prepared.is_fast and prepared.is_resized and prepared.image_is_encoded:
+            image = fast_decoding.load(image, stored, *prepared.image_shape[:2])
         return to_pixels(image, prepared)
