@@ -19,7 +19,7 @@ from dl.runs.find import known_experiments
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(known_experiments())
 
-# Trains a few steps of an experiment on small batches, in each folder. At a step other than 0, it kills itself.
+# Trains a few steps of an experiment on small batches, in each folder. At a step above 0, it kills itself.
 PROGRAM = """
 import os
 cores = sorted(os.sched_getaffinity(0))

@@ -43,7 +43,7 @@ def check_installed() -> None:
     if missing:
         raise UserError(
             f"fast_decoding=True needs {' and '.join(missing)}, which is not installed; "
-            "pip install 'dl[streaming]', or leave fast_decoding out"
+            "run pip install -e '.[streaming]', or leave fast_decoding out"
         )
 
 
