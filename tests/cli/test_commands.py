@@ -228,7 +228,7 @@ def test_every_command_has_help(dl):
 
 def test_an_option_that_a_command_inherits_has_its_help(dl):
     status, out, _ = dl("sweep", "--help")
-    assert (status, "Folder of prepared data sets." in out, "Folder of the study" in out) == (0, True, True)
+    assert (status, "Folder of prepared data sets" in out, "Folder of the study" in out) == (0, True, True)
 
 
 def test_experiments_are_listed_with_their_first_line(dl):

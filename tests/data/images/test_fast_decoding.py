@@ -54,5 +54,5 @@ def test_a_damaged_file_is_named(tmp_path, needs_the_extra):
 def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(fast_decoding.importlib.util, "find_spec", lambda name: None)
     data = image_classification(str(tmp_path), fast_decoding=True)
-    with pytest.raises(UserError, match=r"pip install 'dl\[streaming\]'"):
+    with pytest.raises(UserError, match=r"run pip install -e '\.\[streaming\]'"):
         data.num_classes  # noqa: B018
