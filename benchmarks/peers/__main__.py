@@ -1,6 +1,6 @@
 """Trains the same networks in `dl`, PyTorch and Keras, side by side on the CPU, and prints who is faster.
 
-    python -m benchmarks.peers                          # all networks; under 30 minutes on two idle cores
+    python -m benchmarks.peers                          # all networks
     python -m benchmarks.peers classic gpt --rounds 9   # two networks
     python -m benchmarks.peers --json peers.json --plot peers.png
     python -m benchmarks.peers --commands               # whole commands to 98 % on MNIST

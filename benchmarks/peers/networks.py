@@ -245,7 +245,7 @@ def _resnet18() -> list[Layer]:
 
 
 def _mobilenet_v2() -> list[Layer]:
-    stages = (
+    stages = (  # those of `dl.models.mobilenet`, which would import JAX here
         (1, 16, 1, 1),
         (6, 24, 2, 2),
         (6, 32, 3, 2),

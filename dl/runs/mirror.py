@@ -45,7 +45,7 @@ class Mirror:
             if below:
                 (self.folder / top).mkdir(exist_ok=True)
             elif self._generations.get(name) != generation:
-                self.bucket.download(name, self.folder / name)
+                self.bucket.download(name, self.folder)
                 self._generations[name] = generation
                 self._uploaded[name] = _state(self.folder / name)
 

@@ -82,8 +82,15 @@ class BucketFolder:
                 if not blob.name.endswith("/")  # made by consoles for empty folders
             }
 
-    def download(self, name: str, path: Path) -> None:
-        """Writes an object to a file."""
+    def download(self, name: str, folder: Path) -> None:
+        """Writes an object to the file of its name in a folder on the disk.
+
+        Raises:
+          UserError: the name leaves the folder, or the errors of `reaching`.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{self.url}/{name} has a name that leaves its folder; remove this object")
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with self.reaching():
             self._blob(name).download_to_filename(str(path))
@@ -185,9 +192,7 @@ def local_copy(url: str) -> Path:
     folder = temporary_folder(url)
     atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
     for name in names:
-        if ".." in name.split("/"):
-            raise UserError(f"{url}/{name} has a name that leaves its folder; remove this object")
-        bucket.download(name, folder / name)
+        bucket.download(name, folder)
     return folder
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -35,16 +36,14 @@ def copy_set(url: str, target: Path) -> Path:
     generations = dict(bucket.list())
     if _generations(target) == generations:
         return target
-    print(f"copying {url} to {target} once ...", flush=True)
+    print(f"copying {url} to {target} once ...", file=sys.stderr, flush=True)
     folders.make_private(folders.user_cache())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".copying-", dir=target.parent))
         try:
             for name in generations:
-                if ".." in name.split("/"):
-                    raise UserError(f"{url}/{name} has a name that leaves its folder; remove this object")
-                bucket.download(name, staging / name)
+                bucket.download(name, staging)
             (staging / _GENERATIONS).write_text(json.dumps(generations), "utf-8")
             return _move(staging, target, generations)
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dl.data.tfds import folders
 from dl.data.tfds.folders import Request
 from dl.errors import UserError
-from dl.system.bucket import url_of
+from dl.system.bucket import BucketFolder, url_of
 
 PREPARABLE = {
     "mnist": "3.0.1",
@@ -44,24 +44,23 @@ def find_or_prepare(
     if version is None or request.config or request.version not in (None, version):
         if not may_fall_back:
             raise not_found(request, root)
-        found = find(Request(_FALLBACK), root) or _prepare_fallback(root)
+        found = find(Request(_FALLBACK), root) or _prepare(_FALLBACK, root)
         return *found, _notice(request, f"it is not prepared in {root}", str(not_found(request, root)))
-    from dl.data.tfds import builders
     from dl.data.tfds import download as raw_files
 
     try:
-        return *builders.prepare(request.name, _in_cache() if url_of(root) else root), None
+        return *_prepare(request.name, root), None
     except raw_files.UnreachableError as error:
         if not may_fall_back:
             raise
-        found = find(Request(_FALLBACK), root) or _prepare_fallback(root)
+        found = find(Request(_FALLBACK), root) or _prepare(_FALLBACK, root)
         return *found, _notice(request, error.reason, error.advice)
 
 
-def _prepare_fallback(root: Path) -> tuple[Path, Path]:
+def _prepare(name: str, root: Path) -> tuple[Path, Path]:
     from dl.data.tfds import builders
 
-    return builders.prepare(_FALLBACK, _in_cache() if url_of(root) else root)
+    return builders.prepare(name, _in_cache() if url_of(root) else root)
 
 
 def find(request: Request, root: Path) -> tuple[Path, Path] | None:
@@ -73,15 +72,22 @@ def find(request: Request, root: Path) -> tuple[Path, Path] | None:
     if not folders.is_writable(root):  # Then `builders.prepare` has used the user's cache.
         roots.append(_in_cache())
     for candidate in roots:
-        if folder := folders.locate(request, candidate):
-            return _copied(candidate, folder) if url_of(candidate) else (candidate, folder)
+        if url := url_of(candidate):
+            if found := _find_in_bucket(request, candidate, url):
+                return found
+        elif folder := folders.locate(request, candidate):
+            return candidate, folder
     return None
 
 
-def _copied(root: Path, folder: Path) -> tuple[Path, Path]:
+def _find_in_bucket(request: Request, root: Path, url: str) -> tuple[Path, Path] | None:
     from dl.data.tfds.bucket_copy import bucket_copies, copy_set
 
-    copies = bucket_copies(str(root))
+    with BucketFolder(url).reaching():
+        folder = folders.locate(request, root)
+    if folder is None:
+        return None
+    copies = bucket_copies(url)
     return copies, copy_set(str(folder), copies / folder.relative_to(root))
 
 

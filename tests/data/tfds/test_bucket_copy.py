@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import requests
 
 from dl.data import image_classification
-from dl.data.tfds import builders
-from dl.errors import UserError
+from dl.data.tfds import builders, folders
+from dl.errors import StorageError, UserError
 from dl.system.bucket import BucketFolder
 
 URL = "gs://stand-in/data"
@@ -39,7 +40,8 @@ def test_bucket_has_same_examples_as_disk(bucket_server, digits, cache, capsys):
     remote = image_classification("digits", data_dir=URL)
     assert (remote.train.arrays["image"] == local.train.arrays["image"]).all()
     assert (remote.test.arrays["label"] == local.test.arrays["label"]).all()
-    assert capsys.readouterr().out.count("copying gs://stand-in/data/digits/1.0.0") == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("copying gs://stand-in/data/digits/1.0.0")) == ("", 1)
 
 
 def test_copy_is_used_again_until_the_set_changes(bucket_server, digits, cache, capsys):
@@ -48,7 +50,7 @@ def test_copy_is_used_again_until_the_set_changes(bucket_server, digits, cache, 
     [info] = cache.rglob("dataset_info.json")
     capsys.readouterr()
     assert image_classification("digits", data_dir=URL).num_classes == 10
-    assert capsys.readouterr().out == ""
+    assert "copying" not in capsys.readouterr().err
 
     content = json.loads(info.read_text()) | {"description": "prepared again"}
     BucketFolder(f"{URL}/digits/1.0.0").replace(
@@ -64,11 +66,11 @@ def test_incomplete_copy_is_not_used(bucket_server, digits, cache, monkeypatch):
     download = BucketFolder.download
     left = [1]
 
-    def download_one(self, name, path):
+    def download_one(self, name, folder):
         if not left:
             raise OSError(28, "No space left on device")
         left.pop()
-        download(self, name, path)
+        download(self, name, folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(BucketFolder, "download", download_one)
@@ -76,6 +78,27 @@ def test_incomplete_copy_is_not_used(bucket_server, digits, cache, monkeypatch):
             assert image_classification("digits", data_dir=URL).num_classes == 10
     assert not [path for path in cache.rglob("*") if path.is_file()]
     assert len(image_classification("digits", data_dir=URL).train.arrays["label"]) > 1000
+
+
+@pytest.mark.parametrize("name", ["../../stolen", "/stolen", "a/../../../stolen"])
+def test_object_outside_of_its_folder_is_refused(bucket_server, tmp_path, name):
+    with pytest.raises(UserError, match=f"{URL}/{name} has a name that leaves its folder; remove"):
+        BucketFolder(URL).download(name, tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bucket_that_stops_to_answer_is_one_line(bucket_server, digits, cache, monkeypatch):
+    upload(digits)
+
+    def locate(request, root):
+        raise requests.ConnectionError("connection reset")
+
+    monkeypatch.setattr(folders, "locate", locate)
+    with pytest.raises(
+        StorageError, match="gs://stand-in/data cannot be reached .connection reset."
+    ) as caught:
+        assert image_classification("digits", data_dir=URL).num_classes == 10
+    assert "\n" not in str(caught.value)
 
 
 def test_preparable_set_that_the_bucket_lacks_is_prepared_in_the_cache(bucket_server, digits, cache):
@@ -89,7 +112,7 @@ def test_preparable_set_that_the_bucket_lacks_is_prepared_in_the_cache(bucket_se
     [
         (URL, "digitz", "digitz is not prepared in gs://stand-in/data: did you mean digits"),
         ("gs://stand-in/nothing", "digits", "gs://stand-in/nothing is empty or does not exist"),
-        ("gs://elsewhere/data", "digits", "gs://elsewhere/data"),
+        ("gs://elsewhere/data", "digits", "gs://elsewhere/data is empty or does not exist"),
         ("gs://stand-in", "digits", "is a whole bucket"),
     ],
 )
