@@ -35,10 +35,8 @@ BUCKETS = (16, 24, 32)  # most sentences are short
 
 def bert(vocab_size: int, max_length: int, dim: int, num_layers: int, **options: Any) -> BERT:
     """Returns an encoder that learns from little text: rotary positions, and norms before the branches."""
-    num_heads = dim // 32
-    return BERT(
-        vocab_size, max_length, dim, num_layers, num_heads, rotary=Rotary(), is_norm_first=True, **options
-    )
+    options = {"rotary": Rotary(), "is_norm_first": True, **options}
+    return BERT(vocab_size, max_length, dim, num_layers, dim // 32, **options)
 
 
 def experiment(
