@@ -15,6 +15,7 @@ from dl.precision import LossScale
 from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.sharding import Rules
 from dl.stopping import KeepBest, StopAt
+from dl.system.onednn import use_onednn
 from dl.task import Task
 from dl.types import Augment, Baseline, Batch, GradFn, Key, OfInput, Preprocess, Splits, Variables
 from dl.warm_start import WarmStart
@@ -91,6 +92,7 @@ class Experiment:
     eval_at_start: bool = False
 
     def __post_init__(self) -> None:
+        use_onednn()  # before anything is compiled, so that all programs of an experiment have the same bits
         for name in ("num_steps", "batch_size", "eval_batch_size", "eval_every"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), STEPS)

@@ -10,7 +10,6 @@ which are two FLOPs each. *Without padding*, only products with an input element
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,6 @@ import jax
 Scope = tuple[str, ...]
 
 INPUTS = "inputs_of_the_model"
-PRODUCTS = re.compile(r"products_(\d+)_of_(\d+)")
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, padding: bool = True) -> int:
@@ -59,8 +57,6 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = (), *, padding: bool = True)
             counts[scope] += _count_product(equation)
         elif name == "conv_general_dilated":
             counts[scope] += _count_convolution(equation, padding)
-        elif name == "mul":
-            counts[scope] += _count_marked(equation, scope, padding)
         else:
             branches = [
                 count_flops_by_scope(inner, scope, padding=padding)
@@ -77,16 +73,6 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = (), *, padding: bool = True)
 def input_scope() -> Any:
     """Returns a scope for the operations on a batch before the model reads it, such as resizing."""
     return jax.named_scope(INPUTS)
-
-
-def products_scope(num_valid: int, num_products: int) -> Any:
-    """Returns a scope whose elementwise products count as those of a convolution written as shifted sums.
-
-    Args:
-      num_valid: number of products with an input element.
-      num_products: number of all products, including those with padding.
-    """
-    return jax.named_scope(f"products_{num_valid}_of_{num_products}")
 
 
 def has_convolution(jaxpr: Any) -> bool:
@@ -121,16 +107,6 @@ def _count_product(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
     return 2 * equation.outvars[0].aval.size * math.prod(shape[dim] for dim in contracted)
-
-
-def _count_marked(equation: Any, scope: Scope, padding: bool) -> int:
-    """Returns the FLOPs of a product within a `products_scope`, also in the gradient; 0 elsewhere."""
-    marks = [mark for name in scope if (mark := PRODUCTS.search(name))]
-    if not marks:
-        return 0
-    num_valid, num_products = map(int, marks[-1].groups())
-    size = int(equation.outvars[0].aval.size)
-    return 2 * size if padding else 2 * size * num_valid // num_products
 
 
 def _count_convolution(equation: Any, padding: bool) -> int:

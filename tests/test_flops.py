@@ -1,5 +1,4 @@
 import contextlib
-import functools
 import io
 
 import flax.linen as nn
@@ -18,7 +17,6 @@ from dl.flops import count_flops, input_scope
 from dl.models.alexnet import alexnet
 from dl.models.cnn import CNN
 from dl.models.inception import inception_v3
-from dl.models.layers import DepthwiseConv
 from dl.models.mobilenet import MobileNetV2, mobilenet_v2
 from dl.models.resnet import resnet18, resnet34, resnet50, resnet101
 from dl.models.vgg import vgg16
@@ -26,6 +24,7 @@ from dl.models.vit import vit_b16
 from dl.report import write_report
 from dl.runs.console import Console
 from dl.sharding import make_mesh
+from dl.system.onednn import native_kernels
 from dl.training.loop import train_run
 from tests.helpers import run_in
 
@@ -56,25 +55,6 @@ def test_products_with_padding_count_in_published_tables_and_do_no_work():
     params = jax.eval_shape(conv.init, jax.random.key(0), x)
     assert count_flops(conv.apply, params, x) == 2 * (3 * 4) ** 2
     assert count_flops(conv.apply, params, x, padding=False) == 2 * (3 * 4 - 2) ** 2  # 10 taps on each axis
-
-
-@pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("padding", ["SAME", "VALID", 1])
-@pytest.mark.parametrize("counts_padding", [True, False])
-def test_shifted_sums_count_as_the_convolution_that_they_are(strides, padding, counts_padding):
-    x = jnp.zeros((2, 7, 8, 5))
-    options = {"strides": strides, "padding": padding}
-    ours = DepthwiseConv((3, 3), **options)
-    theirs = nn.Conv(5, (3, 3), feature_group_count=5, use_bias=False, **options)
-    params = jax.eval_shape(ours.init, jax.random.key(0), x)
-    count = functools.partial(count_flops, padding=counts_padding)
-    forward = count(theirs.apply, params, x)
-    assert count(ours.apply, params, x) == forward > 0
-
-    def gradient(params, x):
-        return jax.grad(lambda p, x: ours.apply(p, x).sum(), (0, 1))(params, x)
-
-    assert count(gradient, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params), x) == 3 * forward
 
 
 @pytest.mark.parametrize("strides", [1, 2])
@@ -173,5 +153,6 @@ def test_the_count_is_within_five_percent_of_the_compilers():
     x = jnp.zeros((8, 28, 28, 1))
     params = jax.eval_shape(model.init, jax.random.key(0), x)
     ours = count_flops(model.apply, params, x, padding=False)
-    theirs = jax.jit(model.apply).lower(params, x).cost_analysis()["flops"]
+    with native_kernels():  # the compiler cannot see into a call of another library
+        theirs = jax.jit(model.apply).lower(params, x).cost_analysis()["flops"]
     assert ours == pytest.approx(theirs, rel=0.05)

@@ -9,7 +9,7 @@ Shapes: R slots, T tokens of a prompt, V tokens of the vocabulary.
 import functools
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.struct
@@ -20,6 +20,7 @@ import numpy as np
 from dl.generation.rows import put_row, row_axes
 from dl.generation.sampling import Sampling, Settings, choose
 from dl.generation.writing import Writing
+from dl.system.onednn import native_kernels
 from dl.task.decoder import Cache, Decoder
 from dl.types import Variables
 
@@ -45,6 +46,16 @@ def same_bits_options() -> dict[str, Any] | None:
     except jax.errors.JaxRuntimeError:  # there is no such option
         return None
     return _SAME_BITS
+
+
+def _with_same_bits(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function whose products are not chosen by their size, as those of oneDNN are."""
+
+    def wrapped(*args: Any) -> Any:
+        with native_kernels():
+            return fn(*args)
+
+    return wrapped
 
 
 def slots_for(num_texts: int) -> int:
@@ -106,9 +117,9 @@ class Programs:
         )
         self.num_outputs = logits_1V.shape[1]
         compiled = functools.partial(jax.jit, compiler_options=same_bits_options())
-        self.read = compiled(self._read)
+        self.read = compiled(_with_same_bits(self._read))
         self._admit = compiled(self._admit_row, donate_argnums=1)
-        self._write = compiled(self._write_tokens, donate_argnums=1)
+        self._write = compiled(_with_same_bits(self._write_tokens), donate_argnums=1)
 
     def empty(self, num_slots: int) -> State:
         """Returns empty slots."""

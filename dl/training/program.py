@@ -19,6 +19,7 @@ from dl.metrics import MetricTable
 from dl.precision import all_finite, has_nan
 from dl.sharding import batch_sharding, path_name, replicated, unsplit_notice
 from dl.stopping import Directions
+from dl.system.onednn import native_kernels
 from dl.training.exact import exact_config
 from dl.training.memory import check_fits
 from dl.training.population import Population
@@ -180,7 +181,9 @@ class Program:
 
     def _splitting(self) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which a step is traced. Exact steps compute each part on one device."""
-        if self._is_exact or len(self.population) > 1:
+        if self._is_exact:
+            return native_kernels()  # the kernels of one device must be those of several
+        if len(self.population) > 1:
             return contextlib.nullcontext()
         return splitting_activations(self.mesh)
 

@@ -1,0 +1,186 @@
+"""oneDNN computes what XLA's own kernels compute, in the programs that it is meant for and in no others."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dl.system.onednn import calls, native_kernels, use_onednn
+
+pytestmark = pytest.mark.skipif(not calls.is_available(), reason="this jaxlib has no kernels of oneDNN")
+use_onednn()
+
+TARGET = "__onednn$"
+SHAPES = {
+    "3x3": ((4, 9, 8, 16), (3, 3, 16, 8), {}),
+    "3x3 of one channel": ((4, 9, 8, 1), (3, 3, 1, 8), {}),
+    "3x3 of eight channels": ((4, 9, 8, 8), (3, 3, 8, 8), {}),
+    "1x1": ((4, 9, 8, 16), (1, 1, 16, 8), {}),
+    "1x1 with padding": ((2, 9, 8, 16), (1, 1, 16, 8), {"padding": ((2, 2), (1, 0))}),
+    "strided": ((5, 9, 8, 16), (3, 3, 16, 8), {"window_strides": (2, 2)}),
+    "strided 1x1": ((4, 9, 8, 16), (1, 1, 16, 8), {"window_strides": (2, 2)}),
+    "strided more than the kernel": (
+        (2, 9, 8, 16),
+        (2, 2, 16, 8),
+        {"window_strides": (3, 4), "padding": "VALID"},
+    ),
+    "strided unevenly padded": (
+        (4, 12, 13, 16),
+        (3, 3, 16, 8),
+        {"window_strides": (3, 2), "padding": ((2, 0), (0, 3))},
+    ),
+    "large kernel": ((2, 17, 16, 3), (7, 7, 3, 8), {"window_strides": (4, 4), "padding": "VALID"}),
+    "dilated": ((4, 12, 12, 16), (3, 3, 16, 8), {"rhs_dilation": (2, 3)}),
+    "dilated and strided": (
+        (4, 12, 12, 16),
+        (3, 3, 16, 8),
+        {"rhs_dilation": (2, 2), "window_strides": (2, 2)},
+    ),
+    "grouped": ((4, 12, 12, 8), (3, 3, 4, 8), {"feature_group_count": 2}),
+    "depthwise": ((4, 12, 11, 16), (3, 3, 1, 16), {"feature_group_count": 16}),
+    "depthwise strided": (
+        (4, 12, 11, 16),
+        (3, 3, 1, 16),
+        {"feature_group_count": 16, "window_strides": (2, 2)},
+    ),
+    "depthwise multiplied": ((4, 12, 11, 8), (3, 3, 1, 16), {"feature_group_count": 8}),
+    "text": ((4, 20, 16), (5, 16, 8), {"window_strides": (1,)}),
+    "volume": ((2, 8, 7, 6, 4), (3, 3, 3, 4, 8), {"window_strides": (2, 1, 2)}),
+    "many examples": ((64, 16, 16, 32), (3, 3, 32, 8), {}),
+}
+
+
+def convolution(inputs, kernel, **options):
+    axes = "DHW"[-(inputs.ndim - 2) :]
+    numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    options = {"window_strides": (1,) * len(axes), "padding": "SAME", **options}
+    return lax.conv_general_dilated(inputs, kernel, dimension_numbers=numbers, **options)
+
+
+def normal(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def with_both(fn, *args):
+    """Returns what a function computes with oneDNN and with XLA, and how often its program calls oneDNN."""
+    program = jax.jit(lambda *args: fn(*args)).lower(*args).compile()
+
+    def native(*args):
+        with native_kernels():
+            return fn(*args)
+
+    reference = jax.jit(native).lower(*args).compile()
+    assert TARGET not in reference.as_text()
+    return program(*args), reference(*args), program.as_text().count(f'custom_call_target="{TARGET}')
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_convolution_and_its_gradients_are_those_of_xla(name):
+    inputs_shape, kernel_shape, options = SHAPES[name]
+    convolve = functools.partial(convolution, **options)
+    outputs = jax.eval_shape(convolve, jnp.zeros(inputs_shape), jnp.zeros(kernel_shape))
+    cotangent = normal(outputs.shape, 2)
+
+    def all_three(inputs, kernel):
+        outputs, pullback = jax.vjp(convolve, inputs, kernel)
+        return outputs, *pullback(cotangent)
+
+    actual, expected, num_calls = with_both(all_three, normal(inputs_shape), normal(kernel_shape, 1))
+    assert num_calls > 0
+    for one, other in zip(actual, expected, strict=True):
+        scale = float(jnp.abs(other).max())
+        chex.assert_trees_all_close(one / scale, other / scale, atol=1e-6)
+
+
+def test_a_negative_padding_crops():
+    """XLA's own kernel reads memory outside of the inputs, so that the reference is what is cropped first."""
+    inputs, kernel = normal((4, 12, 11, 16)), normal((3, 3, 16, 8), 1)
+
+    def gradient(inputs, padding):
+        return jax.grad(lambda kernel: jnp.sum(jnp.sin(convolution(inputs, kernel, padding=padding))))(kernel)
+
+    actual = jax.jit(functools.partial(gradient, padding=((-1, 1), (0, -2))))(inputs)
+    expected = gradient(np.pad(inputs[:, 1:, :-2], ((0, 0), (0, 1), (0, 0), (0, 0))), "VALID")
+    chex.assert_trees_all_close(actual, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("left", [(128, 48), (8, 16, 48)])
+def test_a_product_and_its_gradients_are_those_of_xla(left):
+    cotangent = normal((*left[:-1], 96), 2)
+
+    def all_three(left, right):
+        outputs, pullback = jax.vjp(jnp.matmul, left, right)
+        return outputs, *pullback(cotangent)
+
+    actual, expected, num_calls = with_both(all_three, normal(left), normal((48, 96), 1))
+    assert num_calls == 3
+    chex.assert_trees_all_close(actual, expected, atol=2e-5)
+
+
+def test_all_transformations_of_a_layer_go_on():
+    inputs, kernel = normal((4, 8, 8, 16)), normal((3, 3, 16, 8), 1)
+
+    def loss(kernel):
+        return jnp.sum(jnp.sin(convolution(inputs, kernel) / 10))
+
+    def transformed(kernel):
+        return (
+            jax.jvp(jax.grad(loss), (kernel,), (kernel,))[1],
+            jax.vmap(jax.grad(loss))(jnp.stack([kernel, 2 * kernel])),
+            jax.grad(jax.checkpoint(loss))(kernel),
+            lax.scan(lambda k, _: (k - 0.1 * jax.grad(loss)(k), None), kernel, length=2)[0],
+        )
+
+    actual, expected, num_calls = with_both(transformed, kernel)
+    assert num_calls > 0
+    chex.assert_trees_all_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def compiled_text(fn, *args, **options):
+    return jax.jit(lambda *args: fn(*args), **options).lower(*args).compile().as_text()
+
+
+def test_small_products_and_other_types_stay_with_xla():
+    small, large = np.ones((4, 16), np.float32), np.ones((128, 128), np.float32)
+    assert TARGET not in compiled_text(jnp.matmul, small, small.T)
+    assert TARGET in compiled_text(jnp.matmul, large, large)
+    assert TARGET not in compiled_text(jnp.matmul, large.astype(jnp.bfloat16), large.astype(jnp.bfloat16))
+    assert TARGET not in compiled_text(functools.partial(jnp.matmul, precision="highest"), large, large)
+    batches = np.ones((4, 64, 64), np.float32)
+    assert TARGET not in compiled_text(jnp.matmul, batches, batches)
+
+
+def test_programs_of_several_devices_stay_with_xla():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    inputs, kernel = normal((4, 8, 8, 16)), normal((3, 3, 16, 8), 1)
+    in_shardings = (rows, NamedSharding(mesh, PartitionSpec()))
+    assert TARGET not in compiled_text(convolution, inputs, kernel, in_shardings=in_shardings)
+    depthwise = functools.partial(convolution, feature_group_count=16)
+    text = compiled_text(depthwise, inputs, normal((3, 3, 1, 16)), in_shardings=in_shardings)
+    assert "feature_group_count" not in text, "XLA's grouped convolution is slow on a CPU"
+
+
+def test_exported_programs_run_without_onednn():
+    inputs, kernel = normal((4, 8, 8, 16)), normal((3, 3, 16, 8), 1)
+    batch = jax.export.symbolic_shape("batch, 8, 8, 16")
+    shape = jax.ShapeDtypeStruct(batch, jnp.float32)
+    exported = jax.export.export(
+        jax.jit(lambda inputs: convolution(inputs, kernel)), platforms=["cpu", "tpu"]
+    )(shape)
+    assert TARGET not in exported.mlir_module()
+    chex.assert_trees_all_close(exported.call(inputs), convolution(inputs, kernel), atol=1e-5)
+
+
+def test_another_jaxlib_keeps_its_own_kernels(monkeypatch):
+    monkeypatch.setattr(jaxlib, "__version__", "0.99.0")
+    assert not calls.is_available()
+    assert TARGET not in compiled_text(
+        jnp.matmul, np.ones((256, 96), np.float32), np.ones((96, 96), np.float32)
+    )
