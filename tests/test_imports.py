@@ -126,6 +126,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.studies.runs",
     "dl.studies.sweep",
     "dl.studies.workers",
+    "dl.system.allocator",  # the settings that the environment names
     "dl.system.bucket",
     "dl.system.bucket_lock",
     "dl.system.channel",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dl.cli.exit_status import run_as_command
 from dl.cli.main import command_again
 from dl.cli.options import StudyOptions, parse
+from dl.cli.process import set_up_process
 from dl.data.tfds.folders import using_data_dir
 from dl.experiment import Experiment
 from dl.option_types import PositiveInt
@@ -61,6 +62,7 @@ def benchmark_main(
 
     def run() -> None:
         options, own = parse(experiment_fn, BenchmarkOptions, argv, f"python -m {module_name(experiment_fn)}")
+        set_up_process(own)
         with using_data_dir(own.data_dir):
             found = benchmark(
                 experiment_fn,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dl.cli.command import Call
-from dl.cli.options import CommandOptions
+from dl.cli.options import CommandOptions, ComputeOptions
 from dl.diagnostics.layers import experiment_layers, format_layers
 from dl.diagnostics.learning_rate_finder import find_learning_rate, plot_rates
 from dl.diagnostics.overfit import overfit
@@ -31,7 +31,7 @@ def summary(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class OverfitOptions(CommandOptions):
+class OverfitOptions(ComputeOptions):
     """Options of `overfit`.
 
     Attributes:
@@ -71,7 +71,7 @@ def check_overfit(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class RateOptions(CommandOptions):
+class RateOptions(ComputeOptions):
     """Options of `lr-find`.
 
     Attributes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dl.cli.command import Call
-from dl.cli.options import CommandOptions
+from dl.cli.options import ComputeOptions
 from dl.cli.run_commands import rebuild_for_use
 from dl.generation.writer import Writer
 from dl.option_types import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
@@ -19,7 +19,7 @@ from dl.system.text import printable_text
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions(CommandOptions):
+class GenerateOptions(ComputeOptions):
     r"""Options of `generate`.
 
     Attributes:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import jax
 
 from dl.cli.exit_status import run_as_command
-from dl.cli.options import YIELDS, CommandOptions, parse
+from dl.cli.options import YIELDS, ComputeOptions, parse
+from dl.cli.process import set_up_process
 from dl.data.tfds.folders import using_data_dir
 from dl.errors import UserError
 from dl.experiment import Experiment
@@ -34,7 +35,7 @@ from dl.training.run_options import DEFAULTS, changed, with_run_options
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions(CommandOptions):
+class RunOptions(ComputeOptions):
     """Where and how a run happens. Only the precision and the clipping change its results.
 
     Attributes:
@@ -102,6 +103,7 @@ def main(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None = 
 
     def run_experiment() -> None:
         options, run_options = parse(experiment_fn, RunOptions, argv, f"python -m {name}")
+        set_up_process(run_options)
         cluster = find_cluster(run_options.coordinator, run_options.num_processes, run_options.process_id)
         join(cluster, run_options.stall_after)
         mesh = make_mesh_of(run_options.mesh)

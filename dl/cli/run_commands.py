@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dl.analysis.robustness import assess, preview
 from dl.cli.command import Call
-from dl.cli.options import CommandOptions, NoOptions
+from dl.cli.options import CommandOptions, ComputeOptions, NoOptions
 from dl.data.recorded import remembering
 from dl.errors import UserError
 from dl.inference.load import Rebuilt, open_run, rebuild
@@ -66,7 +66,7 @@ def report(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictOptions(CommandOptions):
+class PredictOptions(ComputeOptions):
     """Options of `predict`.
 
     Attributes:
@@ -168,7 +168,7 @@ def compare(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class RobustnessOptions(CommandOptions):
+class RobustnessOptions(ComputeOptions):
     """Options of `robustness`.
 
     Attributes:
