@@ -132,6 +132,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.system.channel",
     "dl.system.claims",
     "dl.system.cluster",
+    "dl.system.compilation_cache",
     "dl.system.files",
     "dl.system.json_files",
     "dl.system.locks",
