@@ -45,7 +45,7 @@ def _keep() -> str:
     named = [name for name in os.environ if name.startswith("MALLOC_") and name.endswith("_")]
     if named or "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc" in tunables:
         return "default (the environment has settings)"
-    # Smaller blocks come from the heap, which keeps what is freed. Older versions of glibc take at most 32 MiB
+    # Smaller blocks come from the heap, which keeps what is freed. Older versions take no more than 32 MiB
     # here, so that all blocks have to come from the heap.
     from_heap = libc.mallopt(_M_MMAP_THRESHOLD, 2**30) or libc.mallopt(_M_MMAP_MAX, 0)
     if not (from_heap and all(libc.mallopt(name, value) for name, value in _SETTINGS)):
