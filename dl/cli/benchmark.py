@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from dl.cli.exit_status import run_as_command
-from dl.cli.main import command_again
 from dl.cli.options import StudyOptions, parse
 from dl.cli.process import set_up_process
 from dl.data.tfds.folders import using_data_dir
 from dl.experiment import Experiment
 from dl.option_types import PositiveInt
+from dl.runs.command_line import command_again
 from dl.runs.provenance import module_name
 from dl.sharding import make_mesh_of
 from dl.studies.benchmark import benchmark
