@@ -12,7 +12,6 @@ from dl.option_types import PositiveInt
 from dl.runs.command_line import command_again
 from dl.runs.provenance import module_name
 from dl.sharding import make_mesh_of
-from dl.studies.benchmark import benchmark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +62,8 @@ def benchmark_main(
     def run() -> None:
         options, own = parse(experiment_fn, BenchmarkOptions, argv, f"python -m {module_name(experiment_fn)}")
         set_up_process(own)
+        from dl.studies.benchmark import benchmark  # the loop, which --help does not need
+
         with using_data_dir(own.data_dir):
             found = benchmark(
                 experiment_fn,

@@ -30,7 +30,8 @@ def use_compilation_cache() -> str:
     To be called before the first compilation. A folder that the user chose (JAX_COMPILATION_CACHE_DIR, or
     `jax.config`) and JAX_ENABLE_COMPILATION_CACHE=false are left alone.
     """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+    is_chosen = jax.config.jax_compilation_cache_dir is not None  # type: ignore[attr-defined]
+    if is_chosen or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return ""
     try:
         folder = _prepare(cache_folder())

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,15 +40,11 @@ def on_first_use(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
 @functools.cache
 def _places(package: str) -> Mapping[str, str]:
     """Returns the module in which each name of a package lies."""
-    spec = sys.modules[package].__spec__
-    source = spec.loader.get_source(package)
-    [block] = [
-        node
-        for node in ast.parse(source).body
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
+    tree = ast.parse(pkgutil.get_data(package, "__init__.py") or b"")
+    [block] = [x for x in tree.body if isinstance(x, ast.If) and ast.unparse(x.test) == "TYPE_CHECKING"]
     return {
-        alias.name: f"{package}.{alias.name}" if node.module == package else node.module
+        alias.name: f"{package}.{alias.name}" if node.module == package else str(node.module)
         for node in block.body
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
