@@ -24,17 +24,20 @@ MAX_AGE = 30 * 24 * 3600.0  # seconds after which the subfolder of another versi
 MIN_SECONDS = 0.1  # programs that compile faster are not kept
 
 
-def use_compilation_cache() -> str:
+def use_compilation_cache(cache: Path) -> str:
     """Makes JAX keep what this process compiles, and returns why it does not; empty if it does.
 
     To be called before the first compilation. A folder that the user chose (JAX_COMPILATION_CACHE_DIR, or
     `jax.config`) and JAX_ENABLE_COMPILATION_CACHE=false are left alone.
+
+    Args:
+      cache: the user's cache folder of `dl`.
     """
     is_chosen = jax.config.jax_compilation_cache_dir is not None  # type: ignore[attr-defined]
     if is_chosen or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return ""
     try:
-        folder = _prepare(cache_folder())
+        folder = _prepare(compiled_folder(cache.absolute()))
     except (OSError, UserError) as error:
         return str(error)
     # No result depends on the cache, so nobody needs to read that it could not be written.
@@ -47,19 +50,10 @@ def use_compilation_cache() -> str:
     return ""
 
 
-def cache_folder() -> Path:
-    """Returns the folder of this version of jaxlib and this CPU, in $XDG_CACHE_HOME or else ~/.cache.
-
-    Raises:
-      UserError: the user has no home folder.
-    """
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        above = named if named.is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        raise UserError("there is no home folder; set XDG_CACHE_HOME") from None
+def compiled_folder(cache: Path) -> Path:
+    """Returns the folder of this version of jaxlib and this CPU in the cache folder of `dl`."""
     features = hashlib.sha256(_cpu_features().encode()).hexdigest()[:12]
-    return above / "dl" / "compiled" / f"jaxlib-{version('jaxlib')}-{features}"
+    return cache / "compiled" / f"jaxlib-{version('jaxlib')}-{features}"
 
 
 def _prepare(folder: Path) -> Path:
