@@ -28,11 +28,11 @@ of channels is left out, because this network has no channels.
 from dl import Experiment, KeepBest, PositiveInt, UserError, benchmark_main, gradients, optimizers, task
 from dl.data import image_classification
 from dl.data.images import augment
+from dl.data.part import part_of
 from dl.methods.mixing import cutmix, mixup, with_mixing
 from dl.models.mlp import ResidualMLP
 from dl.option_types import BatchSize, DatasetName, LearningRate, NonNegativeFloat, NumEpochs, Seed
 from dl.penalties import l1, l2, with_penalty
-from dl.studies.curve_plan import part_of
 
 GRID = {
     "none": (0.0,),

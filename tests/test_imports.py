@@ -2,12 +2,15 @@
 
 import ast
 import graphlib
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import dl
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "dl").rglob("*.py"))
@@ -56,10 +59,10 @@ TOUCHES_THE_OUTSIDE = {
     "dl.cli.experiment_commands",
     "dl.cli.export_command",
     "dl.cli.generate_command",
-    "dl.cli.main",
     "dl.cli.options",
     "dl.cli.plan_command",
     "dl.cli.run_commands",
+    "dl.cli.run_options",
     "dl.data.images.cache",
     "dl.data.images.classification",
     "dl.data.images.disk_dataset",
@@ -126,11 +129,13 @@ TOUCHES_THE_OUTSIDE = {
     "dl.studies.runs",
     "dl.studies.sweep",
     "dl.studies.workers",
+    "dl.system.allocator",  # the settings that the environment names
     "dl.system.bucket",
     "dl.system.bucket_lock",
     "dl.system.channel",
     "dl.system.claims",
     "dl.system.cluster",
+    "dl.system.compilation_cache",
     "dl.system.files",
     "dl.system.json_files",
     "dl.system.locks",
@@ -228,20 +233,83 @@ def test_only_one_module_touches_orbax_and_none_tensorflow(module):
     assert ("orbax" in used) == (module == "dl.training.checkpoint")
 
 
-@pytest.mark.slow
-def test_importing_dl_loads_nothing_heavy_that_it_does_not_need():
-    heavy = (
-        "tensorflow",
-        "tensorflow_datasets",
-        "sklearn",
-        "matplotlib",
-        "jinja2",
-        "orbax.checkpoint",
-        "PIL",
+HEAVY = {
+    "dl.report",
+    "dl.training.loop",
+    "dl.training.step",
+    "jinja2",
+    "matplotlib",
+    "optuna",
+    "orbax",
+    "pandas",
+    "PIL",
+    "requests",
+    "scipy.stats",
+    "sklearn",
+    "tensorflow",
+    "tensorflow_datasets",
+}
+# Shows the help of all commands, one after the other, and prints each with the heavy modules that it loads.
+SHOWS_HELP = """
+import contextlib, io, runpy, sys
+from dl.cli.commands import COMMANDS
+from dl.runs.find import known_experiments
+
+heavy = set(sys.argv[1:])
+commands = [("dl", "--help"), *(("dl", name, "--help") for name in COMMANDS)]
+commands += [("dl", "sweep", "mnist_cnn", "--help")]
+commands += [(f"experiments.{name}", "--help") for name in known_experiments()]
+for module, *words in commands:
+    sys.argv = [module, *words]
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            assert not end.code, (module, words, end.code)
+    assert shown.getvalue(), (module, words)
+    print(module, *words, *sorted(heavy & sys.modules.keys()))
+    heavy -= sys.modules.keys()
+"""
+
+
+def lines_of(program, *words):
+    environment = {**os.environ, "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True, env=environment
     )
-    program = f"import sys, dl, dl.training.loop; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_importing_dl_loads_nothing_that_is_not_used():
+    program = "import sys, dl; print(*sorted({m.split('.')[0] for m in sys.modules} & set(sys.argv[1:])))"
+    assert lines_of(program, "jax", "flax", "optax", *HEAVY) == [""]
+
+
+@pytest.mark.slow
+def test_help_loads_nothing_of_what_trains_reports_or_reads_data():
+    lines = lines_of(SHOWS_HELP, *HEAVY)
+    assert len(lines) > 40
+    assert [line for line in lines if not line.endswith("--help")] == []
+
+
+def test_the_names_of_dl_can_be_listed_and_a_wrong_one_is_an_attribute_error():
+    assert set(dl.__all__) <= set(dir(dl))
+    for name in dl.__all__:
+        assert getattr(dl, name) is not None
+    with pytest.raises(AttributeError, match="module 'dl' has no attribute 'nothing'"):
+        dl.nothing  # noqa: B018
+
+
+LAZY = [name for name in MODULES if "dl.system.lazy" in imports_of(name)]
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_a_name_that_is_imported_on_first_use_is_not_that_of_a_module(package):
+    """The import of the module would set the name, and what was meant would depend on what came first."""
+    for node in ast.walk(ast.parse(MODULES[package].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module != package:
+            assert not {f"{package}.{alias.name}" for alias in node.names} & MODULES.keys()
 
 
 @pytest.mark.parametrize("module", MODULES)

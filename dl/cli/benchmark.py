@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from dl.cli.exit_status import run_as_command
-from dl.cli.main import command_again
 from dl.cli.options import StudyOptions, parse
+from dl.cli.process import set_up_process
 from dl.data.tfds.folders import using_data_dir
 from dl.experiment import Experiment
 from dl.option_types import PositiveInt
+from dl.runs.command_line import command_again
 from dl.runs.provenance import module_name
 from dl.sharding import make_mesh_of
-from dl.studies.benchmark import benchmark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,9 @@ def benchmark_main(
 
     def run() -> None:
         options, own = parse(experiment_fn, BenchmarkOptions, argv, f"python -m {module_name(experiment_fn)}")
+        set_up_process(own)
+        from dl.studies.benchmark import benchmark  # the loop, which --help does not need
+
         with using_data_dir(own.data_dir):
             found = benchmark(
                 experiment_fn,

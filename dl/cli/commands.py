@@ -16,7 +16,8 @@ from dl.cli import (
 )
 from dl.cli.command import EXPERIMENT, HELP, LEGEND, Call, Command
 from dl.cli.exit_status import exit_status
-from dl.cli.options import VERSION, CommandOptions, NoOptions, version_line
+from dl.cli.options import VERSION, CommandOptions, ComputeOptions, NoOptions, version_line
+from dl.cli.process import set_up_process
 from dl.data.tfds.folders import using_data_dir
 from dl.errors import UserError
 from dl.runs.find import hint, known_experiments
@@ -165,6 +166,8 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f"there is no command {name}; {_instead_of(name, rest)}")
     command = COMMANDS[name]
     call = command.parse(rest)
+    if isinstance(call.own, ComputeOptions):
+        set_up_process(call.own)
     with using_data_dir(call.own.data_dir if isinstance(call.own, CommandOptions) else None):
         return command.run(call)
 

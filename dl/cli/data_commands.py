@@ -2,16 +2,16 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dl.cli.command import Call
-from dl.data.text.contract import Tokenizer
-from dl.data.text.token_files import INDEX, read_tokens
-from dl.data.text.token_writer import first_texts, write_tokens
-from dl.data.text.vocabulary import check_tokenizer, make_tokenizer
 from dl.errors import UserError
 from dl.option_types import PositiveInt
 from dl.system.files import named_path
 from dl.system.text import printable
+
+if TYPE_CHECKING:
+    from dl.data.text.contract import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ def tokenize(call: Call) -> int:
     corpus/test. Then `language_modeling("corpus", …)` reads them. The vocabulary of characters, bpe:SIZE and
     wordpiece:SIZE is made from the first 64 million characters.
     """
+    from dl.data.text import write_tokens
+
     options: TokenOptions = call.own
     folder, *words = map(named_path, call.words)
     paths = [path for word in words for path in _texts(word)]
@@ -57,7 +59,11 @@ def _texts(path: Path) -> list[Path]:
     return files
 
 
-def _tokenizer(word: str, paths: list[Path]) -> Tokenizer:
+def _tokenizer(word: str, paths: list[Path]) -> "Tokenizer":
+    from dl.data.text.token_files import INDEX, read_tokens
+    from dl.data.text.token_writer import first_texts
+    from dl.data.text.vocabulary import check_tokenizer, make_tokenizer
+
     if (Path(word).expanduser() / INDEX).exists():
         known = read_tokens(word).tokenizer
         assert known is not None

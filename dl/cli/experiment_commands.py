@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dl.cli.command import Call
-from dl.cli.options import CommandOptions
-from dl.diagnostics.layers import experiment_layers, format_layers
-from dl.diagnostics.learning_rate_finder import find_learning_rate, plot_rates
-from dl.diagnostics.overfit import overfit
+from dl.cli.options import CommandOptions, ComputeOptions
 from dl.errors import UserError
 from dl.option_types import OutputFile, PositiveFloat, PositiveInt
 from dl.ranges import Range
@@ -21,6 +18,8 @@ def summary(call: Call) -> int:
     The FLOPs of convolutions include the products with padding, as in published tables. A second column
     leaves these products out.
     """
+    from dl.diagnostics.layers import experiment_layers, format_layers
+
     layers = experiment_layers(call.build())
     if not layers:
         raise UserError(
@@ -31,7 +30,7 @@ def summary(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class OverfitOptions(CommandOptions):
+class OverfitOptions(ComputeOptions):
     """Options of `overfit`.
 
     Attributes:
@@ -50,6 +49,8 @@ def check_overfit(call: Call) -> int:
     Augmentation is off, and dropout draws the same mask in each step. The optimizer is that of the
     experiment. The exit status is 1 if the loss stays above the threshold.
     """
+    from dl.diagnostics.overfit import overfit  # the step
+
     options: OverfitOptions = call.own
     shown = {factor * 10**power for factor in (1, 2, 5) for power in range(7)} | {0}
 
@@ -71,7 +72,7 @@ def check_overfit(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class RateOptions(CommandOptions):
+class RateOptions(ComputeOptions):
     """Options of `lr-find`.
 
     Attributes:
@@ -93,6 +94,8 @@ def find_rate(call: Call) -> int:
     It suggests the rate at which the loss falls fastest. This is the learning-rate range test of Smith
     (2017). The exit status is 1 if the loss never falls.
     """
+    from dl.diagnostics.learning_rate_finder import find_learning_rate, plot_rates  # the step
+
     options: RateOptions = call.own
     test = find_learning_rate(call.build(), options.low, options.high, options.steps)
     if not len(test.rates):

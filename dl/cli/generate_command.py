@@ -5,21 +5,23 @@ import dataclasses
 import itertools
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from dl.cli.command import Call
-from dl.cli.options import CommandOptions
+from dl.cli.options import ComputeOptions
 from dl.cli.run_commands import rebuild_for_use
-from dl.generation.writer import Writer
 from dl.option_types import NonNegativeFloat, PositiveFloat, PositiveInt, Seed
 from dl.ranges import Range
 from dl.sharding import make_mesh
 from dl.system.files import named_path
 from dl.system.text import printable_text
 
+if TYPE_CHECKING:
+    from dl.generation.writer import Writer
+
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions(CommandOptions):
+class GenerateOptions(ComputeOptions):
     r"""Options of `generate`.
 
     Attributes:
@@ -63,10 +65,11 @@ def generate(call: Call) -> int:
 
     options: GenerateOptions = call.own
     folder, prompts = named_path(call.words[0]), call.words[1:]
+    others = {"experiment", *(field.name for field in dataclasses.fields(ComputeOptions))}
     sampling = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
-        if field.name not in ("experiment", "data_dir")
+        if field.name not in others
     }
     sampling["stop"] = tuple(text.replace(r"\n", "\n") for text in options.stop)
     with contextlib.redirect_stdout(sys.stderr):
@@ -85,7 +88,7 @@ def generate(call: Call) -> int:
     return 0
 
 
-def _writer_of(folder: Path, experiment: str | None) -> Writer:
+def _writer_of(folder: Path, experiment: str | None) -> "Writer":
     """Returns the writer of a run."""
     from dl.training.result import Result  # the loop, orbax
 

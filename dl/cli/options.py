@@ -46,7 +46,22 @@ class CommandOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyOptions(CommandOptions):
+class ComputeOptions(CommandOptions):
+    """Options of whatever trains or evaluates a model. None of them changes a result.
+
+    Attributes:
+      keep_memory: Keep freed memory for the next step, in place of giving it back to the system. Steps on a
+        CPU are faster, and take more memory. This works with glibc only.
+      compilation_cache: Keep compiled programs for the next run, in $JAX_COMPILATION_CACHE_DIR, else in
+        ~/.cache/dl.
+    """
+
+    keep_memory: bool = dataclasses.field(default=True, metadata=YIELDS)
+    compilation_cache: bool = dataclasses.field(default=True, metadata=YIELDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions(ComputeOptions):
     """Options of whatever trains.
 
     Attributes:

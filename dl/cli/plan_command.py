@@ -4,21 +4,20 @@ import dataclasses
 import json
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
 from dl.cli.command import Call
 from dl.cli.options import CommandOptions
-from dl.diagnostics.plan import Plan, Prices, Target, find_target, plan, read_prices
-from dl.diagnostics.plan.measure import measure
-from dl.diagnostics.plan.search import Change, changes, largest_batch, largest_size
-from dl.diagnostics.plan.text import measured_text, plan_facts, size
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.console import Console
 from dl.runs.definition import Definition
-from dl.training.run_options import with_run_options
+
+if TYPE_CHECKING:
+    from dl.diagnostics.plan import Plan, Prices, Target
+    from dl.diagnostics.plan.search import Change
 
 SIZE = "size"  # the option of an experiment that is a ladder of models
 
@@ -57,6 +56,11 @@ def plan_step(call: Call) -> int:
     predicted time and price, and what to change if it does not fit. Nothing is allocated. The exit status is
     1 if the step does not fit.
     """
+    from dl.diagnostics.plan import find_target, plan, read_prices  # the step
+    from dl.diagnostics.plan.measure import measure
+    from dl.diagnostics.plan.text import measured_text, plan_facts
+    from dl.training.run_options import with_run_options
+
     options: PlanOptions = call.own
     if not options.target:
         raise UserError("plan needs --target, such as --target tpu:v5e:4x4, cuda:h100:8 or cpu:8")
@@ -93,9 +97,17 @@ def plan_step(call: Call) -> int:
 
 
 def _found(
-    call: Call, options: PlanOptions, experiment: Experiment, planned: Plan, target: Target, prices: Prices
-) -> list[Change]:
+    call: Call,
+    options: PlanOptions,
+    experiment: Experiment,
+    planned: "Plan",
+    target: "Target",
+    prices: "Prices",
+) -> "list[Change]":
     """Returns what fits: changes of a step that does not, and the largest batch and model on demand."""
+    from dl.diagnostics.plan.search import Change, changes, largest_batch, largest_size
+    from dl.training.run_options import with_run_options
+
     found: list[Change] = []
     if planned.fits is False:
         found += changes(experiment, target, options.mesh, prices)
@@ -122,6 +134,8 @@ def _sizes(call: Call) -> tuple[str, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
 
-def _shown(change: Change) -> str:
+def _shown(change: "Change") -> str:
+    from dl.diagnostics.plan.text import size
+
     memory = change.plan.memory
     return f"{change.text}: {size(memory.peak)} of {size(memory.limit or 0)} on each device"

@@ -6,23 +6,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dl.analysis.robustness import assess, preview
 from dl.cli.command import Call
-from dl.cli.options import CommandOptions, NoOptions
-from dl.data.recorded import remembering
+from dl.cli.options import CommandOptions, ComputeOptions, NoOptions
 from dl.errors import UserError
-from dl.inference.load import Rebuilt, open_run, rebuild
 from dl.option_types import OutputFile, PositiveInt, Seed
 from dl.runs.console import Console, print_table, save, save_text
 from dl.runs.folder import REPORT
-from dl.runs.tables import Table
 from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT
-from dl.studies.compare import compare_runs
 from dl.system.bucket import publish
 from dl.system.files import named_path
 from dl.system.text import printable
+
+if TYPE_CHECKING:
+    from dl.inference.load import Rebuilt
+    from dl.runs.tables import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,7 @@ class ReportOptions(CommandOptions):
 
 def report(call: Call) -> int:
     """Writes the report of a run or a cross-validation: one HTML file of settings, curves and metrics."""
+    from dl.inference.load import open_run, rebuild
     from dl.report import FOLDS, write_folds_report, write_report  # Jinja
 
     options: ReportOptions = call.own
@@ -66,7 +67,7 @@ def report(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictOptions(CommandOptions):
+class PredictOptions(ComputeOptions):
     """Options of `predict`.
 
     Attributes:
@@ -81,12 +82,15 @@ class PredictOptions(CommandOptions):
     experiment: str | None = None
 
 
-def rebuild_for_use(folder: Path, experiment: str | None) -> Rebuilt:
+def rebuild_for_use(folder: Path, experiment: str | None) -> "Rebuilt":
     """Rebuilds a run of one seed without its data; a warning goes to the standard error.
 
     Raises:
       UserError: as `rebuild`, or the run trained several seeds.
     """
+    from dl.data.recorded import remembering
+    from dl.inference.load import open_run, rebuild
+
     # Whatever code or libraries print meanwhile is not a part of the output.
     with contextlib.redirect_stdout(sys.stderr), remembering(open_run(folder).record, folder):
         rebuilt = rebuild(folder, experiment)
@@ -159,6 +163,8 @@ def compare(call: Call) -> int:
     difference excludes zero and the test rejects equality. If there is more than one comparison, each
     interval is made wider (Bonferroni), so that all of them are correct together with a confidence of 95 %.
     """
+    from dl.studies.compare import compare_runs  # SciPy
+
     options: CompareOptions = call.own
     sides = [[named_path(name) for name in word.split(",") if name] for word in call.words]
     found = compare_runs(*sides)
@@ -168,7 +174,7 @@ def compare(call: Call) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class RobustnessOptions(CommandOptions):
+class RobustnessOptions(ComputeOptions):
     """Options of `robustness`.
 
     Attributes:
@@ -201,6 +207,8 @@ def robustness(call: Call) -> int:
     If a baseline is given, the errors are divided by the errors of the baseline. This gives mCE and relative
     mCE (Hendrycks & Dietterich 2019). The results are stored in robustness.json in the folder of the run.
     """
+    from dl.analysis.robustness import assess, preview  # the loop, orbax
+
     options: RobustnessOptions = call.own
 
     def say(line: str) -> None:
@@ -224,14 +232,14 @@ def robustness(call: Call) -> int:
     return 0
 
 
-def show(tables: Sequence[Table], lines: Sequence[str]) -> None:
+def show(tables: Sequence["Table"], lines: Sequence[str]) -> None:
     """Prints tables, then lines."""
     for table in tables:
         print_table(table.to_rich())
     print("\n".join(map(printable, lines)))
 
 
-def _save_tables(tables: Sequence[Table], markdown: Path | None, latex: Path | None) -> None:
+def _save_tables(tables: Sequence["Table"], markdown: Path | None, latex: Path | None) -> None:
     if markdown is not None:
         save_text("\n\n".join(table.to_markdown() for table in tables), markdown)
     if latex is not None:

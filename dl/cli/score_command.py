@@ -7,7 +7,7 @@ import io
 import sys
 
 from dl.cli.command import Call
-from dl.cli.options import CommandOptions
+from dl.cli.options import ComputeOptions
 from dl.cli.run_commands import rebuild_for_use
 from dl.option_types import OutputFile, PositiveInt
 from dl.runs.console import print_table, save_text
@@ -20,7 +20,7 @@ from dl.system.text import csv_cell, printable
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreOptions(CommandOptions):
+class ScoreOptions(ComputeOptions):
     """Options of `score`.
 
     Attributes:

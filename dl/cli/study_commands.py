@@ -18,9 +18,7 @@ from dl.runs.command_line import this_command
 from dl.runs.provenance import module_name
 from dl.sharding import make_mesh_of
 from dl.studies.folder import is_same, plain
-from dl.studies.learning_curve import FRACTIONS, learning_curve
-from dl.studies.search import Interval
-from dl.studies.sweep import Method, sweep
+from dl.studies.search import Interval, Method
 from dl.system.claims import EXPIRY
 
 
@@ -62,6 +60,8 @@ def run_sweep(call: Call) -> int:
     a range on a logarithmic scale. For a grid, write the number of values at the end of a range, as in
     NAME=log:LOW:HIGH:5. To give an option the same value in every trial, write --NAME VALUE.
     """
+    from dl.studies.sweep import sweep  # the loop, orbax
+
     own: SweepOptions = call.own
     space = parse_space(call.words, functools.partial(parse_value, call.experiment_fn))
     if twice := space.keys() & named(call.argv):
@@ -106,7 +106,8 @@ class CurveOptions(StudyOptions):
     """Options of `learning-curve`.
 
     Attributes:
-      fractions: At least three fractions of the training split, with commas between them.
+      fractions: At least three fractions of the training split, with commas between them. Default:
+        0.05,0.1,0.2,0.5,1.
       over: Option that changes the size of the model, with at least three values, such as hidden=16,32,64 or
         hidden=log:16:256:5. The curve then shows the error against the number of trained parameters.
         Default: against the number of training examples.
@@ -118,7 +119,7 @@ class CurveOptions(StudyOptions):
       num_seeds: Number of runs of each size (at least two), trained in one program.
     """
 
-    fractions: str = ",".join(f"{fraction:g}" for fraction in FRACTIONS)
+    fractions: str | None = None
     over: str | None = None
     metric: str | None = None
     mode: Literal["min", "max"] | None = None
@@ -131,11 +132,13 @@ def run_curve(call: Call) -> int:
     It then predicts the error at twice the largest size, with an interval. If the power law does not fit,
     there is no prediction. The interval shows only how much the runs vary.
     """
+    from dl.studies.learning_curve import learning_curve  # the loop, orbax
+
     own: CurveOptions = call.own
     options = call.options
     over = None
     if own.over is not None:
-        if own.fractions != CurveOptions.fractions:
+        if own.fractions is not None:
             raise UserError("--fractions and --over were both given; use only one of them")
         over = parse_space([own.over], functools.partial(parse_value, call.experiment_fn))
         [(name, dimension)] = over.items()
@@ -147,7 +150,7 @@ def run_curve(call: Call) -> int:
     found = learning_curve(
         call.experiment_fn,
         options,
-        fractions=_fractions(own.fractions) if over is None else None,
+        fractions=None if own.fractions is None else _fractions(own.fractions),
         over=over,
         metric=own.metric,
         mode=own.mode,

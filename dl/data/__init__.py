@@ -4,15 +4,22 @@
 may import `dl.system` and the modules at the top of `dl`. Read `source` first, then `pipeline`.
 """
 
-from dl.data.images.classification import ImageClassification, image_classification
-from dl.data.source import ArraySource
-from dl.data.splits import ArraySplits
-from dl.data.steps import steps_per_epoch
-from dl.data.text.classification import TextClassification, text_classification
-from dl.data.text.language_modeling import LanguageModeling, language_modeling
-from dl.data.text.translation import Translation, translation
-from dl.data.tfds.folders import using_data_dir
-from dl.types import Identity, Source
+from typing import TYPE_CHECKING
+
+from dl.system.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from dl.data.images.classification import ImageClassification, image_classification
+    from dl.data.source import ArraySource
+    from dl.data.splits import ArraySplits
+    from dl.data.steps import steps_per_epoch
+    from dl.data.text.classification import TextClassification, text_classification
+    from dl.data.text.language_modeling import LanguageModeling, language_modeling
+    from dl.data.text.translation import Translation, translation
+    from dl.data.tfds.folders import using_data_dir
+    from dl.types import Identity, Source
+else:
+    __getattr__, __dir__ = on_first_use(__name__)
 
 __all__ = [
     "ArraySource",

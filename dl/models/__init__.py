@@ -7,23 +7,30 @@ module may import other models and the modules at the top of `dl`. Read `mlp` fi
 `gpt2`.
 """
 
-from dl.models import (
-    airbench,
-    alexnet,
-    bert,
-    cnn,
-    gpt2,
-    inception,
-    llama,
-    mlp,
-    mobilenet,
-    resnet,
-    t5,
-    transfer,
-    transformer,
-    vgg,
-    vit,
-)
+from typing import TYPE_CHECKING
+
+from dl.system.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from dl.models import (
+        airbench,
+        alexnet,
+        bert,
+        cnn,
+        gpt2,
+        inception,
+        llama,
+        mlp,
+        mobilenet,
+        resnet,
+        t5,
+        transfer,
+        transformer,
+        vgg,
+        vit,
+    )
+else:
+    __getattr__, __dir__ = on_first_use(__name__)
 
 __all__ = [
     "airbench",

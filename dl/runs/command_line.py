@@ -2,10 +2,23 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dl.experiment import Experiment
+from dl.runs.provenance import module_name
 from dl.system.bucket import url_of
+
+
+def command_again(experiment_fn: Callable[..., Experiment], argv: Sequence[str] | None, folder: Path) -> str:
+    """Returns what starts an experiment again in a folder: a command line, in a notebook a call of `main`."""
+    main_module = sys.modules["__main__"]
+    if experiment_fn.__module__ != "__main__" or getattr(main_module, "__spec__", None):
+        return this_command(module_name(experiment_fn), folder, argv)
+    if path := getattr(main_module, "__file__", None):
+        return this_command(path, folder, argv)
+    words = [*without_workdir(argv or ()), "--workdir", url_of(folder) or str(folder)]
+    return f"main({experiment_fn.__name__}, {words})"
 
 
 def this_command(program: str, folder: Path, argv: Sequence[str] | None = None) -> str:

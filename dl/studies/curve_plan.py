@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dl.data.folds import take
-from dl.data.permutation import random_order
+from dl.data.part import part_of, part_size
 from dl.data.source import ArraySource
-from dl.data.splits import ChangedSplits
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.option_types import Options
@@ -20,9 +18,6 @@ from dl.studies.runs import check_options
 from dl.studies.search import Dimension, Interval, as_space
 from dl.training.batches import MAX_PADDED_BATCH
 from dl.training.summary import num_trained_parameters
-from dl.types import Splits
-
-_PART_KEY = (2, 2**63)  # differs from the keys of epochs, (seed, epoch), of splits and of folds
 
 
 class Axis(NamedTuple):
@@ -71,27 +66,6 @@ class Plan(NamedTuple):
     axis: Axis
     points: Iterable[Point]
     experiment: Experiment
-
-
-def part_of(data: Splits, fraction: float, batch_size: int = 1) -> ChangedSplits:
-    """Returns splits whose training split is the first `part_size` rows of one fixed random order."""
-    size = len(data.train)
-    order = random_order(size, *_PART_KEY)
-    rows = np.sort(order[: max(part_size(size, fraction, batch_size), 1)])
-    return ChangedSplits(data, {"train": take(data.train, rows)})
-
-
-def part_size(num_examples: int, fraction: float, batch_size: int = 1) -> int:
-    """Returns the number of examples of a part: whole batches if it is larger than one batch.
-
-    Otherwise the last batch of each epoch would be incomplete, sometimes with a single example. Because all
-    sizes train for the same number of steps, a small part would have such a batch in every other step. A part
-    that is smaller than a batch is one batch. The fraction 1 is always the whole split.
-    """
-    size = round(fraction * num_examples)
-    if fraction == 1 or size <= batch_size:
-        return size
-    return min(round(size / batch_size), num_examples // batch_size) * batch_size
 
 
 def plan_parts(

@@ -2,7 +2,7 @@
 
 Every run has the number of steps and the batch size of the experiment, so a smaller part has more epochs. A
 smaller part is always a subset of a larger one. A part that is larger than a batch is cut to whole batches
-(`curve_plan.part_size`). Evaluation splits are not reduced. Models of several sizes train on the same data.
+(`part.part_size`). Evaluation splits are not reduced. Models of several sizes train on the same data.
 """
 
 import dataclasses

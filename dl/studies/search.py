@@ -4,12 +4,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from dl.errors import UserError
 from dl.studies.folder import plain
+
+Method = Literal["random", "grid", "halving", "tpe"]
 
 REDUCTION = 3  # the best third of a rung of successive halving continues (Li et al. 2018, 3.6)
 _RANDOM_KEY = 2**62  # differs from the keys of epochs, (seed, epoch)

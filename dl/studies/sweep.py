@@ -8,7 +8,7 @@ optimizer alone, or in their seeds, are trained in one program. Several workers 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -26,7 +26,7 @@ from dl.studies.folder import StudyKind, open_study, usable
 from dl.studies.probe import Probe, without_test
 from dl.studies.rows import Row
 from dl.studies.runs import ResumeCommand, StudyRuns, check_options, resume_line, with_defaults
-from dl.studies.search import Dimension, Space, Tpe, as_space, grid_points, random_points, rungs
+from dl.studies.search import Dimension, Method, Space, Tpe, as_space, grid_points, random_points, rungs
 from dl.studies.sweep_tables import plot, table_of
 from dl.studies.trials import Trials
 from dl.studies.workers import CLAIMS, Worker, refuse_workers
@@ -36,8 +36,6 @@ SWEEP = StudyKind("sweep", "sweep.json", ("trial-*", "sweep.md", "sweep.png", CL
 NUM_TRIALS = 20
 # Successive halving divides the first of these options that the experiment has.
 BUDGETS = ("num_epochs", "num_steps")
-
-Method = Literal["random", "grid", "halving", "tpe"]
 
 
 @dataclasses.dataclass(frozen=True)

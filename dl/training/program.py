@@ -207,7 +207,15 @@ class Program:
         in_shardings = (
             None if warm_start is None else jax.tree.map(lambda _: replicated(self.mesh), warm_start)
         )
-        return jax.jit(self._init, in_shardings=(in_shardings,), out_shardings=self.shardings)(warm_start)
+        # It runs once: most of what LLVM does for speed takes longer than it saves. The bits are the same.
+        is_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        init = jax.jit(
+            self._init,
+            in_shardings=(in_shardings,),
+            out_shardings=self.shardings,
+            compiler_options={"xla_backend_optimization_level": 1} if is_cpu else None,
+        )
+        return init(warm_start)
 
     def compile(self) -> CompiledSteps:
         """Compiles each step. With JAX_DISABLE_JIT the steps are plain functions."""

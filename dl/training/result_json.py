@@ -18,6 +18,7 @@ from dl.runs.predictions import Kept, collect_predictions
 from dl.runs.provenance import describe_devices, peak_memory
 from dl.sharding import format_mesh
 from dl.stopping import FINAL_SPLIT, Best, KeepBest, MetricsOfSplits
+from dl.system import allocator
 from dl.task import kind_facts
 from dl.training.evaluate import Evaluation
 from dl.training.population import Population
@@ -79,6 +80,7 @@ def make_result(
         "evaluation_seconds": round(progress.evaluating.seconds, 3),
         "saving_seconds": round(progress.saving.seconds, 3),
         "peak_memory_bytes": peak_memory(program.mesh),
+        "allocator": allocator.state(),
         "examples_per_second": round(examples_per_second, 1),
         **program.facts,
         **({"frozen_digest": frozen} if frozen else {}),

@@ -8,10 +8,10 @@ from scipy import optimize, stats
 
 from dl.cli.commands import main
 from dl.data import ArraySource, ArraySplits
+from dl.data.part import part_of, part_size
 from dl.errors import UserError
 from dl.runs.console import Console
 from dl.runs.find import find_experiment
-from dl.studies.curve_plan import part_of, part_size
 from dl.studies.learning_curve import learning_curve
 from dl.studies.power_law import PowerLaw, fit, forecast, lack_of_fit, objection
 from tests.helpers import PLANE, replace_training

@@ -6,25 +6,38 @@ for text. `reader` reads the file.
 `kept` first.
 """
 
-from dl.runs.predictions.by_kind import collect_predictions
-from dl.runs.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
-from dl.runs.predictions.figures import Disagreement, add_figures, add_to_result, check_agreement, figures_of
-from dl.runs.predictions.kept import (
-    Kept,
-    MultiLabel,
-    Outputs,
-    Predictions,
-    Reconstruction,
-    Regression,
-)
-from dl.runs.predictions.kept_tokens import (
-    LanguageModel,
-    MaskedLanguageModel,
-    SequenceToSequence,
-    Tagging,
-    Tokens,
-)
-from dl.runs.predictions.reader import read_predictions
+from typing import TYPE_CHECKING
+
+from dl.system.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from dl.runs.predictions.by_kind import collect_predictions
+    from dl.runs.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
+    from dl.runs.predictions.figures import (
+        Disagreement,
+        add_figures,
+        add_to_result,
+        check_agreement,
+        figures_of,
+    )
+    from dl.runs.predictions.kept import (
+        Kept,
+        MultiLabel,
+        Outputs,
+        Predictions,
+        Reconstruction,
+        Regression,
+    )
+    from dl.runs.predictions.kept_tokens import (
+        LanguageModel,
+        MaskedLanguageModel,
+        SequenceToSequence,
+        Tagging,
+        Tokens,
+    )
+    from dl.runs.predictions.reader import read_predictions
+else:
+    __getattr__, __dir__ = on_first_use(__name__)
 
 __all__ = [
     "Disagreement",
