@@ -39,7 +39,7 @@ def slic_superpixels(image_HWC: Any, num_superpixels: int, compactness: float = 
       UserError: scikit-image is not installed.
     """
     try:
-        from skimage.segmentation import slic  # type: ignore[import-not-found,unused-ignore]
+        from skimage.segmentation import slic
     except ImportError:
         raise UserError(
             "slic_superpixels needs scikit-image: pip install scikit-image; grid_superpixels does not need it"

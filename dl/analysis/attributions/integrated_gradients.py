@@ -24,6 +24,7 @@ from dl.errors import UserError
 from dl.ranges import POSITIVE, STEPS, check, check_count
 
 FIRST_INTERVALS = 16
+_CANCELLING = 0.1
 _ROUNDING = 1e-5  # of float32 scores; a difference below it cannot be measured
 
 
@@ -33,7 +34,8 @@ class IntegratedGradients(NamedTuple):
     Attributes:
       attributions: shape of the inputs.
       errors: the completeness error of each example: the sum of its attributions minus the difference of the
-        scores of input and baseline, as a share of that difference, shape (N,).
+        scores of input and baseline, as a share of that difference, shape (N,). Where attributions of both
+        signs nearly cancel, it is a share of a tenth of their absolute sum.
       num_intervals: number of intervals of the sum of each example, shape (N,).
     """
 
@@ -63,7 +65,7 @@ def integrated_gradients(
       inputs: N examples, floats of shape (N, …).
       targets: index of the score to explain, one or (N,). `None` means the highest score of each example.
       baseline: a number, one example, or one baseline for each example.
-      tolerance: the largest completeness error, as a share of the difference of the scores.
+      tolerance: the largest completeness error, a share; see `IntegratedGradients.errors`.
       max_intervals: the largest number of intervals.
       batch_size: number of points in memory. `None` chooses it by the size of the activations.
 
@@ -151,13 +153,14 @@ def _integral(
     size: int,
 ) -> tuple[np.ndarray, np.float64, int]:
     floor = _ROUNDING * (abs(start) + abs(end)) / tolerance
-    difference = max(abs(end - start), floor, np.finfo(np.float64).tiny)
+    least = max(abs(end - start), floor, np.finfo(np.float64).tiny)
     intervals = min(FIRST_INTERVALS, max_intervals)
     while True:
         # Midpoints, because a ReLU without a bias has no gradient at the baseline zero.
         places = (np.arange(intervals) + 0.5) / intervals
         which = np.zeros(intervals, np.int32)
         attributions = _mean_on_way(score, example, baseline[None], which, target, places, size)
+        difference = max(least, _CANCELLING * abs(attributions).sum())
         error = np.float64(abs(attributions.sum() - (end - start)) / difference)
         if error <= tolerance or 2 * intervals > max_intervals:
             return attributions.astype(example.dtype), error, intervals

@@ -27,7 +27,7 @@ class Operand(NamedTuple):
 
 
 Rule = Callable[..., Sequence[Any] | None]
-"""Returns the outputs of an operation from its equation and operands. `None` leaves the operation as it is."""
+"""Returns the outputs of an operation from its equation and operands. `None` keeps the operation."""
 
 _CALLS = (
     "jit",

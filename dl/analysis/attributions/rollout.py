@@ -65,7 +65,9 @@ def attention_weights(
     """
 
     def sown(variables: Variables, *inputs: Any) -> Any:
-        return model.apply(variables, *inputs, mutable=["intermediates"], **options)[1]["intermediates"]
+        return model.apply(variables, *inputs, mutable=["intermediates"], **options)[1].get(
+            "intermediates", {}
+        )
 
     found = flatten_dict(jax.jit(sown)(variables, *inputs))
     layers = sorted((path for path in found if path[-1] == "weights"), key=_natural)
