@@ -34,8 +34,7 @@ def model():
 @pytest.fixture(scope="module")
 def variables(model):
     variables = model.init(jax.random.key(0), IMAGES)
-    # Biases that are not zero. They are negative, because LRP-γ favours positive biases in ours, as in the paper's
-    # equation, and not in theirs.
+    # LRP-γ favours positive biases in ours, as in the paper's equation, and not in theirs: none is positive.
     return jax.tree.map(lambda leaf: leaf - 0.03 if leaf.ndim == 1 else leaf, variables)
 
 

@@ -56,7 +56,7 @@ def test_the_default_target_has_the_highest_score():
 
 
 def test_smooth_grad_is_the_mean_of_gradients_of_noisy_copies():
-    """The gradient of x² is 2x, so that the mean gradient tells the mean of the noise, its square the spread."""
+    """The gradient of x³ is 3x², whose mean tells the variance of the noise."""
 
     def cubes(inputs_BD):
         return (inputs_BD**3).sum(1, keepdims=True)

@@ -50,7 +50,7 @@ def initialised(model, inputs=IMAGES, bias=0.0):
 
 
 def test_grad_cam_equals_cam():
-    """With a global mean and a linear layer it is Σ wₖ Aₖ, over the number of positions (Selvaraju, eq. 3 to 8)."""
+    """After a global mean and a linear layer it is Σ wₖ Aₖ over the number of positions (eq. 3 to 8)."""
     model = PooledLinear()
     variables = initialised(model)
     targets = np.array([0, 3, 1])
@@ -180,7 +180,7 @@ def test_relevance_refuses_what_it_has_no_rule_for():
 
 
 def test_rollout_of_attention_by_hand():
-    """Uniform attention mixes half of each token with the mean; twice leaves a quarter of the token itself."""
+    """Uniform attention mixes half of a token with the mean; twice leaves a quarter of the token."""
     uniform = np.full((1, 2, 4, 4), 0.25)
     found = attributions.attention_rollout([uniform, uniform])
     np.testing.assert_allclose(found[0], 0.25 * np.eye(4) + 0.75 / 4, atol=1e-6)
