@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy import ndimage, stats
+from scipy import stats
 
 from dl.analysis.attributions.features import kept_places
 from dl.analysis.attributions.scoring import (
@@ -241,23 +241,6 @@ def infidelity(
         predicted_S = changes.reshape(num_samples, -1) @ attributions[row].ravel().astype(np.float64)
         found[row] = ((predicted_S - (scores_S[0] - scores_S[1:])) ** 2).mean()
     return found
-
-
-def random_maps(shape: Sequence[int], seed: int = 0) -> np.ndarray:
-    """Returns maps of uniform noise, the trivial explanation that every other one must beat."""
-    return np.random.default_rng(seed).random(shape, np.float32)
-
-
-def sobel_maps(images: Any) -> np.ndarray:
-    """Returns the edges of images, shape (N, H, W): a trivial explanation that looks good.
-
-    It is the size of the gradient by Sobel's filter of the mean over channels.
-
-    Args:
-      images: images, shape (N, H, W, C).
-    """
-    grey_NHW = np.asarray(images, np.float32).mean(-1)
-    return np.hypot(ndimage.sobel(grey_NHW, 1), ndimage.sobel(grey_NHW, 2))
 
 
 def _curves(

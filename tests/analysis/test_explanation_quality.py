@@ -22,7 +22,11 @@ def score(images_BHWC):
 
 def test_the_right_map_deletes_and_inserts_fastest():
     right = (IMAGES * WEIGHTS).sum(-1)
-    maps = {"right": right, "random": quality.random_maps(right.shape), "sobel": quality.sobel_maps(IMAGES)}
+    maps = {
+        "right": right,
+        "random": attributions.random_maps(right.shape),
+        "sobel": attributions.sobel_maps(IMAGES),
+    }
     deleted = {name: quality.deletion_curves(score, IMAGES, m, background=0.0) for name, m in maps.items()}
     inserted = {name: quality.insertion_curves(score, IMAGES, m, background=0.0) for name, m in maps.items()}
     for name in ("random", "sobel"):
@@ -60,7 +64,9 @@ def test_randomised_layers_change_gradients_and_not_edges():
     assert abs(found["Dense_0"]) < 0.25  # everything is random
     unchanged = quality.randomisation_correlations(explain, variables, variables, layers)
     np.testing.assert_allclose(list(unchanged.values()), 1)
-    edges = quality.randomisation_correlations(lambda _: quality.sobel_maps(images), variables, fresh, layers)
+    edges = quality.randomisation_correlations(
+        lambda _: attributions.sobel_maps(images), variables, fresh, layers
+    )
     np.testing.assert_allclose(list(edges.values()), 1)
     alone = quality.randomisation_correlations(explain, variables, fresh, layers, is_cascading=False)
     assert alone["Dense_2"] == found["Dense_2"]
@@ -103,7 +109,7 @@ def test_infidelity_of_gradients():
 def test_edges_lie_where_the_image_changes():
     image = np.zeros((1, 6, 6, 3))
     image[:, :, 3:] = 1
-    edges = quality.sobel_maps(image)
+    edges = attributions.sobel_maps(image)
     assert (edges[0, :, 2:4] > 0).all()
     assert (edges[0][:, [0, 1, 4, 5]] == 0).all()
 

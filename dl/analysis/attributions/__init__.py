@@ -24,6 +24,7 @@ from dl.analysis.attributions.relevance import relevance
 from dl.analysis.attributions.rollout import attention_rollout, attention_weights
 from dl.analysis.attributions.scoring import Score
 from dl.analysis.attributions.shapley import exact_shapley, kernel_shap, permutation_shap
+from dl.analysis.attributions.trivial import random_maps, sobel_maps
 
 __all__ = [
     "Score",
@@ -43,8 +44,10 @@ __all__ = [
     "occlusion",
     "permutation_importance",
     "permutation_shap",
+    "random_maps",
     "relevance",
     "slic_superpixels",
     "smooth_grad",
+    "sobel_maps",
     "tabular_lime",
 ]
