@@ -53,7 +53,7 @@ def test_pointing_hits():
 
 def test_randomised_layers_change_gradients_and_not_edges():
     model, images = MLP((16, 16), 2), RNG.normal(size=(4, 6, 6, 1)).astype(np.float32)
-    variables, fresh = (model.init(jax.random.key(seed), images) for seed in (0, 1))
+    variables, fresh = (jax.jit(model.init)(jax.random.key(seed), images) for seed in (0, 1))
     layers = ["Dense_2", "Dense_1", "Dense_0"]
 
     def explain(variables):

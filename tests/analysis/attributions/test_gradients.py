@@ -7,6 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from dl.analysis import attributions
+from dl.analysis.attributions.scoring import batch_size_of
 from dl.errors import UserError
 from dl.models.cnn import CNN
 
@@ -34,7 +35,7 @@ def images():
 @pytest.fixture(scope="module")
 def cnn(images):
     model = CNN((3, 4), (6,), C, pool=True)
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     # Biases, so that the score of a black image is not zero.
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
     return Partial(model.apply, variables)
@@ -215,16 +216,12 @@ def test_a_score_with_other_variables_is_not_compiled_again(cnn, images):
 
 def test_the_activations_of_a_batch_fit_into_memory():
     """An example of this score makes 100 MB; with 16 examples and their gradients it would be 3 GB."""
-    sizes = []
 
     def score(inputs_BD):
-        sizes.append(inputs_BD.shape[0])
         wide = jnp.broadcast_to(inputs_BD[:, :, None], (*inputs_BD.shape, 12_500_000))
         return jnp.tanh(wide).sum((1, 2))[:, None]
 
-    # Only traced: 100 images at 16 points would take minutes.
-    from dl.analysis.attributions.scoring import batch_size_of
-
+    # It is only traced, because its gradients would take minutes.
     assert batch_size_of(Partial(score), np.zeros((100, 1), np.float32), None) == 2
     assert batch_size_of(Partial(linear), INPUTS_ND, None) == 16
 

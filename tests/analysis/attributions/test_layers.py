@@ -46,7 +46,7 @@ class Unbiased(nn.Module):
 
 
 def initialised(model, inputs=IMAGES, bias=0.0):
-    return jax.tree.map(lambda leaf: leaf + bias, model.init(jax.random.key(0), inputs))
+    return jax.tree.map(lambda leaf: leaf + bias, jax.jit(model.init)(jax.random.key(0), inputs))
 
 
 def test_grad_cam_equals_cam():
@@ -141,7 +141,7 @@ def test_a_batch_norm_is_folded_into_the_layer_before_it():
     # Scales of both signs, because folding them changes which weights are positive.
     variables = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
-        Normed().init(jax.random.key(0), inputs),
+        jax.jit(Normed().init)(jax.random.key(0), inputs),
     )
     stats = jax.tree.map(jnp.abs, variables["batch_stats"]["norm"])
     variables = {"params": variables["params"], "batch_stats": {"norm": stats}}
