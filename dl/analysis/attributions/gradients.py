@@ -62,6 +62,9 @@ def guided_backpropagation(
 
     It resembles the input also where the parameters are random (Adebayo et al. 2018). See `gradient` for the
     arguments. The ReLUs are found in the traced function, so that no model is changed.
+
+    Raises:
+      UserError: there is no ReLU, or one lies inside of a loop.
     """
     score = partial_of(score)
     return gradient(Partial(_guided, score), inputs, targets, batch_size=batch_size)
@@ -143,8 +146,12 @@ def _noisy_gradients(
 
 
 def _guided(score: Partial, inputs_B: jax.Array) -> jax.Array:
+    has_relu = False
+
     def rule(equation: Any, *operands: Operand) -> list[Any] | None:
+        nonlocal has_relu
         if is_relu(equation):
+            has_relu = True
             return [_guided_relu(operands[0].value)]
         if not calls_relu(equation.params):
             return evaluate(equation, operands)
@@ -155,7 +162,12 @@ def _guided(score: Partial, inputs_B: jax.Array) -> jax.Array:
             )
         return None
 
-    return rewritten(score, rule)(inputs_B).value
+    scores_BC = rewritten(score, rule)(inputs_B).value
+    if not has_relu:
+        raise UserError(
+            "the score has no ReLU, so that guided backpropagation is the gradient; choose gradient"
+        )
+    return scores_BC
 
 
 @jax.custom_vjp

@@ -29,12 +29,12 @@ def curved(inputs_BD):
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(1).normal(size=(7, 10, 10, 1)).astype(np.float32)
+    return np.random.default_rng(1).normal(size=(7, 6, 6, 1)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def cnn(images):
-    model = CNN((3, 4), (6,), C, pool=True)
+    model = CNN((3,), (6,), C, pool=True)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     # Biases, so that the score of a black image is not zero.
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
@@ -88,6 +88,8 @@ def test_guided_backpropagation_refuses_a_relu_in_a_loop():
 
     with pytest.raises(UserError, match="does not reach the ReLU inside of"):
         attributions.guided_backpropagation(score, INPUTS_ND)
+    with pytest.raises(UserError, match="the score has no ReLU"):
+        attributions.guided_backpropagation(curved, INPUTS_ND)
 
 
 @pytest.mark.parametrize("tolerance", [0.05, 1e-3])
@@ -163,14 +165,14 @@ EXPLANATIONS = {
         *args, background=0.0, num_samples=20
     ),
     "relevance": attributions.relevance,
-    "occlusion": lambda *args: attributions.occlusion(*args, window=(5, 5)),
+    "occlusion": lambda *args: attributions.occlusion(*args, window=(3, 3)),
     "counterfactuals": lambda *args: attributions.counterfactuals(*args, 0, num_steps=5).inputs,
     "kernel_shap": lambda *args: attributions.kernel_shap(
-        *args, background=0.0, segments=attributions.grid_superpixels(10, 10, 2, 2)
+        *args, background=0.0, segments=attributions.grid_superpixels(6, 6, 2, 2)
     ),
     "lime": lambda *args: (
         attributions.lime(
-            *args, background=0.0, segments=attributions.grid_superpixels(10, 10, 2, 2), num_samples=20
+            *args, background=0.0, segments=attributions.grid_superpixels(6, 6, 2, 2), num_samples=20
         ).weights
     ),
 }

@@ -9,9 +9,12 @@ from jax.tree_util import Partial
 
 from dl.analysis import attributions
 from dl.errors import UserError
+from dl.models.blocks.attention import Attention
+from dl.models.cnn_attention import PooledCNN
 from dl.models.mlp import MLP
-from dl.models.resnet import ResidualBlock
-from dl.models.vit import ViT
+from dl.models.mobilenet import MobileNetV2
+from dl.models.resnet import ResidualBlock, ResNet
+from dl.models.vgg import VGG
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
 
@@ -34,13 +37,11 @@ class Pool(nn.Module):
 class Unbiased(nn.Module):
     """Convolution, maximum and mean pooling, a residual sum, dense layers; no bias anywhere."""
 
-    num_groups: int = 1
-
     @nn.compact
     def __call__(self, x_BHWC):
         x_BHWC = nn.relu(nn.Conv(4, (3, 3), use_bias=False)(x_BHWC))
         x_BHWC = nn.max_pool(x_BHWC, (2, 2), (2, 2))
-        branch_BHWC = nn.Conv(4, (3, 3), use_bias=False, feature_group_count=self.num_groups)(x_BHWC)
+        branch_BHWC = nn.Conv(4, (3, 3), use_bias=False, feature_group_count=2)(x_BHWC)
         x_BHWC = nn.avg_pool(nn.relu(x_BHWC + branch_BHWC), (2, 2), (2, 2))
         return nn.Dense(3, use_bias=False)(x_BHWC.reshape(x_BHWC.shape[0], -1))
 
@@ -67,11 +68,12 @@ def test_grad_cam_equals_cam():
 
 def test_grad_cam_of_a_smaller_map_has_the_size_of_the_image():
     model = Unbiased()
-    maps = attributions.grad_cam(model, initialised(model), IMAGES, "Conv_1")
+    variables = initialised(model)
+    maps = attributions.grad_cam(model, variables, IMAGES, "Conv_1")
     assert maps.shape == (3, 8, 8)
     assert (maps >= 0).all()
-    alone = attributions.grad_cam(model, initialised(model), IMAGES[1:2], "Conv_1", resized=False)
-    together = attributions.grad_cam(model, initialised(model), IMAGES, "Conv_1", resized=False)
+    alone = attributions.grad_cam(model, variables, IMAGES[1:2], "Conv_1", resized=False)
+    together = attributions.grad_cam(model, variables, IMAGES, "Conv_1", resized=False)
     np.testing.assert_array_equal(alone[0], together[1])
 
 
@@ -81,9 +83,9 @@ def test_grad_cam_names_the_layers_that_it_can_read():
         attributions.grad_cam(model, initialised(model), IMAGES, "head")
 
 
-@pytest.mark.parametrize("model", [Unbiased(), Unbiased(num_groups=2)], ids=["full", "groups"])
-def test_relevance_equals_gradient_times_input_without_biases(model):
-    """Ancona et al. 2018, proposition 1."""
+def test_relevance_equals_gradient_times_input_without_biases():
+    """Ancona et al. 2018, proposition 1. The second convolution has two groups."""
+    model = Unbiased()
     score = Partial(model.apply, initialised(model))
     found, expected = (
         explain(score, IMAGES, 1) for explain in (attributions.relevance, attributions.gradient_times_input)
@@ -158,6 +160,33 @@ def test_a_batch_norm_is_folded_into_the_layer_before_it():
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNet(3, (1, 1), width=4),
+        ResNet(3, (1, 1), width=4, bottleneck=True, small_images=True),
+        VGG(3, (1, 2), (4, 4), (5,)),
+        MobileNetV2(3, stages=((1, 8, 1, 1), (2, 8, 2, 1)), features=16, stem_strides=1),
+        PooledCNN(3),
+    ],
+    ids=["resnet", "bottleneck", "vgg", "mobilenet", "pooled"],
+)
+def test_lrp_0_of_published_networks_is_gradient_times_input(model):
+    """It is so with biases, batch norms and residual sums too, where no ReLU6 is saturated."""
+    images = IMAGES[..., [0, 1, 1]]
+    variables = initialised(model, images, bias=0.01)
+    variables = jax.tree.map(lambda leaf: 0.3 * leaf if leaf.ndim == 4 else leaf, variables)
+    score = Partial(model.apply, variables)
+    found = attributions.relevance(score, images, 0, epsilon=0.0)
+    expected = attributions.gradient_times_input(score, images, 0)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
+    assert abs(expected).max() > 0
+    changed = attributions.relevance(score, images, 0, epsilon=0.1, gamma=0.25)
+    assert np.isfinite(changed).all()
+    assert abs(changed - expected).max() > 1e-3 * abs(expected).max()
+
+
 def test_the_relevance_of_a_residual_block_sums_to_the_score():
     class Net(nn.Module):
         @nn.compact
@@ -172,9 +201,8 @@ def test_the_relevance_of_a_residual_block_sums_to_the_score():
 
 
 def test_relevance_refuses_what_it_has_no_rule_for():
-    model = ViT(3, patch_size=4, dim=4, num_layers=1, num_heads=1)
-    score = Partial(model.apply, initialised(model))
-    for one, name in ((score, "square"), (lambda x: jnp.exp(x.mean((1, 2))), "exp")):
+    norm = Partial(nn.LayerNorm(use_bias=False, use_scale=False).apply, {})
+    for one, name in ((lambda x: norm(x.mean((1, 2))), "square"), (lambda x: jnp.exp(x.mean((1, 2))), "exp")):
         with pytest.raises(UserError, match=f"no rule for the operation {name}; it needs a network of dense"):
             attributions.relevance(one, IMAGES)
 
@@ -192,12 +220,19 @@ def test_rollout_of_attention_by_hand():
 
 
 def test_weights_of_attention_come_in_the_order_of_the_layers():
-    model = ViT(3, patch_size=4, dim=4, num_layers=11, num_heads=2)
-    variables = initialised(model)
-    block = variables["params"]["block10"]["attention"]
-    block["query"]["kernel"] = 0 * block["query"]["kernel"]  # the last layer attends to all tokens alike
-    weights = attributions.attention_weights(model, variables, IMAGES)
-    assert [one.shape for one in weights] == [(3, 2, 5, 5)] * 11
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x_BTD):
+            for index in range(11):
+                x_BTD = x_BTD + Attention(1, name=f"block{index}")(x_BTD)[0]
+            return x_BTD
+
+    model, tokens_BTD = Stack(), IMAGES[:, 0, :5]
+    variables = initialised(model, tokens_BTD)
+    last = variables["params"]["block10"]["query"]
+    last["kernel"] = 0 * last["kernel"]  # this layer attends to all tokens alike
+    weights = attributions.attention_weights(model, variables, tokens_BTD)
+    assert [one.shape for one in weights] == [(3, 1, 5, 5)] * 11
     uniform = [np.allclose(one, 0.2, atol=1e-7) for one in weights]
     assert uniform == [False] * 10 + [True]
     np.testing.assert_allclose(attributions.attention_rollout(weights).sum(-1), 1, rtol=1e-5)
