@@ -90,9 +90,10 @@ def integrated_gradients(
         for one in zip(inputs, baselines, targets_N, starts, ends, strict=True)
     ]
     attributions, errors, num_intervals = (np.stack(part) for part in zip(*found, strict=True))
-    if (errors > tolerance).any():
+    is_above = ~(errors <= tolerance)  # also where the score is not a number
+    if is_above.any():
         raise UserError(
-            f"the completeness error of {(errors > tolerance).sum()} of {len(inputs)} examples is above "
+            f"the completeness error of {is_above.sum()} of {len(inputs)} examples is above "
             f"tolerance={tolerance:g} after max_intervals={max_intervals}, at most {errors.max():.3g}; raise "
             "one of the two"
         )
@@ -131,7 +132,7 @@ def expected_gradients(
     size = batch_size_of(score, inputs, batch_size)
     targets_N = targets_of(score, inputs, targets, size)
     backgrounds, rng = backgrounds_of(background, inputs), np.random.default_rng(seed)
-    chosen = rng.permutation(np.arange(num_samples) % len(backgrounds))
+    chosen = rng.permutation(rng.permutation(len(backgrounds))[np.arange(num_samples) % len(backgrounds)])
     places = ((np.arange(num_samples) + rng.random(num_samples)) / num_samples).astype(np.float32)
     return np.stack(
         [

@@ -111,6 +111,11 @@ def kernel_shap(
             sizes = masks_SM.sum(1)
             of_size = [math.comb(num_features, s) * s * (num_features - s) for s in range(num_features + 1)]
             weights_S = 1 / np.take(np.array(of_size, float), sizes)
+        elif num_coalitions < num_features:
+            raise UserError(
+                f"num_coalitions={num_coalitions} is too few for {num_features} features; give at least as "
+                "many, better several times as many"
+            )
         else:
             masks_SM = _drawn_coalitions(num_features, num_coalitions, np.random.default_rng(seed))
             weights_S = np.ones(len(masks_SM))

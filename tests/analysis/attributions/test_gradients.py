@@ -129,6 +129,11 @@ def test_a_tolerance_that_is_not_reached_is_refused():
         )
 
 
+def test_a_score_that_is_not_a_number_is_not_complete():
+    with pytest.raises(UserError, match="completeness error of 5 of 5 examples"):
+        attributions.integrated_gradients(lambda x: jnp.log(-(x**2)), INPUTS_ND[:, :1], 0, max_intervals=32)
+
+
 def test_expected_gradients_of_a_linear_score():
     """φᵢ = wᵢ (xᵢ − E xᵢ), exactly, because every baseline is drawn equally often."""
     background = np.random.default_rng(2).normal(size=(7, D)).astype(np.float32)
@@ -137,6 +142,11 @@ def test_expected_gradients_of_a_linear_score():
     )
     expected = WEIGHTS_DC[:, TARGETS_N].T * (INPUTS_ND - background.mean(0))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # Of a background that is larger than the sample, a random part is used, not the first examples.
+    ordered = np.repeat(np.arange(100, dtype=np.float32)[:, None], D, 1)
+    few = attributions.expected_gradients(linear, INPUTS_ND, TARGETS_N, background=ordered, num_samples=40)
+    baseline = INPUTS_ND - few / WEIGHTS_DC[:, TARGETS_N].T
+    np.testing.assert_allclose(baseline, 49.5, atol=12)
 
 
 def test_occlusion_of_a_linear_score():

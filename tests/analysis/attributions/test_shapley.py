@@ -161,6 +161,10 @@ def test_tokens_and_superpixels_are_features():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: attributions.kernel_shap(lambda x: x[:, :1], whole(9), background=0, num_coalitions=8),
+            "num_coalitions=8 is too few for 9 features",
+        ),
         (lambda: attributions.exact_shapley(lambda x: x[:, :1], whole(13), background=0), "at most 12"),
         (
             lambda: attributions.kernel_shap(lambda x: x[:, :1], whole(3), background=0, num_coalitions=0),

@@ -63,10 +63,13 @@ def test_low_fidelity_tells_that_a_linear_model_does_not_explain_the_score():
 
 def test_superpixels_by_colour():
     pytest.importorskip("skimage")
-    image = np.zeros((8, 8, 3), np.float32)
-    image[:, 3:] = 1
-    segments = attributions.slic_superpixels(image, 2)
-    assert len(set(segments[:, :3].ravel()) & set(segments[:, 3:].ravel())) == 0
+    image = np.zeros((32, 32, 3), np.float32)
+    image[:, 13:] = 1
+    segments = attributions.slic_superpixels(image, 16)
+    assert segments.shape == (32, 32)
+    assert set(segments.ravel()) == set(range(segments.max() + 1))
+    assert segments.max() > 3
+    assert not set(segments[:, :13].ravel()) & set(segments[:, 13:].ravel())
 
 
 def test_superpixels_by_colour_need_scikit_image(monkeypatch):
