@@ -59,8 +59,7 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = (), *, padding: bool = True)
             counts[scope] += _count_convolution(equation, padding)
         else:
             branches = [
-                count_flops_by_scope(inner, scope, padding=padding)
-                for inner in _inner_jaxprs(equation.params)
+                count_flops_by_scope(inner, scope, padding=padding) for inner in inner_jaxprs(equation.params)
             ]
             if name == "cond":
                 branches = [max(branches, key=Counter.total)]
@@ -79,7 +78,7 @@ def has_convolution(jaxpr: Any) -> bool:
     """Returns whether a traced function contains a convolution."""
     return any(
         equation.primitive.name == "conv_general_dilated"
-        or any(has_convolution(inner) for inner in _inner_jaxprs(equation.params))
+        or any(has_convolution(inner) for inner in inner_jaxprs(equation.params))
         for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns
     )
 
@@ -98,7 +97,7 @@ def _count_by_dtype(jaxpr: Any) -> Counter[str]:
             is_product = equation.primitive.name == "dot_general"
             count = _count_product(equation) if is_product else _count_convolution(equation, True)
             counts[str(min((v.aval.dtype for v in equation.invars[:2]), key=lambda d: d.itemsize))] += count
-        for inner in _inner_jaxprs(equation.params):
+        for inner in inner_jaxprs(equation.params):
             counts.update({dtype: times * count for dtype, count in _count_by_dtype(inner).items()})
     return counts
 
@@ -150,7 +149,8 @@ def _num_taps(
     )
 
 
-def _inner_jaxprs(params: dict[str, Any]) -> list[Any]:
+def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
+    """Returns the traced functions that an operation with these parameters calls."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

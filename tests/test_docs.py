@@ -147,3 +147,14 @@ def test_an_experiment_that_is_copied_from_a_page_trains(page, tmp_path, monkeyp
     options = ["--dataset", "digits", "--batch-size", "16", "--num-epochs", "2", "--mesh", "data=1"]
     main(experiment, [*options, "--workdir", str(tmp_path / "run"), "--no-report"])
     assert "test_accuracy=" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_examples_on_the_page_of_explanations_run():
+    text = (ROOT / "docs" / "explanations.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = {}
+    exec("\n".join(blocks), names)  # their assertions are what the page says
+    assert names["maps"].shape == (16, 8, 8)
+    assert names["heat"].shape == (2, 8, 8)
+    assert names["changed"].is_found.any()
