@@ -101,7 +101,9 @@ def confusions(outcomes: Outcomes, num_classes: int) -> Confusions:
     Equal counts come in the order of label, then prediction.
     """
     is_wrong_N = ~np.asarray(outcomes.is_right)
-    label_N, predicted_N = (np.asarray(classes)[is_wrong_N] for classes in (outcomes.label, outcomes.predicted))
+    label_N, predicted_N = (
+        np.asarray(classes)[is_wrong_N] for classes in (outcomes.label, outcomes.predicted)
+    )
     pair_P, count_P = np.unique(label_N.astype(np.int64) * num_classes + predicted_N, return_counts=True)
     order = np.argsort(-count_P, kind="stable")
     return Confusions(*np.divmod(pair_P[order], num_classes), count_P[order])

@@ -1,7 +1,7 @@
 """Predictions: the outputs of the final variables of a run for the examples of a split.
 
-`by_kind` collects them on the devices as a `Kept`, one class for each kind of task; `collect_tokens` does so
-for text. `reader` reads the file.
+`by_kind` collects them on the devices as a `Kept`, one class for each kind of task; `collect_classes`
+and `collect_tokens` do so for classifiers and for text. `reader` reads the file.
 `figures` computes further metrics, and checks that the predictions agree with the metrics of the run. Read
 `kept` first.
 """
@@ -10,6 +10,7 @@ from dl.runs.predictions.by_kind import collect_predictions
 from dl.runs.predictions.collect import OutputsFn, class_names, collect_outputs, outputs_fn
 from dl.runs.predictions.figures import Disagreement, add_figures, add_to_result, check_agreement, figures_of
 from dl.runs.predictions.kept import (
+    ClassificationOutcomes,
     Kept,
     MultiLabel,
     Outputs,
@@ -27,6 +28,7 @@ from dl.runs.predictions.kept_tokens import (
 from dl.runs.predictions.reader import read_predictions
 
 __all__ = [
+    "ClassificationOutcomes",
     "Disagreement",
     "Kept",
     "LanguageModel",
