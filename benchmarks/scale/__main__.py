@@ -4,8 +4,8 @@
 
 The cases are classes, examples, rows of metrics, runs that are compared, and trials of a sweep; the default
 is all of them. Each stage of a case (training with evaluation and predictions, the report, the comparison,
-the sweep) runs in a process of its own at both sizes. `growth` is the time at the large size divided by the
-time at the small one: at most the ratio of the sizes if the time is linear. `--small` measures a tenth of
+the sweep) runs in a process of its own at both sizes. `growth` is the CPU time at the large size divided by
+that at the small one: at most the ratio of the sizes if the time is linear. `--small` measures a tenth of
 each size. The memory is the largest resident set of the process, imports included; it is measured on Linux.
 """
 
@@ -37,8 +37,8 @@ def main() -> int:
     if unknown := [name for name in options.cases if name not in CASES]:
         parser.error(f"{unknown[0]!r} is not a case; choose one of {', '.join(CASES)}")
     rows, status = [], 0
-    print("| case | size | stage | seconds | growth | peak MiB | files |", flush=True)
-    print("|---|---:|---|---:|---:|---:|---|", flush=True)
+    print("| case | size | stage | seconds | CPU s | growth | peak MiB | files |", flush=True)
+    print("|---|---:|---|---:|---:|---:|---:|---|", flush=True)
     for name in options.cases or CASES:
         seconds: dict[str, float] = {}
         for size in CASES[name].sizes:
@@ -49,8 +49,8 @@ def main() -> int:
                     if row is None:
                         status = 1
                         break
-                    growth = row["seconds"] / seconds[stage] if stage in seconds else None
-                    seconds[stage] = row["seconds"]
+                    growth = row["cpu_seconds"] / seconds[stage] if stage in seconds else None
+                    seconds[stage] = row["cpu_seconds"]
                     rows.append({**row, "growth": growth})
                     print(line_of(rows[-1]), flush=True)
     if options.json is not None:
@@ -74,15 +74,16 @@ def measure(name: str, stage: str, size: int, folder: Path) -> dict[str, Any]:
     from benchmarks.scale.cases import CASES
 
     case = CASES[name]
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     case.stages[stage](size, folder)
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     files = sorted(path for pattern in case.files for path in folder.glob(pattern))
     return {
         "case": name,
         "size": size,
         "stage": stage,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "peak_bytes": peak_bytes(),
         "file_bytes": {path.name: path.stat().st_size for path in files},
     }
@@ -101,7 +102,8 @@ def line_of(row: dict[str, Any]) -> str:
     growth = "" if row["growth"] is None else f"{row['growth']:.1f}"
     files = ", ".join(f"{name} {size / 2**20:.2f} MiB" for name, size in row["file_bytes"].items())
     memory = f"{row['peak_bytes'] / 2**20:,.0f}"
-    cells = [row["case"], f"{row['size']:,}", row["stage"], f"{row['seconds']:.1f}", growth, memory, files]
+    cells = [row["case"], f"{row['size']:,}", row["stage"], f"{row['seconds']:.1f}"]
+    cells += [f"{row['cpu_seconds']:.1f}", growth, memory, files]
     return f"| {' | '.join(cells)} |"
 
 

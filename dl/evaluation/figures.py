@@ -69,7 +69,7 @@ def outcomes_of(log_probabilities: Any, labels: Any, mask: Any = None) -> Outcom
 
 
 def class_areas(log_probabilities: Any, labels: Any, mask: Any = None) -> dict[str, float | np.ndarray]:
-    """Returns ROC-AUC and average precision of each class, and their macro means, as in the other function."""
+    """Returns ROC-AUC and average precision of each class, and their macro means, by name."""
     mask_N = _checked_mask(log_probabilities, labels, mask)
     areas = jax.device_get(_areas(log_probabilities, jnp.asarray(labels), jnp.asarray(mask_N)))
     return {name: area if np.ndim(area) else float(area) for name, area in areas.items()}

@@ -72,8 +72,8 @@ def top_k_curve(outcomes: Outcomes, num_classes: int, most: int = 20) -> tuple[n
 def coverage_curve(outcomes: Outcomes, most: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Returns coverages and the accuracy on that fraction of the examples: those with the most confidence.
 
-    It is the risk-coverage curve (El-Yaniv & Wiener 2010), with accuracy in place of risk, at `most` points at
-    even distances. Among equal confidences the examples come in their order.
+    It is the risk-coverage curve (El-Yaniv & Wiener 2010), with accuracy in place of risk, at `most` points
+    at even distances. Among equal confidences the examples come in their order.
     """
     order = np.argsort(-np.asarray(outcomes.predicted_log_probability), kind="stable")
     hits_N = np.cumsum(np.asarray(outcomes.is_right)[order])
