@@ -87,12 +87,12 @@ class Confusions(NamedTuple):
     Attributes:
       label: the label.
       predicted: the prediction, another class.
-      count: the number of examples.
+      counts: the number of examples.
     """
 
     label: np.ndarray
     predicted: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
 
 
 def confusions(outcomes: Outcomes, num_classes: int) -> Confusions:

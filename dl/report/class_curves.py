@@ -1,6 +1,6 @@
 """The curves of a classifier: of each class against the others, of its confidence, and its reliability."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def spread_along(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[keep], y[keep]
 
 
-def _shares(title: str, x_label: str, x: Sequence[float], y: Sequence[float], has_dots: bool) -> Plot:
+def _shares(title: str, x_label: str, x: np.ndarray, y: np.ndarray, has_dots: bool) -> Plot:
     places = np.unique(np.linspace(0, len(x) - 1, min(len(x), 20)).round().astype(int))
     return plot(
         title,

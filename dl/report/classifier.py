@@ -117,7 +117,7 @@ def classifier_sections(
         confusions_table(confused, labelled_C, names),
         [*curves, reliability_plot(figures)],
         most_confident_mistakes(outcomes, index, names, pictures, texts),
-        int(confused.count.sum()),
+        int(confused.counts.sum()),
     )
 
 

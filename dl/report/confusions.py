@@ -48,9 +48,9 @@ def matrix(outcomes: Outcomes, confused: Confusions, names: Sequence[str]) -> Ma
     num_columns = size if size == len(names) else size + 1
     return Matrix(
         caption,
-        [*(names[c] for c in shown), "all others"][:num_columns],
+        [*(names[int(c)] for c in shown), "all others"][:num_columns],
         [
-            (names[c], list(zip(cells[k, :num_columns].tolist(), shade[k].tolist(), strict=False)))
+            (names[int(c)], list(zip(cells[k, :num_columns].tolist(), shade[k].tolist(), strict=False)))
             for k, c in enumerate(shown)
         ],
     )
@@ -63,6 +63,6 @@ def confusions_table(confused: Confusions, labelled_C: np.ndarray, names: Sequen
         share = f"{count / labelled_C[label]:.1%}".replace("%", " %")
         rows.append((names[label], names[predicted], f"{count:,}", share))
     title = "The most frequent confusions"
-    if (num_pairs := len(confused.count)) > NUM_CONFUSIONS:
+    if (num_pairs := len(confused.counts)) > NUM_CONFUSIONS:
         title += f", of {num_pairs:,} pairs of label and prediction"
     return Table(title, ("label", "predicted", "examples", "of the label"), rows)

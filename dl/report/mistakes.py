@@ -61,8 +61,8 @@ def most_confident_mistakes(
     return [
         Mistake(
             int(index[n]),
-            names[outcomes.label[n]],
-            names[outcomes.predicted[n]],
+            names[int(outcomes.label[n])],
+            names[int(outcomes.predicted[n])],
             f"{np.exp(outcomes.predicted_log_probability[n]):.1%}".replace("%", " %"),
             f"{np.exp(outcomes.label_log_probability[n]):.1%}".replace("%", " %"),
             image,

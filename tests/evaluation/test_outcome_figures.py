@@ -67,9 +67,9 @@ def test_confusions_are_the_cells_off_the_diagonal():
     found = confusions(OUTCOMES, NUM_CLASSES)
     matrix = metrics.confusion_matrix(LABELS, LOG_P.argmax(1), labels=np.arange(NUM_CLASSES))
     np.fill_diagonal(matrix, 0)
-    np.testing.assert_array_equal(found.count, matrix[found.label, found.predicted])
-    assert len(found.count) == (matrix > 0).sum()
-    keys = list(zip(-found.count, found.label, found.predicted, strict=True))
+    np.testing.assert_array_equal(found.counts, matrix[found.label, found.predicted])
+    assert len(found.counts) == (matrix > 0).sum()
+    keys = list(zip(-found.counts, found.label, found.predicted, strict=True))
     assert keys == sorted(keys)
 
 
@@ -90,4 +90,4 @@ def test_the_memory_does_not_grow_with_the_square_of_the_classes():
     many = 1_000_000  # a matrix of as many classes does not fit on this machine
     found = outcome_figures(OUTCOMES, many)
     assert found["accuracy"] == outcome_figures(OUTCOMES, NUM_CLASSES)["accuracy"]
-    assert len(confusions(OUTCOMES, many).count) == len(confusions(OUTCOMES, NUM_CLASSES).count)
+    assert len(confusions(OUTCOMES, many).counts) == len(confusions(OUTCOMES, NUM_CLASSES).counts)

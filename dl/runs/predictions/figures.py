@@ -219,8 +219,8 @@ def _(predictions: Predictions | ClassificationOutcomes) -> dict[str, _Recompute
     with np.errstate(invalid="ignore"):  # two infinite log-probabilities
         is_tie_N = outcomes.predicted_log_probability - outcomes.runner_up_log_probability < TIE
     return {
-        "accuracy": _plain(outcomes.is_right, is_tie_N.mean()),
-        "loss": _plain(-outcomes.label_log_probability, 0.01),
+        "accuracy": _plain(np.asarray(outcomes.is_right), float(is_tie_N.mean())),
+        "loss": _plain(-np.asarray(outcomes.label_log_probability), 0.01),
     }
 
 
