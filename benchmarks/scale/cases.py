@@ -3,6 +3,7 @@
 Each stage of a case is a function of the size and the folder of the case, and runs in a process of its own.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,10 +20,10 @@ from dl.report import write_report
 from dl.runs.console import Console
 from dl.studies.compare import compare_runs
 from dl.studies.sweep import sweep
+from dl.studies.sweep_tables import plot, table_of
 from dl.training.loop import train
 
 NUM_TESTED = 20_000  # test examples of the case of classes
-NUM_PIXELS = 4  # on each side of an image
 
 Stage = Callable[[int, Path], None]
 
@@ -47,8 +48,8 @@ def train_classes(size: int, folder: Path) -> None:
 
 
 def train_examples(size: int, folder: Path) -> None:
-    """Trains a classifier on `size` small images, and evaluates it on as many."""
-    _train(_experiment(num_classes=10, num_examples=size), folder / "run")
+    """Trains a classifier on `size` images as large as those of MNIST, and evaluates it on as many."""
+    _train(_experiment(num_classes=10, num_examples=size, num_pixels=28), folder / "run")
 
 
 def train_steps(size: int, folder: Path) -> None:
@@ -84,6 +85,14 @@ def search(size: int, folder: Path) -> None:
     sweep(_refusing, {"point": points}, method="grid", folder=folder / "sweep", console=console)
 
 
+def draw(size: int, folder: Path) -> None:
+    """Writes the table and the plot of a sweep whose trials all have a value."""
+    trials = json.loads((folder / "sweep" / "sweep.json").read_text(encoding="utf-8"))["trials"]
+    rows = [{**trial, "value": float(trial["trial"])} for trial in trials]
+    (folder / "table.md").write_text(table_of(rows, "loss").to_markdown(), encoding="utf-8")
+    plot(rows, {}, "loss", -1.0).savefig(folder / "plot.png")
+
+
 CASES = {
     "classes": Case(
         (1_000, 10_000),
@@ -99,15 +108,18 @@ CASES = {
         (1_000, 10_000), {"train": train_steps, "report": report}, ("run/metrics.jsonl", "run/report.html")
     ),
     "runs": Case((10, 50), {"train": train_copies, "compare": compare}, ("compare.md",)),
-    "trials": Case((100, 1_000), {"sweep": search}, ("sweep/sweep.*",)),
+    "trials": Case((100, 1_000), {"sweep": search, "draw": draw}, ("sweep/sweep.json", "table.md")),
 }
 
 
-def _experiment(num_classes: int, num_examples: int, num_steps: int = 10, seed: int = 0) -> Experiment:
+def _experiment(
+    num_classes: int, num_examples: int, num_steps: int = 10, seed: int = 0, num_pixels: int = 4
+) -> Experiment:
+    """Returns a linear classifier of random images with `num_pixels` on each side."""
     random = np.random.default_rng(0)
 
     def source(size: int) -> ArraySource:
-        images = random.integers(0, 256, (size, NUM_PIXELS, NUM_PIXELS, 1), np.uint8)
+        images = random.integers(0, 256, (size, num_pixels, num_pixels, 1), np.uint8)
         return ArraySource({"image": images, "label": random.integers(0, num_classes, size, np.int32)})
 
     return Experiment(
@@ -115,8 +127,8 @@ def _experiment(num_classes: int, num_examples: int, num_steps: int = 10, seed: 
         task=task.classification(MLP(hidden=(), num_classes=num_classes)),
         tx=optimizers.sgd(0.1),
         num_steps=num_steps,
-        batch_size=100,
-        eval_batch_size=1_000,
+        batch_size=96,
+        eval_batch_size=960,
         seed=seed,
     )
 
@@ -131,4 +143,4 @@ def _refusing(point: float = 0.0) -> Experiment:
         raise UserError(f"point={point} is not 0")
     made = _experiment(num_classes=2, num_examples=100)
     data = ArraySplits("noise", train=made.data.train, evaluations={"validation": made.data.train})
-    return Experiment(data=data, task=made.task, tx=made.tx, num_steps=1, batch_size=100)
+    return Experiment(data=data, task=made.task, tx=made.tx, num_steps=1, batch_size=96)

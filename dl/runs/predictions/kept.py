@@ -153,7 +153,11 @@ class ClassificationOutcomes(Kept):
     @property
     def outcomes(self) -> Outcomes:
         """The outcome of each example, on the host."""
-        return Outcomes(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Outcomes)})
+        names = [field.name for field in dataclasses.fields(Outcomes)]
+        arrays = {name: np.asarray(getattr(self, name)) for name in names}
+        return Outcomes(
+            **{name: x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for name, x in arrays.items()}
+        )
 
     def check(self) -> None:
         for name in ("label", "predicted", "rank"):
