@@ -40,7 +40,10 @@ class ReportOptions(CommandOptions):
 
 
 def report(call: Call) -> int:
-    """Writes the report of a run or a cross-validation: one HTML file of settings, curves and metrics."""
+    """Writes the report of a run or a cross-validation: one HTML file of settings, curves and metrics.
+
+    If a classifier has more than 50 classes, a CSV file next to it has the metrics of all of them.
+    """
     from dl.report import FOLDS, write_folds_report, write_report  # Jinja
 
     options: ReportOptions = call.own

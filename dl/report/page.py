@@ -180,7 +180,7 @@ def _classifier(record: Record, experiment: Experiment | None, missing: list[str
         return None
     if isinstance(predictions, ClassificationOutcomes):
         missing.append(
-            "ROC, and precision and recall, of each class: they need the probabilities of all classes, which "
+            "ROC and precision-recall curves of classes: they need the probabilities of all classes, which "
             "would take more than 16 MiB and were not kept."
         )
     pictures, texts = None, None
