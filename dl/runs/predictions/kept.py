@@ -7,7 +7,7 @@ that are kept in full, Q metrics.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import jax
 import numpy as np
@@ -154,7 +154,7 @@ class ClassificationOutcomes(Kept):
     def outcomes(self) -> Outcomes:
         """The outcome of each example, on the host."""
         names = [field.name for field in dataclasses.fields(Outcomes)]
-        arrays = {name: np.asarray(getattr(self, name)) for name in names}
+        arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in names}
         return Outcomes(
             **{name: x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for name, x in arrays.items()}
         )
