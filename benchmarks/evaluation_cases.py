@@ -149,10 +149,11 @@ def _areas(log_probabilities, labels, mask):  # type: ignore[no-untyped-def]
 def _figures(sums):  # type: ignore[no-untyped-def]
     classes, bins, regression = sums
     confusion = classes.confusion
+    counts = classified.Counts.of(confusion)
     found = {
         "confusion": confusion,
         "top_k_hits": classes.rank_counts.cumsum(),
-        "accuracy": classified.accuracy(confusion),
+        "accuracy": classified.accuracy(counts),
         "log_loss": classes.log_loss.compute(),
         "brier_score": classes.brier.compute(),
         "calibration_count": bins.counts,
@@ -169,7 +170,7 @@ def _figures(sums):  # type: ignore[no-untyped-def]
         "micro": classified.micro,
         "weighted": classified.weighted,
     }
-    return found | {name: average(confusion) for name, average in averages.items()}
+    return found | {name: average(counts) for name, average in averages.items()}
 
 
 def reference_figures(case: Case) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from dl.models.mobilenet import mobilenet_v2
 from dl.models.resnet import resnet18
 from dl.models.scaling import minus_one_to_one
 from dl.runs.console import Console
+from dl.system.allocator import keep_memory
 from dl.training.state import num_params
 
 ENDLESS = 10**8  # steps of a training that ends with its process
@@ -129,6 +130,7 @@ def run(name: str, turns: Turns) -> None:
     The metrics of every step are fetched, and are written to the log of the run every ten steps. No
     checkpoint is saved, and nothing is evaluated.
     """
+    keep_memory()
     experiment = experiment_of(name)
     console = _Pacer(turns, len(experiment.data.train))
     with tempfile.TemporaryDirectory() as folder:

@@ -40,7 +40,10 @@ class ReportOptions(CommandOptions):
 
 
 def report(call: Call) -> int:
-    """Writes the report of a run or a cross-validation: one HTML file of settings, curves and metrics."""
+    """Writes the report of a run or a cross-validation: one HTML file of settings, curves and metrics.
+
+    If a classifier has more than 50 classes, a CSV file next to it has the metrics of all of them.
+    """
     from dl.inference.load import open_run, rebuild
     from dl.report import FOLDS, write_folds_report, write_report  # Jinja
 
@@ -59,10 +62,10 @@ def report(call: Call) -> int:
     except Exception as error:  # neither its code nor its data need be on this machine, or fit any more
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         trouble = [f"Layers and pictures: {kind}{error}."]
-    write_report(folder, out, experiment, trouble)
-    print(f"wrote {printable(out)}")
-    if options.out is None:
-        publish(out, call.words[0])
+    for path in write_report(folder, out, experiment, trouble):
+        print(f"wrote {printable(path)}")
+        if options.out is None:
+            publish(path, call.words[0])
     return 0
 
 

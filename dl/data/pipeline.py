@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from dl.data.buckets import Buckets, buckets_of
 from dl.data.checks import check_are_classes, check_fits, check_names, check_spec, is_read_at_once
-from dl.data.permutation import random_order
+from dl.data.epoch_orders import EpochOrders
 from dl.data.source import is_resident
 from dl.data.steps import steps_per_epoch
 from dl.errors import UserError
@@ -23,6 +23,7 @@ from dl.types import Batch, Source
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # on each device; larger sources stream from the host
 PREFETCH_STEPS = 4
+_ORDERS = EpochOrders(max_bytes=256 * 2**20)  # 64 seeds that train at the same time, of 10^6 examples
 
 
 class Batches:
@@ -179,19 +180,7 @@ def rows_of_step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the example indices of a step, int32, and which of them are not padding, both of shape B."""
     epoch, within = divmod(step, steps_per_epoch(num_examples, batch_size))
-    order = _epoch_order(num_examples, seed, 0 if seed is None else epoch, buckets)
+    order = _ORDERS.order(num_examples, seed, epoch, buckets)
     batch = within if buckets is None else buckets.batch_of(epoch, within)
     positions = np.arange(batch * batch_size, (batch + 1) * batch_size)
     return order[positions % num_examples], positions < num_examples
-
-
-@functools.lru_cache(maxsize=64)  # seeds that train at the same time
-def _epoch_order(num_examples: int, seed: int | None, epoch: int, buckets: Buckets | None) -> np.ndarray:
-    if seed is None:
-        order = np.arange(num_examples, dtype=np.int32)
-    else:
-        order = random_order(num_examples, seed, epoch)
-    if buckets is not None:
-        order = buckets.sort(order)
-    order.flags.writeable = False  # All callers share this array.
-    return order

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.evaluation.classification import valid_examples
+from dl.evaluation.outcomes import Outcomes
 from dl.evaluation.sums import Double
 
 
@@ -42,15 +43,18 @@ class Calibration:
 
         An example with a NaN makes the confidence of its bin NaN, and so the expected calibration error.
         """
-        log_p_BC = jnp.asarray(log_probabilities_BC, jnp.float32)
-        valid_B = valid_examples(labels_B, mask_B, log_p_BC.shape[-1])
-        is_hit_B = log_p_BC.argmax(-1) == labels_B
-        log_confidence_B = log_p_BC.max(-1)
+        valid_B = valid_examples(labels_B, mask_B, jnp.shape(log_probabilities_BC)[-1])
+        return cls.of_outcomes(Outcomes.of(log_probabilities_BC, labels_B), valid_B, num_bins)
+
+    @classmethod
+    def of_outcomes(cls, outcomes: Outcomes, mask_B: jax.Array, num_bins: int = 15) -> "Calibration":
+        """Returns the sums over the outcomes whose mask is True."""
+        log_confidence_B = outcomes.predicted_log_probability
         bin_B = (log_confidence_B[:, None] > _log_edges(num_bins)[None, :]).sum(-1)
-        in_bin_BK = valid_B[:, None] & (bin_B[:, None] == jnp.arange(num_bins)[None, :])
+        in_bin_BK = mask_B[:, None] & (bin_B[:, None] == jnp.arange(num_bins)[None, :])
         return cls(
             in_bin_BK.sum(0, dtype=jnp.int32),
-            (in_bin_BK & is_hit_B[:, None]).sum(0, dtype=jnp.int32),
+            (in_bin_BK & outcomes.is_right[:, None]).sum(0, dtype=jnp.int32),
             Double.sum(jnp.where(in_bin_BK, jnp.exp(log_confidence_B)[:, None], 0.0)),
         )
 

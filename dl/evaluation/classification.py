@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dl.evaluation.outcomes import Outcomes
 from dl.evaluation.sums import ExactMean
 
 
@@ -46,24 +47,17 @@ class Classification:
         A NaN in the log-probabilities of an example makes the log-loss and the Brier score NaN, and gives its
         label the last rank.
         """
-        log_p_BC = jnp.asarray(log_probabilities_BC, jnp.float32)
-        num_classes = log_p_BC.shape[-1]
+        num_classes = jnp.shape(log_probabilities_BC)[-1]
         valid_B = valid_examples(labels_B, mask_B, num_classes)
-        labels_B = jnp.asarray(labels_B, jnp.int32)
-        predicted_B = log_p_BC.argmax(-1)
-        label_log_p_B1 = jnp.take_along_axis(log_p_BC, labels_B[:, None], axis=-1)
-        is_label_BC = jnp.arange(num_classes)[None, :] == labels_B[:, None]
-        # expm1 computes 1 - p accurately; exp would round a confident p to 1.
-        distance_BC = jnp.where(is_label_BC, jnp.expm1(log_p_BC), jnp.exp(log_p_BC))
+        outcomes = Outcomes.of(log_probabilities_BC, labels_B)
+        counts_B = valid_B.astype(jnp.int32)
         return cls(
             jnp.zeros((num_classes, num_classes), jnp.int32)
-            .at[labels_B, predicted_B]
-            .add(valid_B.astype(jnp.int32)),
-            jnp.zeros(num_classes, jnp.int32)
-            .at[_rank_of_label(log_p_BC, label_log_p_B1, labels_B[:, None])]
-            .add(valid_B.astype(jnp.int32)),
-            ExactMean.of(-label_log_p_B1[:, 0], valid_B),
-            ExactMean.of((distance_BC**2).sum(-1), valid_B),
+            .at[outcomes.label, outcomes.predicted]
+            .add(counts_B),
+            jnp.zeros(num_classes, jnp.int32).at[outcomes.rank].add(counts_B),
+            ExactMean.of(-outcomes.label_log_probability, valid_B),
+            ExactMean.of(outcomes.brier, valid_B),
         )
 
     def merge(self, other: "Classification") -> "Classification":
@@ -73,6 +67,25 @@ class Classification:
             self.log_loss.merge(other.log_loss),
             self.brier.merge(other.brier),
         )
+
+
+class Counts(NamedTuple):
+    """What the scores of C classes follow from, each int32, shape C.
+
+    Attributes:
+      hits: how often each class was the label and the prediction.
+      predicted: how often it was the prediction.
+      labelled: how often it was the label.
+    """
+
+    hits: jax.Array
+    predicted: jax.Array
+    labelled: jax.Array
+
+    @classmethod
+    def of(cls, confusion_CC: jax.Array) -> "Counts":
+        """Returns the counts of a confusion matrix."""
+        return cls(jnp.diag(confusion_CC), confusion_CC.sum(0), confusion_CC.sum(1))
 
 
 class Scores(NamedTuple):
@@ -90,9 +103,9 @@ def valid_examples(labels_B: jax.Array, mask_B: jax.Array | None, num_classes: i
     return valid_B if mask_B is None else valid_B & jnp.asarray(mask_B, bool)
 
 
-def accuracy(confusion_CC: jax.Array) -> jax.Array:
-    """Returns the fraction of examples on the diagonal; 0 without examples."""
-    return _ratio(jnp.trace(confusion_CC), confusion_CC.sum())
+def accuracy(counts: Counts) -> jax.Array:
+    """Returns the fraction of examples whose prediction is the label; 0 without examples."""
+    return _ratio(counts.hits.sum(), counts.labelled.sum())
 
 
 def top_k_accuracy(rank_counts_C: jax.Array, k: int) -> jax.Array:
@@ -104,26 +117,25 @@ def top_k_accuracy(rank_counts_C: jax.Array, k: int) -> jax.Array:
     return _ratio(rank_counts_C[:k].sum(), rank_counts_C.sum())
 
 
-def per_class(confusion_CC: jax.Array) -> Scores:
+def per_class(counts: Counts) -> Scores:
     """Returns the scores of each class against all others, shape C."""
-    hits_C, predicted_C, labelled_C = jnp.diag(confusion_CC), confusion_CC.sum(0), confusion_CC.sum(1)
-    return _scores(hits_C, predicted_C, labelled_C)
+    return _scores(counts.hits, counts.predicted, counts.labelled)
 
 
-def macro(confusion_CC: jax.Array) -> Scores:
+def macro(counts: Counts) -> Scores:
     """Returns the unweighted means of the scores over all classes."""
-    return Scores(*(score_C.mean() for score_C in per_class(confusion_CC)))
+    return Scores(*(score_C.mean() for score_C in per_class(counts)))
 
 
-def micro(confusion_CC: jax.Array) -> Scores:
+def micro(counts: Counts) -> Scores:
     """Returns the scores of the summed counts; with one label per example all three are the accuracy."""
-    return _scores(jnp.trace(confusion_CC), confusion_CC.sum(), confusion_CC.sum())
+    return _scores(counts.hits.sum(), counts.predicted.sum(), counts.labelled.sum())
 
 
-def weighted(confusion_CC: jax.Array) -> Scores:
+def weighted(counts: Counts) -> Scores:
     """Returns the means of the scores, weighted by the number of examples of each class."""
-    weights_C = _ratio(confusion_CC.sum(1), confusion_CC.sum())
-    return Scores(*((score_C * weights_C).sum() for score_C in per_class(confusion_CC)))
+    weights_C = _ratio(counts.labelled, counts.labelled.sum())
+    return Scores(*((score_C * weights_C).sum() for score_C in per_class(counts)))
 
 
 def perplexity(log_loss: jax.Array) -> jax.Array:
@@ -142,12 +154,3 @@ def _scores(hits: jax.Array, predicted: jax.Array, labelled: jax.Array) -> Score
 
 def _ratio(count: jax.Array, total: jax.Array) -> jax.Array:
     return count / jnp.maximum(total, 1)
-
-
-def _rank_of_label(scores_BC: jax.Array, label_score_B1: jax.Array, labels_B1: jax.Array) -> jax.Array:
-    """Returns how many classes rank above the label. A NaN does, and every class ranks above a NaN label."""
-    num_classes = scores_BC.shape[-1]
-    class_1C = jnp.arange(num_classes)[None, :]
-    wins_tie_BC = class_1C > labels_B1 if num_classes > 2 else class_1C < labels_B1
-    is_behind_BC = (scores_BC < label_score_B1) | ((scores_BC == label_score_B1) & ~wins_tie_BC)
-    return (~is_behind_BC & (class_1C != labels_B1)).sum(-1)

@@ -1,6 +1,6 @@
 """All metrics of a classifier from its stored predictions, in one call.
 
-Shapes: N examples, C classes, K bins of confidence.
+Shapes: N examples, C classes.
 """
 
 from typing import Any
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dl.errors import UserError
-from dl.evaluation import calibration, classification, ranking
-from dl.evaluation.intervals import wilson
+from dl.evaluation import ranking
+from dl.evaluation.outcome_figures import outcome_figures
+from dl.evaluation.outcomes import Outcomes
 
 # Tolerance for the sum of the probabilities, which is 1. Those of bfloat16 are within it.
 SUM_TOLERANCE = 0.05
-TOP_K = 5
 
 
 def classification_figures(
@@ -45,6 +45,59 @@ def classification_figures(
     Raises:
       UserError: shapes do not fit, a label is not a class, or a row does not hold log-probabilities.
     """
+    log_probabilities, mask_N = jnp.asarray(log_probabilities), _checked_mask(log_probabilities, labels, mask)
+    outcomes = outcomes_of(log_probabilities, labels, mask_N)
+    num_classes = log_probabilities.shape[1]
+    confusion_CC = np.zeros((num_classes, num_classes), np.int32)
+    np.add.at(confusion_CC, (outcomes.label, outcomes.predicted), 1)
+    figures = outcome_figures(outcomes, num_classes)
+    del figures["labelled"]
+    return {**figures, "confusion": confusion_CC, **class_areas(log_probabilities, labels, mask_N)}
+
+
+def outcomes_of(log_probabilities: Any, labels: Any, mask: Any = None) -> Outcomes:
+    """Returns the outcomes of the valid examples on the host; see `classification_figures`."""
+    mask_N = _checked_mask(log_probabilities, labels, mask)
+    outcomes, sums_to_one_N = jax.device_get(_outcomes(log_probabilities, jnp.asarray(labels)))
+    is_off_N = mask_N & ~sums_to_one_N
+    if is_off_N.any():
+        raise UserError(
+            f"log_probabilities of example {int(np.argmax(is_off_N))} do not sum to 1 as probabilities; "
+            "pass jax.nn.log_softmax(logits)"
+        )
+    return jax.tree.map(lambda values_N: values_N[mask_N], outcomes)
+
+
+def class_areas(log_probabilities: Any, labels: Any, mask: Any = None) -> dict[str, float | np.ndarray]:
+    """Returns ROC-AUC and average precision of each class, and their macro means, by name."""
+    mask_N = _checked_mask(log_probabilities, labels, mask)
+    areas = jax.device_get(_areas(log_probabilities, jnp.asarray(labels), jnp.asarray(mask_N)))
+    return {name: area if np.ndim(area) else float(area) for name, area in areas.items()}
+
+
+@jax.jit
+def _outcomes(log_probabilities_NC: jax.Array, labels_N: jax.Array) -> tuple[Outcomes, jax.Array]:
+    """Returns the outcomes, and whether the probabilities of each example sum to 1 (a NaN passes)."""
+    log_p_NC = jnp.asarray(log_probabilities_NC, jnp.float32)
+    is_off_N = jnp.abs(jax.nn.logsumexp(log_p_NC, axis=-1)) > SUM_TOLERANCE
+    return Outcomes.of(log_p_NC, labels_N), ~is_off_N
+
+
+@jax.jit
+def _areas(log_probabilities_NC: jax.Array, labels_N: jax.Array, mask_N: jax.Array) -> dict[str, jax.Array]:
+    def areas(*arrays: jax.Array) -> dict[str, jax.Array]:
+        return {
+            "roc_auc": ranking.roc_auc(*arrays),
+            "average_precision": ranking.average_precision(*arrays),
+        }
+
+    log_p_NC = jnp.asarray(log_probabilities_NC, jnp.float32)
+    found = ranking.one_vs_rest(areas, log_p_NC, labels_N, mask_N)
+    return found | {f"{name}_macro": areas_C.mean() for name, areas_C in found.items()}
+
+
+def _checked_mask(log_probabilities: Any, labels: Any, mask: Any) -> np.ndarray:
+    """Returns the mask on the host; raises UserError for arguments that do not fit."""
     shape = np.shape(log_probabilities)
     if len(shape) != 2 or np.shape(labels) != shape[:1]:
         raise UserError(
@@ -57,63 +110,9 @@ def classification_figures(
         raise UserError(
             f"the mask has the shape {np.shape(mask)}; expected one value for each example, {shape[:1]}"
         )
-    _check_labels(np.asarray(labels), np.asarray(mask, bool), shape[1])
-    counted = jax.device_get(_count(log_probabilities, jnp.asarray(labels), jnp.asarray(mask, bool)))
-    figures, sums_to_one = counted
-    if not sums_to_one.all():
-        row = int(np.argmin(sums_to_one))
-        raise UserError(
-            f"log_probabilities of example {row} do not sum to 1 as probabilities; "
-            "pass jax.nn.log_softmax(logits)"
-        )
-    hits = int(np.trace(figures["confusion"]))
-    _, low, high = wilson(hits, int(figures["num_examples"]))
-    figures["accuracy_interval"] = np.array([low, high])
-    return {name: figure if np.ndim(figure) else float(figure) for name, figure in figures.items()}
-
-
-@jax.jit
-def _count(
-    log_probabilities_NC: jax.Array, labels_N: jax.Array, mask_N: jax.Array
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Returns the metrics, and whether the probabilities of each valid example sum to 1 (a NaN passes)."""
-    log_p_NC = jnp.asarray(log_probabilities_NC, jnp.float32)
-    sums = classification.Classification.of(log_p_NC, labels_N, mask_N)
-    confusion_CC = sums.confusion
-    log_loss = sums.log_loss.compute()
-    figures = {
-        "num_examples": confusion_CC.sum(),
-        "accuracy": classification.accuracy(confusion_CC),
-        "log_loss": log_loss,
-        "perplexity": classification.perplexity(log_loss),
-        "brier_score": sums.brier.compute(),
-        "confusion": confusion_CC,
-        **classification.per_class(confusion_CC)._asdict(),
-    }
-    if log_p_NC.shape[-1] > TOP_K:
-        figures[f"top_{TOP_K}_accuracy"] = classification.top_k_accuracy(sums.rank_counts, TOP_K)
-    for mean in (classification.macro, classification.micro, classification.weighted):
-        scores = mean(confusion_CC)._asdict()
-        figures |= {f"{name}_{mean.__name__}": score for name, score in scores.items()}
-
-    def areas(*arrays: jax.Array) -> dict[str, jax.Array]:
-        return {
-            "roc_auc": ranking.roc_auc(*arrays),
-            "average_precision": ranking.average_precision(*arrays),
-        }
-
-    for name, areas_C in ranking.one_vs_rest(areas, log_p_NC, labels_N, mask_N).items():
-        figures |= {name: areas_C, f"{name}_macro": areas_C.mean()}
-    bins = calibration.Calibration.of(log_p_NC, labels_N, mask_N)
-    shown = calibration.reliability(bins)
-    figures |= {
-        "expected_calibration_error": calibration.expected_calibration_error(bins),
-        "calibration_count": bins.counts,
-        "calibration_accuracy": shown.accuracy,
-        "calibration_confidence": shown.confidence,
-    }
-    is_off_N = jnp.abs(jax.nn.logsumexp(log_p_NC, axis=-1)) > SUM_TOLERANCE
-    return figures, ~(mask_N & is_off_N)
+    mask_N = np.asarray(mask, bool)
+    _check_labels(np.asarray(labels), mask_N, shape[1])
+    return mask_N
 
 
 def _check_labels(labels_N: np.ndarray, mask_N: np.ndarray, num_classes: int) -> None:

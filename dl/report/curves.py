@@ -162,7 +162,9 @@ def _scattered(
         low, high = interval_of(record, split, name) or (np.nan, np.nan)
         ends = np.array([places.min() - 0.5, places.max() + 0.5])
         title = f"{name.replace('_', ' ').capitalize()} by {kind}, {split} split"
-        rows = [(run, f"{value:.5g}") for run, value in zip(names, values, strict=True)]
+        rows = [(run, f"{value:.5g}") for run, value in zip(names, values, strict=True)][:MAX_ROWS]
+        if len(names) > MAX_ROWS:
+            rows.append((f"{len(names) - MAX_ROWS:,} more", ""))
         rows += [("mean", f"{number(mean):.5g}"), ("95 % interval", f"{low:.5g} to {high:.5g}")]
         plots.append(
             plot(

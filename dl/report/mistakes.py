@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dl.evaluation.outcomes import Outcomes
 from dl.report.picture import to_data_uri
-from dl.runs.predictions import Predictions
 from dl.types import Source
 
 NUM_MISTAKES = 25
@@ -36,32 +36,35 @@ class Mistake:
 
 
 def most_confident_mistakes(
-    predictions: Predictions,
-    wrong_N: np.ndarray,
+    outcomes: Outcomes,
+    index: np.ndarray,
+    names: Sequence[str],
     pictures: Source | None,
     texts: Callable[[np.ndarray], Sequence[str]] | None,
 ) -> list[Mistake]:
     """Returns the wrong predictions with the highest probabilities; see `classifier.classifier_sections`.
 
     Args:
-      predictions: the predictions for one split.
-      wrong_N: positions of the wrong predictions.
+      outcomes: the outcomes of N examples.
+      index: their rows in the split, shape N.
+      names: the names of the classes.
       pictures: the split, whose feature `image` is shown. `None` means no pictures.
       texts: function from rows of the split to their texts. `None` means no texts.
     """
-    log_p_NC, names = predictions.log_probabilities, predictions.class_names
-    chosen = wrong_N[np.argsort(-log_p_NC[wrong_N].max(-1), kind="stable")][:NUM_MISTAKES]
+    wrong_N = np.flatnonzero(~np.asarray(outcomes.is_right))
+    order = np.argsort(-np.asarray(outcomes.predicted_log_probability)[wrong_N], kind="stable")
+    chosen = wrong_N[order][:NUM_MISTAKES]
     images: Sequence[str] = [""] * len(chosen)
     if pictures is not None and len(chosen):
-        images = [to_data_uri(image) for image in pictures[predictions.index[chosen]]["image"]]
-    read = [""] * len(chosen) if texts is None else texts(predictions.index[chosen])
+        images = [to_data_uri(image) for image in pictures[index[chosen]]["image"]]
+    read = [""] * len(chosen) if texts is None else texts(index[chosen])
     return [
         Mistake(
-            int(predictions.index[n]),
-            names[predictions.label[n]],
-            names[int(log_p_NC[n].argmax())],
-            f"{np.exp(log_p_NC[n].max()):.1%}".replace("%", " %"),
-            f"{np.exp(log_p_NC[n, predictions.label[n]]):.1%}".replace("%", " %"),
+            int(index[n]),
+            names[int(outcomes.label[n])],
+            names[int(outcomes.predicted[n])],
+            f"{np.exp(outcomes.predicted_log_probability[n]):.1%}".replace("%", " %"),
+            f"{np.exp(outcomes.label_log_probability[n]):.1%}".replace("%", " %"),
             image,
             shown,
         )

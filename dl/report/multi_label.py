@@ -7,7 +7,7 @@ import numpy as np
 
 from dl.evaluation.multi_label import MultiLabelFigures, multi_label_figures
 from dl.evaluation.ranking import precision_recall_curve
-from dl.report.classifier import spread_along
+from dl.report.class_curves import spread_along
 from dl.report.plots import NUM_STYLES, Plot, Series, Table, plot
 from dl.report.task import TaskSection, figure_text
 from dl.runs.predictions import MultiLabel

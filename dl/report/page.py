@@ -28,6 +28,7 @@ from dl.report.text_input import texts_of
 from dl.report.token_predictions import masked_section, sequence_section, tagging_section
 from dl.runs.folder import RunFolder
 from dl.runs.predictions import (
+    ClassificationOutcomes,
     LanguageModel,
     MaskedLanguageModel,
     MultiLabel,
@@ -53,8 +54,12 @@ _SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
 TOLERANCE = 1e-4  # largest difference of two accuracies of the same predictions
 
 
-def write_report(folder: Path, out: Path, experiment: Experiment | None, trouble: Sequence[str] = ()) -> None:
+def write_report(
+    folder: Path, out: Path, experiment: Experiment | None, trouble: Sequence[str] = ()
+) -> list[Path]:
     """Writes one self-contained HTML file, without scripts or external files.
+
+    If its table of classes has not all classes, a CSV file next to it has: NAME-classes.csv for NAME.html.
 
     Args:
       folder: the folder of the run.
@@ -62,20 +67,33 @@ def write_report(folder: Path, out: Path, experiment: Experiment | None, trouble
       experiment: the experiment of the run, for layers and pictures. `None` leaves these out.
       trouble: sentences about why there is no experiment, or about its problems.
 
+    Returns:
+      The files that were written.
+
     Raises:
-      UserError: the folder does not hold a run, or the file cannot be written.
+      UserError: the folder does not hold a run, or a file cannot be written.
     """
-    page = render(folder, read_record(folder), experiment, trouble)
-    try:
-        replace_text(out, page)
-    except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror or error}); choose another file by --out"
-        ) from None
+    classes_path = out.with_name(f"{out.stem}-classes.csv")
+    page, classes = _render(folder, read_record(folder), experiment, trouble, classes_path.name)
+    written = {out: page} | ({classes_path: classes} if classes else {})
+    for path, content in written.items():
+        try:
+            replace_text(path, content)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror or error}); choose another file by --out"
+            ) from None
+    return list(written)
 
 
-def render(folder: Path, record: Record, experiment: Experiment | None, trouble: Sequence[str] = ()) -> str:
-    """Returns the page as HTML."""
+def _render(
+    folder: Path,
+    record: Record,
+    experiment: Experiment | None,
+    trouble: Sequence[str],
+    classes_file: str,
+) -> tuple[str, str]:
+    """Returns the page as HTML, and the CSV of all classes if the page has not all of them."""
     missing = [*record.missing, *trouble]
     if experiment is not None:
         try:
@@ -119,7 +137,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         *(("cost", "Time, memory, energy", True), ("data", "Data", True), ("options", "Options", True)),
         *(("environment", "Environment", True), ("card", "Model card", True)),
     ]
-    return fill(
+    page = fill(
         "report.html",
         name=text(record.run.get("experiment")),
         folder=str(folder),
@@ -135,6 +153,7 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         seeds=seeds,
         curves=shown,
         classifier=classifier,
+        classes_file=classes_file,
         task=task,
         samples=samples,
         attention=attention,
@@ -152,12 +171,18 @@ def render(folder: Path, record: Record, experiment: Experiment | None, trouble:
         starts=runs,
         card=model_card(record, classifier),
     )
+    return page, "" if classifier is None else classifier.all_classes
 
 
 def _classifier(record: Record, experiment: Experiment | None, missing: list[str]) -> Classifier | None:
     predictions = record.predictions
-    if not isinstance(predictions, Predictions):
+    if not isinstance(predictions, Predictions | ClassificationOutcomes):
         return None
+    if isinstance(predictions, ClassificationOutcomes):
+        missing.append(
+            "ROC and precision-recall curves of classes: they need the probabilities of all classes, which "
+            "would take more than 16 MiB and were not kept."
+        )
     pictures, texts = None, None
     if experiment is not None and (source := _source(record, experiment, predictions.split, missing)):
         pictures = source if can_be_shown(source) else None

@@ -10,7 +10,7 @@ from typing import Any
 from dl.errors import UserError
 from dl.runs.folder import RunFolder
 from dl.runs.log import readable_lines
-from dl.runs.predictions import Kept, Predictions, read_predictions
+from dl.runs.predictions import ClassificationOutcomes, Kept, Predictions, read_predictions
 from dl.stopping import FINAL_SPLIT
 from dl.task import FRACTION
 
@@ -50,7 +50,8 @@ class Record:
         """The units of the metrics. Runs of older versions do not record them."""
         if "kind" in self.result:
             return {name: text(unit) for name, unit in mapping(self.result.get("units")).items()}
-        nats = {"loss": "nats"} if isinstance(self.predictions, Predictions) else {}
+        is_classifier = isinstance(self.predictions, Predictions | ClassificationOutcomes)
+        nats = {"loss": "nats"} if is_classifier else {}
         return {**nats, "accuracy": FRACTION}
 
     @property

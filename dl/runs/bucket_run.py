@@ -45,8 +45,9 @@ class BucketRun(Run):
         return epath.Path(f"{self.where}/checkpoints")
 
     def publish_report(self) -> None:
-        """Uploads the report of the finished run."""
-        self._mirror.bucket.upload(self.report_path, self.report_path.name)
+        """Uploads the report of the finished run, and the file of its classes."""
+        for path in sorted(self.folder.glob(f"{self.report_path.stem}[.-]*")):
+            self._mirror.bucket.upload(path, path.name)
 
     def _take_lock(self) -> BucketLock:
         return BucketLock(self._mirror.bucket)

@@ -16,10 +16,16 @@ from dl.studies.comparison import (
     Side,
     check_comparable,
     compare,
+    counted,
     differences_in_setup,
     name_of,
     table_of,
+    tables_by_metric,
+    transposed,
 )
+
+MAX_OTHERS = 6
+"""The largest number of other sides that have a table and sentences each. More have a row each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +44,38 @@ class Comparison:
 
     @property
     def tables(self) -> list[Table]:
-        """The settings that differ, then the metrics for each other side, then the baselines, if any."""
+        """The settings that differ, then the metrics for each other side, then the baselines, if any.
+
+        With more than `MAX_OTHERS` other sides there is a table for each metric, with a row for each side.
+        """
         first, *others = self.sides
-        pairs = zip(self.differences, others, strict=True)
-        tables = [table_of(rows, first, other, self.confidence) for rows, other in pairs]
+        setup = differences_in_setup(self.sides)
+        if len(others) > MAX_OTHERS:
+            setup = transposed(setup)
+            tables = tables_by_metric(self.differences, first, others, self.confidence)
+        else:
+            pairs = zip(self.differences, others, strict=True)
+            tables = [table_of(rows, first, other, self.confidence) for rows, other in pairs]
         baselines = baseline_table({run.name: run.result for side in self.sides for run in side})
-        return [differences_in_setup(self.sides), *tables, *([] if baselines is None else [baselines])]
+        return [setup, *tables, *([] if baselines is None else [baselines])]
 
     @property
     def lines(self) -> list[str]:
-        """A sentence for each metric of each other side, and the notices about the data."""
+        """A sentence for each metric of each other side, and the notices about the data.
+
+        With more than `MAX_OTHERS` other sides there is a sentence for each metric, which counts verdicts.
+        """
         first, *others = self.sides
-        lines = [
-            _sentence(row, first, other, self.confidence)
-            for rows, other in zip(self.differences, others, strict=True)
-            for row in rows
-        ]
-        for run in (run for side in self.sides for run in side):
-            lines += [f"{run.name}: {line}" for line in baseline_lines(run.result)]
+        if len(others) > MAX_OTHERS:
+            lines = counted(self.differences, first)
+        else:
+            lines = [
+                _sentence(row, first, other, self.confidence)
+                for rows, other in zip(self.differences, others, strict=True)
+                for row in rows
+            ]
+            for run in (run for side in self.sides for run in side):
+                lines += [f"{run.name}: {line}" for line in baseline_lines(run.result)]
         notices = [evidence.result.get("notice") for side in self.sides for evidence in side]
         return lines + [f"NOTE: {short_notice(notice)}" for notice in dict.fromkeys(notices) if notice]
 
@@ -83,13 +103,18 @@ def compare_runs(*sides: Path | Sequence[Path]) -> Comparison:
         )
     read = [[read_run(folder) for folder in side] for side in folders]
     check_comparable(read)
-    first, *others = read
+    first, *others = (
+        list(zip(side, of_side, strict=True)) for side, of_side in zip(read, folders, strict=True)
+    )
     confidence = 1 - 0.05 / len(others)
-    return Comparison(read, [compare(first, other, confidence) for other in others], confidence)
+    start = _with_predictions(first)
+    # The predictions of two sides are in memory at the same time, for any number of sides.
+    differences = [compare(start, _with_predictions(other), confidence) for other in others]
+    return Comparison(read, differences, confidence)
 
 
 def read_run(folder: Path) -> Evidence:
-    """Reads the folder of a finished run.
+    """Reads the folder of a finished run, without its predictions.
 
     Raises:
       UserError: the folder does not hold a finished run, or a file cannot be read.
@@ -99,12 +124,20 @@ def read_run(folder: Path) -> Evidence:
     if record is None:
         hint = f", such as {folder / 'fold-1'}" if (folder / "folds.json").exists() else ""
         raise UserError(f"{folder} does not hold a run; give the folder of a run{hint}")
-    result = run.finished_result()
-    predictions = None
-    run.verify(run.predictions_path)
-    if run.predictions_path.exists():
-        predictions = vars(read_predictions(run.predictions_path))
-    return Evidence(str(folder), record, result, predictions)
+    return Evidence(str(folder), record, run.finished_result())
+
+
+def _with_predictions(side: Sequence[tuple[Evidence, Path]]) -> Side:
+    """Returns a side with its predictions if it is one run, because only then they are paired."""
+    read = []
+    for evidence, folder in side:
+        run = RunFolder(folder)
+        run.verify(run.predictions_path)
+        if len(side) == 1 and run.predictions_path.exists():
+            predictions = vars(read_predictions(run.predictions_path))
+            evidence = dataclasses.replace(evidence, predictions=predictions)
+        read.append(evidence)
+    return read
 
 
 def _sentence(row: Difference, first: Side, other: Side, confidence: float) -> str:

@@ -5,6 +5,7 @@ seeds.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,41 @@ def table_of(differences: Sequence[Difference], first: Side, other: Side, confid
         "test",
     ]
     return Table(f"{name_of(other)} against {name_of(first)}", [*header, name_of(other)], rows)
+
+
+def tables_by_metric(
+    differences: Sequence[Sequence[Difference]], first: Side, others: Sequence[Side], confidence: float
+) -> list[Table]:
+    """Returns a table for each metric, with a row for each other side."""
+    found: dict[str, list[list[str]]] = {}
+    values: dict[str, float] = {}
+    for rows, other in zip(differences, others, strict=True):
+        for name, _, *cells in table_of(rows, first, other, confidence).rows:
+            found.setdefault(name, []).append([name_of(other), *cells])
+        values |= {f"{row.split} {row.metric}": row.first for row in rows}
+    header = ["", "value", "difference", f"{100 * confidence:.4g} % interval", "p", "test", "verdict"]
+    return [
+        Table(f"{name} against {name_of(first)} ({values[name]:.4f})", header, rows)
+        for name, rows in found.items()
+    ]
+
+
+def counted(differences: Sequence[Sequence[Difference]], first: Side) -> list[str]:
+    """Returns a sentence for each metric that says how many other sides have which verdict."""
+    verdicts: dict[str, Counter[str]] = {}
+    for row in (row for rows in differences for row in rows):
+        verdicts.setdefault(f"{row.split} {row.metric}", Counter())[row.verdict] += 1
+    return [
+        f"{name} against {name_of(first)}: "
+        + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        for name, counts in verdicts.items()
+    ]
+
+
+def transposed(table: Table) -> Table:
+    """Returns a table with rows and columns exchanged."""
+    header, *rows = zip(table.header, *table.rows, strict=True)
+    return Table(table.title, header, rows)
 
 
 def name_of(side: Side) -> str:

@@ -14,7 +14,7 @@ from dl.evaluation.paired import paired_examples
 Predicted = Mapping[str, Any]
 """The fields of the `predictions.Kept` of one run."""
 
-_OF_CLASSES = ("accuracy", "loss")  # metrics that follow from the log-probabilities of a classification
+_OF_CLASSES = ("accuracy", "loss")  # metrics that follow from the predictions of a classification
 _OF_THE_DATA = ("index", "label", "target", "num_tokens")  # arrays that must be equal on both sides
 
 
@@ -48,19 +48,25 @@ def pair_examples(
 def _rows(predicted: Predicted, metric: str) -> np.ndarray | None:
     """Returns total and weight of each example for a metric, shape N × 2; `None` if they are not known.
 
-    Predictions of older versions give only accuracy and loss of a classification, in the order of their
-    index.
+    Predictions without the metrics of each example, as those of older versions or of very large splits, give
+    only accuracy and loss of a classification, in the order of their index.
     """
     names = tuple(map(str, predicted.get("metric_names", ())))
     if metric in names:
         return np.asarray(predicted["example_metrics"], np.float64)[:, names.index(metric)]
-    if metric not in _OF_CLASSES or names or "log_probabilities" not in predicted:
+    if metric not in _OF_CLASSES or names:
         return None
+    if "log_probabilities" in predicted:
+        label_N, log_p_NC = np.asarray(predicted["label"]), np.asarray(predicted["log_probabilities"])
+        guess_N, label_log_p_N = log_p_NC.argmax(1), log_p_NC[np.arange(len(label_N)), label_N]
+    elif "label_log_probability" in predicted:
+        label_N, guess_N = predicted["label"], predicted["predicted"]
+        label_log_p_N = predicted["label_log_probability"]
+    else:
+        return None
+    each_N = guess_N == label_N if metric == "accuracy" else -label_log_p_N
     order = np.argsort(predicted["index"], kind="stable")
-    label_N, log_p_NC = (np.asarray(predicted[name])[order] for name in ("label", "log_probabilities"))
-    rows_N = np.arange(len(label_N))
-    each_N = log_p_NC.argmax(1) == label_N if metric == "accuracy" else -log_p_NC[rows_N, label_N]
-    return np.stack([np.asarray(each_N, np.float64), np.ones(len(label_N))], -1)
+    return np.stack([np.asarray(each_N[order], np.float64), np.ones(len(label_N))], -1)
 
 
 def _are_of_the_same(a: Predicted, b: Predicted) -> bool:

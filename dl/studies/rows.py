@@ -1,14 +1,27 @@
-"""The rows of a sweep: one for each trial, as sweep.json holds them."""
+"""The rows of a sweep: one for each trial, as sweep.json holds them, and what proposes a trial from them."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from dl.studies.folder import Study, damaged
+from dl.studies.search import Point
 
 Row = dict[str, Any]
 """`trial`, `options`, `value` of the metric (None if the trial failed), `error`, whether it `has_diverged`,
 `metrics`, `folder`, and which `member` of the run there it is, where that has several."""
+
+
+class Proposals(Protocol):
+    """A search method that proposes the point of a trial from the finished trials."""
+
+    def propose(self, trial: int, finished: Sequence[Row]) -> Point:
+        """Returns the point of a trial."""
+        ...
+
+    def point(self, options: Mapping[str, Any]) -> Point:
+        """Returns the point with the options of a row, which are JSON values."""
+        ...
 
 
 def rows_of(record: Mapping[str, Any], study: Study) -> dict[int, Row]:

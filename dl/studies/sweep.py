@@ -66,7 +66,7 @@ class Sweep:
 
     @property
     def table(self) -> Table:
-        """All trials, the best first."""
+        """The trials, the best first; of very many only the first ones."""
         return table_of(self.rows, f"{self.split} {self.metric}")
 
     @property

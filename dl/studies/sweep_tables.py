@@ -10,14 +10,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_ROWS = 100  # trials in a table
+MAX_TICKS = 12  # of an axis
+
 Rows = Sequence[Mapping[str, Any]]
 
 
 def table_of(rows: Rows, metric: str) -> Table:
-    """Returns a table of the trials in the given order, with the error of each failed trial."""
+    """Returns a table of the first `MAX_ROWS` trials, with the error of each failed trial."""
     names = list(rows[0]["options"])
+    title = f"{len(rows)} trials by {metric}"
+    if len(rows) > MAX_ROWS:
+        title = f"The first {MAX_ROWS} of {len(rows):,} trials by {metric}; sweep.json has all"
     return Table(
-        f"{len(rows)} trials by {metric}",
+        title,
         ["trial", *names, metric, "run"],
         [
             [
@@ -26,7 +32,7 @@ def table_of(rows: Rows, metric: str) -> Table:
                 row["error"] if row["value"] is None else f"{row['value']:.6g}",
                 row["folder"] + (f" member {row['member']}" if "member" in row else ""),
             ]
-            for row in rows
+            for row in rows[:MAX_ROWS]
         ],
     )
 
@@ -77,8 +83,10 @@ def _draw_axis(axes: "Axes", number: int, values: Sequence[Any], is_log: bool) -
         ticks = [(heights[values.index(v)], v) for v in known] if len(known) <= 6 else ends
     else:
         steps = max(len(known) - 1, 1)
-        heights = [known.index(_text(value)) / steps for value in values]
-        ticks = [(place / steps, value) for place, value in enumerate(known)]
+        place_of = {value: place / steps for place, value in enumerate(known)}
+        heights = [place_of[_text(value)] for value in values]
+        every = -(-len(known) // MAX_TICKS)
+        ticks = [(place_of[value], value) for value in known[::every]]
     axes.axvline(number, color="0.6", linewidth=1)
     paper = {
         "facecolor": "white",

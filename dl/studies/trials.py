@@ -10,7 +10,7 @@ one after another, and several workers share them, see `dl.studies.workers`.
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from dl.errors import Diverged, UserError
 from dl.option_types import Options
@@ -22,7 +22,7 @@ from dl.stopping import look_up
 from dl.studies.folder import is_same, plain
 from dl.studies.probe import Probe, without_test
 from dl.studies.programs import groups_of, in_one_program
-from dl.studies.rows import Row, name_of, rows_of
+from dl.studies.rows import Proposals, Row, name_of, rows_of
 from dl.studies.runs import StudyRuns
 from dl.studies.search import Point
 from dl.studies.trial_errors import is_of_surroundings, one_line
@@ -30,18 +30,9 @@ from dl.system.claims import ClaimLost
 from dl.training.signals import Stopped
 
 _POINT = "point"  # under which a worker notes the point of a trial
-
-
-class Proposals(Protocol):
-    """A search method that proposes the point of a trial from the finished trials."""
-
-    def propose(self, trial: int, finished: Sequence[Row]) -> Point:
-        """Returns the point of a trial."""
-        ...
-
-    def point(self, options: Mapping[str, Any]) -> Point:
-        """Returns the point with the options of a row, which are JSON values."""
-        ...
+# The part of the record that is new when it is written again: so what is written grows with the number of
+# trials, not with its square. What a kill loses is read again from the folders of the trials.
+_NEW_PART = 1 / 16
 
 
 class Trials:
@@ -87,6 +78,7 @@ class Trials:
         self._probe = probe
         self._together = together
         self._console = console
+        self._num_written = self._num_unwritten = 0
         with self._writing():
             there = runs.study.resume(self.header, {"code": legacy_code_of(runs.experiment_fn)})
             self._recorded = {} if there is None else rows_of(there, runs.study)
@@ -142,8 +134,7 @@ class Trials:
     def concluding(self) -> Iterator[None]:
         """A context at the end of the sweep in which no other worker writes into its folder."""
         with self._writing():
-            if self._runs.worker is not None:
-                self._write()
+            self._write()
             yield
 
     def _writing(self) -> contextlib.AbstractContextManager[Any]:
@@ -153,8 +144,11 @@ class Trials:
     def _carry_out(self, pieces: Mapping[str, Callable[[], list[Row]]]) -> None:
         """Trains the trials of each piece, alone or together with the other workers."""
         if self._runs.worker is None:
-            for train in pieces.values():
-                train()
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._write_rest)
+                for train in pieces.values():
+                    train()
+                stack.pop_all()  # the rest is written with later trials, or at the end
             return
         for rows in self._runs.worker.carry_out(pieces).values():
             for row in rows:
@@ -281,13 +275,21 @@ class Trials:
             row["error"] = f"{rule.split} {rule.metric} is not a finite number"
 
     def _report(self, rows: Sequence[Row]) -> None:
-        if self._runs.worker is None:  # else the worker that ends last writes all rows
+        self._num_unwritten += len(rows)
+        is_due = self._num_unwritten >= _NEW_PART * self._num_written
+        if is_due and self._runs.worker is None:  # else the worker that ends last writes all rows
             self._write()
         for row in rows:
             said = row["error"] if row["value"] is None else f"{row['value']:.6g}"
             words = " ".join(f"{name}={value}" for name, value in row["options"].items())
             self._console.line(f"trial {row['trial']}: {words}: {said}")
 
+    def _write_rest(self) -> None:
+        """Writes what is left after an error, which says more than an error of writing."""
+        with contextlib.suppress(UserError):
+            self._write()
+
     def _write(self) -> None:
         known = self._recorded | {row["trial"]: row for row in self.rows if "value" in row}
         self._runs.study.write({**self.header, "trials": [known[k] for k in sorted(known)]})
+        self._num_written, self._num_unwritten = len(known), 0

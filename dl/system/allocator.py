@@ -9,11 +9,10 @@ import os
 import sys
 
 # malloc.h. The values are signed integers of 32 bits.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 _SETTINGS = (
     (_M_TRIM_THRESHOLD, 2**31 - 1),  # free memory at the end of the heap that is not given back
     (_M_TOP_PAD, 2**28),  # the heap grows in few steps; what is not used takes no memory
-    (_M_ARENA_MAX, 1),  # one heap for all threads; those of further threads hold 64 MiB at most
 )
 
 _state = "default"

@@ -4,12 +4,20 @@ import pytest
 from scipy import special
 
 from dl.evaluation import Classification, classification
+from dl.evaluation.classification import Counts
 
 classify = jax.jit(Classification.of)
-accuracy, perplexity = jax.jit(classification.accuracy), jax.jit(classification.perplexity)
+perplexity = jax.jit(classification.perplexity)
 top_k_accuracy = jax.jit(classification.top_k_accuracy, static_argnums=1)
-per_class, macro = jax.jit(classification.per_class), jax.jit(classification.macro)
-micro, weighted = jax.jit(classification.micro), jax.jit(classification.weighted)
+
+
+def of_matrix(score):
+    return jax.jit(lambda confusion: score(Counts.of(confusion)))
+
+
+accuracy, per_class = of_matrix(classification.accuracy), of_matrix(classification.per_class)
+macro, micro = of_matrix(classification.macro), of_matrix(classification.micro)
+weighted = of_matrix(classification.weighted)
 # Rows are labels: class 0 has 3 examples, 1 has 1, 2 has 4. The scores below are counted by hand.
 CONFUSION = np.array([[2, 1, 0], [0, 1, 0], [1, 0, 3]])
 

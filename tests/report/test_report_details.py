@@ -1,17 +1,21 @@
 """What a report says beside its figures: what was used, seeds, folds, one notice; and that it is bounded."""
 
+import csv
 import json
 import random
 import re
 
 import numpy as np
 import pytest
+from sklearn.metrics import confusion_matrix
 
 from dl.data.splits import short_notice
 from dl.report import curves, plots, write_folds_report, write_report
+from dl.report.classifier import classifier_sections
 from dl.report.record import read_record
 from dl.report.sections import facts, options_table
 from dl.runs.console import format_epochs, format_figures
+from dl.runs.predictions import ClassificationOutcomes
 
 DATA = {"name": "d", "version": "1.0.0", "checksum": "e" * 64, "sizes": {"train": 1_000, "test": 100}}
 
@@ -279,3 +283,60 @@ def test_a_run_within_its_first_epoch_is_plotted_over_its_steps():
     assert [row[0] for row in plot.table.rows] == ["1", "2", "3"]
     (longer,) = curves.curves([{**line, "epoch": line["step"] / 2} for line in lines], {"loss": "nats"})
     assert longer.table.columns[0] == "epoch"
+
+
+NUM_CLASSES, NUM_EXAMPLES = 3_000, 4_000
+
+
+def predictions_of_many_classes():
+    """Every class has an example; a class is taken for the next one ever more often the larger it is."""
+    index = np.arange(NUM_EXAMPLES, dtype=np.int32)
+    label = np.maximum(index - (NUM_EXAMPLES - NUM_CLASSES), 0)
+    predicted = np.where(index % 7 == 0, (label + 1) % NUM_CLASSES, label)
+    is_right = predicted == label
+    log_p = np.log(np.where(is_right, 0.5, 0.2)).astype(np.float32)
+    outcomes = (
+        label,
+        predicted,
+        np.int32(~is_right),
+        log_p,
+        np.full_like(log_p, np.log(0.5)),
+        log_p,
+        log_p * 0,
+    )
+    names = tuple(f"<c{c}>" for c in range(NUM_CLASSES))
+    return ClassificationOutcomes("test", NUM_EXAMPLES, index, *outcomes, names)
+
+
+def test_a_report_of_many_classes_is_short_and_all_classes_stand_beside_it(tmp_path):
+    predictions = predictions_of_many_classes()
+    predictions.save(write_run(tmp_path, {"metrics": {"test": {"accuracy": 0.5}}}) / "predictions.npz")
+    written = write_report(tmp_path, tmp_path / "page.html", None)
+    assert written == [tmp_path / "page.html", tmp_path / "page-classes.csv"]
+    assert written[0].stat().st_size < 150_000
+    words = plain(written[0])
+    assert "of 3,000, with the most frequent confusions: rows are labels, columns predictions" in words
+    assert "&lt;c0&gt; &lt;c1&gt; 143 14.3 %" in words  # rows 0, 7, … 994 and 1,000 of the 1,001 of class 0
+    assert "The 40 classes of 3,000 with the lowest F1, and the 10 with the highest" in words
+    assert "All classes are in page-classes.csv, next to this page." in words
+    assert "they need the probabilities of all classes" in words
+    with written[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list(predictions.class_names)
+    assert sum(int(row["examples"]) for row in rows) == NUM_EXAMPLES
+    matrix = confusion_matrix(predictions.label, predictions.predicted)
+    recall = np.diag(matrix) / matrix.sum(1)
+    np.testing.assert_allclose([float(row["recall"]) for row in rows], recall, rtol=1e-6)
+
+
+def test_the_matrix_of_many_classes_is_a_part_of_the_whole_one():
+    predictions = predictions_of_many_classes()
+    found = classifier_sections(predictions, None).matrix
+    whole = confusion_matrix(predictions.label, predictions.predicted)
+    classes = [int(name[2:-1]) for name, _ in found.rows]
+    assert len(classes) == 20
+    assert found.columns == [*(predictions.class_names[c] for c in classes), "all others"]
+    for c, (_, cells) in zip(classes, found.rows, strict=True):
+        counts = [count for count, _ in cells]
+        np.testing.assert_array_equal(counts[:-1], whole[c, classes])
+        assert sum(counts) == whole[c].sum()

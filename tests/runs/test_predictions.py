@@ -27,6 +27,7 @@ from dl.models.mlp import MLP
 from dl.report.classifier import classifier_sections
 from dl.runs.console import Console
 from dl.runs.predictions import (
+    ClassificationOutcomes,
     Kept,
     LanguageModel,
     MaskedLanguageModel,
@@ -37,6 +38,7 @@ from dl.runs.predictions import (
     Regression,
     SequenceToSequence,
     Tagging,
+    collect_classes,
     collect_outputs,
     collect_predictions,
     collection,
@@ -97,6 +99,28 @@ def test_of_a_large_split_the_same_sample_is_kept(monkeypatch, mesh1):
     assert found.index[-1] - found.index[0] > 5  # not the first five
     np.testing.assert_array_equal(found.label, source.arrays["label"][found.index])
     np.testing.assert_allclose(found.log_probabilities, expected(source)[found.index], atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_of_large_probabilities_the_outcomes_of_all_examples_are_kept(devices, request, monkeypatch):
+    mesh = request.getfixturevalue(f"mesh{devices}")
+    source = EXPERIMENT.data.evaluations["test"]
+    batches = Batches(source, 8, mesh)
+    monkeypatch.setattr(collect_classes, "MAX_FULL_BYTES", len(source) * (3 * 4 + 4))
+    full = collect_predictions(EXPERIMENT, VARIABLES, batches, mesh, "test")
+    assert isinstance(full, Predictions)  # they just fit
+    monkeypatch.setattr(collect_classes, "MAX_FULL_BYTES", len(source) * (3 * 4 + 4) - 1)
+    found = collect_predictions(EXPERIMENT, VARIABLES, batches, mesh, "test")
+    assert isinstance(found, ClassificationOutcomes)
+    for name in ("index", "label", "class_names", "num_examples", "split"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(full, name))
+    for name, values in vars(full.outcomes).items():
+        assert getattr(found, name).dtype == values.dtype
+        np.testing.assert_allclose(getattr(found, name), values, rtol=1e-6, err_msg=name)
+    shown, expected = (classifier_sections(one, None) for one in (found, full))
+    assert shown.figures == [pair for pair in expected.figures if pair[0] in dict(shown.figures)]
+    for name in ("sample", "accuracy", "error", "worst", "matrix", "confusions", "mistakes", "num_mistakes"):
+        assert getattr(shown, name) == getattr(expected, name), name
 
 
 def test_a_signal_cuts_it_short(mesh1):
@@ -196,6 +220,11 @@ OF_TOKENS = (
 )
 KEPT = [
     Predictions("test", SIZE, INDEX, INDEX % 2, FLOATS, ("a", "β"), **COMMON),
+    ClassificationOutcomes(
+        *("test", SIZE, INDEX, INDEX % 2, 1 - INDEX % 2, INDEX % 2, -FLOATS[:, 1], -FLOATS[:, 0]),
+        *(FLOATS[:, 0] * np.nan, FLOATS[:, 1], ("a", "β")),
+        **COMMON,
+    ),
     MultiLabel("test", SIZE, INDEX, FLOATS > 3, FLOATS, ("a", "b")),
     Regression("test", SIZE, INDEX, FLOATS, FLOATS * np.nan, ("x", "y"), **COMMON),
     Reconstruction("test", SIZE, INDEX, FLOATS[:, 0], SHOWN, 1, FLOATS[SHOWN], FLOATS[SHOWN]),

@@ -10,7 +10,7 @@ from scipy import stats
 
 from dl.errors import UserError
 from dl.evaluation.paired import NO_DIFFERENCE, NO_DIRECTION, NOT_TESTED
-from dl.runs.predictions import Predictions
+from dl.runs.predictions import ClassificationOutcomes, Predictions
 from dl.runs.tables import Table
 from dl.studies.compare import compare_runs
 from dl.studies.comparison import (
@@ -269,6 +269,53 @@ def test_it_is_a_function_that_returns_differences(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             compare_runs(*sides)
+
+
+def test_many_runs_have_a_row_each(dl, tmp_path):
+    first = write(tmp_path / "first", evidence(accuracy=RIGHT_A.mean(), predictions=predictions_of(RIGHT_A)))
+    predicted = [RIGHT_B, RIGHT_A, RIGHT_A] * 3
+    runs = [
+        write(tmp_path / f"{k}", evidence(accuracy=right.mean(), predictions=predictions_of(right), width=k))
+        for k, right in enumerate(predicted)
+    ]
+    few, many = (compare_runs(*map(Path, [first, *others])) for others in (runs[:6], runs))
+    assert len(few.tables) == 7
+    setup, accuracy, loss = many.tables
+    assert setup.header == ("", "width")
+    assert [tuple(row) for row in setup.rows[:3]] == [(first, "null"), (runs[0], "0"), (runs[1], "1")]
+    assert accuracy.title == f"test accuracy against {first} ({RIGHT_A.mean():.4f})"
+    assert [row[0] for row in accuracy.rows] == [row[0] for row in loss.rows] == runs
+    assert all(len(row) == len(accuracy.header) for row in accuracy.rows)
+    whole = [row for rows in many.differences for row in rows if row.metric == "accuracy"]
+    assert [row[-1] for row in accuracy.rows] == [row.verdict for row in whole]
+    assert [row[1] for row in accuracy.rows] == [f"{row.other:.4f}" for row in whole]
+    status, out, _ = dl("compare", first, *runs)
+    assert status == 0
+    assert f"test accuracy against {first}: 6 {NO_DIFFERENCE}, 3 better" in out
+    assert out.count("against") == 4
+
+
+def test_outcomes_are_paired_as_all_probabilities_are():
+    rng = np.random.default_rng(0)
+    sides = []
+    for seed in range(2):
+        logits = rng.normal(size=(200, 5)).astype(np.float32)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        label = np.arange(200, dtype=np.int32) % 5
+        full = Predictions("test", 200, np.arange(200), label, log_p, tuple("abcde"))
+        outcomes = ClassificationOutcomes(
+            "test", 200, full.index, **vars(full.outcomes), class_names=full.class_names
+        )
+        figures = {
+            "accuracy": (log_p.argmax(1) == label).mean(),
+            "loss": -log_p[np.arange(200), label].mean(),
+        }
+        sides.append([evidence(str(seed), **figures, predictions=vars(one)) for one in (full, outcomes)])
+    (full_a, outcomes_a), (full_b, outcomes_b) = sides
+    expected = compare([full_a], [full_b])
+    assert {row.test.split()[0] for row in expected} == {"McNemar,", "paired"}
+    assert compare([outcomes_a], [outcomes_b]) == expected
+    assert compare([full_a], [outcomes_b]) == expected
 
 
 def test_several_runs_on_a_side(dl, tmp_path):

@@ -16,9 +16,10 @@ from dl.errors import UserError
 from dl.runs.console import Console
 from dl.runs.find import find_experiment
 from dl.studies.fingerprint import fingerprint
+from dl.studies.folder import Study
 from dl.studies.search import Choices, Interval, Tpe, grid_points, random_points, rungs
 from dl.studies.sweep import sweep
-from dl.studies.sweep_tables import plot
+from dl.studies.sweep_tables import plot, table_of
 from dl.system.json_files import write_json
 from tests.helpers import PLANE
 
@@ -329,3 +330,29 @@ def test_tpe_goes_on_where_it_stopped(dl, path, tmp_path):
         runs.append(sweep_of(tmp_path / name))
     assert runs[0] == runs[1]
     assert len({trial["options"]["learning_rate"] for trial in runs[0]["trials"]}) == 2
+
+
+def test_the_record_of_many_trials_is_not_written_for_each(tmp_path, mesh1, path, monkeypatch):
+    experiment_fn = find_experiment(path)
+
+    def refusing(point=0.0):
+        if point == 135:
+            raise KeyboardInterrupt
+        if point:
+            raise UserError(f"point={point} is refused")
+        return experiment_fn(num_epochs=1)
+
+    sizes = []
+    write = Study.write
+    monkeypatch.setattr(Study, "write", lambda *args: (sizes.append(len(args[1]["trials"])), write(*args)))
+    space = {"point": [float(k) for k in range(200)]}
+    how = {"method": "grid", "folder": tmp_path / "sweep", "mesh": mesh1, "console": Console(is_quiet=True)}
+    with pytest.raises(KeyboardInterrupt):
+        sweep(refusing, space, **how, together=1)
+    assert sizes[:10] == list(range(10))  # a few trials are recorded at once
+    assert sizes[-1] == 135  # none is lost
+    assert sum(sizes) < 20 * 135
+    rows = [{**row, "value": float(row["trial"])} for row in sweep_of(tmp_path / "sweep")["trials"]]
+    table = table_of(rows, "validation loss")
+    assert len(table.rows) == 100
+    assert table.title == "The first 100 of 135 trials by validation loss; sweep.json has all"

@@ -1,7 +1,7 @@
 """Predictions: the outputs of the final variables of a run for the examples of a split.
 
-`by_kind` collects them on the devices as a `Kept`, one class for each kind of task; `collect_tokens` does so
-for text. `reader` reads the file.
+`by_kind` collects them on the devices as a `Kept`, one class for each kind of task; `collect_classes`
+and `collect_tokens` do so for classifiers and for text. `reader` reads the file.
 `figures` computes further metrics, and checks that the predictions agree with the metrics of the run. Read
 `kept` first.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         figures_of,
     )
     from dl.runs.predictions.kept import (
+        ClassificationOutcomes,
         Kept,
         MultiLabel,
         Outputs,
@@ -40,6 +41,7 @@ else:
     __getattr__, __dir__ = on_first_use(__name__)
 
 __all__ = [
+    "ClassificationOutcomes",
     "Disagreement",
     "Kept",
     "LanguageModel",

@@ -15,6 +15,7 @@ from dl.data.pipeline import Batches
 from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.runs.predictions.collect import class_names, prepared_outputs_fn
+from dl.runs.predictions.collect_classes import collect_classification
 from dl.runs.predictions.collect_tokens import (
     collect_language_model,
     collect_masked_language_model,
@@ -49,8 +50,9 @@ def collect_predictions(
     an integer `label` and the outputs are floats of shape B × C, C > 1 (logits or log-probabilities).
     Otherwise outputs that are floats are kept.
 
-    If the predictions would take more than `MAX_BYTES`, a random sample of the examples is kept, which is
-    always the same.
+    Of a classification whose log-probabilities would take more than `collect_classes.MAX_FULL_BYTES`, the
+    outcomes are kept. If the predictions would take more than `MAX_BYTES`, a random sample of the examples is
+    kept, which is always the same.
 
     Raises:
       UserError: outputs or targets do not fit the kind of the task.
@@ -80,35 +82,6 @@ def _guess(
     if is_class and output.ndim == 2 and output.shape[1] > 1:
         return Predictions.kind
     return Outputs.kind if math.prod(output.shape[1:]) * 4 <= MAX_BYTES else None
-
-
-def _classification(collection: Collection) -> Kept | None:
-    def keep(logits_BC: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        label = batch.get("label")
-        if label is None or not jnp.issubdtype(label.dtype, jnp.integer) or label.size != len(label):
-            raise UserError("the data do not have an integer label for each example")
-        if logits_BC.ndim != 2 or logits_BC.shape[1] < 2 or not jnp.issubdtype(logits_BC.dtype, jnp.floating):
-            raise UserError(
-                f"outputs of shape {logits_BC.shape} and dtype {logits_BC.dtype} are not logits of classes"
-            )
-        log_p_BC = jax.nn.log_softmax(jnp.asarray(logits_BC, jnp.float32))
-        return {"label": label.reshape(-1), "log_probabilities": log_p_BC}
-
-    if (collected := collection.collect(keep)) is None:
-        return None
-    common, found = collected
-    label_N, num_classes = found["label"], found["log_probabilities"].shape[1]
-    if label_N.min() < 0 or label_N.max() >= num_classes:
-        is_wrong_N = (label_N < 0) | (label_N >= num_classes)
-        row = int(common["index"][is_wrong_N][0])
-        raise UserError(f"the label of row {row}, {label_N[is_wrong_N][0]}, is not in [0, {num_classes})")
-    names = class_names(collection.experiment.data, num_classes)
-    return Predictions(
-        **common,
-        label=label_N.astype(np.int32),
-        log_probabilities=found["log_probabilities"],
-        class_names=names,
-    )
 
 
 def _multi_label(collection: Collection) -> Kept | None:
@@ -179,7 +152,7 @@ def _outputs(collection: Collection) -> Kept | None:
 
 
 _COLLECTORS: Mapping[str, Callable[[Collection], Kept | None]] = {
-    Predictions.kind: _classification,
+    Predictions.kind: collect_classification,
     MultiLabel.kind: _multi_label,
     Regression.kind: _regression,
     Reconstruction.kind: _reconstruction,

@@ -57,7 +57,7 @@ class Collection:
 
     def collect(self, keep: Keep) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Returns the arguments of every `Kept`, and `keep` of each example; `None` after an interruption."""
-        size, num_bytes = len(self.batches.source), self._bytes_per_example(keep)
+        size, num_bytes = len(self.batches.source), self.bytes_per_example(keep)
         rows = np.arange(size, dtype=np.int32)
         if size * num_bytes > MAX_BYTES:
             rows = np.sort(random_order(size, *_SAMPLE_KEY)[: max(1, MAX_BYTES // num_bytes)])
@@ -79,7 +79,7 @@ class Collection:
           badness: the error of each example. Those with the largest error are shown; NaN is the largest.
         """
         order = np.argsort(-np.nan_to_num(badness, nan=np.inf), kind="stable")
-        num_bytes = self._bytes_per_example(keep)
+        num_bytes = self.bytes_per_example(keep)
         most = max(1, min(MAX_SHOWN, MAX_BYTES // num_bytes))
         num_worst = min(max(1, most // 8), len(order))
         rest = order[num_worst:]
@@ -99,10 +99,15 @@ class Collection:
         found = collect_outputs(of_rows, self.variables, batches, self.mesh)
         return {"shown": shown, "num_worst": num_worst}, found
 
+    def shapes(self, keep: Keep) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes and dtypes of what is kept of a batch. Nothing is computed."""
+        batch = jax.eval_shape(lambda: self.batches[0])
+        return jax.eval_shape(self._kept(keep), self.variables, batch)
+
+    def bytes_per_example(self, keep: Keep) -> int:
+        """Returns the bytes that are kept of an example, at least 1."""
+        leaves = self.shapes(keep).values()
+        return max(1, sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in leaves))
+
     def _kept(self, keep: Keep) -> Callable[[Variables, Batch], dict[str, jax.Array]]:
         return lambda variables, batch: keep(*self.outputs(variables, batch))
-
-    def _bytes_per_example(self, keep: Keep) -> int:
-        batch = jax.eval_shape(lambda: self.batches[0])
-        leaves = jax.eval_shape(self._kept(keep), self.variables, batch).values()
-        return max(1, sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in leaves))

@@ -15,7 +15,14 @@ from dl.evaluation.language import language_figures
 from dl.evaluation.multi_label import multi_label_figures
 from dl.evaluation.regression_figures import regression_figures
 from dl.experiment import Experiment
-from dl.runs.predictions.kept import Kept, MultiLabel, Predictions, Reconstruction, Regression
+from dl.runs.predictions.kept import (
+    ClassificationOutcomes,
+    Kept,
+    MultiLabel,
+    Predictions,
+    Reconstruction,
+    Regression,
+)
 from dl.runs.predictions.kept_tokens import LanguageModel, MaskedLanguageModel, SequenceToSequence, Tokens
 
 # The model is compiled separately for metrics and for predictions, and may compute in 16 bits. So logits that
@@ -171,7 +178,7 @@ def check_agreement(experiment: Experiment, metrics: Mapping[str, float], predic
     kind = experiment.task.kind
     recomputed = _recompute(predictions)
     if (
-        isinstance(predictions, Predictions)
+        isinstance(predictions, Predictions | ClassificationOutcomes)
         and "target" in experiment.data.evaluations[predictions.split].spec
     ):
         return
@@ -205,16 +212,15 @@ def _recompute(predictions: Kept) -> dict[str, _Recomputed]:
     return {}
 
 
-@_recompute.register
-def _(predictions: Predictions) -> dict[str, _Recomputed]:
-    log_p_NC = predictions.log_probabilities.astype(np.float64)
-    rows_N = np.arange(len(log_p_NC))
-    is_right_N = log_p_NC.argmax(1) == predictions.label
-    best_N2 = np.partition(log_p_NC, -2, axis=1)[:, -2:]
-    is_tie_N = best_N2[:, 1] - best_N2[:, 0] < TIE
+@_recompute.register(Predictions)
+@_recompute.register(ClassificationOutcomes)
+def _(predictions: Predictions | ClassificationOutcomes) -> dict[str, _Recomputed]:
+    outcomes = predictions.outcomes
+    with np.errstate(invalid="ignore"):  # two infinite log-probabilities
+        is_tie_N = outcomes.predicted_log_probability - outcomes.runner_up_log_probability < TIE
     return {
-        "accuracy": _plain(is_right_N, is_tie_N.mean()),
-        "loss": _plain(-log_p_NC[rows_N, predictions.label], 0.01),
+        "accuracy": _plain(np.asarray(outcomes.is_right), float(is_tie_N.mean())),
+        "loss": _plain(-np.asarray(outcomes.label_log_probability), 0.01),
     }
 
 

@@ -7,10 +7,12 @@ that are kept in full, Q metrics.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
+import jax
 import numpy as np
 
+from dl.evaluation.outcomes import Outcomes
 from dl.system.files import replace_file
 
 MAX_BYTES = 64 * 2**20  # limit for a split; of a larger one a random sample of the examples is kept
@@ -107,8 +109,59 @@ class Predictions(Kept):
     log_probabilities: np.ndarray
     class_names: tuple[str, ...]
 
+    @property
+    def outcomes(self) -> Outcomes:
+        """The outcome of each example, on the host."""
+        return jax.device_get(jax.jit(Outcomes.of)(self.log_probabilities, self.label))
+
     def check(self) -> None:
         check_range("label", self.label, self.log_probabilities.shape[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationOutcomes(Kept):
+    """Predictions of a classifier with many examples or classes: those of `evaluation.outcomes.Outcomes`.
+
+    Attributes:
+      label: the class of each example, int32, shape N.
+      predicted: the class with the largest probability, int32, shape N.
+      rank: the number of classes that rank above the label, int32, shape N.
+      label_log_probability: the natural logarithm of the probability of the label, float32, shape N.
+      predicted_log_probability: that of the prediction.
+      runner_up_log_probability: that of the best class but the prediction.
+      brier: the Brier score of the example, in [0, 2], float32, shape N.
+      class_names: the name of each class; "0", "1", … if the data do not name them.
+    """
+
+    kind = "classification_outcomes"
+    layout: ClassVar[Layout] = {
+        **dict.fromkeys(("label", "predicted", "rank"), ("iu", "N")),
+        **dict.fromkeys(("label_log_probability", "predicted_log_probability"), ("f", "N")),
+        **dict.fromkeys(("runner_up_log_probability", "brier"), ("f", "N")),
+        "class_names": ("U", "C"),
+    }
+
+    label: np.ndarray
+    predicted: np.ndarray
+    rank: np.ndarray
+    label_log_probability: np.ndarray
+    predicted_log_probability: np.ndarray
+    runner_up_log_probability: np.ndarray
+    brier: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """The outcome of each example, on the host."""
+        names = [field.name for field in dataclasses.fields(Outcomes)]
+        arrays: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in names}
+        return Outcomes(
+            **{name: x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for name, x in arrays.items()}
+        )
+
+    def check(self) -> None:
+        for name in ("label", "predicted", "rank"):
+            check_range(name, getattr(self, name), len(self.class_names))
 
 
 @dataclasses.dataclass(frozen=True)

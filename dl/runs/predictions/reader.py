@@ -10,6 +10,7 @@ import numpy as np
 
 from dl.errors import UserError
 from dl.runs.predictions.kept import (
+    ClassificationOutcomes,
     Kept,
     MultiLabel,
     Outputs,
@@ -26,7 +27,7 @@ MAX_EXAMPLES = 2**40
 KINDS: Mapping[str, type[Kept]] = {
     one.kind: one
     for one in (
-        *(Predictions, MultiLabel, Regression, Reconstruction, Outputs),
+        *(Predictions, ClassificationOutcomes, MultiLabel, Regression, Reconstruction, Outputs),
         *(LanguageModel, MaskedLanguageModel, SequenceToSequence, Tagging),
     )
 }

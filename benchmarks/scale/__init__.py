@@ -1,0 +1,1 @@
+"""What reports, predictions, comparisons and sweeps cost when they grow; see `__main__`."""
