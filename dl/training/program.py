@@ -182,7 +182,7 @@ class Program:
     def _splitting(self) -> contextlib.AbstractContextManager[None]:
         """Returns the context in which a step is traced. Exact steps compute each part on one device."""
         if self._is_exact:
-            return native_kernels()  # the kernels of one device must be those of several
+            return native_kernels()  # those of one device must be those of several
         if len(self.population) > 1:
             return contextlib.nullcontext()
         return splitting_activations(self.mesh)
@@ -204,18 +204,15 @@ class Program:
         Args:
           warm_start: host arrays that replace the initial variables of the same path.
         """
-        in_shardings = (
-            None if warm_start is None else jax.tree.map(lambda _: replicated(self.mesh), warm_start)
-        )
+        whole = None if warm_start is None else jax.tree.map(lambda _: replicated(self.mesh), warm_start)
         # It runs once: most of what LLVM does for speed takes longer than it saves. The bits are the same.
         is_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        init = jax.jit(
+        return jax.jit(
             self._init,
-            in_shardings=(in_shardings,),
+            in_shardings=(whole,),
             out_shardings=self.shardings,
             compiler_options={"xla_backend_optimization_level": 1} if is_cpu else None,
-        )
-        return init(warm_start)
+        )(warm_start)
 
     def compile(self) -> CompiledSteps:
         """Compiles each step. With JAX_DISABLE_JIT the steps are plain functions."""
