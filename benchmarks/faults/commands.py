@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import dl.cli.commands
 import dl.cli.main
+import dl.training.loop
 import experiments.mnist_mlp
 
 OPTIONS = ["--dataset", "digits", "--num-epochs", "1", "--batch-size", "512", "--hidden", "16"]

@@ -32,4 +32,4 @@ def test_a_run_states_what_its_allocator_does_and_keeps_what_it_compiled(tmp_pat
     allocator = json.loads((tmp_path / "run" / "result.json").read_text())["allocator"]
     if platform.libc_ver()[0] == "glibc":
         assert allocator == ("keeps memory" if is_on else "default")
-    assert bool(list(tmp_path.glob("dl/compiled/jaxlib-*/jit_train_step-*-cache"))) == is_on
+    assert bool(list(tmp_path.glob("dl/compiled/jaxlib-*/*-cache"))) == is_on
