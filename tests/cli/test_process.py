@@ -32,4 +32,5 @@ def test_a_run_states_what_its_allocator_does_and_keeps_what_it_compiled(tmp_pat
     allocator = json.loads((tmp_path / "run" / "result.json").read_text())["allocator"]
     if platform.libc_ver()[0] == "glibc":
         assert allocator == ("keeps memory" if is_on else "default")
-    assert bool(list(tmp_path.glob("dl/compiled/jaxlib-*/*-cache"))) == is_on
+    # The program of the initial state: that of a step cannot be written if it calls oneDNN.
+    assert bool(list(tmp_path.glob("dl/compiled/jaxlib-*/jit__init-*-cache"))) == is_on

@@ -23,10 +23,14 @@ _TESTED = ((0, 10), (0, 11), (0, 12))  # versions of jaxlib in which the encodin
 _CALLS_WITH_STATUS = 2  # the version of the interface of custom calls that takes a configuration as text
 
 
+def is_tested_version() -> bool:
+    """Returns whether the encoding of calls, and the tables of JAX that rules are read from, are known."""
+    return tuple(int(part) for part in jaxlib.__version__.split(".")[:2]) in _TESTED
+
+
 def is_available() -> bool:
     """Returns whether jaxlib has the kernels, and is of a version in which they were tested."""
-    version = tuple(int(part) for part in jaxlib.__version__.split(".")[:2])
-    return version in _TESTED and sys.platform == "linux" and platform.machine() == "x86_64"
+    return is_tested_version() and sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 convolution_p = Primitive("onednn_convolution")  # its padding is not negative

@@ -166,9 +166,8 @@ def without_zeros(
         starts, pads = [0] * kernel.ndim, []
         for d, axis in enumerate(axes):
             first = (padding[d][0] - residues[d]) % spacing[d]
-            shift = (residues[d] - padding[d][0] + first) // spacing[
-                d
-            ]  # of the input that the first output meets
+            # The element of the input that the first output of these residues meets.
+            shift = (residues[d] - padding[d][0] + first) // spacing[d]
             taps = len(range(first, kernel.shape[axis], spacing[d]))
             if taps == 0:
                 return jnp.zeros((inputs_NSI.shape[0], *counts, features), inputs_NSI.dtype)

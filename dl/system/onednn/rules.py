@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax._src.interpreters import mlir as _jax_mlir
 from jax.interpreters import mlir
 
 from dl.system.onednn import calls, convolution, depthwise
@@ -40,11 +39,16 @@ def native_kernels() -> contextlib.AbstractContextManager[None]:
 def use_onednn() -> None:
     """Lets what is compiled from now on use the forms of this package on CPUs.
 
-    It acts on the whole process, also on programs that do not come from this package.
+    It acts on the whole process, also on programs that do not come from this package. Nothing changes with a
+    version of jaxlib in which the package was not tested.
     """
+    if not calls.is_tested_version():
+        return
+    from jax._src.interpreters import mlir as tables  # not public: another version may not have it
+
     for primitive, rule in ((lax.conv_general_dilated_p, _convolution), (lax.dot_general_p, _product)):
         # JAX has no public way to ask for the rule that is replaced.
-        specific, common = _jax_mlir._platform_specific_lowerings["cpu"], _jax_mlir._lowerings
+        specific, common = tables._platform_specific_lowerings["cpu"], tables._lowerings
         native = (specific.get(primitive) or common[primitive]).rule
         mlir.register_lowering(primitive, functools.partial(rule, native), platform="cpu")
     # XLA cannot write a program with calls of oneDNN to the persistent cache, and JAX warns of each.
