@@ -41,6 +41,7 @@ class Batches:
       buckets: which examples are in one batch, and the length of each batch; `None` if all have one length.
       num_classes: number of classes by name of a feature that holds labels. It is used to check the labels of
         a source that is too large to be checked when it is opened.
+      examples: all examples on each device; `None` if they are read from the host.
 
     Raises:
       UserError: the source has no examples, or has a feature called `index` or `mask`, or the number of
@@ -73,6 +74,7 @@ class Batches:
             raise UserError("a data split without examples cannot be read; choose another split")
         check_names(source)
         self._sharding = batch_sharding(mesh) if sharding is None else sharding
+        self._whole = replicated(mesh)
         self._shape = (*leading, batch_size)
         shards = num_parts(mesh, self._sharding.spec, axis=len(leading))
         if batch_size % shards:
@@ -90,10 +92,10 @@ class Batches:
         self.buckets = None if is_ordered else buckets_of(source, batch_size)
         if self.buckets is not None:
             self._cut = jax.jit(self.buckets.cut, static_argnames="length", out_shardings=self._sharding)
-        self._resident = None
+        self.examples: Batch | None = None
         if is_resident(source) and source.nbytes <= max_resident_bytes:
-            self._resident = put(dict(source.arrays), replicated(mesh))
-            self._take = jax.jit(source.gather, out_shardings=self._sharding)
+            self.examples = put(dict(source.arrays), self._whole)
+            self._take = jax.jit(self.gather, out_shardings=self._sharding)
 
     @property
     def abstract(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -127,8 +129,8 @@ class Batches:
         """Returns the batch of a step on the devices: features, `index` and `mask`."""
         index_B, mask_B = self.rows(step)
         extra = put({"index": index_B, "mask": mask_B}, self._sharding)
-        if self._resident is not None:
-            batch = {**self._take(self._resident, extra["index"]), **extra}
+        if self.examples is not None:
+            batch = self._take(self.examples, extra)
         else:
             batch = {**put(self._read(index_B), self._sharding), **extra}
         if self.buckets is None:
@@ -136,9 +138,18 @@ class Batches:
         epoch, within = divmod(step, self.steps_per_epoch)
         return self._cut(batch, length=self.buckets.lengths[self.buckets.batch_of(epoch, within)])
 
+    def gather(self, examples: Batch, rows: Batch) -> Batch:
+        """Returns the batch of the rows `index` and `mask` of `examples`, inside a compiled program."""
+        return {**self.source.gather(examples, rows["index"]), **rows}  # type: ignore[attr-defined]
+
+    def rows_of(self, steps: range) -> Batch:
+        """Returns the rows of several steps on each device: `index` and `mask`, with an axis of steps."""
+        index_S, mask_S = zip(*map(self.rows, steps), strict=True)
+        return put({"index": np.stack(index_S), "mask": np.stack(mask_S)}, self._whole)
+
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of steps start, …, stop - 1; those read from the host are prefetched."""
-        if self._resident is not None:
+        if self.examples is not None:
             yield from (self[step] for step in range(start, stop))
             return
         pending: deque[Future[Batch]] = deque()

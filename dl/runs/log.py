@@ -37,29 +37,45 @@ from dl.system.files import read_regular, storage_error
 
 
 class Averages:
-    """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON.
-
-    Attributes:
-      sums: total and count of each metric, shape (2,), or (M, 2) for M runs.
-    """
+    """Sums and counts of metrics on the host in double precision; saved with a checkpoint as JSON."""
 
     def __init__(self, sums: Mapping[str, Any] | None = None):
-        self.sums = {name: np.asarray(pair, np.float64) for name, pair in (sums or {}).items()}
+        """Starts from the sums that `to_json` returned: total and count of each metric, shape … × 2."""
+        self._names = tuple(sums or {})
+        self._sums: np.ndarray | None = None  # … × K × 2, one array for all metrics, as in a MetricTable
+        if sums:
+            self._sums = np.stack([np.asarray(pair, np.float64) for pair in sums.values()], axis=-2)
 
     def add(self, metrics: MetricTable) -> None:
-        """Adds the metrics of a step, which are on the host."""
+        """Adds the metrics of a step, which are on the host.
+
+        Raises:
+          ValueError: they are other metrics than those before.
+        """
         more = np.asarray(metrics.sums, np.float64)
-        for place, name in enumerate(metrics.names):
-            self.sums[name] = self.sums.get(name, 0.0) + more[..., place, :]
+        if self._sums is None:
+            self._names, self._sums = metrics.names, more
+        elif metrics.names == self._names:
+            self._sums = self._sums + more
+        elif sorted(metrics.names) == sorted(self._names):  # a checkpoint of a version with another order
+            places = [metrics.names.index(name) for name in self._names]
+            self._sums = self._sums + more[..., places, :]
+        else:
+            raise ValueError(f"metrics {metrics.names} cannot be added to {self._names}")
 
     def compute(self) -> dict[str, np.ndarray]:
-        return {
-            name: pair[..., 0] / np.where(pair[..., 1] > 0, pair[..., 1], 1.0)
-            for name, pair in self.sums.items()
-        }
+        """Returns the mean of each metric, 0 where nothing was counted."""
+        if self._sums is None:
+            return {}
+        totals, counts = self._sums[..., 0], self._sums[..., 1]
+        of_all = totals / np.where(counts > 0, counts, 1.0)
+        return {name: of_all[..., place] for place, name in enumerate(self._names)}
 
     def to_json(self) -> dict[str, Any]:
-        return {name: pair.tolist() for name, pair in self.sums.items()}
+        """Returns the sums as JSON."""
+        if self._sums is None:
+            return {}
+        return {name: self._sums[..., place, :].tolist() for place, name in enumerate(self._names)}
 
 
 def means(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -32,6 +32,7 @@ from dl.training import processes
 from dl.training.batches import check_labels, describe_input, make_batches
 from dl.training.checkpoint import Checkpoints
 from dl.training.identity import describe
+from dl.training.nans import report_nans
 from dl.training.population import Population
 from dl.training.profiler import Profiler
 from dl.training.program import Program
@@ -162,18 +163,20 @@ def train_run(
         log = run.open_log(begin.progress.log_size, begin.step, begin.progress.log_digest)
         stack.callback(log.close)
         with begin.progress.compiling.running():
-            steps = program.compile()
+            steps = program.compile(None if debug_nans or profile else batches["train"])
+        if debug_nans and steps.train is not None:
+            steps = steps._replace(train=report_nans(steps.train, program.config))
+        if profile and isinstance(run, Run) and steps.train is not None:
+            profiler = Profiler(run.folder / "profile", console)
+            stack.callback(profiler.close)
+            steps = steps._replace(train=profiler.watch(steps.train))
         console.line(f"compiled in {steps.seconds:.1f} s")
         samples = Samples(experiment, prompts, run, begin.progress.evaluated_step, console)
         session = Session(
             experiment, run, program, steps, batches, begin, log, checkpoints, console, together, samples
         )
-        profiler = None
-        if profile and isinstance(run, Run):
-            profiler = Profiler(run.folder / "profile", console)
-            stack.callback(profiler.close)
         with together.watched():
-            session.run_to_end(log_every, save_every, debug_nans, profiler)
+            session.run_to_end(log_every, save_every)
         result = session.result(with_baseline)
         with run.in_place():
             checkpoints.wait()  # a result needs its checkpoint

@@ -17,66 +17,18 @@ from dl.experiment import Experiment, stored_batch
 from dl.flops import count_jaxpr_flops
 from dl.metrics import MetricTable
 from dl.precision import all_finite, has_nan
-from dl.sharding import batch_sharding, path_name, replicated, unsplit_notice
+from dl.sharding import path_name, replicated, unsplit_notice
 from dl.stopping import Directions
 from dl.system.onednn import native_kernels
+from dl.training.advance import FusedFunction, compile_fused
 from dl.training.exact import exact_config
+from dl.training.jitted import make_eval_step, make_train_step
 from dl.training.memory import check_fits
 from dl.training.population import Population
 from dl.training.single import SINGLE, Single
 from dl.training.state import TrainState, num_params
-from dl.training.step import EvalStep, StepConfig, TrainStep, evaluate_batch, update_state
+from dl.training.step import EvalStep, StepConfig, TrainStep
 from dl.types import Batch, ModelState, Params, Variables
-
-
-def make_train_step(
-    config: StepConfig, mesh: Mesh, shardings: TrainState, population: Population | Single = SINGLE
-) -> TrainStep:
-    """Returns the jitted step `(state, batch) -> (state, metrics)`. The input state is donated.
-
-    Args:
-      config: the parts of a step. The shardings make its loss a mean over all devices.
-      mesh: the devices.
-      shardings: the sharding of each leaf of the state, see `sharding.state_shardings`.
-      population: the runs that the step trains.
-    """
-
-    def update(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
-        state, metrics = update_state(config, state, batch)
-        return state, MetricTable.of(metrics)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
-        return population.update(update, config)(state, batch)
-
-    return jax.jit(
-        train_step,
-        in_shardings=(shardings, population.batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
-
-
-def make_eval_step(
-    config: StepConfig, mesh: Mesh, shardings: Variables, population: Population | Single = SINGLE
-) -> EvalStep:
-    """Returns the jitted step `(variables, batch) -> metrics`, without randomness or updates.
-
-    The metrics include what each example adds to them.
-
-    Args:
-      config: the parts of a step, as in training.
-      mesh: the devices.
-      shardings: the sharding of each leaf of the variables.
-      population: the runs that the step evaluates. They share the batch.
-    """
-
-    def evaluate(variables: Variables, batch: Batch) -> MetricTable:
-        return MetricTable.of(evaluate_batch(config, variables, batch), len(batch["mask"]))
-
-    def eval_step(variables: Variables, batch: Batch) -> MetricTable:
-        return population.evaluate(evaluate)(variables, batch)
-
-    return jax.jit(eval_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 class CompiledSteps(NamedTuple):
@@ -84,11 +36,14 @@ class CompiledSteps(NamedTuple):
 
     Attributes:
       train: returns the next state and the metrics for a state and a batch. The input state is donated.
+        `None` if several steps are fused.
+      fused: several steps in one call, see `advance.fuse`; `None` if each call computes one step.
       eval: returns the metrics for variables and a batch. `None` if nothing is evaluated.
       seconds: the compilation time in seconds.
     """
 
-    train: TrainStep
+    train: TrainStep | None
+    fused: FusedFunction | None
     eval: EvalStep | None
     seconds: float
 
@@ -214,11 +169,24 @@ class Program:
             compiler_options={"xla_backend_optimization_level": 1} if is_cpu else None,
         )(warm_start)
 
-    def compile(self) -> CompiledSteps:
-        """Compiles each step. With JAX_DISABLE_JIT the steps are plain functions."""
+    def compile(self, batches: Batches | None = None) -> CompiledSteps:
+        """Compiles each step. With JAX_DISABLE_JIT the steps are plain functions.
+
+        Args:
+          batches: the batches of the training split, if several steps may be fused into one call.
+        """
         started = time.monotonic()
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            return CompiledSteps(self._train_step, self._eval_step, 0.0)
+            return CompiledSteps(self._train_step, None, self._eval_step, 0.0)
+        fused = None
+        if batches is not None and not self._is_exact:  # several devices take one step in each call
+            with self._splitting():
+                fused = compile_fused(self._train_step, self.abstract_state, batches, self.mesh)
+        eval_step = None if self._eval is None else self._eval.lower().compile()
+        train_step = None if fused is not None else self._compiled_train_step()
+        return CompiledSteps(train_step, fused, eval_step, time.monotonic() - started)
+
+    def _compiled_train_step(self) -> TrainStep:
         by_shape = {_shapes(step.batch): step.traced.lower().compile() for step in self.traced}
         train_step = next(iter(by_shape.values()))
         if len(by_shape) > 1:
@@ -226,8 +194,7 @@ class Program:
             def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
                 return by_shape[_shapes(batch)](state, batch)
 
-        eval_step = None if self._eval is None else self._eval.lower().compile()
-        return CompiledSteps(train_step, eval_step, time.monotonic() - started)
+        return train_step
 
     def eval_variables(self, state: TrainState) -> Variables:
         """Returns the variables of a state that are evaluated."""

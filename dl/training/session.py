@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,19 +11,19 @@ import numpy as np
 from dl.data.pipeline import Batches
 from dl.errors import Diverged
 from dl.experiment import Experiment
+from dl.metrics import MetricTable
 from dl.runs.console import Console
 from dl.runs.log import MetricsLog, means
 from dl.runs.memory import MemoryLog, MemoryRun, NoCheckpoints
 from dl.runs.predictions import add_to_result
 from dl.runs.run import Run
 from dl.stopping import FINAL_SPLIT
+from dl.training.advance import Call, FusedSteps, SingleSteps
 from dl.training.baseline import measure_baseline
 from dl.training.checkpoint import Checkpoints
 from dl.training.choice import choose
-from dl.training.evaluate import MAX_IN_FLIGHT, Evaluation, evaluate
-from dl.training.nans import report_nans
+from dl.training.evaluate import Evaluation, evaluate
 from dl.training.processes import Alone, Together
-from dl.training.profiler import Profiler
 from dl.training.program import CompiledSteps, Program
 from dl.training.recorder import Recorder
 from dl.training.result_json import find_intervals, find_shares, keep_predictions, make_result
@@ -72,16 +72,12 @@ class Session:
             experiment, len(program.population), self._steps_per_epoch, self.progress, log, console
         )
 
-    def run_to_end(
-        self, log_every: int, save_every: float, debug_nans: bool, profiler: Profiler | None = None
-    ) -> None:
+    def run_to_end(self, log_every: int, save_every: float) -> None:
         """Runs the remaining steps, and saves the last state.
 
         Args:
           log_every: number of steps between two lines of metrics.
           save_every: time between two checkpoints, in seconds.
-          debug_nans: whether to end at the first NaN; see `nans.report_nans`.
-          profiler: traces a few steps.
 
         Raises:
           Stopped: a signal arrived; the state was saved.
@@ -93,23 +89,24 @@ class Session:
         # After a resume this evaluation may be done already.
         if self._is_evaluated(self.step) if self.step else self._experiment.eval_at_start:
             self._evaluate_all()
-        train_step = self._steps.train
-        if debug_nans:
-            train_step = report_nans(train_step, self._program.config)
-        if profiler is not None:
-            train_step = profiler.watch(train_step)
         last_save = time.monotonic()
-        pending: deque[tuple[int, Any]] = deque()
+        pending: deque[Call] = deque()
         progress.training.start()
-        end = self.step if progress.stopped_early else self._experiment.num_steps
-        for step, batch in self._numbered_batches(self.step, end):
-            self.state, metrics = train_step(self.state, batch)
-            pending.append((step, metrics))
+        step, end = self.step, self._experiment.num_steps
+        if progress.stopped_early or together.is_stopped():
+            end = step
+        calls = self._calls(step, end)
+        while step < end:
+            to_evaluation = self._eval_every - step % self._eval_every
+            self.state, call = calls.advance(self.state, step, min(end, step + to_evaluation))
+            pending.append(call)
+            step = call.steps[-1]
             is_evaluated = self._is_evaluated(step)
             is_saved = together.decide(time.monotonic() - last_save > save_every)
-            keep = 0 if is_evaluated or is_saved or together.received else MAX_IN_FLIGHT
+            keep = 0 if is_evaluated or is_saved or together.received else calls.max_in_flight
             while len(pending) > keep:
-                self._record(*pending.popleft(), log_every)
+                self._record(pending.popleft(), log_every)
+                calls.ended()
             if is_evaluated:
                 with progress.training.paused():
                     self._evaluate_all()
@@ -120,7 +117,7 @@ class Session:
             if together.received or progress.stopped_early:
                 break
         while pending:  # a signal may arrive after the queue was checked
-            self._record(*pending.popleft(), log_every)
+            self._record(pending.popleft(), log_every)
         progress.training.stop()
         self._save()
         self._end_if_stopped()
@@ -181,32 +178,30 @@ class Session:
             measure_baseline(experiment, result, examples, self._console.line)
         return result
 
-    def _numbered_batches(self, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-        if self._together.is_stopped():
-            return
-        batches = self._batches["train"].iterate(start, stop)
-        for step in range(start + 1, stop + 1):
-            with self.progress.waiting.running():
-                batch = next(batches)
-            yield step, batch
+    def _calls(self, start: int, end: int) -> SingleSteps | FusedSteps:
+        batches, waiting = self._batches["train"], self.progress.waiting
+        if self._steps.fused is not None:
+            return FusedSteps(self._steps.fused, batches, waiting)
+        assert self._steps.train is not None
+        return SingleSteps(self._steps.train, batches.iterate(start, end), waiting)
 
     def _is_evaluated(self, step: int) -> bool:
         return step % self._eval_every == 0 or step == self._experiment.num_steps
 
-    def _record(self, step: int, metrics: Any, log_every: int) -> None:
-        """Records the metrics of one step."""
-        self.step = step
-        self._recorder.add(jax.device_get(metrics))
-        self._refuse_divergence()
-        self._recorder.tell(step, is_line=step % log_every == 0 or self._is_evaluated(step))
+    def _record(self, call: Call, log_every: int) -> None:
+        for step, metrics in call.fetch():
+            self.step = step
+            self._recorder.add(metrics)
+            self._refuse_divergence(metrics)
+            self._recorder.tell(step, is_line=step % log_every == 0 or self._is_evaluated(step))
 
-    def _refuse_divergence(self) -> None:
+    def _refuse_divergence(self, metrics: MetricTable) -> None:
         """Ends a run whose loss is not finite, because training cannot recover from that."""
-        metrics = self.progress.line.compute()
         # With several seeds, the run ends when all have diverged.
-        if np.isfinite(metrics.get("loss", 0.0)).any() or self._experiment.loss_scale is not None:
+        is_finite = "loss" not in metrics or np.isfinite(metrics["loss"].total).any()
+        if is_finite or self._experiment.loss_scale is not None:
             return
-        shown = means(metrics)
+        shown = means(self.progress.line.compute())
         loss, rate = shown["loss"], shown.get("learning_rate")
         at_rate = f" at learning rate {rate:.3g}" if rate else ""
         raise self._diverged(f"the loss became {loss} in step {self.step:,}{at_rate}")

@@ -56,7 +56,7 @@ def end_of(mesh, checkpoints, log, console):
             together,
             Samples(EXPERIMENT, (), run, -1, console),
         )
-        session.run_to_end(log_every=1, save_every=1e9, debug_nans=False)
+        session.run_to_end(log_every=1, save_every=1e9)
         return session.result()
 
 

@@ -12,7 +12,7 @@ from dl.metrics import Mean
 from dl.models.mlp import MLP
 from dl.precision import LossScale
 from dl.sharding import batch_sharding, state_shardings
-from dl.training.program import make_eval_step, make_train_step
+from dl.training.jitted import make_eval_step, make_train_step
 from dl.training.step import StepConfig, update_state, with_inputs
 from dl.types import Aux
 
