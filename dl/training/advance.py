@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 
 from dl.data.pipeline import Batches
@@ -33,11 +34,11 @@ Number = jax.Array | np.int32
 FusedFunction = Callable[[TrainState, Batch, Batch, Number, Number], tuple[TrainState, MetricTable]]
 
 
-def fuse(train_step: TrainStep, batches: Batches) -> FusedFunction:
+def fuse(traced: jax.stages.Traced, batches: Batches) -> FusedFunction:
     """Returns several steps as one function `(state, examples, rows, first, count) -> (state, metrics)`.
 
     Args:
-      train_step: one step.
+      traced: the step `(state, batch) -> (state, metrics)`, which is not traced again.
       batches: the batches, whose examples are on the device.
 
     Returns:
@@ -45,16 +46,17 @@ def fuse(train_step: TrainStep, batches: Batches) -> FusedFunction:
       steps, of which the function computes the steps first, …, first + count - 1. Row k of its metrics is
       that of step first + k.
     """
+    train_step, structure = jaxpr_as_fun(traced.jaxpr), jax.tree.structure(traced.out_info)
+    table: MetricTable = traced.out_info[1]
 
     def one(state: TrainState, examples: Batch, rows: Batch, s: jax.Array) -> tuple[TrainState, MetricTable]:
         of_step = {name: jax.lax.dynamic_index_in_dim(leaf, s, keepdims=False) for name, leaf in rows.items()}
-        return train_step(state, batches.gather(examples, of_step))
+        batch = batches.gather(examples, of_step)
+        return jax.tree.unflatten(structure, train_step(*jax.tree.leaves((state, batch))))
 
     def train_steps(
         state: TrainState, examples: Batch, rows: Batch, first: Number, count: Number
     ) -> tuple[TrainState, MetricTable]:
-        _, table = jax.eval_shape(one, state, examples, rows, first)
-
         def body(k: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
             state, metrics = one(carry[0], examples, rows, first + k)
             return state, jax.lax.dynamic_update_index_in_dim(carry[1], metrics.sums, k, 0)
@@ -66,16 +68,16 @@ def fuse(train_step: TrainStep, batches: Batches) -> FusedFunction:
     return train_steps
 
 
-def compile_fused(
-    train_step: TrainStep, state: TrainState, batches: Batches, mesh: Mesh
-) -> FusedFunction | None:
-    """Compiles several steps as one function, see `fuse`; returns `None` where each call takes one step.
+def lower_fused(
+    traced: jax.stages.Traced, state: TrainState, batches: Batches, mesh: Mesh
+) -> jax.stages.Lowered | None:
+    """Lowers several steps as one function, see `fuse`; returns `None` where each call takes one step.
 
     That is so on several devices, where examples are read from the host, where batches differ in length, and
     with a convolution of XLA on a CPU, which uses one thread inside a loop and is up to 20 times slower.
 
     Args:
-      train_step: one step, jitted.
+      traced: one step.
       state: shapes, dtypes and shardings of the state. The state is donated.
       batches: the batches of the training split.
       mesh: the devices.
@@ -89,13 +91,13 @@ def compile_fused(
     }
     number = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
     lowered = jax.jit(
-        fuse(train_step, batches),
+        fuse(traced, batches),
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, state), everywhere),
         donate_argnums=0,
     ).lower(state, batches.examples, rows, number, number)
     if mesh.devices.flat[0].platform == "cpu" and _has_convolution(lowered):
         return None
-    return lowered.compile()
+    return lowered
 
 
 def _has_convolution(lowered: jax.stages.Lowered) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from dl.precision import all_finite, has_nan
 from dl.sharding import path_name, replicated, unsplit_notice
 from dl.stopping import Directions
 from dl.system.onednn import native_kernels
-from dl.training.advance import FusedFunction, compile_fused
+from dl.training.advance import FusedFunction, lower_fused
 from dl.training.exact import exact_config
 from dl.training.jitted import make_eval_step, make_train_step
 from dl.training.memory import check_fits
@@ -180,21 +181,16 @@ class Program:
             return CompiledSteps(self._train_step, None, self._eval_step, 0.0)
         fused = None
         if batches is not None and not self._is_exact:  # several devices take one step in each call
-            with self._splitting():
-                fused = compile_fused(self._train_step, self.abstract_state, batches, self.mesh)
-        eval_step = None if self._eval is None else self._eval.lower().compile()
-        train_step = None if fused is not None else self._compiled_train_step()
-        return CompiledSteps(train_step, fused, eval_step, time.monotonic() - started)
-
-    def _compiled_train_step(self) -> TrainStep:
-        by_shape = {_shapes(step.batch): step.traced.lower().compile() for step in self.traced}
-        train_step = next(iter(by_shape.values()))
-        if len(by_shape) > 1:
-
-            def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
-                return by_shape[_shapes(batch)](state, batch)
-
-        return train_step
+            fused = lower_fused(self.traced[0].traced, self.abstract_state, batches, self.mesh)
+        of_train = [step.traced.lower() for step in self.traced] if fused is None else [fused]
+        of_eval = [] if self._eval is None else [self._eval.lower()]
+        with ThreadPoolExecutor(2) as pool:  # XLA compiles a program with one thread at times
+            compiled = list(pool.map(lambda lowered: lowered.compile(), [*of_train, *of_eval]))
+        eval_step = compiled.pop() if of_eval else None
+        seconds = time.monotonic() - started
+        if fused is not None:
+            return CompiledSteps(None, compiled[0], eval_step, seconds)
+        return CompiledSteps(_by_shape(self.traced, compiled), None, eval_step, seconds)
 
     def eval_variables(self, state: TrainState) -> Variables:
         """Returns the variables of a state that are evaluated."""
@@ -224,6 +220,18 @@ class TracedStep(NamedTuple):
     traced: Any
     batch: Mapping[str, jax.ShapeDtypeStruct]
     num_steps: int
+
+
+def _by_shape(steps: Sequence[TracedStep], compiled: Sequence[TrainStep]) -> TrainStep:
+    """Returns a step for batches of several lengths."""
+    if len(compiled) == 1:
+        return compiled[0]
+    of = {_shapes(step.batch): compiled_step for step, compiled_step in zip(steps, compiled, strict=True)}
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, MetricTable]:
+        return of[_shapes(batch)](state, batch)
+
+    return train_step
 
 
 def _shapes(batch: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:

@@ -135,16 +135,20 @@ def test_the_end_of_an_epoch_and_padding_fall_inside_a_call(mesh1):
     assert not np.asarray(rows["mask"]).all()
 
 
+def lowered_from(program):
+    return program.traced[0].traced, program.abstract_state
+
+
 def test_steps_are_not_fused_where_a_loop_is_slower_or_impossible(mesh1, mesh8):
     experiment = experiment_of(MODELS["convolutions"]())
     batches = make_batches(experiment, mesh1)["train"]
     with native_kernels():  # a convolution of XLA in a loop uses one thread
         program = Program(experiment, mesh1, {"train": batches})
-        assert advance.compile_fused(program._train_step, program.abstract_state, batches, mesh1) is None
+        assert advance.lower_fused(*lowered_from(program), batches, mesh1) is None
     experiment = experiment_of(MODELS["perceptron"]())
     batches = make_batches(experiment, mesh8)["train"]
     program = Program(experiment, mesh8, {"train": batches})
-    assert advance.compile_fused(program._train_step, program.abstract_state, batches, mesh8) is None
+    assert advance.lower_fused(*lowered_from(program), batches, mesh8) is None
     exact = dataclasses.replace(experiment, reduction="exact")
     batches = make_batches(exact, mesh1)["train"]
     assert Program(exact, mesh1, {"train": batches}).compile(batches).fused is None
