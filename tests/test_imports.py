@@ -145,6 +145,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.training.loop",
     "dl.training.memory",
     "dl.training.processes",
+    "dl.training.advance",
     "dl.training.profiler",
     "dl.training.program",
     "dl.training.progress",
