@@ -4,6 +4,7 @@ The order is never saved: a run that resumes at step s reads the batch of step s
 """
 
 import functools
+import math
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from dl.types import Batch, Source
 
 MAX_RESIDENT_BYTES = 2 * 2**30  # on each device; larger sources stream from the host
 PREFETCH_STEPS = 4
+MAX_PREFETCH_BYTES = 128 * 2**20  # of all batches that are read ahead, but at least one is
 _ORDERS = EpochOrders(max_bytes=256 * 2**20)  # 64 seeds that train at the same time, of 10^6 examples
 
 
@@ -153,11 +155,13 @@ class Batches:
             yield from (self[step] for step in range(start, stop))
             return
         pending: deque[Future[Batch]] = deque()
-        with ThreadPoolExecutor(PREFETCH_STEPS, "prefetch") as pool:
+        size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in self.abstract.values())
+        num_ahead = max(1, min(PREFETCH_STEPS, MAX_PREFETCH_BYTES // size))
+        with ThreadPoolExecutor(num_ahead, "prefetch") as pool:
             try:
                 for step in range(start, stop):
                     pending.append(pool.submit(self.__getitem__, step))
-                    if len(pending) > PREFETCH_STEPS:
+                    if len(pending) > num_ahead:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()

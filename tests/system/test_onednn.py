@@ -37,6 +37,12 @@ SHAPES = {
         {"window_strides": (3, 2), "padding": ((2, 0), (0, 3))},
     ),
     "large kernel": ((2, 17, 16, 3), (7, 7, 3, 8), {"window_strides": (4, 4), "padding": "VALID"}),
+    "patches": ((4, 13, 12, 3), (4, 4, 3, 8), {"window_strides": (4, 4), "padding": "VALID"}),
+    "large, strided, dilated and padded": (
+        (2, 17, 16, 16),
+        (5, 4, 16, 8),
+        {"window_strides": (2, 3), "rhs_dilation": (1, 2), "padding": ((2, 1), (0, 3))},
+    ),
     "dilated": ((4, 12, 12, 16), (3, 3, 16, 8), {"rhs_dilation": (2, 3)}),
     "dilated and strided": (
         (4, 12, 12, 16),

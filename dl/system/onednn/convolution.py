@@ -24,6 +24,7 @@ from jax import lax
 Padding = Sequence[tuple[int, int]]
 
 _PATCH_BYTES = 8 * 2**20  # patches of more examples at once fall out of the caches
+_MAX_COPIES = 9  # each is compiled on its own, as a kernel of XLA
 
 
 def is_channels_last(dimension_numbers: Any) -> bool:
@@ -67,8 +68,8 @@ def kernel_gradient(
 
     def of_part(inputs_NSI: jax.Array, gradient_NTO: jax.Array) -> jax.Array:
         padded_NSI = pad(inputs_NSI, padding)
-        copies = shifted_copies(padded_NSI, sizes, window=window, strides=strides, dilation=dilation)
-        patches_MP = jnp.concatenate(copies, axis=-1).reshape(-1, length)
+        patches_NTP = patches_of(padded_NSI, sizes, window=window, strides=strides, dilation=dilation)
+        patches_MP = patches_NTP.reshape(-1, length)
         gradient_MO = gradient_NTO.reshape(-1, features)
         return lax.dot_general(gradient_MO, patches_MP, (((0,), (0,)), ((), ()))).T  # as JAX writes it
 
@@ -90,6 +91,37 @@ def pad(inputs_NSI: jax.Array, padding: Padding, spacing: Sequence[int] | None =
     gaps = [step - 1 for step in spacing] if spacing else [0] * len(padding)
     config = [(low, high, gap) for (low, high), gap in zip(padding, gaps, strict=True)]
     return lax.pad(inputs_NSI, jnp.zeros((), inputs_NSI.dtype), ((0, 0, 0), *config, (0, 0, 0)))
+
+
+def patches_of(
+    padded_NSI: jax.Array,
+    sizes: Sequence[int],
+    *,
+    window: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+) -> jax.Array:
+    """Returns the patches (N, *T, P) that a kernel meets; `sizes` are those of T. P holds window and I."""
+    if tuple(strides) == tuple(window) and set(dilation) == {1}:  # they do not overlap
+        num_axes = len(sizes)
+        limits = [size * step for size, step in zip(sizes, strides, strict=True)]
+        padded_NSI = lax.slice(
+            padded_NSI, (0,) * padded_NSI.ndim, (len(padded_NSI), *limits, padded_NSI.shape[-1])
+        )
+        split = [number for pair in zip(sizes, window, strict=True) for number in pair]
+        order = (0, *range(1, 2 * num_axes, 2), *range(2, 2 * num_axes + 1, 2), 2 * num_axes + 1)
+        apart = padded_NSI.reshape(len(padded_NSI), *split, padded_NSI.shape[-1]).transpose(order)
+        return apart.reshape(len(padded_NSI), *sizes, -1)
+    if math.prod(window) <= _MAX_COPIES:
+        copies = shifted_copies(padded_NSI, sizes, window=window, strides=strides, dilation=dilation)
+        return jnp.concatenate(copies, axis=-1)
+    for axis in reversed(range(len(sizes))):  # one axis after the other: a sum of copies, not a product
+        one = [slice(None)] * (axis + 1)
+        span = (sizes[axis] - 1) * strides[axis] + 1
+        offsets = [tap * dilation[axis] for tap in range(window[axis])]
+        copies = [padded_NSI[(*one, slice(low, low + span, strides[axis]))] for low in offsets]
+        padded_NSI = jnp.concatenate(copies, axis=-1)
+    return padded_NSI
 
 
 def shifted_copies(
