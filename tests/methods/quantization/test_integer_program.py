@@ -71,7 +71,9 @@ def test_integers_equal_their_simulation(variables, inputs, bits):
     np.testing.assert_allclose(actual, outputs_of(simulated(TASK, quantization), variables), atol=1e-4)
     assert np.abs(actual - outputs_of(TASK, variables)).max() > 1e-4, "nothing was rounded"
     np.testing.assert_allclose(outputs_of(experiment_task, integers, ONE), actual[:1], atol=1e-5)
-    stored = {path[-2]: leaf for path, leaf in flatten_dict(integers["params"]).items() if path[-1] == "kernel"}
+    stored = {
+        path[-2]: leaf for path, leaf in flatten_dict(integers["params"]).items() if path[-1] == "kernel"
+    }
     assert {leaf.dtype for leaf in stored.values()} == {jnp.dtype(jnp.int8 if bits == 8 else jnp.uint8)}
     if bits == 4:
         assert stored["conv"].shape == (3, 3, 3, 4)
