@@ -80,7 +80,7 @@ def test_the_limit_of_least_error_is_that_of_a_search():
 
     limits = np.linspace(0.01, 1, 100)
     found = of_least_error(counts)
-    assert found < 0.9
+    assert found < 1, "clipping a heavy tail has the smaller error"
     assert error(found) <= 1.02 * min(map(error, limits))
     assert of_percentile(np.array([5, 3, 2, 0]), 80) == 0.5
     assert of_percentile(np.array([5, 3, 2, 0]), 100) == 0.75
@@ -95,7 +95,7 @@ def test_the_choice_of_layers_and_a_record_of_it(net):
     assert Quantization(**recorded) == everything
 
 
-def test_scanned_layers_and_embeddings(monkeypatch):
+def test_scanned_layers_and_embeddings():
     gpt = GPT2(vocab_size=40, max_length=8, dim=8, num_layers=3, num_heads=2, is_scanned=True)
     tokens = RANDOM.integers(0, 40, (8, 8)).astype(np.int32)
     experiment = experiment_of(gpt, tokens=tokens)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dl import task
+from dl import Experiment, optimizers, task
+from dl.data import ArraySource, ArraySplits
 from dl.methods.quantization import Quantization, simulated
+from dl.methods.quantization.layers import computing_integers
 
 RANDOM = np.random.default_rng(0)
 SCALE = 0.01
@@ -60,8 +62,9 @@ def outputs_of(task, variables, batch=BATCH):
     return np.asarray(jax.jit(task.predict)(variables, batch))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("inputs", [SCALE, "dynamic", "float"])
+@pytest.mark.parametrize(
+    ("inputs", "bits"), [(SCALE, 8), pytest.param("dynamic", 4, marks=pytest.mark.slow), ("float", 4)]
+)
 def test_integers_equal_their_simulation(variables, inputs, bits):
     rules = {path: "float" if path == "depthwise" else inputs for path in PATHS}
     quantization = Quantization(layers=rules, bits=bits)
@@ -81,9 +84,6 @@ def test_integers_equal_their_simulation(variables, inputs, bits):
 
 
 def quantized_task(quantization):
-    from dl import Experiment, optimizers
-    from dl.data import ArraySource, ArraySplits
-
     source = ArraySource({name: np.asarray(BATCH[name]) for name in ("image", "label")})
     data = ArraySplits("images", train=source, evaluations={"test": source})
     experiment = Experiment(data=data, task=TASK, tx=optimizers.adam(1e-3), num_steps=2, batch_size=4)
@@ -120,13 +120,6 @@ def test_a_dense_layer_and_a_convolution_are_those_of_numpy():
         kernel = params[name]["kernel"].reshape(x.shape[-1], -1).astype(np.int64)
         sums = np.clip(np.round(x / scale), -127, 127).astype(np.int64) @ kernel
         x = sums * (scale * params[name]["kernel_scale"]) + params[name]["bias"]
-    context = quantized_context(quantization)
-    with context:
+    with computing_integers(quantization.layers, quantization.bits):
         actual = two.predict({"params": params}, BATCH)
     np.testing.assert_allclose(actual, x, rtol=1e-5, atol=1e-6)
-
-
-def quantized_context(quantization):
-    from dl.methods.quantization.layers import computing_integers
-
-    return computing_integers(quantization.layers, quantization.bits)

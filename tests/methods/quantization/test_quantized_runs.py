@@ -9,6 +9,7 @@ import pytest
 
 from dl import Experiment, optimizers, task
 from dl.data import ArraySource, ArraySplits
+from dl.experiment import variable_shapes
 from dl.inference.load import load_run
 from dl.methods.quantization import calibrate
 from dl.models.airbench import Airbench
@@ -107,9 +108,7 @@ def test_the_file_is_at_least_3_7_times_smaller(model, side, tmp_path):
         data=ArraySplits("images", train=images, evaluations={"test": images}),
         task=task.classification(model),
     )
-    shapes = jax.eval_shape(
-        lambda: experiment.task.init(jax.random.key(0), {"image": jnp.zeros((1, side, side, 1))})
-    )
+    shapes = variable_shapes(experiment)
     variables = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype(np.float32), dict(shapes))
     quantization = calibrate(experiment, variables, activations="none")
     save_safetensors(tmp_path / "float", variables)
