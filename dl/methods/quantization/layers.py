@@ -104,7 +104,7 @@ def computing_integers(layers: Layers, bits: int) -> Iterator[None]:
             )
         if weights.inputs == FLOAT:
             kernel = dequantized(weights.integers, weights.scale, KERNEL)
-            return _apply(module, {KERNEL: kernel}, inputs)
+            return _apply(module, {KERNEL: kernel.astype(_dtype_of(inputs))}, inputs)
         made = _product(module, weights, inputs)
         sums[id(made.outputs)] = made  # which keeps the outputs alive, so that no other array has their id
         return made.outputs
@@ -191,6 +191,11 @@ def _apply(
     return module.clone(parent=None, name=None, **options).apply({"params": params}, inputs, method=method)
 
 
+def _dtype_of(inputs: jax.Array) -> Any:
+    """Returns the dtype of weights with which a layer computes in the precision of its inputs."""
+    return inputs.dtype if jnp.issubdtype(inputs.dtype, jnp.floating) else jnp.float32
+
+
 def _rounded_inputs(inputs: jax.Array, rule: Any, axes: Any) -> tuple[jax.Array, jax.Array]:
     """Returns int8 inputs, and their scale with as many axes as they have, or none if it is fixed."""
     if isinstance(rule, str):
@@ -226,7 +231,7 @@ def _product(module: Any, weights: Weights, inputs: jax.Array) -> Sum:
 
     field = {"conv_general_dilated": convolve} if isinstance(module, nn.Conv) else {"dot_general": dot}
     # The layer checks the shape of a kernel and converts its dtype, and the product does not read it.
-    outputs = _apply(module, {KERNEL: integers.astype(jnp.float32)}, inputs, **field)
+    outputs = _apply(module, {KERNEL: integers.astype(_dtype_of(inputs))}, inputs, **field)
     bias = module.get_variable("params", "bias") if module.use_bias else 0.0
     return Sum(outputs, parts[0], parts[1], bias)
 
@@ -241,7 +246,7 @@ def _attend(module: Any, weights: Weights, queries: jax.Array) -> jax.Array:
     """Returns the product of queries with all rows of an embedding, which is the head of some models."""
     if isinstance(weights.inputs, str) and weights.inputs == FLOAT:
         table = dequantized(weights.integers, weights.scale, EMBEDDING)
-        return _apply(module, {EMBEDDING: table}, queries, "attend")
+        return _apply(module, {EMBEDDING: table.astype(_dtype_of(queries))}, queries, "attend")
     integers, scale = _rounded_inputs(queries, weights.inputs, (queries.ndim - 1,))
     numbers = (((queries.ndim - 1,), (1,)), ((), ()))
     sums = lax.dot_general(integers, weights.integers, numbers, preferred_element_type=jnp.int32)
