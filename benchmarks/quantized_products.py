@@ -9,9 +9,11 @@ last, what a quantised layer computes: float inputs rounded to int8, the product
 layer is faster in integers where the last column is below those of float32.
 
 The second table is of whole networks with random weights, as `dl` evaluates them: images in a second with
-floats and with integers. The last lines are of the layer before the large dense layer of classic: bias, ReLU
-and rounding of an image are several times slower where XLA also flattens it, because the index of the channel
-is then computed for each element. The float network pays this price too. Other work on the machine changes all cells, and the ratios less.
+floats and with integers. The last lines are of what precedes the large dense layer of classic: bias, ReLU and
+rounding take longer where XLA also flattens the image, because it then computes the index of the channel for
+each element. The float network pays for this too.
+
+Other work on the machine changes all cells, and the ratios less.
 """
 
 import argparse
