@@ -39,16 +39,16 @@ TOKENS = ArraySource({"tokens": RANDOM.integers(0, 13, (4, 8)).astype(np.int32)}
 MODELS = {
     "mlp": MLP((16, 12), 10),
     "vgg": VGG(10, (1, 1), (8, 12), hidden=(16,)),
-    "resnet": ResNet(10, (1, 2), width=8),
+    "resnet": ResNet(10, (1, 1), width=8),
     "mobilenet": MobileNetV2(10, stages=((1, 16, 1, 1), (6, 16, 2, 2)), features=32),
-    "vit": ViT(10, dim=16, num_layers=2, num_heads=4, patch_size=8, dropout=0.1),
+    "vit": ViT(10, dim=16, num_layers=1, num_heads=4, patch_size=8, dropout=0.1),
 }
 MORE_MODELS = {
     "cnn": CNN((8, 12), (16,), 10, pool=True),
     "convnet": ConvNet(10, (8, 12, 16)),
-    "bottleneck": ResNet(10, (1, 1), width=8, bottleneck=True, small_images=True),
-    "residual mlp": ResidualMLP(16, 24, 2, 10, 0.1, 0.1, 0.1),
-    "gpt2": GPT2(13, 8, 16, 2, 4, dropout=0.1),
+    "bottleneck": ResNet(10, (1,), width=8, bottleneck=True, small_images=True),
+    "residual mlp": ResidualMLP(16, 24, 1, 10, 0.1, 0.1, 0.1),
+    "gpt2": GPT2(13, 8, 16, 1, 4, dropout=0.1),
     "gpt2 in a scan": GPT2(13, 8, 16, 2, 4, is_scanned=True, remat="block"),
 }
 
@@ -82,7 +82,7 @@ def trained(experiment):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def check_equals_masked(model):
+def check_equals_masked(model, *, with_gradient=False):
     experiment = experiment_of(model)
     batch, variables = batch_of(experiment), trained(experiment)
     pruning = structured_pruning.plan(experiment, variables, importance="random", seed=1)
@@ -96,6 +96,8 @@ def check_equals_masked(model):
     assert 0.2 * full < count_flops(smaller.task.predict, small, batch) <= 0.5 * full
     shapes = jax.eval_shape(smaller.task.init, jax.random.key(0), batch)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, small)
+    if not with_gradient:
+        return
     # The gradient is that of the masked model, where its parameters are kept.
     state = {name: tree for name, tree in small.items() if name != "params"}
     masked = pruning.masked(variables)
@@ -116,13 +118,13 @@ def check_equals_masked(model):
     "name", [pytest.param(name, marks=() if name == "mlp" else pytest.mark.slow) for name in MODELS]
 )
 def test_the_pruned_model_is_the_masked_model(name):
-    check_equals_masked(MODELS[name])
+    check_equals_masked(MODELS[name], with_gradient=name in ("mlp", "resnet"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MORE_MODELS)
 def test_more_models_are_pruned(name):
-    check_equals_masked(MORE_MODELS[name])
+    check_equals_masked(MORE_MODELS[name], with_gradient=name == "gpt2 in a scan")
 
 
 class Odd(nn.Module):
@@ -142,7 +144,7 @@ class Odd(nn.Module):
 
 
 def test_concatenations_groups_and_gates_are_pruned_together():
-    check_equals_masked(Odd())
+    check_equals_masked(Odd(), with_gradient=True)
 
 
 def test_a_model_of_plain_functions_is_pruned():
@@ -178,7 +180,7 @@ def test_a_residual_stream_is_one_group_and_heads_are_another():
     assert {
         "params/positions",
         "params/class_token",
-        "params/block1/mlp1/bias",
+        "params/block0/mlp1/bias",
         "params/head/kernel",
     } <= names
     [heads] = [
