@@ -44,7 +44,7 @@ EXPERIMENT = Experiment(
     task=task.classification(Image()),
     tx=optax.adam(0.01),
     num_steps=2,
-    batch_size=4,
+    batch_size=8,
 )
 
 
@@ -106,7 +106,7 @@ def test_energy_gives_the_smallest_rank_that_suffices(variables):
         assert rank * sum(matrix.shape) < matrix.size
 
 
-@pytest.mark.parametrize("budget", [0.8, 0.5, 0.2])
+@pytest.mark.parametrize("budget", [0.8, 0.5, 0.3])
 def test_a_budget_is_met_by_the_cheapest_singular_values(budget):
     """With two kernels of one shape, all ranks are compared with the best pair of ranks by brute force."""
     kernels = [RANDOM.normal(size=(8, 8)) @ np.diag(np.geomspace(1, low, 8)) for low in (0.5, 0.01)]
@@ -120,7 +120,7 @@ def test_a_budget_is_met_by_the_cheapest_singular_values(budget):
     def loss(pair):
         return sum(s[r:].sum() / s.sum() if 16 * r < 64 else 0.0 for s, r in zip(spectra, pair, strict=True))
 
-    chosen = tuple(ranks.get(name, 8) for name in "ab")
+    chosen = tuple(ranks.get(f"{name}/kernel", 8) for name in "ab")
     assert sum(map(size, chosen)) <= budget * 128
     pairs = [(a, b) for a in range(1, 9) for b in range(1, 9) if size(a) + size(b) <= sum(map(size, chosen))]
     assert loss(chosen) <= min(map(loss, pairs)) + 0.05

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,8 @@ from dl.errors import UserError
 from dl.methods.magnitude_pruning import MagnitudePruning, parse_n_of_m, pruned, sparsity_by_layer
 from dl.optimizers import adamw
 from dl.training.loop import train
-from tests.helpers import EXPERIMENT
+from dl.training.signals import Stopped
+from tests.helpers import EXPERIMENT, SignallingConsole, quick_jit
 
 RANDOM = np.random.default_rng(0)
 PARAMS = {
@@ -25,6 +27,8 @@ PARAMS = {
         "bias": jnp.asarray(RANDOM.normal(size=5), jnp.float32),
     },
 }
+
+BATCH = {"features": np.zeros((2, 3), np.float32)}
 
 
 def zeros(params):
@@ -124,20 +128,26 @@ def test_pruning_once_also_prunes_parameters_that_were_not_converted(pruning):
 
 
 @pytest.mark.slow
-def test_a_run_and_its_average_keep_their_zeros_and_resume_with_the_same_bits(tmp_path):
-    once = MagnitudePruning(sparsity=0.5)
-    parent = dataclasses.replace(EXPERIMENT, ema_decay=0.9)
-    start = train(EXPERIMENT).variables
-    averaged = dataclasses.replace(once.changed(parent), warm_start=once.converted(start))
-    assert sparsity_by_layer(train(averaged).params)["total"] == 0.5
-
-    slowly = MagnitudePruning(sparsity=0.75, every=2, num_prunings=4)
-    whole = train(slowly.changed(EXPERIMENT), tmp_path / "whole")
+def test_a_stopped_run_keeps_its_zeros_and_resumes_with_the_same_bits(tmp_path, mesh1):
+    pruning = MagnitudePruning(sparsity=0.75, every=2, num_prunings=5)  # it ends at step 10
+    experiment = pruning.changed(EXPERIMENT)
+    whole = train(experiment, mesh=mesh1)
     assert sparsity_by_layer(whole.params)["total"] == 0.75
-    short = dataclasses.replace(EXPERIMENT, stop_at=None)
-    again = train(slowly.changed(short))
-    for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True):
-        np.testing.assert_array_equal(one, other)
+    with pytest.raises(Stopped):
+        train(experiment, tmp_path / "run", mesh=mesh1, log_every=1, console=SignallingConsole(5))
+    resumed = train(experiment, tmp_path / "run", mesh=mesh1)
+    chex.assert_trees_all_equal(whole.params, resumed.params)
+
+
+@pytest.mark.slow
+def test_the_average_of_the_parameters_keeps_its_zeros(mesh1):
+    once = MagnitudePruning(sparsity=0.5)
+    averaged = dataclasses.replace(EXPERIMENT, ema_decay=0.9)
+    start = once.converted(
+        jax.tree.map(np.asarray, quick_jit(EXPERIMENT.task.init)(jax.random.key(0), BATCH))
+    )
+    result = train(dataclasses.replace(once.changed(averaged), warm_start=start), mesh=mesh1)
+    assert sparsity_by_layer(result.params)["total"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Structured pruning: the smaller model is the masked model, and trains like any other."""
 
 import dataclasses
+import json
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ from dl.models.vgg import VGG
 from dl.models.vit import ViT
 from dl.task import Model
 from dl.training.loop import train
-from tests.helpers import EXPERIMENT, quick_jit
+from dl.training.signals import Stopped
+from tests.helpers import EXPERIMENT, SignallingConsole, quick_jit
 
 RANDOM = np.random.default_rng(0)
 IMAGES = ArraySource(
@@ -219,18 +222,21 @@ def test_taylor_keeps_the_units_that_the_loss_needs():
 
 
 @pytest.mark.slow
-def test_a_pruned_model_is_trained_resumed_and_recorded(tmp_path):
-    experiment = EXPERIMENT
-    variables = train(experiment).variables
-    planned = structured_pruning.plan(experiment, variables)
-    pruning = StructuredPruning(**dataclasses.asdict(planned))
+def test_a_pruned_model_is_trained_and_resumed_with_the_same_bits(tmp_path, mesh1):
+    batch = {"features": np.zeros((2, 3), np.float32)}
+    variables = quick_jit(EXPERIMENT.task.init)(jax.random.key(0), batch)
+    planned = structured_pruning.plan(EXPERIMENT, variables)
+    pruning = StructuredPruning(**json.loads(json.dumps(dataclasses.asdict(planned))))  # as a run records it
     assert pruning == planned
-    smaller = dataclasses.replace(pruning.changed(experiment), warm_start=pruning.converted(variables))
-    whole = train(smaller, tmp_path / "run")
+    start = jax.tree.map(np.asarray, pruning.converted(variables))
+    smaller = dataclasses.replace(pruning.changed(EXPERIMENT), warm_start=start)
+    whole = train(smaller, mesh=mesh1)
     assert whole.params["Dense_0"]["kernel"].shape == (3, 4)
-    again = train(smaller, tmp_path / "run")
-    np.testing.assert_array_equal(whole.params["Dense_0"]["kernel"], again.params["Dense_0"]["kernel"])
-    assert whole.predict(np.zeros((2, 3), np.float32)).shape == (2, 2)
+    with pytest.raises(Stopped):
+        train(smaller, tmp_path / "run", mesh=mesh1, log_every=1, console=SignallingConsole(5))
+    resumed = train(smaller, tmp_path / "run", mesh=mesh1)
+    chex.assert_trees_all_equal(whole.params, resumed.params)
+    assert resumed.predict(np.zeros((2, 3), np.float32)).shape == (2, 2)
 
 
 @pytest.mark.parametrize(
