@@ -51,6 +51,7 @@ class MagnitudePruning:
       num_prunings: number of prunings after the first one, n. 0 prunes once, to `sparsity`.
       kernels: regular expressions. The parameters whose path matches one are pruned.
       leave_out: regular expressions. Parameters whose path matches one are not pruned.
+        `kernel_order.first_and_last(experiment)` returns those of the first and the last layer.
 
     Raises:
       UserError: a value is out of range, or the values contradict each other.
@@ -111,8 +112,8 @@ class MagnitudePruning:
         """Returns the experiment whose optimizer prunes.
 
         Raises:
-          UserError: the model has no such kernel, a part of it is frozen, or an average of the parameters
-            would hold weights that were pruned later.
+          UserError: the model has no such kernel, a part of it is frozen, the schedule is longer than the run,
+            or an average of the parameters would hold weights that were pruned later.
         """
         if experiment.frozen:
             raise UserError(
@@ -123,6 +124,12 @@ class MagnitudePruning:
             raise UserError(
                 f"ema_decay={experiment.ema_decay:g} averages weights from before they are pruned, so that "
                 "the average is not sparse; prune once at the start (num_prunings=0), or use ema_decay=None"
+            )
+        end = self.start + self.num_prunings * self.every
+        if end > experiment.num_steps:
+            raise UserError(
+                f"the last pruning is at step {end}, and the run has {experiment.num_steps} steps; lower start, "
+                "every or num_prunings, or train longer"
             )
         self._names(variable_shapes(experiment)["params"])
         return dataclasses.replace(experiment, tx=pruned(experiment.tx, self))

@@ -9,8 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from dl import task
+from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
+from dl.methods.kernel_order import first_and_last, kernels_in_order
 from dl.methods.magnitude_pruning import MagnitudePruning, parse_n_of_m, pruned, sparsity_by_layer
+from dl.models.mobilenet import MobileNetV2
 from dl.optimizers import adamw
 from dl.training.loop import train
 from dl.training.signals import Stopped
@@ -168,6 +172,31 @@ def test_a_mistake_is_one_line(options, message):
         MagnitudePruning(**options)
 
 
+def test_the_first_and_the_last_layer_are_left_out():
+    source = ArraySource(
+        {"image": np.zeros((8, 32, 32, 3), np.float32), "label": np.arange(8, dtype=np.int32)}
+    )
+    model = MobileNetV2(10, stages=((1, 16, 1, 1),), features=32)
+    data = ArraySplits("zeros", train=source, evaluations={"test": source})
+    experiment = dataclasses.replace(EXPERIMENT, data=data, task=task.classification(model), preprocess=None)
+    assert kernels_in_order(experiment) == [
+        "stem/conv/kernel",
+        "block0/depthwise/conv/kernel",
+        "block0/project/conv/kernel",
+        "last/conv/kernel",
+        "head/kernel",
+    ]
+    params = jax.eval_shape(experiment.task.init, jax.random.key(0), {"image": source.arrays["image"]})[
+        "params"
+    ]
+    pruning = MagnitudePruning(sparsity=0.5, leave_out=first_and_last(experiment))
+    assert list(pruning.masks(jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params), 0)) == [
+        "block0/depthwise/conv/kernel",
+        "block0/project/conv/kernel",
+        "last/conv/kernel",
+    ]
+
+
 def test_what_cannot_be_pruned_is_refused():
     for options, message in (
         ({"sparsity": 0.5, "kernels": ("weight",)}, "the pattern 'weight' matches no parameter"),
@@ -182,6 +211,8 @@ def test_what_cannot_be_pruned_is_refused():
     averaged = dataclasses.replace(EXPERIMENT, ema_decay=0.9)
     with pytest.raises(UserError, match="the average is not sparse"):
         MagnitudePruning(sparsity=0.5, num_prunings=2).changed(averaged)
+    with pytest.raises(UserError, match="the last pruning is at step 20, and the run has 12 steps"):
+        MagnitudePruning(sparsity=0.5, num_prunings=2, every=10).changed(EXPERIMENT)
     tx = optax.contrib.schedule_free_adamw(0.1)
     with pytest.raises(UserError, match="a schedule-free optimizer averages"):
         pruned(tx, MagnitudePruning(sparsity=0.5, num_prunings=2)).init(PARAMS)
