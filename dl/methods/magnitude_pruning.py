@@ -112,8 +112,8 @@ class MagnitudePruning:
         """Returns the experiment whose optimizer prunes.
 
         Raises:
-          UserError: the model has no such kernel, a part of it is frozen, the schedule is longer than the run,
-            or an average of the parameters would hold weights that were pruned later.
+          UserError: the model has no such kernel, a part of it is frozen, the schedule is too long for the
+            run, or an average of the parameters would hold weights that were pruned later.
         """
         if experiment.frozen:
             raise UserError(
@@ -128,8 +128,8 @@ class MagnitudePruning:
         end = self.start + self.num_prunings * self.every
         if end > experiment.num_steps:
             raise UserError(
-                f"the last pruning is at step {end}, and the run has {experiment.num_steps} steps; lower start, "
-                "every or num_prunings, or train longer"
+                f"the last pruning is at step {end}, and the run has {experiment.num_steps} steps; lower "
+                "start, every or num_prunings, or train longer"
             )
         self._names(variable_shapes(experiment)["params"])
         return dataclasses.replace(experiment, tx=pruned(experiment.tx, self))
