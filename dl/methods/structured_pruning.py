@@ -16,6 +16,11 @@ al. 2019, eq. 8), divided by the mean of its group, so that channels of all grou
     pruning = structured_pruning.plan(experiment, variables, flops_fraction=0.5)
     smaller = pruning.changed(experiment)           # an experiment as any other
     start = pruning.converted(variables)            # its first variables, for warm_start
+
+The smaller model is the traced full model, evaluated with fewer channels. Interceptors of Linen see the full
+modules: a table of layers has the parameters and FLOPs of the smaller model, and the shapes of the full one.
+An explanation that reads activations by an interceptor, such as Grad-CAM, needs the full model and
+`pruning.masked(variables)`.
 """
 
 import dataclasses
