@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dl.cli import (
     data_commands,
     experiment_commands,
+    explain_command,
     export_command,
     generate_command,
     plan_command,
@@ -100,6 +101,13 @@ COMMANDS = {
             run_commands.predict,
             run_commands.PredictOptions,
             "classes of images or texts, with probabilities",
+        ),
+        Command(
+            "explain",
+            ("RUN", "[INPUT …]"),
+            explain_command.explain,
+            explain_command.ExplainOptions,
+            "what one prediction of a classifier rests on",
         ),
         Command(
             "generate",
