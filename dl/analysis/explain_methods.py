@@ -93,7 +93,7 @@ class Answer:
 
 
 def last_convolution(run: ExplainedRun) -> str:
-    """Returns the path of the last convolution whose feature map has at least 4 by 4 places, or of the last one.
+    """Returns the path of the last convolution with a feature map of 4 by 4 places or more, else of the last.
 
     Raises:
       UserError: the model has none.

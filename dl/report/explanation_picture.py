@@ -36,13 +36,6 @@ def headline(explanation: Explanation) -> str:
     return text
 
 
-def heat(explanation: Explanation) -> tuple[np.ndarray, float, float]:
-    """Returns the map of an image with the values of its darkest and brightest colour; those of one are 0."""
-    weights_HW = explanation.attributions
-    most = float(np.abs(weights_HW).max()) or 1.0
-    return weights_HW, -most if explanation.is_signed else 0.0, most
-
-
 def _image_figure(explanation: Explanation) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -51,13 +44,15 @@ def _image_figure(explanation: Explanation) -> "Figure":
     figure.supxlabel(_plain(f"{explanation.method}: {explanation.basis}"), fontsize="small")
     axes = figure.subplots(1, 3)
     pixels = explanation.input[..., 0] if explanation.input.shape[-1] == 1 else explanation.input
-    weights_HW, low, high = heat(explanation)
+    weights_HW = explanation.attributions
+    high = float(np.abs(weights_HW).max()) or 1.0
+    low = -high if explanation.is_signed else 0.0
     grey = np.asarray(explanation.input, np.float32).mean(-1)
     colours = SIGNED if explanation.is_signed else UNSIGNED
     axes[0].imshow(pixels, cmap="gray", vmin=0, vmax=255)
     shown = axes[1].imshow(weights_HW, cmap=colours, vmin=low, vmax=high)
     axes[2].imshow(grey, cmap="gray", vmin=0, vmax=255)
-    strength_HW = np.abs(weights_HW) / max(abs(low), high)
+    strength_HW = np.abs(weights_HW) / high
     axes[2].imshow(weights_HW, cmap=colours, vmin=low, vmax=high, alpha=np.sqrt(strength_HW))
     for place, title in enumerate(("input", "weights", "both")):
         axes[place].set_title(title)
