@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 
 from dl.analysis import explain_methods as methods
+from dl.analysis.attributions.scoring import scores_of
 from dl.analysis.explain_methods import Answer, Question
 from dl.analysis.explained_run import ExplainedRun, Features, Form
 from dl.analysis.explanation import Explanation, Method
@@ -70,7 +71,7 @@ def explain(
     if layer is not None and method != "grad-cam":
         raise UserError(f"a layer is for grad-cam, and the method is {method}; leave the layer out")
     inputs = run.model_input(features)
-    probabilities_C = np.asarray(run.probabilities(features)(inputs))[0].astype(np.float64)
+    probabilities_C = scores_of(run.probabilities(features), inputs, 1)[0].astype(np.float64)
     if not np.isfinite(probabilities_C).all():
         raise UserError("the outputs of the model are no numbers (NaN); train the run again")
     chosen = int(probabilities_C.argmax()) if target is None else target

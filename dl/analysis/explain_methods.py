@@ -7,12 +7,13 @@ import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from dl.analysis import attributions
 from dl.analysis.attributions.features import grid_superpixels
 from dl.analysis.attributions.grad_cam import feature_maps
+from dl.analysis.attributions.scoring import scores_of
 from dl.analysis.attributions.shapley import MAX_EXACT
 from dl.analysis.explained_run import ExplainedRun, Features
 from dl.errors import UserError
@@ -106,7 +107,7 @@ def last_convolution(run: ExplainedRun) -> str:
     return large[-1] if large else found[-1][0]
 
 
-def _differentiable(question: Question) -> tuple[attributions.Score, np.ndarray]:
+def _differentiable(question: Question) -> tuple[Partial, np.ndarray]:
     """Returns the logits as a function of floats, and the floats: pixels, columns or embedded tokens."""
     if question.run.form == "text":
         return question.run.embedded_scores(question.features)
@@ -184,7 +185,7 @@ def by_grad_cam(question: Question) -> Answer:
 def by_relevance(question: Question) -> Answer:
     score = question.run.scores(question.features)
     found = attributions.relevance(score, question.inputs, question.target, epsilon=0.01)
-    value = float(np.asarray(score(question.inputs))[0, question.target])
+    value = float(scores_of(score, question.inputs, 1)[0, question.target])
     return Answer(
         _sums(question, found),
         f"parts of {_LOGIT}, by layer-wise relevance propagation; biases keep a part",
@@ -250,7 +251,7 @@ def by_shap(question: Question) -> Answer:
             score, inputs, question.target, background=background, segments=segments, seed=question.seed
         )
         how = "KernelSHAP"
-    whole = np.asarray(score(inputs))[0, question.target]
+    whole = scores_of(score, inputs, 1)[0, question.target]
     empty = _absent_score(score, inputs, background, question.target)
     parts = f" of {segments.max() + 1} tiles" if segments is not None and run.form == "image" else ""
     return Answer(
@@ -260,11 +261,9 @@ def by_shap(question: Question) -> Answer:
     )
 
 
-def _absent_score(
-    score: attributions.Score, inputs: np.ndarray, background: np.ndarray, target: int
-) -> float:
+def _absent_score(score: Partial, inputs: np.ndarray, background: np.ndarray, target: int) -> float:
     """Returns the mean score of the background."""
-    return float(np.asarray(score(jnp.asarray(background, inputs.dtype)))[:, target].mean())
+    return float(scores_of(score, background.astype(inputs.dtype), 1)[:, target].mean())
 
 
 def _error(total: float, difference: float) -> float:
