@@ -86,7 +86,7 @@ def explain(
         input=stored,
         attributions=np.asarray(answer.weights, np.float64),
         is_signed=answer.is_signed,
-        is_shown=run.is_token(features) if run.form == "text" else np.ones(answer.weights.shape, bool),
+        is_shown=run.is_token(features)[0] if run.form == "text" else np.ones(answer.weights.shape, bool),
         input_names=run.input_names,
         target=chosen,
         probabilities=probabilities_C,

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
+import jax
 import numpy as np
 from jax.tree_util import Partial
 
@@ -54,7 +55,7 @@ class Question:
             return self.run.model_input(self.run.blank())
         if self.run.form == "row":
             return self.run.background_rows()
-        is_shown_T = self.run.is_token(self.features)
+        is_shown_T = self.run.is_token(self.features)[0]
         return np.where(is_shown_T, self.run.background_token(), self.inputs[0]).astype(self.inputs.dtype)[
             None
         ]
@@ -78,7 +79,7 @@ class Question:
         if self.run.form == "row":
             return None
         if self.run.form == "text":
-            return np.maximum(np.cumsum(self.run.is_token(self.features)) - 1, 0)
+            return np.maximum(np.cumsum(self.run.is_token(self.features)[0]) - 1, 0)
         height, width = self.inputs.shape[1:3]
         return grid_superpixels(height, width, min(height, MAX_TILES), min(width, MAX_TILES))
 
@@ -178,8 +179,12 @@ def by_integrated(question: Question) -> Answer:
 def by_grad_cam(question: Question) -> Answer:
     run = question.run
     layer = last_convolution(run) if question.layer is None else question.layer
-    found = attributions.grad_cam(run, run.result.variables, question.inputs, layer, question.target)
-    return Answer(found[0], f"feature maps of {layer} that raise {_LOGIT}", is_signed=False)
+    found = attributions.grad_cam(
+        run, run.result.variables, question.inputs, layer, question.target, activation=jax.nn.relu
+    )
+    return Answer(
+        found[0], f"positive part of the feature maps of {layer} that raise {_LOGIT}", is_signed=False
+    )
 
 
 def by_relevance(question: Question) -> Answer:

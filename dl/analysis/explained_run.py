@@ -122,12 +122,12 @@ class ExplainedRun:
         return np.asarray(self._prepared(features)[self.input_name])
 
     def is_token(self, features: Features) -> np.ndarray:
-        """Returns which tokens of a text are not padding, bool, shape T."""
-        tokens_T = features[self.input_name][0]
+        """Returns which tokens of texts are not padding, bool, shape N × T."""
         if "segment_ids" in features:
-            return features["segment_ids"][0] > 0
+            return features["segment_ids"] > 0
+        tokens_NT = features[self.input_name]
         padding = getattr(getattr(itself(self.result.experiment.data), "tokenizer", None), "padding_id", None)
-        return np.ones(len(tokens_T), bool) if padding is None else tokens_T != padding
+        return np.ones(tokens_NT.shape, bool) if padding is None else tokens_NT != padding
 
     def background_token(self) -> int:
         """Returns the token that stands for an absent one: the mask, the unknown token, or padding."""

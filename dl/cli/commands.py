@@ -13,6 +13,7 @@ from dl.cli import (
     plan_command,
     run_commands,
     score_command,
+    simplify_command,
     study_commands,
 )
 from dl.cli.command import EXPERIMENT, HELP, LEGEND, Call, Command
@@ -108,6 +109,13 @@ COMMANDS = {
             explain_command.explain,
             explain_command.ExplainOptions,
             "what one prediction of a classifier rests on",
+        ),
+        Command(
+            "simplify",
+            ("RUN",),
+            simplify_command.simplify,
+            simplify_command.SimplifyOptions,
+            "decision tree and linear model that imitate a classifier",
         ),
         Command(
             "generate",

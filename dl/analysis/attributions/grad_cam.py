@@ -40,6 +40,7 @@ def grad_cam(
     targets: Any = None,
     *,
     reads_input: bool = False,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
     rectified: bool = True,
     resized: bool = True,
     batch_size: int | None = None,
@@ -56,6 +57,8 @@ def grad_cam(
         layer behind the ReLU and set `reads_input`.
       targets: index of the score to explain, one or (N,). `None` means the highest score of each example.
       reads_input: whether the feature map is the input of the layer instead of its output.
+      activation: function that follows the layer in the model, such as `jax.nn.relu`, where no layer reads its
+        result. It is applied to the feature map before this is weighted.
       rectified: whether negative values become zero, as in the paper.
       resized: whether the maps are resampled to the size of the images. Otherwise they have that of the
         layer.
@@ -74,7 +77,7 @@ def grad_cam(
     maps = feature_maps(model, variables, example, reads_input)
     if layer not in maps:
         raise UserError(f"layer={layer!r} has no feature map; choose one of {', '.join(maps) or 'none'}")
-    read = Partial(_Read(model.apply, layer, reads_input), variables)
+    read = Partial(_Read(model.apply, layer, reads_input, activation), variables)
     parts = (_activation_maps(read, *slices) for slices, _ in in_batches(size, inputs, targets_N))
     maps_NHW = jnp.asarray(concatenated(parts)[: len(inputs)])
     maps_NHW = jnp.maximum(maps_NHW, 0) if rectified else maps_NHW
@@ -86,8 +89,14 @@ def grad_cam(
 class _Read:
     """A function from variables, inputs and a perturbation of a feature map to scores and feature map."""
 
-    def __init__(self, apply: Callable[..., Any], layer: str, reads_input: bool):
-        self._key = (apply, layer, reads_input)
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        layer: str,
+        reads_input: bool,
+        activation: Callable[[jax.Array], jax.Array] | None,
+    ):
+        self._key = (apply, layer, reads_input, activation)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Read) and self._key == other._key
@@ -96,7 +105,7 @@ class _Read:
         return hash(self._key)
 
     def __call__(self, variables: Variables, inputs_B: Any, added: Any) -> tuple[jax.Array, jax.Array]:
-        apply, layer, reads_input = self._key
+        apply, layer, reads_input, activation = self._key
         found: list[jax.Array] = []
 
         def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -110,7 +119,7 @@ class _Read:
 
         with nn.intercept_methods(intercept):
             scores_BC = apply(variables, inputs_B)
-        return scores_BC, found[0]
+        return scores_BC, found[0] if activation is None else activation(found[0])
 
 
 @jax.jit
