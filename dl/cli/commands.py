@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 
 from dl.cli import (
+    baseline_command,
     data_commands,
     experiment_commands,
     explain_command,
@@ -74,6 +75,13 @@ COMMANDS = {
             plan_command.plan_step,
             plan_command.PlanOptions,
             "memory, time and price on other devices",
+        ),
+        Command(
+            "baseline",
+            (EXPERIMENT,),
+            baseline_command.baseline,
+            baseline_command.BaselineOptions,
+            "classical models on the same splits",
         ),
         Command(
             "sweep",

@@ -57,8 +57,8 @@ def grad_cam(
         layer behind the ReLU and set `reads_input`.
       targets: index of the score to explain, one or (N,). `None` means the highest score of each example.
       reads_input: whether the feature map is the input of the layer instead of its output.
-      activation: function that follows the layer in the model, such as `jax.nn.relu`, where no layer reads its
-        result. It is applied to the feature map before this is weighted.
+      activation: function that follows the layer in the model, such as `jax.nn.relu`, where no layer reads
+        its result. It is applied to the feature map before this is weighted.
       rectified: whether negative values become zero, as in the paper.
       resized: whether the maps are resampled to the size of the images. Otherwise they have that of the
         layer.
