@@ -110,6 +110,7 @@ def _show(found: "Explanation", top: int) -> None:
         print(to_ansi(found))
     if not found.attributions.any():
         print("all weights are zero: nothing that this method sees raises the score of the class")
+        return
     strongest = found.by_region() if found.form == "image" else found.strongest(len(found.is_shown))
     for name, weight in strongest[:top]:
         print(f"{weight:+10.4g}  {printable(name)}")
@@ -128,7 +129,10 @@ def _write(found: "Explanation", path: Path) -> None:
 def _input(run: "ExplainedRun", words: Sequence[str]) -> Path | str | np.ndarray:
     """Returns what words of the command line stand for: a path, a text, or the numbers of a row."""
     if run.form == "text":
-        return " ".join(words)
+        text = " ".join(words)
+        if not text.strip():
+            raise UserError("the text is empty; give one with at least one word")
+        return text
     if run.form == "row":
         return _row(run, [part for word in words for part in word.replace(",", " ").split()])
     if len(words) > 1:
