@@ -123,7 +123,7 @@ COMMANDS = {
             ("RUN",),
             simplify_command.simplify,
             simplify_command.SimplifyOptions,
-            "decision tree and linear model that imitate a classifier",
+            "tree and linear model that imitate a classifier",
         ),
         Command(
             "generate",
