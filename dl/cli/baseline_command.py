@@ -36,12 +36,12 @@ def baseline(call: Call) -> int:
     The models are a linear one, a linear support-vector machine, k nearest neighbours, a random forest and
     gradient boosting. Settings are chosen on the validation split, and so is the best model.
     """
-    from dl.runs.folder import RunFolder
+    from dl.inference.load import open_run
     from dl.studies.classical import measure_classical
 
     options: BaselineOptions = call.own
+    run = None if options.run is None else open_run(named_path(options.run))
     experiment = call.build()
-    run = None if options.run is None else RunFolder(named_path(options.run))
 
     def say(line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ LEGEND = {
     "experiment",
     "NAME=VALUES": "an option and its values, such as learning_rate=log:1e-4:1e-1",
     "RUN": "the folder of a run",
-    "INPUT": "an image file, a folder of images, a text in quotes, or for explain a row of numbers",
+    "INPUT": "an image file, a folder of images, or a text in quotes",
     "FOLDER": "a new folder",
     "TEXT": "a text file of UTF-8, or a folder of files .txt",
     "PROMPT": "the beginning of a text, or a text to translate",

@@ -15,7 +15,7 @@ from dl.runs.baseline import baseline_lines
 from dl.runs.folder import RunFolder
 from dl.runs.tables import Table
 from dl.stopping import FINAL_SPLIT
-from dl.training.baseline import add_baseline
+from dl.training.baseline import add_baseline, result_on_same_data
 from dl.types import BaselineScores
 
 _NAMES = {"accuracy": "accuracy", "mean_absolute_error": "mean absolute error", "mean_squared_error": "RMSE"}
@@ -65,7 +65,7 @@ def measure_classical(
     if kind is None or kind.name not in ("classification", "regression"):
         words = "of a kind that is not stated" if kind is None else f"a {kind.words}"
         raise UserError(f"the task is {words}; the baselines need a classification or a regression")
-    data, result = experiment.data, {} if run is None else run.finished_result()
+    data, result = experiment.data, {} if run is None else result_on_same_data(run, experiment)
     if not data.evaluations:
         raise UserError("the data have no split besides train; the baselines need one to be scored on")
     baseline = Classical(

@@ -71,13 +71,7 @@ def add_baseline(
     Raises:
       UserError: the run has not finished, has other data, or the folder cannot be written.
     """
-    result = run.finished_result()
-    checksum, known = experiment.data.identity.checksum, result.get("dataset", {}).get("checksum")
-    if checksum != known:
-        raise UserError(
-            f"{run.folder} has other data (sha256 {str(known)[:12]}) than the baseline (sha256 "
-            f"{checksum[:12]}); give the options of the run"
-        )
+    result = result_on_same_data(run, experiment)
     examples: Mapping[str, np.ndarray] = {}
     if run.predictions_path.exists():
         kept = read_predictions(run.predictions_path)
@@ -87,6 +81,22 @@ def add_baseline(
     others = [one for one in result.get("baselines", ()) if one["name"] != scores.name]
     result["baselines"] = [*others, entry]
     return write_json(run.folder / "result.json", finite(result))
+
+
+def result_on_same_data(run: RunFolder, experiment: Experiment) -> dict[str, Any]:
+    """Returns the content of result.json of a finished run on the data of an experiment.
+
+    Raises:
+      UserError: the run has not finished, or has other data.
+    """
+    result = run.finished_result()
+    checksum, known = experiment.data.identity.checksum, result.get("dataset", {}).get("checksum")
+    if checksum != known:
+        raise UserError(
+            f"{run.folder} has other data (sha256 {str(known)[:12]}) than the baseline (sha256 "
+            f"{checksum[:12]}); give the options of the run"
+        )
+    return result
 
 
 def _entry(

@@ -93,6 +93,18 @@ def test_surrogates_are_printed_and_drawn(dl, made):
     assert "tree.png" in printed
 
 
+def test_a_run_of_other_data_is_refused_before_anything_is_fitted(dl, made, tmp_path):
+    file, run = made
+    other = tmp_path / "other.py"
+    other.write_text(EXPERIMENT.replace("source(96, 0)", "source(90, 0)"))
+    for words, message in (
+        ((str(other), "--run", run), "has other data"),
+        ((file, "--run", str(tmp_path)), "does not hold a run"),
+    ):
+        status, printed, err = dl("baseline", *words)
+        assert (status, printed, message in err, err.count("\n")) == (2, "", True, 1), err
+
+
 @pytest.mark.slow
 def test_the_best_classical_model_stands_beside_the_network_in_the_result_and_the_report(dl, made):
     file, run = made
