@@ -53,9 +53,12 @@ OUTSIDE = {
 
 # The only modules that read or write files, ask the clock, or look at the environment.
 TOUCHES_THE_OUTSIDE = {
+    "dl.analysis.explained_run",  # the path of an image
     "dl.analysis.robustness",
     "dl.analysis.translation",  # the seconds of the baseline
+    "dl.cli.baseline_command",
     "dl.cli.data_commands",
+    "dl.cli.explain_command",
     "dl.cli.experiment_commands",
     "dl.cli.export_command",
     "dl.cli.generate_command",
@@ -89,6 +92,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.data.tfds.folders",
     "dl.data.tfds.prepared",
     "dl.data.tfds.records",
+    "dl.evaluation.baselines.classical",  # the seconds of the models
     "dl.inference.check",
     "dl.inference.export",
     "dl.inference.exported",

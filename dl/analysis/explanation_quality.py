@@ -137,15 +137,27 @@ def randomisation_correlations(
     Raises:
       UserError: there is no such layer.
     """
+    original = np.asarray(explain(variables))
+    mixed = randomised_variables(variables, fresh, layers, is_cascading=is_cascading)
+    return {
+        layer: float(rank_correlations(original, explain(partly)).mean()) for layer, partly in mixed.items()
+    }
+
+
+def randomised_variables(
+    variables: Variables, fresh: Variables, layers: Sequence[str], *, is_cascading: bool = True
+) -> dict[str, Variables]:
+    """Returns by layer the variables with random parameters; see `randomisation_correlations`."""
     params = variables["params"]
     if missing := [layer for layer in layers if layer not in params]:
         raise UserError(f"layers has {missing[0]!r}; choose among {', '.join(params)}")
-    original, found = np.asarray(explain(variables)), {}
-    for index, layer in enumerate(layers):
-        chosen = layers[: index + 1] if is_cascading else [layer]
-        mixed = {name: _mixed(part, fresh[name], chosen) for name, part in variables.items()}
-        found[layer] = float(rank_correlations(original, explain(mixed)).mean())
-    return found
+    return {
+        layer: {
+            name: _mixed(part, fresh[name], layers[: index + 1] if is_cascading else [layer])
+            for name, part in variables.items()
+        }
+        for index, layer in enumerate(layers)
+    }
 
 
 def rank_correlations(maps: Any, others: Any) -> np.ndarray:

@@ -21,6 +21,7 @@ from dl.runs.find import find_experiment
 HELP = ("-h", "--help")
 EXPERIMENT = "EXPERIMENT"
 MORE = " …"  # ends the last word where it may be given several times
+OPTIONAL = "["  # begins the last word where it may be left out
 LEGEND = {
     EXPERIMENT: "the NAME of a file experiments/NAME.py, or the path of any Python file that defines an "
     "experiment",
@@ -68,7 +69,8 @@ class Command:
 
     Attributes:
       name: the name of the command.
-      words: the names of the words before the options. The last may end in ` …`.
+      words: the names of the words before the options. The last may end in ` …`, and stands in brackets
+        where it may be left out.
       run: runs a call and returns the exit status. Its docstring is the text of `python -m dl NAME --help`.
       options: a dataclass with a default for each field.
       help: its line in `python -m dl --help`.
@@ -110,9 +112,9 @@ class Command:
             experiment_fn = find_experiment(words[0])
             shown = self.usage.replace(EXPERIMENT, words[0])
         options, own = parse(experiment_fn, self.options, rest, f"python -m dl {shown}", about)
-        if len(words) < len(self.words):
+        if len(words) < sum(not word.startswith(OPTIONAL) for word in self.words):
             self._refuse(len(words), " before the options" if rest else "")
-        if len(words) > len(self.words) and not self.usage.endswith(MORE):
+        if len(words) > len(self.words) and not self.usage.rstrip("]").endswith(MORE):
             raise UserError(
                 f"{self.name} does not take the word {words[len(self.words)]!r}; write python -m dl "
                 f"{self.usage}, and the options as --name value"

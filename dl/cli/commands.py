@@ -5,13 +5,16 @@ import textwrap
 from collections.abc import Sequence
 
 from dl.cli import (
+    baseline_command,
     data_commands,
     experiment_commands,
+    explain_command,
     export_command,
     generate_command,
     plan_command,
     run_commands,
     score_command,
+    simplify_command,
     study_commands,
 )
 from dl.cli.command import EXPERIMENT, HELP, LEGEND, Call, Command
@@ -74,6 +77,13 @@ COMMANDS = {
             "memory, time and price on other devices",
         ),
         Command(
+            "baseline",
+            (EXPERIMENT,),
+            baseline_command.baseline,
+            baseline_command.BaselineOptions,
+            "classical models on the same splits",
+        ),
+        Command(
             "sweep",
             (EXPERIMENT, "NAME=VALUES …"),
             study_commands.run_sweep,
@@ -100,6 +110,20 @@ COMMANDS = {
             run_commands.predict,
             run_commands.PredictOptions,
             "classes of images or texts, with probabilities",
+        ),
+        Command(
+            "explain",
+            ("RUN", "[INPUT …]"),
+            explain_command.explain,
+            explain_command.ExplainOptions,
+            "what one prediction of a classifier rests on",
+        ),
+        Command(
+            "simplify",
+            ("RUN",),
+            simplify_command.simplify,
+            simplify_command.SimplifyOptions,
+            "tree and linear model that imitate a classifier",
         ),
         Command(
             "generate",

@@ -62,7 +62,7 @@ def report(call: Call) -> int:
     except Exception as error:  # neither its code nor its data need be on this machine, or fit any more
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         trouble = [f"Layers and pictures: {kind}{error}."]
-    for path in write_report(folder, out, experiment, trouble):
+    for path in write_report(folder, out, experiment, trouble, is_explained=True):
         print(f"wrote {printable(path)}")
         if options.out is None:
             publish(path, call.words[0])

@@ -13,6 +13,7 @@ from dl.experiment import Experiment
 from dl.report import curves, plots, sections
 from dl.report.attention import attention_section
 from dl.report.classifier import Classifier, classifier_sections
+from dl.report.explanations import explanations_section
 from dl.report.html import fill
 from dl.report.language_model import language_section
 from dl.report.model_card import model_card
@@ -38,8 +39,10 @@ from dl.runs.predictions import (
     SequenceToSequence,
     Tagging,
 )
+from dl.sharding import make_mesh
 from dl.system.files import replace_text
 from dl.task import kind_facts
+from dl.training.result import Result
 from dl.types import Source
 
 _SECTIONS: Mapping[type, Callable[[Any], TaskSection]] = {
@@ -55,7 +58,12 @@ TOLERANCE = 1e-4  # largest difference of two accuracies of the same predictions
 
 
 def write_report(
-    folder: Path, out: Path, experiment: Experiment | None, trouble: Sequence[str] = ()
+    folder: Path,
+    out: Path,
+    experiment: Experiment | None,
+    trouble: Sequence[str] = (),
+    *,
+    is_explained: bool = False,
 ) -> list[Path]:
     """Writes one self-contained HTML file, without scripts or external files.
 
@@ -66,6 +74,7 @@ def write_report(
       out: the HTML file.
       experiment: the experiment of the run, for layers and pictures. `None` leaves these out.
       trouble: sentences about why there is no experiment, or about its problems.
+      is_explained: whether predictions are explained, which takes a few seconds.
 
     Returns:
       The files that were written.
@@ -74,7 +83,7 @@ def write_report(
       UserError: the folder does not hold a run, or a file cannot be written.
     """
     classes_path = out.with_name(f"{out.stem}-classes.csv")
-    page, classes = _render(folder, read_record(folder), experiment, trouble, classes_path.name)
+    page, classes = _render(folder, read_record(folder), experiment, trouble, classes_path.name, is_explained)
     written = {out: page} | ({classes_path: classes} if classes else {})
     for path, content in written.items():
         try:
@@ -92,6 +101,7 @@ def _render(
     experiment: Experiment | None,
     trouble: Sequence[str],
     classes_file: str,
+    is_explained: bool,
 ) -> tuple[str, str]:
     """Returns the page as HTML, and the CSV of all classes if the page has not all of them."""
     missing = [*record.missing, *trouble]
@@ -120,6 +130,9 @@ def _render(
     shown = curves.curves(record.lines, units)
     robustness = robustness_section(record.robustness)
     attention = None if experiment is None else _attention(folder, record, experiment, missing)
+    explanations = None
+    if is_explained and experiment is not None and classifier is not None:
+        explanations = _explanations(folder, record, experiment, missing)
     samples = samples_section(record.samples)
     figures = sections.figures_table(record)
     baseline = sections.baseline(record, missing)
@@ -130,6 +143,7 @@ def _render(
         ("classes", "Classes", classifier),
         ("mistakes", "Mistakes", classifier),
         *([("task", task.title, True)] if task is not None else []),
+        ("explanations", "Explanations", explanations),
         ("samples", "Samples", samples),
         ("attention", "Attention", attention),
         ("robustness", "Robustness", robustness),
@@ -155,6 +169,7 @@ def _render(
         classifier=classifier,
         classes_file=classes_file,
         task=task,
+        explanations=explanations,
         samples=samples,
         attention=attention,
         robustness=robustness,
@@ -228,13 +243,31 @@ def _attention(
     folder: Path, record: Record, experiment: Experiment, missing: list[str]
 ) -> TaskSection | None:
     """Returns the section of attention weights of a finished run of one seed."""
+    return _of_model("Attention", lambda: attention_section(experiment, RunFolder(folder)), record, missing)
+
+
+def _explanations(
+    folder: Path, record: Record, experiment: Experiment, missing: list[str]
+) -> TaskSection | None:
+    """Returns the section of explanations of a finished classifier of one seed."""
+    predictions = record.predictions
+    if not isinstance(predictions, Predictions | ClassificationOutcomes):
+        return None
+    result = Result(experiment, record.result, run=RunFolder(folder), mesh=make_mesh())
+    return _of_model("Explanations", lambda: explanations_section(result, predictions), record, missing)
+
+
+def _of_model(
+    title: str, make: Callable[[], TaskSection | None], record: Record, missing: list[str]
+) -> TaskSection | None:
+    """Returns a section that runs the model of a finished run of one seed."""
     if not record.result or record.result.get("members") or jax.process_count() > 1:
         return None
     try:
-        return attention_section(experiment, RunFolder(folder))
+        return make()
     except Exception as error:  # the report of everything else must not fail with the model
         brief = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
-        missing.append(f"Attention: {brief}.")
+        missing.append(f"{title}: {brief}.")
         return None
 
 

@@ -11,7 +11,11 @@ from dl.evaluation.intervals import Interval
 from dl.evaluation.paired import paired_examples, verdict
 from dl.evaluation.spread import Spread
 from dl.experiment import Experiment
+from dl.runs.folder import RunFolder
+from dl.runs.log import finite
+from dl.runs.predictions import read_predictions
 from dl.stopping import FINAL_SPLIT
+from dl.system.json_files import write_json
 from dl.types import BaselineScores
 
 
@@ -42,20 +46,74 @@ def measure_baseline(
     start = time.monotonic()
     try:
         scores = experiment.baseline(experiment.data)
-        _check(scores, experiment)
-        result["baselines"] = [
-            {
-                "name": scores.name,
-                "seconds": round(time.monotonic() - start, 3),
-                **_summarize(scores),
-                "differences": _differences(scores, result, examples),
-            }
-        ]
+        seconds = time.monotonic() - start
+        result["baselines"] = [_entry(experiment, scores, seconds, result, examples)]
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         warning = f"the baseline was not computed: {(reason.splitlines() or [''])[0][:300]}"
         result.setdefault("warnings", []).append(warning)
         tell(f"WARNING: {warning}")
+
+
+def add_baseline(
+    run: RunFolder, experiment: Experiment, scores: BaselineScores, seconds: float
+) -> dict[str, Any]:
+    """Adds a baseline to result.json of a finished run, and returns its content; see `measure_baseline`.
+
+    A baseline of the same name is replaced. The report and `compare` show all of them.
+
+    Args:
+      run: the folder of the run.
+      experiment: the experiment of the run, or another one on the same data.
+      scores: what the baseline adds to each metric.
+      seconds: the time that the baseline took.
+
+    Raises:
+      UserError: the run has not finished, has other data, or the folder cannot be written.
+    """
+    result = result_on_same_data(run, experiment)
+    examples: Mapping[str, np.ndarray] = {}
+    if run.predictions_path.exists():
+        kept = read_predictions(run.predictions_path)
+        if kept.split == FINAL_SPLIT and len(kept.metric_names):
+            examples = {name: kept.example_metrics[:, k] for k, name in enumerate(kept.metric_names)}
+    entry = _entry(experiment, scores, seconds, result, examples)
+    others = [one for one in result.get("baselines", ()) if one["name"] != scores.name]
+    result["baselines"] = [*others, entry]
+    return write_json(run.folder / "result.json", finite(result))
+
+
+def result_on_same_data(run: RunFolder, experiment: Experiment) -> dict[str, Any]:
+    """Returns the content of result.json of a finished run on the data of an experiment.
+
+    Raises:
+      UserError: the run has not finished, or has other data.
+    """
+    result = run.finished_result()
+    checksum, known = experiment.data.identity.checksum, result.get("dataset", {}).get("checksum")
+    if checksum != known:
+        raise UserError(
+            f"{run.folder} has other data (sha256 {str(known)[:12]}) than the baseline (sha256 "
+            f"{checksum[:12]}); give the options of the run"
+        )
+    return result
+
+
+def _entry(
+    experiment: Experiment,
+    scores: BaselineScores,
+    seconds: float,
+    result: Mapping[str, Any],
+    examples: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Returns a baseline in the form of result.json."""
+    _check(scores, experiment)
+    return {
+        "name": scores.name,
+        "seconds": round(seconds, 3),
+        **_summarize(scores),
+        "differences": _differences(scores, result, examples),
+    }
 
 
 def _check(scores: BaselineScores, experiment: Experiment) -> None:

@@ -4,7 +4,7 @@ Shapes: N examples, B examples of a batch, H height, W width, D channels of the 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -24,14 +24,23 @@ from dl.errors import UserError
 from dl.types import Variables
 
 
+class Applied(Protocol):
+    """A Linen model, or another object whose `apply` calls one."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """A function from variables and inputs to scores, equal to itself however often it is read."""
+
+
 def grad_cam(
-    model: nn.Module,
+    model: Applied,
     variables: Variables,
     inputs: Any,
     layer: str,
     targets: Any = None,
     *,
     reads_input: bool = False,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
     rectified: bool = True,
     resized: bool = True,
     batch_size: int | None = None,
@@ -41,13 +50,15 @@ def grad_cam(
     The feature map is read and perturbed while the model is applied. The model does not change.
 
     Args:
-      model: a Linen model from images (B, H, W, C) to scores (B, C).
+      model: a Linen model from images (B, H, W, C) to scores (B, C), or what calls one.
       variables: its variables.
       inputs: N images, floats of shape (N, H, W, C).
       layer: path of a layer, such as `block3/conv1`. Where a ReLU outside of the layer follows it, name the
         layer behind the ReLU and set `reads_input`.
       targets: index of the score to explain, one or (N,). `None` means the highest score of each example.
       reads_input: whether the feature map is the input of the layer instead of its output.
+      activation: function that follows the layer in the model, such as `jax.nn.relu`, where no layer reads
+        its result. It is applied to the feature map before this is weighted.
       rectified: whether negative values become zero, as in the paper.
       resized: whether the maps are resampled to the size of the images. Otherwise they have that of the
         layer.
@@ -63,10 +74,10 @@ def grad_cam(
     size = batch_size_of(score, inputs, batch_size)
     targets_N = targets_of(score, inputs, targets, size)
     example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
-    maps = _maps_of(model, variables, example, reads_input)
+    maps = feature_maps(model, variables, example, reads_input)
     if layer not in maps:
         raise UserError(f"layer={layer!r} has no feature map; choose one of {', '.join(maps) or 'none'}")
-    read = Partial(_Read(model.apply, layer, reads_input), variables)
+    read = Partial(_Read(model.apply, layer, reads_input, activation), variables)
     parts = (_activation_maps(read, *slices) for slices, _ in in_batches(size, inputs, targets_N))
     maps_NHW = jnp.asarray(concatenated(parts)[: len(inputs)])
     maps_NHW = jnp.maximum(maps_NHW, 0) if rectified else maps_NHW
@@ -78,8 +89,14 @@ def grad_cam(
 class _Read:
     """A function from variables, inputs and a perturbation of a feature map to scores and feature map."""
 
-    def __init__(self, apply: Callable[..., Any], layer: str, reads_input: bool):
-        self._key = (apply, layer, reads_input)
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        layer: str,
+        reads_input: bool,
+        activation: Callable[[jax.Array], jax.Array] | None,
+    ):
+        self._key = (apply, layer, reads_input, activation)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Read) and self._key == other._key
@@ -88,7 +105,7 @@ class _Read:
         return hash(self._key)
 
     def __call__(self, variables: Variables, inputs_B: Any, added: Any) -> tuple[jax.Array, jax.Array]:
-        apply, layer, reads_input = self._key
+        apply, layer, reads_input, activation = self._key
         found: list[jax.Array] = []
 
         def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -102,7 +119,7 @@ class _Read:
 
         with nn.intercept_methods(intercept):
             scores_BC = apply(variables, inputs_B)
-        return scores_BC, found[0]
+        return scores_BC, found[0] if activation is None else activation(found[0])
 
 
 @jax.jit
@@ -117,16 +134,27 @@ def _activation_maps(read: Partial, inputs_B: jax.Array, targets_B: jax.Array) -
     return jnp.einsum("bhwd,bd->bhw", features_BHWD, weights_BD)
 
 
-def _maps_of(model: nn.Module, variables: Variables, example: Any, reads_input: bool) -> list[str]:
-    """Returns the paths of all layers that read or return a feature map."""
-    found = {}
+def feature_maps(
+    model: Applied, variables: Variables, example: Any, reads_input: bool = False
+) -> dict[str, tuple[type[nn.Module], tuple[int, int]]]:
+    """Returns the layers that read or return a feature map by path: their module, and height and width.
+
+    They are in the order in which they end.
+
+    Args:
+      model: as in `grad_cam`.
+      variables: its variables.
+      example: an image, or its shape and dtype, with an axis of the batch.
+      reads_input: whether the feature map is the input of a layer instead of its output.
+    """
+    found: dict[str, tuple[type[nn.Module], tuple[int, int]]] = {}
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = call(*args, **kwargs)
         value = args[0] if reads_input and args else output
         path = "/".join(context.module.path)
         if context.method_name == "__call__" and path and getattr(value, "ndim", 0) == 4:
-            found[path] = True
+            found[path] = type(context.module), tuple(value.shape[1:3])
         return output
 
     def scores(variables: Variables, inputs: Any) -> Any:
@@ -134,4 +162,4 @@ def _maps_of(model: nn.Module, variables: Variables, example: Any, reads_input: 
             return model.apply(variables, inputs)
 
     jax.eval_shape(scores, variables, example)
-    return list(found)
+    return found

@@ -8,7 +8,7 @@ Shapes: N examples, V features.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,19 +58,25 @@ class TfIdf:
 
     def _read(self, data: Splits, source: Source) -> tuple[list[str], np.ndarray]:
         """Returns the texts and the labels of a split."""
-        tokenizer = getattr(data, "tokenizer", None)
         rows = source[np.arange(len(source))]
-        if tokenizer is None or self.input_name not in rows or "label" not in rows:
+        if getattr(data, "tokenizer", None) is None or self.input_name not in rows or "label" not in rows:
+            tokenizer = "" if getattr(data, "tokenizer", None) else " and no tokenizer"
             raise UserError(
                 f"TF-IDF needs data with a tokenizer and the features {self.input_name} and label; the data "
-                f"have {', '.join(rows)}{'' if tokenizer else ' and no tokenizer'}"
+                f"have {', '.join(rows)}{tokenizer}"
             )
-        tokens_NT = rows[self.input_name]
-        is_text_NT = tokens_NT != (-1 if tokenizer.padding_id is None else tokenizer.padding_id)
-        if "segment_ids" in rows:
-            is_text_NT = rows["segment_ids"] > 0
-        pairs = zip(tokens_NT, is_text_NT, strict=True)
-        return [tokenizer.decode(row[is_text].tolist()) for row, is_text in pairs], rows["label"]
+        return read_texts(data, rows, self.input_name), rows["label"]
+
+
+def read_texts(data: Splits, rows: Mapping[str, np.ndarray], input_name: str) -> list[str]:
+    """Returns the texts of examples as a network reads them: their tokens, decoded by the tokenizer."""
+    tokenizer: Any = getattr(data, "tokenizer", None)
+    tokens_NT = rows[input_name]
+    is_text_NT = tokens_NT != (-1 if tokenizer.padding_id is None else tokenizer.padding_id)
+    if "segment_ids" in rows:
+        is_text_NT = rows["segment_ids"] > 0
+    pairs = zip(tokens_NT, is_text_NT, strict=True)
+    return [tokenizer.decode(row[is_text].tolist()) for row, is_text in pairs]
 
 
 class TextClassifier(NamedTuple):
