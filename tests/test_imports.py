@@ -118,6 +118,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.runs.predictions.kept",
     "dl.runs.predictions.reader",
     "dl.runs.provenance",
+    "dl.runs.recorded_options",
     "dl.runs.run",
     "dl.runs.streams",
     "dl.sharding",
