@@ -29,7 +29,8 @@ class Compression(Protocol):
     """A way to make a trained model smaller: what a run records, and what it changes.
 
     A class may also have a method `stored(variables)`. It returns the variables as they are written into a
-    file for use, such as the integers of a quantised model; see `as_stored`.
+    file for use, such as the integers of a quantised model; see `as_stored`. A class with `is_of_training`
+    changes only how the run is trained; see `lasting`.
     """
 
     def changed(self, experiment: Experiment) -> Experiment:
@@ -47,6 +48,11 @@ def as_stored(compressions: Sequence[Compression], variables: Variables) -> Vari
         stored = getattr(compression, "stored", None)
         variables = variables if stored is None else stored(variables)
     return variables
+
+
+def lasting(compressions: Sequence[Compression]) -> list[Compression]:
+    """Returns the compressions that a further compression of the run keeps: those that change the model."""
+    return [made for made in compressions if not getattr(made, "is_of_training", False)]
 
 
 def as_record(compression: Compression) -> dict[str, Any]:

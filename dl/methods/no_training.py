@@ -5,6 +5,7 @@ with intervals and predictions like every other run.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import optax
 
@@ -16,6 +17,8 @@ from dl.types import Aux, Batch, Key, ModelState, Params, Variables
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoTraining:
     """The end of a list of compressions after which nothing is trained."""
+
+    is_of_training: ClassVar[bool] = True
 
     def changed(self, experiment: Experiment) -> Experiment:
         """Returns the experiment with one step that changes neither parameters nor statistics."""
