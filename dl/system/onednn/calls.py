@@ -5,21 +5,28 @@ but no pass of the released compiler uses them. A custom call with the name of s
 configuration reaches them. The encoding of the configuration is not a public interface: `is_available` admits
 the versions of jaxlib in which it was tested, and everything else computes with XLA's own kernels.
 
+Factors of 8 bits have sums of 32 bits, which are exact: `has_integer_products` names the processors on which
+they are.
+
 Source: `onednn_config.proto`, `onednn_convolution.cc` and `onednn_matmul.cc` of openxla/xla.
 """
 
+import functools
 import json
 import platform
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 _TESTED = ((0, 10), (0, 11), (0, 12))  # versions of jaxlib in which the encoding below is understood
+_INTEGER_INSTRUCTIONS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 _CALLS_WITH_STATUS = 2  # the version of the interface of custom calls that takes a configuration as text
 
 
@@ -33,6 +40,24 @@ def is_available() -> bool:
     return is_tested_version() and sys.platform == "linux" and platform.machine() == "x86_64"
 
 
+@functools.cache
+def has_integer_products() -> bool:
+    """Returns whether the processor adds products of 8 bits in 32 bits.
+
+    Older processors add pairs of them in 16 bits, which can overflow.
+    """
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    flags = next((line for line in facts.splitlines() if line.startswith("flags")), "")
+    return not _INTEGER_INSTRUCTIONS.isdisjoint(flags.split())
+
+
+def _type_of_sums(dtype: Any) -> Any:
+    return jnp.int32 if dtype == jnp.int8 else dtype
+
+
 convolution_p = Primitive("onednn_convolution")  # its padding is not negative
 
 
@@ -41,7 +66,8 @@ def _convolution_type(
     inputs: Any, kernel: Any, *, sizes: Sequence[int], dimension_numbers: Any, **_: Any
 ) -> jax.core.ShapedArray:
     return jax.core.ShapedArray(
-        (inputs.shape[0], *sizes, kernel.shape[dimension_numbers.rhs_spec[0]]), inputs.dtype
+        (inputs.shape[0], *sizes, kernel.shape[dimension_numbers.rhs_spec[0]]),
+        _type_of_sums(inputs.dtype),
     )
 
 
@@ -92,7 +118,7 @@ def _product_type(
     left: Any, right: Any, *, is_left_transposed: bool, is_right_transposed: bool
 ) -> jax.core.ShapedArray:
     shape = (left.shape[1 if is_left_transposed else 0], right.shape[0 if is_right_transposed else 1])
-    return jax.core.ShapedArray(shape, left.dtype)
+    return jax.core.ShapedArray(shape, _type_of_sums(left.dtype))
 
 
 def _product(ctx: Any, left: Any, right: Any, *, is_left_transposed: bool, is_right_transposed: bool) -> Any:

@@ -22,6 +22,8 @@ from jax.interpreters import mlir
 from dl.system.onednn import calls, convolution, depthwise
 
 _MIN_FLOPS = 2**20  # of a matrix product below which a call costs more than it saves
+_FLOATS = (jnp.dtype(jnp.float32),) * 3
+_INTEGERS = (jnp.dtype(jnp.int8), jnp.dtype(jnp.int8), jnp.dtype(jnp.int32))  # two factors and their sum
 _MIN_SIZE = 8  # rows, columns and length of one
 
 
@@ -78,7 +80,7 @@ def _form_of_convolution(
     """Returns a function that computes a convolution faster than XLA's own kernel, or `None`."""
     inputs, kernel = ctx.avals_in
     (outputs,) = ctx.avals_out
-    is_suited = _is_suited(ctx, precision)
+    is_suited, is_integer = _is_suited(ctx, precision), inputs.dtype == jnp.int8
     if not 3 <= inputs.ndim <= 5 or not _is_static(ctx) or 0 in (*inputs.shape, *outputs.shape):
         return None
     if set(lhs_dilation) == {1} and any(low < 0 or high < 0 for low, high in padding):
@@ -93,7 +95,9 @@ def _form_of_convolution(
             precision=precision,
             **others,
         )
-    if convolution.is_kernel_gradient(dimension_numbers) and set(lhs_dilation) == {1}:
+    if is_integer and (feature_group_count > 1 or set(lhs_dilation) != {1}):
+        return None
+    if not is_integer and convolution.is_kernel_gradient(dimension_numbers) and set(lhs_dilation) == {1}:
         window, channels = outputs.shape[:-2], outputs.shape[-2]
         # The strides of the layer dilate the gradient of its output, which is the kernel here.
         options = {"window": window, "strides": rhs_dilation, "padding": padding, "dilation": window_strides}
@@ -192,14 +196,15 @@ def _is_transposed(num_dims: int, axes: Sequence[int], *, is_first: bool) -> boo
 
 
 def _is_suited(ctx: Any, precision: Any) -> bool:
-    """Returns whether oneDNN can be called: float32, one device, a program that is not exported."""
+    """Returns whether oneDNN can be called: types, one device, a program that is not exported."""
+    types = tuple(aval.dtype for aval in (*ctx.avals_in, *ctx.avals_out))
     module = ctx.module_context
     return (
         calls.is_available()
         and precision is None
         and getattr(module.axis_context, "num_devices", None) == 1
         and not module.lowering_parameters.for_export
-        and all(aval.dtype == jnp.float32 for aval in (*ctx.avals_in, *ctx.avals_out))
+        and (types == _FLOATS or (types == _INTEGERS and calls.has_integer_products()))
         and _is_static(ctx)
     )
 
