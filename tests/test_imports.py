@@ -125,6 +125,8 @@ TOUCHES_THE_OUTSIDE = {
     "dl.studies.benchmark",
     "dl.studies.benchmark_tables",
     "dl.studies.compare",
+    "dl.studies.compress",
+    "dl.studies.compression_measures",
     "dl.studies.folder",
     "dl.studies.learning_curve",
     "dl.studies.runs",

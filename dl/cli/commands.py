@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 
 from dl.cli import (
+    compress_command,
     data_commands,
     experiment_commands,
     export_command,
@@ -107,6 +108,13 @@ COMMANDS = {
             generate_command.generate,
             generate_command.GenerateOptions,
             "text of a language model",
+        ),
+        Command(
+            "compress",
+            ("RUN",),
+            compress_command.compress,
+            compress_command.CompressOptions,
+            "smaller or faster model of a finished run",
         ),
         Command(
             "export",

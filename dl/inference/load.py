@@ -3,8 +3,9 @@
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -23,7 +24,7 @@ from dl.system.bucket import url_of
 from dl.system.files import expand, named_path
 from dl.training.identity import describe
 from dl.training.result import Result
-from dl.training.run_options import DEFAULTS, OF_COMPRESSION, find_teacher, with_run_options
+from dl.training.run_options import DEFAULTS, OF_COMPRESSION, Find, find_teacher, with_run_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Rebuilt:
       num_seeds: number of seeds that were trained at the same time.
       warning: what has changed since the run began; empty if nothing has.
       definition: the function of the experiment with the options of the run, which resumes the run.
+      own: the function of the experiment with its own options only.
     """
 
     experiment: Experiment
@@ -43,6 +45,12 @@ class Rebuilt:
     num_seeds: int
     warning: str
     definition: Definition
+    own: Definition
+
+    def with_compression(self, records: Sequence[Mapping[str, Any]]) -> Definition:
+        """Returns the definition of the run with other compressions in place of its own."""
+        of_run = {name: value for name, value in self.run.options.items() if name in DEFAULTS}
+        return with_options_of_run(self.own, {**of_run, "compression": list(records)}, self.run)
 
 
 def open_run(folder: Path) -> RunFolder:
@@ -80,25 +88,41 @@ def rebuild(folder: Path, experiment: str | Callable[..., Experiment] | None = N
     others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS, *OF_COMPRESSION}
     if others:
         asked = run.name if experiment is None else f"the experiment that was given for {run.name}"
-        own = "" if experiment is None else "give the run's own experiment, or "
+        advice = "" if experiment is None else "give the run's own experiment, or "
         raise UserError(
-            f"{asked} has no option {min(others)} any more, which the run was started with; {own}check out "
-            "the commit that run.json names"
+            f"{asked} has no option {min(others)} any more, which the run was started with; {advice}check "
+            "out the commit that run.json names"
         )
     changed = run.code and run.code not in (code_of(experiment_fn), legacy_code_of(experiment_fn))
     warning = f"the code of {run.name} has changed since this run" if changed else ""
     of_run = {name: value for name, value in run.options.items() if name not in parameters}
+    own = recorded_definition(experiment_fn, run.options, run.name)
+    definition = with_options_of_run(own, of_run, run)
+    return Rebuilt(definition.build(), run, num_seeds, warning, definition, own)
 
-    def find(name: str) -> Callable[..., Experiment]:
-        return experiment_fn if name == run.name else find_teacher(name)
+
+def with_options_of_run(
+    definition: Definition, of_run: Mapping[str, Any], run: RunFolder, find: Find | None = None
+) -> Definition:
+    """Returns a definition with the options of a run, such as its precision and its compression.
+
+    Args:
+      definition: the function of the experiment with its options.
+      of_run: the options of the run, as run.json holds them.
+      run: the folder of the run, from which a compressed run starts.
+      find: returns the function of a teacher's experiment for its name. `None` means that it is that of the
+        definition, or an installed one.
+    """
+
+    def find_it(name: str) -> Callable[..., Experiment]:
+        return definition.fn if name == definition.name else find_teacher(name)
 
     def change(made: Experiment) -> Experiment:
-        made = with_run_options(made, of_run, find)
+        made = with_run_options(made, of_run, find or find_it)
         is_compressed = of_run.get("compression") is not None
         return dataclasses.replace(made, warm_start=run.initial_variables) if is_compressed else made
 
-    definition = recorded_definition(experiment_fn, run.options, run.name).changed(of_run, change)
-    return Rebuilt(definition.build(), run, num_seeds, warning, definition)
+    return definition.changed(of_run, change)
 
 
 def load_run(
