@@ -53,10 +53,8 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = (), *, padding: bool = True)
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = equation.primitive.name
         scope = (*outer, *filter(None, str(equation.source_info.name_stack).split("/")))
-        if name == "dot_general":
-            counts[scope] += _count_product(equation)
-        elif name == "conv_general_dilated":
-            counts[scope] += _count_convolution(equation, padding)
+        if name in ("dot_general", "conv_general_dilated"):
+            counts[scope] += count_equation_flops(equation, padding=padding)
         else:
             branches = [
                 count_flops_by_scope(inner, scope, padding=padding) for inner in inner_jaxprs(equation.params)
@@ -67,6 +65,14 @@ def count_flops_by_scope(jaxpr: Any, outer: Scope = (), *, padding: bool = True)
             for branch in branches:
                 counts.update({inner: times * count for inner, count in branch.items()})
     return counts
+
+
+def count_equation_flops(equation: Any, *, padding: bool = True) -> int:
+    """Returns the FLOPs of one operation; 0 unless it is a matrix product or a convolution."""
+    if equation.primitive.name == "dot_general":
+        return _count_product(equation)
+    is_convolution = equation.primitive.name == "conv_general_dilated"
+    return _count_convolution(equation, padding) if is_convolution else 0
 
 
 def input_scope() -> Any:
@@ -94,8 +100,7 @@ def _count_by_dtype(jaxpr: Any) -> Counter[str]:
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            is_product = equation.primitive.name == "dot_general"
-            count = _count_product(equation) if is_product else _count_convolution(equation, True)
+            count = count_equation_flops(equation)
             counts[str(min((v.aval.dtype for v in equation.invars[:2]), key=lambda d: d.itemsize))] += count
         for inner in inner_jaxprs(equation.params):
             counts.update({dtype: times * count for dtype, count in _count_by_dtype(inner).items()})
