@@ -55,6 +55,7 @@ OUTSIDE = {
 TOUCHES_THE_OUTSIDE = {
     "dl.analysis.robustness",
     "dl.analysis.translation",  # the seconds of the baseline
+    "dl.cli.compress_command",
     "dl.cli.data_commands",
     "dl.cli.experiment_commands",
     "dl.cli.export_command",
@@ -127,6 +128,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.studies.compare",
     "dl.studies.compress",
     "dl.studies.compression_measures",
+    "dl.studies.compression_table",
     "dl.studies.folder",
     "dl.studies.learning_curve",
     "dl.studies.runs",
