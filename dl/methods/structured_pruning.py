@@ -6,12 +6,12 @@ that read it. `dl.methods.channels` finds these groups from the operations of th
 does from the graph of PyTorch (Fang et al. 2023, section 3). So no layer is known by its name: a model of
 plain functions can be pruned as well as one of Linen.
 
-The pruned model computes exactly what the full model computes if all parameters of the removed channels are 0.
+The pruned model computes what the full model computes if all parameters of the removed channels are 0.
 That includes a layer norm over pruned channels, whose sums are still divided by the number of all channels.
 
 `plan` removes the channels of least importance. The importance of a channel is a norm of its slices of the
-group's kernels (Li et al. 2017, section 3.1), or its first-order effect on the loss, |Σ g w| (Molchanov et al.
-2019, eq. 8), divided by the mean of its group, so that channels of all groups can be ranked together::
+group's kernels (Li et al. 2017, section 3.1), or its first-order effect on the loss, |Σ g w| (Molchanov et
+al. 2019, eq. 8), divided by the mean of its group, so that channels of all groups can be ranked together::
 
     pruning = structured_pruning.plan(experiment, variables, flops_fraction=0.5)
     smaller = pruning.changed(experiment)           # an experiment as any other
@@ -103,7 +103,7 @@ class StructuredPruning:
         return masked_variables(variables, self.axes)
 
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Returns the number of kept and of all channels of each axis of a parameter, such as `conv/kernel:3`."""
+        """Returns the numbers of kept and of all channels of each parameter's axis, as `conv/kernel:3`."""
         return {
             f"{path.removeprefix('params/')}:{number}": (len(axis.indices), axis.size)
             for path, kept in self.axes.items()
@@ -153,9 +153,7 @@ def plan(
         raise UserError("importance='taylor' needs gradients; give the gradient of the loss at the variables")
     graph = experiment_graph(experiment)
     groups = prunable_groups(graph, leave_out)
-    importances = [
-        importance_of(graph, group, variables, importance, gradients, seed) for group in groups
-    ]
+    importances = [importance_of(graph, group, variables, importance, gradients, seed) for group in groups]
     limits = Limits(min_width=min_width, max_pruned=max_pruned, multiple_of=multiple_of)
     removed = removed_for(graph, groups, importances, flops_fraction, limits)
     found = kept_groups(graph, removed)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dl.flops import count_equation_flops
 from dl.methods.channels.labels import Axis, Labels, Value
-from dl.methods.channels.rules import constant
+from dl.methods.channels.passing import constant
 from dl.methods.channels.trace import Body, Step, trace, unite
 from dl.sharding import path_name
 from dl.task import Task
@@ -65,7 +65,7 @@ class Graph:
         return self.labels.find(labels)
 
     def costs(self) -> list[tuple[int, list[np.ndarray]]]:
-        """Returns the FLOPs of each product of the forward pass, and the labels of the axes they grow with."""
+        """Returns the FLOPs of each product of the forward pass, and the labels of the axes of its size."""
         return list(_costs(self.labels, self.body, 1))
 
 

@@ -161,8 +161,9 @@ def _factors(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], li
     groups: list[tuple[list[int], list[int]]] = []
     start, at = 0, 0
     while start < len(old) or at < len(new):
-        group, parts = [], []
-        while not group and not parts or math.prod(old[i] for i in group) != math.prod(parts):
+        group: list[int] = []
+        parts: list[int] = []
+        while (not group and not parts) or math.prod(old[i] for i in group) != math.prod(parts):
             take_old = math.prod(old[i] for i in group) <= math.prod(parts)
             if (take_old and start < len(old)) or at == len(new):
                 group.append(start)

@@ -11,7 +11,7 @@ from dl.errors import UserError
 from dl.methods.channels.graph import fresh
 from dl.methods.channels.labels import Labels, Value
 from dl.methods.channels.narrow import Narrow, put, take
-from dl.methods.channels.rules import constant
+from dl.methods.channels.passing import constant
 from dl.methods.channels.trace import trace
 from dl.sharding import path_name
 from dl.task import Task
@@ -120,7 +120,10 @@ def _narrowed(function: Callable[..., Any], axes: Axes, num_narrow: int = 0) -> 
         shapes = [_full_shape(name, leaf, axes) for name, (_, leaf) in zip(names, leaves, strict=True)]
         full = jax.tree.unflatten(
             jax.tree.structure(dict(variables)),
-            [jax.ShapeDtypeStruct(shape, leaf.dtype) for shape, (_, leaf) in zip(shapes, leaves, strict=True)],
+            [
+                jax.ShapeDtypeStruct(shape, leaf.dtype)
+                for shape, (_, leaf) in zip(shapes, leaves, strict=True)
+            ],
         )
         closed, outputs = jax.make_jaxpr(function, return_shape=True)(full, *rest)
         labels = Labels()

@@ -36,7 +36,9 @@ class Narrow:
         """Returns the indices of an array that are kept."""
         return tuple(self._kept_axis(axis) for axis in value.axes)
 
-    def evaluate(self, body: Body, arguments: Sequence[Any], consts: Sequence[Any] | None = None) -> list[Any]:
+    def evaluate(
+        self, body: Body, arguments: Sequence[Any], consts: Sequence[Any] | None = None
+    ) -> list[Any]:
         """Returns the outputs of a function for arguments without the removed channels."""
         jaxpr = getattr(body.jaxpr, "jaxpr", body.jaxpr)
         consts = getattr(body.jaxpr, "consts", ()) if consts is None else consts

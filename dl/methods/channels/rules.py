@@ -4,14 +4,14 @@ A rule gets the labels, the equation and the operands, and returns the outputs. 
 cannot be pruned: the axes of its operands and outputs are frozen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from dl.methods.channels.indexing import dynamic_slice, dynamic_update_slice, gather, scatter
 from dl.methods.channels.labels import Axis, Labels, Value
-
-Rule = Callable[[Labels, Any, Sequence[Value]], list[Value]]
+from dl.methods.channels.passing import Rule, frozen, without
 
 _ZERO_AT_ZERO = {
     "abs", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "convert_element_type", "copy", "copy_p", "erf",
@@ -47,19 +47,6 @@ def rule_of(name: str) -> Rule | None:
     return _OTHERS.get(name)
 
 
-def frozen(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
-    """The rule of operations that are not known."""
-    for value in values:
-        labels.freeze(*value.axes)
-    return [constant(variable.aval) for variable in equation.outvars]
-
-
-def constant(aval: Any) -> Value:
-    """Returns an array that cannot be pruned."""
-    num_axes = len(getattr(aval, "shape", ()))
-    return Value((None,) * num_axes, (False,) * num_axes)
-
-
 def elementwise(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
     """Operands of the same shape, scalars, and operands in which an axis of size 1 is repeated."""
     shape = equation.outvars[0].aval.shape
@@ -92,7 +79,9 @@ def _is_zero(name: str, are_zero: Sequence[bool], numbers: Sequence[float | None
         return are_zero[0]
     if name in ("max", "min"):
         beyond = np.less_equal if name == "max" else np.greater_equal  # such as min(x, 6)
-        return all(zero or (n is not None and beyond(n, 0)) for zero, n in zip(are_zero, numbers, strict=True))
+        return all(
+            zero or (n is not None and beyond(n, 0)) for zero, n in zip(are_zero, numbers, strict=True)
+        )
     if name == "clamp":
         low, _, high = numbers
         return are_zero[1] and low is not None and high is not None and low <= 0 <= high
@@ -103,7 +92,7 @@ def _is_zero(name: str, are_zero: Sequence[bool], numbers: Sequence[float | None
 
 def _number(variable: Any) -> float | None:
     """Returns the number of a scalar that is written in the program."""
-    value = getattr(variable, "val", None)
+    value: Any = getattr(variable, "val", None)
     is_number = value is not None and np.ndim(value) == 0 and np.issubdtype(variable.aval.dtype, np.number)
     return float(value) if is_number else None
 
@@ -150,7 +139,7 @@ def _reduce(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Valu
 
 
 def _cumulate(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
-    return [_without(labels, values[0], [equation.params["axis"]], keeps_zeros=False)]
+    return [without(labels, values[0], [equation.params["axis"]], keeps_zeros=False)]
 
 
 def _reduce_window(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
@@ -161,14 +150,7 @@ def _reduce_window(labels: Labels, equation: Any, values: Sequence[Value]) -> li
         for axis, pads in enumerate(params["padding"])
         if any(params[name][axis] != 1 for name in names) or tuple(pads) != (0, 0)
     ]
-    return [_without(labels, values[0], moved, keeps_zeros=True)]
-
-
-def _without(labels: Labels, value: Value, frozen_axes: Sequence[int], *, keeps_zeros: bool) -> Value:
-    """Returns the value whose labels pass on all axes but some."""
-    labels.freeze(*(value.axes[axis] for axis in frozen_axes))
-    axes = tuple(None if axis in frozen_axes else one for axis, one in enumerate(value.axes))
-    return Value(axes, value.is_zero if keeps_zeros else (False,) * len(axes))
+    return [without(labels, values[0], moved, keeps_zeros=True)]
 
 
 def _concatenate(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
@@ -192,7 +174,9 @@ def _joined(labels: Labels, parts: Sequence[Any], sizes: Sequence[Any]) -> Any:
     if not all(isinstance(size, int) for size in sizes):
         labels.freeze(*parts)
         return None
-    zeros = [np.zeros(size, np.int64) if part is None else part for part, size in zip(parts, sizes, strict=True)]
+    zeros = [
+        np.zeros(size, np.int64) if part is None else part for part, size in zip(parts, sizes, strict=True)
+    ]
     return np.concatenate(zeros)
 
 
@@ -207,7 +191,7 @@ def _pad(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
             labels.freeze(axis)
             axes.append(None)
         else:
-            axes.append(np.concatenate([labels.fresh(low), axis, labels.fresh(high)]))  # type: ignore[list-item]
+            axes.append(np.concatenate([labels.fresh(low), axis, labels.fresh(high)]))
         zeros.append(zero and is_zero)
     return [Value(tuple(axes), tuple(zeros))]
 
@@ -237,9 +221,7 @@ def _split(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value
 
 def _reverse(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
     dims = equation.params["dimensions"]
-    axes = [
-        axis[::-1] if axis is not None and at in dims else axis for at, axis in enumerate(values[0].axes)
-    ]
+    axes = [axis[::-1] if axis is not None and at in dims else axis for at, axis in enumerate(values[0].axes)]
     return [Value(tuple(axes), values[0].is_zero)]
 
 
@@ -256,55 +238,19 @@ def _random_bits(labels: Labels, equation: Any, values: Sequence[Value]) -> list
     return [Value((*(None,) * num_keys, *made.axes[num_keys:]), made.is_zero)]
 
 
-def _dynamic_slice(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
-    old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    return [_without(labels, values[0], _changed(old, new), keeps_zeros=True)]
-
-
-def _dynamic_update_slice(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
-    whole, part = values[:2]
-    moved = _changed(*(variable.aval.shape for variable in equation.invars[:2]))
-    labels.freeze(*(part.axes[axis] for axis in moved))
-    kept = _without(labels, whole, moved, keeps_zeros=False)
-    axes = [
-        one if at in moved else labels.unite(one, other)
-        for at, (one, other) in enumerate(zip(kept.axes, part.axes, strict=True))
-    ]
-    return [Value(tuple(axes), kept.is_zero)]
-
-
-def _changed(old: Sequence[Any], new: Sequence[Any]) -> list[int]:
-    return [axis for axis, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
-
-
-def _gather(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
-    """A look-up, such as of embeddings: axes that are taken as a whole pass."""
-    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-    old = equation.invars[0].aval.shape
-    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    windows = [axis for axis in range(len(old)) if axis not in dropped]
-    [output] = [constant(variable.aval) for variable in equation.outvars]
-    axes, zeros = list(output.axes), list(output.is_zero)
-    for axis, at in zip(windows, numbers.offset_dims, strict=True):
-        if sizes[axis] == old[axis] and axis not in numbers.start_index_map:
-            axes[at], zeros[at] = values[0].axes[axis], values[0].is_zero[axis]
-        else:
-            labels.freeze(values[0].axes[axis])
-    labels.freeze(*(values[0].axes[axis] for axis in dropped), *values[1].axes)
-    return [Value(tuple(axes), tuple(zeros))]
-
-
 _OTHERS: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
-    "gather": _gather,
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
+    "gather": gather,
     "iota": _fresh,
     "pad": _pad,
     "random_bits": _random_bits,
     "reshape": _reshape,
     "rev": _reverse,
+    "scatter": scatter,
+    "scatter-add": scatter,
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from dl.methods.channels.labels import Labels, Value
+from dl.methods.channels.passing import frozen
 from dl.methods.channels.products import convolution, dot_general
-from dl.methods.channels.rules import frozen, rule_of
+from dl.methods.channels.rules import rule_of
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint")
 
@@ -174,7 +175,9 @@ def _scan(labels: Labels, equation: Any, inputs: Sequence[Value], is_derivative:
     num_carry = params["num_carry"]
     carried = [
         unite(labels, before, after)
-        for before, after in zip(inside[params["num_consts"] : num_fixed], body.outputs[:num_carry], strict=True)
+        for before, after in zip(
+            inside[params["num_consts"] : num_fixed], body.outputs[:num_carry], strict=True
+        )
     ]
     stacked = [Value((None, *value.axes), (False, *value.is_zero)) for value in body.outputs[num_carry:]]
     return Step(equation, inputs, [*carried, *stacked], [body])
