@@ -1,6 +1,6 @@
 """One network, compressed in seven ways: accuracy, size, FLOPs and measured time of each model.
 
-    python -m experiments.compression_table                            # a CNN with 2.8 million weights on MNIST
+    python -m experiments.compression_table                            # a CNN with 2.8 M weights on MNIST
     python -m experiments.compression_table --network fashion_mnist    # the airbench network
     python -m experiments.compression_table --network transformer      # writes Shakespeare by characters
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from dl.sharding import make_mesh_of
 from dl.system.text import printable
 
 if TYPE_CHECKING:
+    from dl.methods.magnitude_pruning import MagnitudePruning
     from dl.studies.compress import Plan
 
 Method = Literal["magnitude", "structured", "low-rank", "int8", "int4", "distill"]
@@ -23,6 +25,7 @@ Method = Literal["magnitude", "structured", "low-rank", "int8", "int4", "distill
 _OWN = {  # the options that belong to one method only
     "sparsity": ("magnitude",),
     "pattern": ("magnitude",),
+    "schedule": ("magnitude",),
     "flops_fraction": ("structured",),
     "energy": ("low-rank",),
     "activations": ("int8", "int4"),
@@ -46,6 +49,8 @@ class CompressOptions(ComputeOptions):
       sparsity: For magnitude: fraction of the weights that become 0.
       pattern: For magnitude: N:M keeps the N largest of every M weights, such as 2:4. Default: --sparsity
         over all kernels.
+      schedule: For magnitude: gradual prunes more and more during the first half of the training, once
+        prunes at its start.
       flops_fraction: For structured: largest fraction of the FLOPs that is left.
       energy: For low-rank: fraction of the squared singular values of each kernel that is kept.
       activations: For int8 and int4: how the inputs of layers are rounded. static: with one scale for each
@@ -72,6 +77,7 @@ class CompressOptions(ComputeOptions):
     method: Method | None = None
     sparsity: Fraction = 0.8
     pattern: str | None = None
+    schedule: Literal["gradual", "once"] = "gradual"
     flops_fraction: Fraction = 0.5
     energy: Fraction = 0.95
     activations: Literal["static", "dynamic", "none"] = "static"
@@ -151,7 +157,11 @@ def _plan(own: CompressOptions) -> "Plan":
     if own.method == "magnitude":
         from dl.methods.magnitude_pruning import MagnitudePruning
 
-        return MagnitudePruning(sparsity=own.sparsity)
+        if own.pattern is not None:
+            return MagnitudePruning(n_of_m=own.pattern)
+        if own.schedule == "once" or own.num_epochs == 0:
+            return MagnitudePruning(sparsity=own.sparsity)
+        return lambda experiment, _: gradual(own.sparsity, experiment.num_steps)
     if own.method == "structured":
         from dl.methods import structured_pruning
 
@@ -174,6 +184,14 @@ def _plan(own: CompressOptions) -> "Plan":
         features=tuple(map(_pair, own.features)),
         feature_weight=own.feature_weight,
     )
+
+
+def gradual(sparsity: float, num_steps: int) -> "MagnitudePruning":
+    """Returns the pruning whose sparsity grows during the first half of a number of steps."""
+    from dl.methods.magnitude_pruning import MagnitudePruning
+
+    every = max(1, num_steps // 40)
+    return MagnitudePruning(sparsity=sparsity, every=every, num_prunings=num_steps // 2 // every)
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -205,7 +223,8 @@ def _fine_tuning(own: CompressOptions, folder: str) -> dict[str, Any] | None:
         for word in own.options:
             name, equals, text = word.partition("=")
             name = name.strip("-").replace("-", "_")
-            if not equals:
-                raise UserError(f"--options {word!r} gives no value; write NAME=VALUE")
+            if not equals or name not in inspect.signature(fn).parameters:
+                known = ", ".join(inspect.signature(fn).parameters) or "none"
+                raise UserError(f"--options {word!r} is not NAME=VALUE of an option; there are {known}")
             changes[name] = parse_value(fn, name, text)
     return changes

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dl.cli.compress_command import gradual
 from dl.cli.exit_status import run_as_command
 from dl.cli.options import StudyOptions, parse
 from dl.cli.process import set_up_process
@@ -60,12 +61,11 @@ def standard_rows(fine_tuning: Mapping[str, Any], student: Mapping[str, Any]) ->
 
     from dl.methods import low_rank, structured_pruning
     from dl.methods.distillation import Distillation
-    from dl.methods.magnitude_pruning import MagnitudePruning
     from dl.methods.quantization import calibrate
     from dl.studies.compression_table import Row
 
     return {
-        "magnitude-80": Row(MagnitudePruning(sparsity=0.8), fine_tuning),
+        "magnitude-80": Row(lambda experiment, _: gradual(0.8, experiment.num_steps), fine_tuning),
         "structured-50": Row(functools.partial(structured_pruning.plan, flops_fraction=0.5), fine_tuning),
         "int8": Row(calibrate, None),
         "int4": Row(functools.partial(calibrate, bits=4), None),

@@ -44,7 +44,10 @@ from dl.training.run_options import DEFAULTS
 from dl.types import Batch, Variables
 
 Plan = Compression | Callable[[Experiment, Variables], Compression]
-"""A compression, or a function that makes one for the experiment and the variables of the parent."""
+"""A compression, or a function that makes one for the experiment and the variables of the parent.
+
+The experiment has the number of steps of the training that follows.
+"""
 
 AnyExperiment = str | Callable[..., Experiment]
 
@@ -88,20 +91,28 @@ def compress(
         refuse_url(place, "a compression")
     of_parent = _finished(Path(parent), experiment)
     before = [from_record(record) for record in _records(of_parent.run)]
-    if any(type(made).__name__ == "Quantization" for made in before):
+    if "quantization" in methods_of(of_parent.run):
         raise UserError(f"{parent} is quantised, and its integers cannot be compressed; quantise last")
     variables = jax.device_get(restore_variables(of_parent.experiment, of_parent.run, mesh))
-    for made in before:
-        if isinstance(made, Distillation):  # without the linear maps of its features
-            variables = made.stored(variables)
-    made = plan(of_parent.experiment, variables) if callable(plan) else plan
+    for old in before:
+        if isinstance(old, Distillation):  # without the linear maps of its features
+            variables = old.stored(variables)
+    kept = [as_record(old) for old in lasting(before)]
+    made: Compression
+    if callable(plan):
+        planned = with_options_of_run(
+            _definition(of_parent, None, fine_tuning), _of_run(of_parent.run, kept), of_parent.run
+        )
+        made = plan(planned.build(), variables)
+    else:
+        made = plan
     is_student = isinstance(made, Distillation)
     if student is not None and not is_student:
         raise UserError("student= is for a distillation; the other methods keep the model of the run")
     if is_student and fine_tuning is None:
         raise UserError("a student that is not trained learns nothing; give it at least one epoch")
     own = _definition(of_parent, student, fine_tuning)
-    records = [as_record(old) for old in lasting(before)]
+    records = kept
     if isinstance(made, Distillation):
         options = {name: of_parent.run.options[name] for name in of_parent.run.options if name != "parent"}
         teacher = {"experiment": of_parent.run.name, "options": {**options, "compression": records}}
@@ -109,12 +120,8 @@ def compress(
         made = dataclasses.replace(made, teacher=teacher, teacher_experiment=of_parent.experiment)
         _check_same_inputs(own.build(), of_parent.experiment)
     records += [as_record(made)] + ([as_record(NoTraining())] if fine_tuning is None else [])
-    result = of_parent.run.result or {}
-    facts = {
-        **{name: value for name, value in of_parent.run.options.items() if name in DEFAULTS},
-        "compression": records,
-        "parent": {"folder": str(parent), "params_digest": result.get("params_digest")},
-    }
+    digest = of_parent.run.finished_result().get("params_digest")
+    facts = _of_run(of_parent.run, records) | {"parent": {"folder": str(parent), "params_digest": digest}}
     known = {of_parent.run.name: of_parent.definition.fn, own.name: own.fn}
 
     def train_in(folder: Path) -> Result:
@@ -162,6 +169,12 @@ def _records(run: RunFolder) -> list[Mapping[str, Any]]:
     return records_of(run.options.get("compression"))
 
 
+def _of_run(run: RunFolder, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the options of a run, such as its precision, with other compressions."""
+    own = {name: value for name, value in run.options.items() if name in DEFAULTS}
+    return {**own, "compression": records}
+
+
 def _definition(
     parent: Rebuilt, student: AnyExperiment | None, changes: Mapping[str, Any] | None
 ) -> Definition:
@@ -189,7 +202,14 @@ def _check_same_inputs(student: Experiment, teacher: Experiment) -> None:
         batch |= {"index": jnp.arange(2), "mask": jnp.ones(2, bool)}
         read.append((batch if experiment.preprocess is None else experiment.preprocess(batch)).get(name))
     one, other = read
-    if one is None or other is None or one.shape != other.shape or not np.allclose(one, other):
+    specs = [made.data.train.spec.get(name) for made in (student, teacher)]
+    if (
+        specs[0] != specs[1]
+        or one is None
+        or other is None
+        or one.shape != other.shape
+        or not np.allclose(one, other)
+    ):
         raise UserError(
             f"the student does not read the {name} that the teacher was trained on; give both experiments "
             "the same data and the same preprocessing"
