@@ -144,6 +144,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.system.files",
     "dl.system.json_files",
     "dl.system.locks",
+    "dl.system.onednn.calls",  # the instructions of the processor
     "dl.training.baseline",
     "dl.training.checkpoint",
     "dl.training.identity",

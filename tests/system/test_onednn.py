@@ -187,3 +187,24 @@ def test_another_jaxlib_keeps_its_own_kernels(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "jax._src.interpreters", None)  # where another version may differ
     use_onednn.__wrapped__()
+
+
+@pytest.mark.skipif(not calls.has_integer_products(), reason="this processor does not add products of 8 bits")
+def test_integers_are_exact():
+    random = np.random.default_rng(0)
+    left, right = (random.integers(-127, 128, shape).astype(np.int8) for shape in ((64, 300), (300, 48)))
+    in_integers = functools.partial(jnp.matmul, preferred_element_type=jnp.int32)
+    product, expected, num_calls = with_both(in_integers, left, right)
+    np.testing.assert_array_equal(product, left.astype(np.int64) @ right.astype(np.int64))
+    np.testing.assert_array_equal(product, expected)
+    images, kernel = (random.integers(-127, 128, s).astype(np.int8) for s in ((2, 9, 8, 16), (3, 3, 16, 8)))
+    strided = functools.partial(convolution, window_strides=(2, 1), preferred_element_type=jnp.int32)
+    outputs, expected, of_convolution = with_both(strided, images, kernel)
+    np.testing.assert_array_equal(outputs, expected)
+    np.testing.assert_array_equal(
+        outputs, convolution(images.astype(np.float32), kernel.astype(np.float32), window_strides=(2, 1))
+    )
+    assert (num_calls, of_convolution, outputs.dtype) == (1, 1, jnp.int32)
+    grouped = functools.partial(strided, feature_group_count=2)
+    assert TARGET not in compiled_text(grouped, images, kernel[:, :, :8])
+    assert TARGET not in compiled_text(jnp.matmul, left, right), "sums of 8 bits are not those of oneDNN"

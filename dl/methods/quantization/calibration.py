@@ -126,9 +126,12 @@ def _layers_of(experiment: Experiment, variables: Variables, batch: Batch) -> di
         pays = uses >= _MIN_USES and getattr(module, "feature_group_count", 1) == 1
         found.setdefault(path_of(module), Layer(is_embedding, pays, weights.ndim))
 
-    assert experiment.task.intermediates is not None
+    def trace(variables: Variables, batch: Batch) -> Any:  # a new function, which JAX has not traced before
+        assert experiment.task.intermediates is not None
+        return experiment.task.intermediates(variables, batch)
+
     with _watching(note):
-        jax.eval_shape(experiment.task.intermediates, variables, batch)
+        jax.eval_shape(trace, variables, batch)
     if not found:
         raise UserError(
             "the model has no layer of nn.Dense, nn.DenseGeneral, nn.Conv or nn.Embed, whose weights could "
