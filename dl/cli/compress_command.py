@@ -167,9 +167,9 @@ def _plan(own: CompressOptions) -> "Plan":
 
         return functools.partial(structured_pruning.plan, flops_fraction=own.flops_fraction)
     if own.method == "low-rank":
-        from dl.methods import low_rank
+        from dl.methods.low_rank import plan
 
-        return lambda experiment, variables: low_rank.plan(variables, energy=own.energy)
+        return lambda experiment, variables: plan(variables, energy=own.energy, experiment=experiment)
     if own.method in ("int8", "int4"):
         from dl.methods.quantization import calibrate
 

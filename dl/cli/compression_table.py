@@ -59,8 +59,9 @@ def standard_rows(fine_tuning: Mapping[str, Any], student: Mapping[str, Any]) ->
     """Returns the rows of the table: each method once, and one chain of two methods."""
     import functools
 
-    from dl.methods import low_rank, structured_pruning
+    from dl.methods import structured_pruning
     from dl.methods.distillation import Distillation
+    from dl.methods.low_rank import plan
     from dl.methods.quantization import calibrate
     from dl.studies.compression_table import Row
 
@@ -69,7 +70,7 @@ def standard_rows(fine_tuning: Mapping[str, Any], student: Mapping[str, Any]) ->
         "structured-50": Row(functools.partial(structured_pruning.plan, flops_fraction=0.5), fine_tuning),
         "int8": Row(calibrate, None),
         "int4": Row(functools.partial(calibrate, bits=4), None),
-        "low-rank": Row(lambda _, variables: low_rank.plan(variables, energy=0.95), fine_tuning),
+        "low-rank": Row(lambda made, variables: plan(variables, energy=0.95, experiment=made), fine_tuning),
         "student": Row(Distillation(), student),
         "structured-50-int8": Row(calibrate, None, of="structured-50"),
     }
