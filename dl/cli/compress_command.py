@@ -118,11 +118,12 @@ def compress(call: Call) -> int:
             resume_command=lambda folder: f"python -m dl compress {folder}",
         )
     else:
+        fine_tuning = _fine_tuning(own, word)
         made = compress_run(
             word,
-            _plan(own),
+            _plan(own, fine_tuning is not None),
             own.workdir,
-            fine_tuning=_fine_tuning(own, word),
+            fine_tuning=fine_tuning,
             student=own.student,
             experiment=own.experiment,
             mesh=make_mesh_of(own.mesh),
@@ -152,14 +153,14 @@ def _check(own: CompressOptions) -> None:
             raise UserError(f"{flag} is for --method {' and '.join(methods)}; leave it out, or choose that")
 
 
-def _plan(own: CompressOptions) -> "Plan":
+def _plan(own: CompressOptions, is_trained: bool) -> "Plan":
     """Returns the compression of the options, or the function that plans it for a trained model."""
     if own.method == "magnitude":
         from dl.methods.magnitude_pruning import MagnitudePruning
 
         if own.pattern is not None:
             return MagnitudePruning(n_of_m=own.pattern)
-        if own.schedule == "once" or own.num_epochs == 0:
+        if own.schedule == "once" or not is_trained:
             return MagnitudePruning(sparsity=own.sparsity)
         return lambda experiment, _: gradual(own.sparsity, experiment.num_steps)
     if own.method == "structured":
@@ -174,7 +175,7 @@ def _plan(own: CompressOptions) -> "Plan":
         from dl.methods.quantization import calibrate
 
         return functools.partial(
-            calibrate, bits=int(own.method[3:]), activations=own.activations, qat=bool(own.num_epochs)
+            calibrate, bits=int(own.method[3:]), activations=own.activations, qat=is_trained
         )
     from dl.methods.distillation import Distillation
 

@@ -24,9 +24,7 @@ def measured(name, value, num_bytes, seconds, metric="accuracy"):
 def test_a_row_is_dominated_as_brute_force_says(metric, sign):
     random = np.random.default_rng(0)
     values, sizes, times = random.integers(0, 4, (3, 20))
-    rows = [
-        measured(str(k), float(values[k]), int(sizes[k]), float(times[k]) + 1, metric) for k in range(20)
-    ]
+    rows = [measured(str(k), float(values[k]), int(sizes[k]), float(times[k]) + 1, metric) for k in range(20)]
     costs = np.stack([sign * values, sizes, times], -1)
     expected = {
         str(k)
