@@ -1,4 +1,4 @@
-"""Ranks of kernels by their singular values: how many to keep, for an energy or for a budget of parameters."""
+"""Ranks of kernels by their singular values: how many to keep for an energy or a budget of parameters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ def singular_values(kernel: np.ndarray) -> np.ndarray:
 def rank_of_energy(values: np.ndarray, energy: float) -> int:
     """Returns the smallest rank with at least this fraction of the sum of the squared singular values."""
     shares = np.cumsum(values**2) / max(float((values**2).sum()), 1e-300)
-    return int(min(np.searchsorted(shares, energy - 1e-12) + 1, len(values)))
+    return min(int(np.searchsorted(shares, energy - 1e-12)) + 1, len(values))
 
 
 def ranks_of_budget(

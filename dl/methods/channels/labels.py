@@ -41,9 +41,9 @@ class Labels:
 
     def fresh(self, size: Any) -> Axis:
         """Returns new labels of an axis; None if its size is not known."""
-        if not isinstance(size, int):
+        if not isinstance(size, int | np.integer):
             return None
-        end = self._num_labels + size
+        end = self._num_labels + int(size)
         while end > len(self._parent):
             self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
         labels = np.arange(self._num_labels, end)
@@ -101,7 +101,10 @@ class Labels:
         sizes = list(new[left : len(new) - right])
         axes: list[Axis] = list(value.axes[:left])
         zeros = list(value.is_zero[:left])
-        if all(isinstance(size, int) for size in [*(old[at] for at in middle), *sizes]) and 0 not in sizes:
+        if (
+            all(isinstance(size, int | np.integer) for size in [*(old[at] for at in middle), *sizes])
+            and 0 not in sizes
+        ):
             for group, parts in _factors([old[at] for at in middle], sizes):
                 labels, is_zero = self._merged(value, [middle[at] for at in group], old)
                 axes += self._split(labels, parts)

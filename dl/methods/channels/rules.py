@@ -171,7 +171,7 @@ def _concatenate(labels: Labels, equation: Any, values: Sequence[Value]) -> list
 
 
 def _joined(labels: Labels, parts: Sequence[Any], sizes: Sequence[Any]) -> Any:
-    if not all(isinstance(size, int) for size in sizes):
+    if not all(isinstance(size, int | np.integer) for size in sizes):
         labels.freeze(*parts)
         return None
     zeros = [
