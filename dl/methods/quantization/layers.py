@@ -175,7 +175,8 @@ def _weights_of(module: Any, rule: float | str, bits: int, setting_up: bool = Fa
     has: Any = module.scope.has_variable if setting_up else module.has_variable
     stored = read("params", name)
     if not has("params", name_of_scale(name)):
-        return Weights(*quantized(stored, name, bits), rule)
+        integers, scale = quantized(stored, name, bits)
+        return Weights(integers, scale, rule)
     size = module.features if isinstance(module.features, int) else module.features[-1]
     integers, scale = unpacked(stored, size), read("params", name_of_scale(name))
     return Weights(integers, scale, read("params", INPUT_SCALE) if has("params", INPUT_SCALE) else rule)

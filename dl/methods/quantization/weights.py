@@ -11,6 +11,7 @@ An embedding has a scale for each row: `embedding` (V, D) and `embedding_scale` 
 up a row and a product with all rows, need no other. Layers that are scanned have one more leading axis.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -30,6 +31,7 @@ def name_of_scale(name: str) -> str:
     return f"{name}_scale"
 
 
+@functools.partial(jax.jit, static_argnames=("name", "bits", "stacked"))
 def quantized(weights: jax.Array, name: str, bits: int, stacked: int = 0) -> tuple[jax.Array, jax.Array]:
     """Returns the int8 integers of weights, not packed, and their scales.
 
@@ -83,7 +85,7 @@ def with_integers(
         if not jnp.issubdtype(weights.dtype, jnp.floating):
             raise UserError(f"{path}/{name} already holds integers; quantise the float parameters")
         integers, scale = quantized(weights, name, bits, axes)
-        leaves[*keys, name] = pack(integers) if bits == 4 else integers
+        leaves[*keys, name] = jax.jit(pack)(integers) if bits == 4 else integers
         leaves[*keys, name_of_scale(name)] = scale
         if not isinstance(inputs, str):
             leaves[*keys, INPUT_SCALE] = jnp.full(weights.shape[:axes], inputs, jnp.float32)

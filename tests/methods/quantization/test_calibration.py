@@ -95,6 +95,7 @@ def test_the_choice_of_layers_and_a_record_of_it(net):
     assert Quantization(**recorded) == everything
 
 
+@pytest.mark.slow
 def test_scanned_layers_and_embeddings():
     gpt = GPT2(vocab_size=40, max_length=8, dim=8, num_layers=3, num_heads=2, is_scanned=True)
     tokens = RANDOM.integers(0, 40, (8, 8)).astype(np.int32)

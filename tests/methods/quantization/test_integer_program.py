@@ -63,7 +63,7 @@ def outputs_of(task, variables, batch=BATCH):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "bits"), [(SCALE, 8), pytest.param("dynamic", 4, marks=pytest.mark.slow), ("float", 4)]
+    ("inputs", "bits"), [(SCALE, 8), ("dynamic", 4), pytest.param("float", 8, marks=pytest.mark.slow)]
 )
 def test_integers_equal_their_simulation(variables, inputs, bits):
     rules = {path: "float" if path == "depthwise" else inputs for path in PATHS}

@@ -63,6 +63,7 @@ def test_a_run_of_integers(trained, tmp_path):
     assert quantization.stored(loaded.variables) is loaded.variables
 
 
+@pytest.mark.slow
 def test_training_with_rounded_weights(trained, tmp_path):
     quantization = calibrate(EXPERIMENT, trained.variables, bits=4, qat=True, num_examples=64)
     started = quantization.converted(trained.variables)
@@ -88,8 +89,9 @@ def test_the_loss_of_training_has_the_gradient_of_rounded_weights(trained):
     def loss(params, key):
         return changed.loss(params, {}, batch, key)[0].compute()
 
-    in_training, gradient = jax.value_and_grad(loss)(trained.params, jax.random.key(0))
-    np.testing.assert_allclose(in_training, loss(trained.params, None), rtol=1e-5)
+    in_training, gradient = quick_jit(jax.value_and_grad(loss))(trained.params, jax.random.key(0))
+    in_integers = quick_jit(lambda params: loss(params, None))(trained.params)
+    np.testing.assert_allclose(in_training, in_integers, rtol=1e-5)
     assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
@@ -97,7 +99,7 @@ def test_the_loss_of_training_has_the_gradient_of_rounded_weights(trained):
     ("model", "side"),
     [
         pytest.param(CNN(channels=(32,), hidden=(128,), num_classes=10), 28, id="classic"),
-        pytest.param(ConvNet(num_classes=10), 28, id="pyramid"),
+        pytest.param(ConvNet(num_classes=10), 28, id="pyramid", marks=pytest.mark.slow),
         pytest.param(Airbench(10, (32, 96, 192)), 28, id="fashion"),
     ],
 )
