@@ -72,5 +72,5 @@ def standard_rows(fine_tuning: Mapping[str, Any], student: Mapping[str, Any]) ->
         "int4": Row(functools.partial(calibrate, bits=4), None),
         "low-rank": Row(lambda made, variables: plan(variables, energy=0.95, experiment=made), fine_tuning),
         "student": Row(Distillation(), student),
-        "structured-50-int8": Row(calibrate, None, of="structured-50"),
+        "student-int8": Row(calibrate, None, of="student"),
     }

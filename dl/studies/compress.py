@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dl.errors import UserError
-from dl.experiment import Experiment
+from dl.experiment import Experiment, stored_batch
 from dl.inference.load import Rebuilt, open_run, rebuild, with_options_of_run
 from dl.methods.compression import Compression, as_record, from_record, lasting, records_of
 from dl.methods.distillation import Distillation
@@ -126,9 +126,12 @@ def compress(
 
     def train_in(folder: Path) -> Result:
         run = RunFolder(folder)
-        if run.record is None:
-            save_safetensors(run.initial_path, made.converted(variables))
         definition = with_options_of_run(own, facts, run, lambda name: known[name])
+        if run.record is None:
+            initial = made.converted(variables)
+            if len(records) > 1:
+                _check_runs(definition.build(), initial, [str(record["method"]) for record in records])
+            save_safetensors(run.initial_path, initial)
         return train_run(Run(folder, definition, resume_command), mesh, console=console)
 
     method = records[-1 if fine_tuning is not None else -2]["method"]
@@ -214,6 +217,24 @@ def _check_same_inputs(student: Experiment, teacher: Experiment) -> None:
             f"the student does not read the {name} that the teacher was trained on; give both experiments "
             "the same data and the same preprocessing"
         )
+
+
+def _check_runs(experiment: Experiment, variables: Variables, methods: Sequence[str]) -> None:
+    """Raises UserError if the compressions of a model cannot be computed together."""
+    state = {name: collection for name, collection in variables.items() if name != "params"}
+
+    def evaluate(params: Any, batch: Batch) -> Any:
+        batch = batch if experiment.preprocess is None else experiment.preprocess(batch)
+        return experiment.task.loss(params, state, batch, None)[0].compute()
+
+    try:
+        jax.eval_shape(evaluate, variables["params"], stored_batch(experiment, 2))
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        names = ", then ".join(name for name in methods if name != "no_training")
+        raise UserError(
+            f"these compressions do not work together: {names} ({' '.join(str(error).split())[:80]}); choose "
+            "another order or another method"
+        ) from error
 
 
 def _in_new_folder(folder: Path | str | None, stem: str, train_in: Callable[[Path], Result]) -> Result:
