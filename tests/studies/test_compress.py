@@ -1,5 +1,6 @@
 """Compressed runs: they are runs as any other, name their parent, and do not need it."""
 
+import functools
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 from dl import Experiment, load_run, optimizers, task
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
+from dl.methods import structured_pruning
 from dl.methods.distillation import Distillation
 from dl.methods.magnitude_pruning import MagnitudePruning
 from dl.methods.quantization import calibrate
@@ -180,3 +182,13 @@ def test_a_run_that_is_not_finished_or_not_compressed_is_refused(parent, tmp_pat
         compress(tmp_path, MagnitudePruning(sparsity=0.5))
     with pytest.raises(UserError, match="is not a compressed run"):
         resume(parent, experiment=experiment)
+
+
+def test_compressions_that_do_not_work_together_are_one_line(parent, tmp_path):
+    how = {"fine_tuning": None, "experiment": experiment, "console": QUIET}
+    half = functools.partial(structured_pruning.plan, flops_fraction=0.6)
+    all_layers = functools.partial(calibrate, float_layers=())
+    compress(parent, half, tmp_path / "half", **how)
+    with pytest.raises(UserError, match="do not work together: structured_pruning, then quantization"):
+        compress(tmp_path / "half", all_layers, tmp_path / "new", **how)
+    assert not (tmp_path / "new").exists()
