@@ -5,8 +5,8 @@
     python -m experiments.compression_table --network transformer      # writes Shakespeare by characters
 
 The rows are: 80 % of the weights are 0; half of the FLOPs, by whole channels; integers of 8 and of 4 bits;
-kernels of low rank; a small student that is distilled; and integers of 8 bits of that student. Each
-training after a compression takes a third of the epochs at a third of the learning rate.
+half of the weights, by kernels of low rank; a small student that is distilled; and integers of 8 bits of that
+student. Each training after a compression takes a third of the epochs at a third of the learning rate.
 """
 
 import dataclasses

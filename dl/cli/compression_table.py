@@ -70,7 +70,7 @@ def standard_rows(fine_tuning: Mapping[str, Any], student: Mapping[str, Any]) ->
         "structured-50": Row(functools.partial(structured_pruning.plan, flops_fraction=0.5), fine_tuning),
         "int8": Row(calibrate, None),
         "int4": Row(functools.partial(calibrate, bits=4), None),
-        "low-rank": Row(lambda made, variables: plan(variables, energy=0.95, experiment=made), fine_tuning),
+        "low-rank-50": Row(lambda made, variables: plan(variables, budget=0.5, experiment=made), fine_tuning),
         "student": Row(Distillation(), student),
         "student-int8": Row(calibrate, None, of="student"),
     }
