@@ -11,6 +11,7 @@ from dl.system.lazy import on_first_use
 if TYPE_CHECKING:
     from dl import data, losses, metrics, models, optimizers, task
     from dl.cli.benchmark import benchmark_main
+    from dl.cli.compression_table import compression_main
     from dl.cli.main import main
     from dl.errors import UserError
     from dl.experiment import Experiment
@@ -63,6 +64,7 @@ __all__ = [
     "UserError",
     "WeightDecay",
     "benchmark_main",
+    "compression_main",
     "data",
     "load_exported",
     "load_run",

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from dl.errors import UserError
-from dl.freezing import Patterns
+from dl.freezing import Patterns, without_constants
 from dl.gradients import mean_gradient
 from dl.precision import LossScale
 from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
@@ -141,5 +141,6 @@ def stored_batch(experiment: Experiment, size: int | None = None) -> dict[str, j
 
 
 def variable_shapes(experiment: Experiment) -> Variables:
-    """Returns the shapes and dtypes of the initial variables; nothing is allocated."""
-    return jax.eval_shape(experiment.init, jax.random.key(0), stored_batch(experiment, 1))
+    """Returns the shapes and dtypes of the initial variables but constants; nothing is allocated."""
+    shapes = jax.eval_shape(experiment.init, jax.random.key(0), stored_batch(experiment, 1))
+    return without_constants(shapes)

@@ -66,6 +66,24 @@ def frozen_part(variables: Variables, patterns: Patterns) -> dict[str, Any]:
     return leaves
 
 
+CONSTANTS = "constants"
+"""The collection of variables that training reads and that never change, such as those of a teacher.
+
+They come from the warm start whenever a process starts. The compiled step takes them as arguments. Neither
+checkpoints nor the variables that a run ends with hold them.
+"""
+
+
+def without_constants(variables: Variables) -> dict[str, Any]:
+    """Returns the collections but `CONSTANTS`."""
+    return {name: collection for name, collection in variables.items() if name != CONSTANTS}
+
+
+def constants_of(variables: Variables) -> dict[str, Any]:
+    """Returns the collection `CONSTANTS` alone; empty if there is none."""
+    return {name: collection for name, collection in variables.items() if name == CONSTANTS}
+
+
 def is_frozen(name: str, patterns: Patterns) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 

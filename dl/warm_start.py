@@ -10,6 +10,7 @@ from typing import Any
 import flax.traverse_util
 
 from dl.errors import UserError
+from dl.freezing import constants_of
 from dl.types import Params, Variables
 
 
@@ -58,6 +59,17 @@ def nested(variables: Variables, under: str, drop: Sequence[str] = ()) -> Variab
         name: {under: {module: leaves for module, leaves in tree.items() if module not in drop}}
         for name, tree in variables.items()
     }
+
+
+def check_has_constants(start: Variables, shapes: Variables) -> None:
+    """Raises UserError if the model reads constants, such as a teacher's, that the warm start lacks."""
+    given = flax.traverse_util.flatten_dict(constants_of(start), sep="/")
+    for name in flax.traverse_util.flatten_dict(constants_of(shapes), sep="/"):
+        if name not in given:
+            raise UserError(
+                f"the task reads {name}, which the warm start does not give; set warm_start, such as "
+                "dl.methods.distillation.from_teacher(...)"
+            )
 
 
 def check_fits(start: Variables, shapes: Variables) -> None:

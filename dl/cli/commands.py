@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dl.cli import (
     baseline_command,
+    compress_command,
     data_commands,
     experiment_commands,
     explain_command,
@@ -131,6 +132,13 @@ COMMANDS = {
             generate_command.generate,
             generate_command.GenerateOptions,
             "text of a language model",
+        ),
+        Command(
+            "compress",
+            ("RUN",),
+            compress_command.compress,
+            compress_command.CompressOptions,
+            "smaller or faster model of a finished run",
         ),
         Command(
             "export",

@@ -1,34 +1,30 @@
 """Loads a run: makes its experiment from run.json, and reads its variables."""
 
-import contextlib
 import dataclasses
-import enum
 import inspect
-import sys
-import types
-import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from jax.sharding import Mesh
 
 from dl.data.recorded import remembering
 from dl.errors import UserError
 from dl.experiment import Experiment
-from dl.option_types import PositiveInt, check_value, type_name
+from dl.option_types import PositiveInt
 from dl.runs.definition import Definition
 from dl.runs.differences import differences, in_one_line
 from dl.runs.find import find_experiment, find_installed
 from dl.runs.folder import RunFolder
 from dl.runs.provenance import code_of, legacy_code_of
+from dl.runs.recorded_options import recorded_definition, recorded_value
 from dl.sharding import make_mesh
 from dl.system.bucket import url_of
 from dl.system.files import expand, named_path
 from dl.training.identity import describe
 from dl.training.result import Result
-from dl.training.run_options import DEFAULTS, with_run_options
+from dl.training.run_options import DEFAULTS, OF_COMPRESSION, Find, find_teacher, with_run_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +36,21 @@ class Rebuilt:
       run: the folder of the run.
       num_seeds: number of seeds that were trained at the same time.
       warning: what has changed since the run began; empty if nothing has.
+      definition: the function of the experiment with the options of the run, which resumes the run.
+      own: the function of the experiment with its own options only.
     """
 
     experiment: Experiment
     run: RunFolder
     num_seeds: int
     warning: str
+    definition: Definition
+    own: Definition
+
+    def with_compression(self, records: Sequence[Mapping[str, Any]]) -> Definition:
+        """Returns the definition of the run with other compressions in place of its own."""
+        of_run = {name: value for name, value in self.run.options.items() if name in DEFAULTS}
+        return with_options_of_run(self.own, {**of_run, "compression": list(records)}, self.run)
 
 
 def open_run(folder: Path) -> RunFolder:
@@ -79,26 +84,45 @@ def rebuild(folder: Path, experiment: str | Callable[..., Experiment] | None = N
     else:
         experiment_fn = find_experiment(experiment) if isinstance(experiment, str) else experiment
     parameters = inspect.signature(experiment_fn).parameters
-    num_seeds = _recorded_value("num_seeds", run.options.get("num_seeds", 1), PositiveInt)
-    others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS}
+    num_seeds = recorded_value("num_seeds", run.options.get("num_seeds", 1), PositiveInt)
+    others = run.options.keys() - parameters.keys() - {"num_seeds", *DEFAULTS, *OF_COMPRESSION}
     if others:
         asked = run.name if experiment is None else f"the experiment that was given for {run.name}"
-        own = "" if experiment is None else "give the run's own experiment, or "
+        advice = "" if experiment is None else "give the run's own experiment, or "
         raise UserError(
-            f"{asked} has no option {min(others)} any more, which the run was started with; {own}check out "
-            "the commit that run.json names"
+            f"{asked} has no option {min(others)} any more, which the run was started with; {advice}check "
+            "out the commit that run.json names"
         )
-    kinds = typing.get_type_hints(experiment_fn, include_extras=True)
-    options = {
-        name: _recorded_value(name, value, kinds.get(name, Any))
-        for name, value in run.options.items()
-        if name in parameters
-    }
     changed = run.code and run.code not in (code_of(experiment_fn), legacy_code_of(experiment_fn))
     warning = f"the code of {run.name} has changed since this run" if changed else ""
     of_run = {name: value for name, value in run.options.items() if name not in parameters}
-    made = with_run_options(Definition(experiment_fn, options).build(), of_run)
-    return Rebuilt(made, run, num_seeds, warning)
+    own = recorded_definition(experiment_fn, run.options, run.name)
+    definition = with_options_of_run(own, of_run, run)
+    return Rebuilt(definition.build(), run, num_seeds, warning, definition, own)
+
+
+def with_options_of_run(
+    definition: Definition, of_run: Mapping[str, Any], run: RunFolder, find: Find | None = None
+) -> Definition:
+    """Returns a definition with the options of a run, such as its precision and its compression.
+
+    Args:
+      definition: the function of the experiment with its options.
+      of_run: the options of the run, as run.json holds them.
+      run: the folder of the run, from which a compressed run starts.
+      find: returns the function of a teacher's experiment for its name. `None` means that it is that of the
+        definition, or an installed one.
+    """
+
+    def find_it(name: str) -> Callable[..., Experiment]:
+        return definition.fn if name == definition.name else find_teacher(name)
+
+    def change(made: Experiment) -> Experiment:
+        made = with_run_options(made, of_run, find or find_it)
+        is_compressed = of_run.get("compression") is not None
+        return dataclasses.replace(made, warm_start=run.initial_variables) if is_compressed else made
+
+    return definition.changed(of_run, change)
 
 
 def load_run(
@@ -148,55 +172,3 @@ def _what_to_add(name: str) -> str:
     else:
         where = f"--experiment {name if '.' in name else f'{name}.py'}"
     return f"in Python, pass the experiment to dl.load_run; if you trust its code, add {where}"
-
-
-def _recorded_value(name: str, value: Any, kind: Any) -> Any:
-    """Returns the value of an option in run.json, converted to the type that the experiment takes.
-
-    Raises:
-      UserError: the value has another type, or is out of range.
-    """
-    try:
-        made = _as_annotated(value, kind)
-    except TypeError:
-        raise UserError(
-            f"the option {name} is {repr(value)[:80]} in run.json, but must be {type_name(kind)}; correct it"
-        ) from None
-    check_value(name, kind, made)
-    return made
-
-
-def _as_annotated(value: Any, kind: Any) -> Any:
-    """Converts a JSON value to an annotated type; raises TypeError if that is not possible."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        return _as_annotated(value, arguments[0])
-    if origin in (typing.Union, types.UnionType):
-        for argument in arguments:
-            with contextlib.suppress(TypeError):
-                return _as_annotated(value, argument)
-    elif origin is Literal:
-        for argument in arguments:
-            if type(argument) is type(value) and argument == value:
-                return value
-    elif inspect.isclass(kind) and issubclass(kind, enum.Enum):
-        for member in kind:
-            if value in (str(member), member.name):  # the form that `as_recorded` writes
-                return member
-    elif kind in (None, type(None)) and value is None:
-        return None
-    elif kind is Path and isinstance(value, str):
-        return Path(value)
-    elif kind is float and type(value) in (int, float):
-        if type(value) is float or abs(value) <= sys.float_info.max:
-            return value
-    elif kind in (bool, int, str) and type(value) is kind:
-        return value
-    elif origin in (tuple, list) and isinstance(value, list):
-        if origin is list or arguments[1:] == (...,):
-            return origin(_as_annotated(item, arguments[0]) for item in value)
-        if len(arguments) == len(value):
-            return tuple(map(_as_annotated, value, arguments))
-    elif kind not in (None, type(None), Path, float, bool, int, str) and origin not in (tuple, list):
-        return value  # a type that only the experiment can check
-    raise TypeError

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dl.data.splits import short_notice
-from dl.report.energy import estimate_energy
 from dl.report.plots import Table
 from dl.report.record import Record, interval_of, items, mapping, number, text
 from dl.report.utilization import peak_flops
 from dl.runs.baseline import baseline_table
 from dl.runs.console import format_epochs
+from dl.system.energy import estimate_energy
 from dl.task import FRACTION
 
 MAX_STARTS = 50  # rows in the table of starts

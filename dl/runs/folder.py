@@ -2,7 +2,7 @@
 
 `run.json` is written at the first start, `metrics.jsonl` grows, and `result.json` is written at the end. This
 module names the files in the folder, and `dl.runs.run` writes them. A run on texts has `tokenizer.json` too,
-see `dl.data.recorded`.
+see `dl.data.recorded`. A compressed run has `initial.safetensors`, which is there before the first start.
 """
 
 import contextlib
@@ -18,8 +18,10 @@ from dl.runs.log import readable_lines
 from dl.system.files import expand, file_digest, remove_leftovers, replace_file
 from dl.system.json_files import json_digest, read_json
 from dl.system.locks import FolderLock
+from dl.types import Variables
 
 REPORT = "report.html"
+INITIAL = "initial.safetensors"  # the variables that a compressed run starts from
 
 
 class RunFolder:
@@ -48,6 +50,22 @@ class RunFolder:
     @property
     def predictions_path(self) -> Path:
         return self.folder / "predictions.npz"
+
+    @property
+    def initial_path(self) -> Path:
+        return self.folder / INITIAL
+
+    def initial_variables(self, shapes: Variables) -> Variables:
+        """Returns the variables that a compressed run starts from, a warm start; see `dl.warm_start`.
+
+        Raises:
+          UserError: the file is missing or damaged, or it is of another model.
+        """
+        from dl.models.weights.files import load_safetensors
+
+        if not self.initial_path.exists():
+            raise UserError(f"{self.initial_path} is missing, which the run starts from; restore it")
+        return load_safetensors(self.initial_path)
 
     @property
     def samples_path(self) -> Path:

@@ -21,7 +21,7 @@ from dl.errors import StorageError, UserError
 from dl.runs.command_line import this_command
 from dl.runs.definition import RUN_DEFAULTS, Definition
 from dl.runs.differences import as_recorded, differences, in_one_line
-from dl.runs.folder import RunFolder
+from dl.runs.folder import INITIAL, RunFolder
 from dl.runs.log import MetricsLog, finite
 from dl.runs.predictions import Kept
 from dl.runs.provenance import machine, software
@@ -105,7 +105,7 @@ class Run(RunFolder):
             record = self.record
             if record is None:
                 if self.folder.exists() and any(
-                    not path.name.startswith(".") for path in self.folder.iterdir()
+                    not path.name.startswith(".") and path.name != INITIAL for path in self.folder.iterdir()
                 ):
                     raise UserError(
                         f"{self.where} is not empty and does not hold a run; choose another folder"

@@ -74,7 +74,7 @@ def plot(
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles = ["-", "--", ":", "-."]
-    factor, label = _scale(metric)
+    factor, label = scale(metric)
     lowest = math.inf
     for number, row in enumerate(rows):
         figures = [math.nan if value is None else factor * value for value in row[curve_key(metric)]]
@@ -88,7 +88,7 @@ def plot(
     left.set(xscale="log", yscale=yscale, xlabel=tuned, ylabel=f"validation {label}")
     figure.legend(loc="outside lower center", fontsize="small", ncols=7)
     names = [row["name"] for row in reversed(rows)]
-    factor, label = _scale(test_metric)
+    factor, label = scale(test_metric)
     means = [factor * row["test"] for row in reversed(rows)]
     # A single seed has no interval.
     intervals = [row["interval"] or [row["test"]] * 2 for row in reversed(rows)]
@@ -105,6 +105,6 @@ def plot(
     figure.savefig(path, dpi=120)
 
 
-def _scale(metric: str) -> tuple[int, str]:
+def scale(metric: str) -> tuple[int, str]:
     """Returns the factor and the label that a metric is drawn with."""
     return (100, "accuracy (%)") if metric == "accuracy" else (1, metric)

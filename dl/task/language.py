@@ -169,6 +169,20 @@ def sequence_targets(batch: Batch, padding_id: int | None) -> jax.Array:
     return jnp.where(target_BT == padding_id, losses.NOT_COUNTED, target_BT)
 
 
+def counted_targets(task: Task, batch: Batch) -> jax.Array:
+    """Returns which targets of a batch the loss of a task counts, bool: shape B × T for tokens, else B."""
+    mask_B, kind = batch["mask"], task.kind
+    if kind is None or not kind.reads_tokens:
+        return mask_B
+    if kind.name == "language_model":
+        targets_BT = following_tokens(batch, task.input_name, kind.padding_id)
+    elif kind.name == "sequence_to_sequence":
+        targets_BT = sequence_targets(batch, kind.padding_id)
+    else:
+        targets_BT = jnp.asarray(feature(batch, kind.target), jnp.int32)
+    return (targets_BT != losses.NOT_COUNTED) & mask_B[:, None]
+
+
 def shift_right(values_BT: jax.Array, first: int | bool) -> jax.Array:
     """Returns `first` and all values but the last of each row."""
     return jnp.pad(values_BT[:, :-1], ((0, 0), (1, 0)), constant_values=first)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dl.data.pipeline import Batches
 from dl.data.recorded import files_of, record_of
 from dl.errors import UserError
-from dl.experiment import Experiment
+from dl.experiment import Experiment, stored_batch
 from dl.runs.baseline import baseline_lines
 from dl.runs.bucket_run import run_at
 from dl.runs.console import Console
@@ -44,7 +44,7 @@ from dl.training.single import SINGLE, Single
 from dl.training.start import find_start
 from dl.training.summary import final_line, introduce
 from dl.types import Variables
-from dl.warm_start import FromExperiment, check_fits
+from dl.warm_start import FromExperiment, check_fits, check_has_constants
 
 
 def train(
@@ -140,7 +140,7 @@ def train_run(
         prompts = prompts_of(experiment) if population.keeps_predictions else ()
         program = Program(experiment, mesh, batches, population)
         experiment = _with_directions(experiment, batches, program)
-        start = _start(experiment, program, run, mesh)
+        start = _start(experiment, run, mesh)
         if start is not None:
             facts["initial"] = tree_digest(start)
             run.check(facts)
@@ -233,12 +233,14 @@ def _with_directions(experiment: Experiment, batches: Mapping[str, Batches], pro
     return dataclasses.replace(experiment, **resolved)
 
 
-def _start(experiment: Experiment, program: Program, run: Run | MemoryRun, mesh: Mesh) -> Variables | None:
+def _start(experiment: Experiment, run: Run | MemoryRun, mesh: Mesh) -> Variables | None:
     """Returns the variables that the run starts from, on the host; `None` if all are initialised."""
     warm_start = experiment.warm_start
+    # Of one run: all runs of a population have the same start.
+    shapes = jax.eval_shape(experiment.init, jax.random.key(0), stored_batch(experiment, 1))
     if warm_start is None:
+        check_has_constants({}, shapes)
         return None
-    shapes = {"params": program.abstract_state.params, **program.abstract_state.model_state}
     if isinstance(warm_start, FromExperiment):
         start = warm_start.convert(_train_first(warm_start, run, mesh))
     elif isinstance(warm_start, Mapping):
@@ -252,6 +254,7 @@ def _start(experiment: Experiment, program: Program, run: Run | MemoryRun, mesh:
         )
     start = jax.device_get(start)
     check_fits(start, shapes)
+    check_has_constants(start, shapes)
     return start
 
 

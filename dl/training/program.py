@@ -113,7 +113,7 @@ class Program:
                 for batch, num_steps in batches["train"].shapes
             ]
         self.train_metrics: Directions = self.traced[0].traced.out_info[1].directions
-        shardings = {"params": self.shardings.params, **self.shardings.model_state}
+        shardings = {"params": self.shardings.params, **self.shardings.saved.model_state}
         evaluated = next((b for name, b in batches.items() if name != "train"), None)
         self._eval_step = self._eval = None
         self.metrics: Directions = {}

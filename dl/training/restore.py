@@ -37,7 +37,7 @@ def restore_variables(experiment: Experiment, run: RunFolder, mesh: Mesh) -> Var
     if not run.checkpoints_path.is_dir():
         raise nothing
     with Checkpoints(run.checkpoints_path, identity=run.identity, is_read_only=True) as checkpoints:
-        restored = checkpoints.restore(program.abstract_state, trouble_with)
+        restored = checkpoints.restore(program.abstract_state.saved, trouble_with)
     if restored is None:
         raise nothing
     return variables_of(restored[0])

@@ -281,7 +281,7 @@ class Session:
             if trouble := self._program.trouble_with(self.state):
                 raise self._diverged(f"{trouble} after step {self.step:,}")
             self.progress.log_digest = self._recorder.log_digest
-            self._checkpoints.save(self.step, self.state, self.progress.to_json())
+            self._checkpoints.save(self.step, self.state.saved, self.progress.to_json())
 
     def _end_if_stopped(self) -> None:
         """Raises Stopped if a signal arrived, with the command that resumes the run."""

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from dl.errors import UserError
+from dl.freezing import constants_of
 from dl.runs.console import Console
 from dl.runs.memory import NoCheckpoints
 from dl.stopping import Best
@@ -43,12 +44,15 @@ def find_start(
       UserError: no checkpoint can be read.
     """
     progress = Progress(best=Best.none_yet(len(program.population)))  # starts its clock
-    restored = checkpoints.restore(program.abstract_state, program.trouble_with)
+    restored = checkpoints.restore(program.abstract_state.saved, program.trouble_with)
     if restored is None:
         state = program.init(warm_start)
         progress.frozen_digest = frozen_digest(program.eval_variables(state), program.config.frozen)
         return Start(state, progress, 0)
     state, saved = restored
+    if constants_of(program.abstract_state.model_state):
+        constants = constants_of(program.init(warm_start).model_state)
+        state = state.replace(model_state={**state.model_state, **constants})
     try:
         progress = Progress.from_json(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

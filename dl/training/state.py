@@ -55,7 +55,12 @@ class TrainState:
     @property
     def eval_variables(self) -> Variables:
         """The variables that are evaluated: `eval_params` and the model's other collections."""
-        return {"params": self.eval_params, **self.model_state}
+        return {"params": self.eval_params, **freezing.without_constants(self.model_state)}
+
+    @property
+    def saved(self) -> "TrainState":
+        """The state as checkpoints hold it, without constants."""
+        return self.replace(model_state=freezing.without_constants(self.model_state))  # type: ignore[attr-defined]
 
 
 def root_key(seed: int | jax.Array) -> Key:

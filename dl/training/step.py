@@ -142,16 +142,19 @@ def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[T
     frozen = config.frozen
     scale = None if state.loss_scale is None else state.loss_scale.scale
     trained, fixed = freezing.split(state.params, frozen)
+    constants = freezing.constants_of(state.model_state)
 
-    def scaled_loss(trained: Params, *args):  # type: ignore[no-untyped-def]
+    def scaled_loss(trained: Params, model_state: ModelState, *args):  # type: ignore[no-untyped-def]
         with freezing.frozen_norms(state.params, frozen):
-            loss, aux = config.loss_fn(freezing.merge(trained, fixed), *args)
+            loss, aux = config.loss_fn(freezing.merge(trained, fixed), {**model_state, **constants}, *args)
+        aux = aux._replace(model_state=freezing.without_constants(aux.model_state))
         return (loss if scale is None else loss.times(scale)), aux
 
     key = jax.random.fold_in(state.rng, state.step)
     if config.augments:  # here, because a `grad_fn` may split the batch and draw a key for each part
         batch, key = _with_augment_keys(batch, key)
-    (loss, aux), gradient = config.grad_fn(scaled_loss)(trained, state.model_state, batch, key)
+    model_state = freezing.without_constants(state.model_state)
+    (loss, aux), gradient = config.grad_fn(scaled_loss)(trained, model_state, batch, key)
     if scale is not None:
         loss, gradient = jax.tree.map(lambda x: x / scale, (loss, gradient))
     # Some transformations use the loss, such as a learning rate that falls on a plateau; the others ignore
@@ -162,7 +165,7 @@ def update_state(config: StepConfig, state: TrainState, batch: Batch) -> tuple[T
     next_state = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1,
         params=freezing.merge(trained, fixed),
-        model_state=aux.model_state,
+        model_state={**aux.model_state, **constants},
         opt_state=opt_state,
     )
     if config.ema_decay is not None:

@@ -24,11 +24,11 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.models.mlp import MLP
 from dl.report import plots, write_report
-from dl.report.energy import CPU_WATTS_PER_CORE, GRAMS_CO2_PER_KILOWATT_HOUR, estimate_energy
 from dl.report.record import Record
 from dl.report.sections import facts
 from dl.runs.find import find_experiment
 from dl.runs.predictions import Predictions
+from dl.system.energy import CPU_WATTS_PER_CORE, GRAMS_CO2_PER_KILOWATT_HOUR, estimate_energy
 
 NUM_CLASSES, SIZE = 4, 120
 RANDOM = np.random.default_rng(0)
