@@ -4,8 +4,8 @@
 
 Both run in this process, by turns. The bare loop gathers its batch from arrays on the device, steps, and
 waits once at the end. The loop's time holds metrics, log lines and checkpoints, not evaluation. Each turn
-gives a ratio; the median and the range are printed. The bars are medians of 1.02, and 1.10 for the short step,
-whose loop computes several steps in each call.
+gives a ratio; the median and the range are printed. The loop computes several steps in each call. The bars
+are medians of 1.02, and 1.10 for the short step.
 """
 
 import contextlib
