@@ -204,7 +204,7 @@ def test_a_checkpoint_with_a_nan_of_an_older_version_is_passed_over(tmp_path, me
     experiment = dataclasses.replace(EXPERIMENT, tx=breaking(9))
     with monkeypatch.context() as patch:
         patch.setattr("dl.training.program.Program.trouble_with", lambda self, state: "")
-        patch.setattr("dl.training.session.Session._refuse_divergence", lambda self: None)
+        patch.setattr("dl.training.session.Session._refuse_divergence", lambda self, metrics: None)
         with pytest.raises(Stopped):
             train_in(folder, mesh1, experiment, console=SignallingConsole(4))
         good = step_of(folder)
