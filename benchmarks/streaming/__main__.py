@@ -21,6 +21,8 @@ from pathlib import Path
 
 from benchmarks.streaming.photographs import write_folder
 from benchmarks.streaming.readers import BATCH, READERS
+from dl.cli.exit_status import run_as_command
+from dl.ranges import POSITIVE, check
 
 NUM_BATCHES, NUM_WARM_UP = 40, 8
 _NEEDS = {
@@ -58,6 +60,8 @@ def main() -> None:
         "--reader", choices=READERS, help="Measure one reader once, on the files of the folder."
     )
     options = parser.parse_args()
+    check("rounds", options.rounds, POSITIVE)
+    check("num_files", options.num_files, POSITIVE)
     if options.reader:
         print(json.dumps(rate_of(options.reader, options.photographs)))
         return
@@ -81,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

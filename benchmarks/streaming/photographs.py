@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dl.errors import UserError
+
 CLASSES = ("first", "second", "third", "fourth")
 HEIGHT, WIDTH = 375, 500  # pixels; the common size of ImageNet's files
 QUALITY = 90
@@ -36,9 +38,14 @@ def write_folder(
       num_files: number of files, each a file of its own on the disk.
       photographs: folder of JPEG files to copy. `None` means pictures that `photograph` makes.
       num_different: number of different pictures that are made.
+
+    Raises:
+      UserError: the folder has no photographs.
     """
     if photographs is not None:
         contents = [path.read_bytes() for path in sorted(photographs.rglob("*.jpg"))]
+        if not contents:
+            raise UserError(f"{photographs} holds no file NAME.jpg; give a folder of JPEG photographs")
     else:
         contents = []
         for seed in range(min(num_different, num_files)):

@@ -175,7 +175,7 @@ class FusedSteps:
         self._waiting = waiting
         self._rows: Batch = {}
         self._sent = range(0)  # the steps that `rows` are of
-        self._in_flight: deque[int] = deque()  # numbers of steps
+        self._in_flight: deque[tuple[int, float]] = deque()  # number of steps, and when the call started
         self._count = 1
         self._last_end: float | None = None
 
@@ -187,8 +187,8 @@ class FusedSteps:
         count = min(self._count, stop - step, self._sent.stop - step)
         first, examples = np.int32(step - self._sent.start), self._batches.examples
         assert examples is not None
+        self._in_flight.append((count, time.monotonic()))
         state, metrics = self._steps(state, examples, self._rows, first, np.int32(count))
-        self._in_flight.append(count)
         if step + count == self._sent.stop:
             self._send(self._sent.stop)  # while the device computes
         return state, Call(range(step + 1, step + 1 + count), metrics, is_fused=True)
@@ -199,9 +199,10 @@ class FusedSteps:
 
     def ended(self) -> None:
         """Notes that the first call in flight has ended. The size of the next calls follows from its time."""
-        now, count = time.monotonic(), self._in_flight.popleft()
+        now, (count, started) = time.monotonic(), self._in_flight.popleft()
         if self._last_end is not None:
-            per_step = max(now - self._last_end, 1e-6) / count
+            # A call waits for the one before. After an evaluation there is none, and its time does not count.
+            per_step = max(now - max(started, self._last_end), 1e-6) / count
             # It grows slowly, because the first steps of a process are not typical.
             self._count = max(1, min(self._count + 1, int(CALL_SECONDS / per_step), MAX_STEPS))
         self._last_end = now

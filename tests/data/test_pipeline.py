@@ -111,6 +111,24 @@ def test_an_iteration_that_is_left_early_ends_its_threads(mesh1):
     assert threading.active_count() == before
 
 
+def test_few_large_batches_are_read_ahead(mesh1, monkeypatch):
+    started = []
+    read = Batches.__getitem__
+
+    def note(self, step):
+        started.append(step)
+        return read(self, step)
+
+    monkeypatch.setattr(Batches, "__getitem__", note)
+    for max_bytes, num_ahead in ((2**20, 4), (1, 1)):
+        monkeypatch.setattr("dl.data.pipeline.MAX_PREFETCH_BYTES", max_bytes)
+        started.clear()
+        iterator = Batches(StreamedSource(50), 8, mesh1, seed=1).iterate(0, 1000)
+        next(iterator)
+        iterator.close()  # waits for those that have started
+        assert len(started) <= num_ahead + 1
+
+
 def test_a_batch_that_does_not_divide_is_one_line(mesh8):
     with pytest.raises(UserError, match="batch_size=12 does not divide over the 8 devices") as caught:
         Batches(source_of(50), 12, mesh8)

@@ -16,6 +16,7 @@ from dl.system.onednn import native_kernels
 from dl.training import advance
 from dl.training.batches import make_batches
 from dl.training.program import Program
+from dl.training.progress import Stopwatch
 
 NUM_STEPS = 23
 
@@ -122,6 +123,35 @@ def test_a_run_ends_in_the_same_bits_for_any_size_of_its_calls(mesh1, monkeypatc
     streamed = experiment_of(MODELS["perceptron"](), wrap=FromHost)
     assert end_of(dataclasses.replace(streamed, num_steps=200, eval_every=70), mesh1) == expected
     assert not sizes  # each of its calls computes one step
+
+
+def test_calls_take_as_many_steps_as_fit_and_do_not_count_what_came_between(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(advance.time, "monotonic", lambda: clock[0])
+
+    class Rows:
+        examples = ()
+
+        def rows_of(self, steps):
+            return {}
+
+    calls = advance.FusedSteps(lambda *arguments: (None, None), Rows(), Stopwatch())
+
+    def size_of_next(step, seconds_per_step):
+        _, call = calls.advance(None, step, 10**6)
+        clock[0] += len(call.steps) * seconds_per_step
+        calls.ended()
+        return call.steps[-1], len(call.steps)
+
+    step, sizes = 0, []
+    for _ in range(40):
+        step, size = size_of_next(step, advance.CALL_SECONDS / 9.5)
+        sizes.append(size)
+    assert sizes[:10] == [1, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # the end of the first call starts the clock
+    assert max(sizes) == 9
+    clock[0] += 60.0  # an evaluation
+    before = size_of_next(step, advance.CALL_SECONDS / 9.5)
+    assert size_of_next(before[0], advance.CALL_SECONDS / 9.5)[1] == 9
 
 
 def test_the_end_of_an_epoch_and_padding_fall_inside_a_call(mesh1):
