@@ -9,6 +9,7 @@ Shapes: N examples, V features, C classes.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -112,7 +113,7 @@ class Simplification:
         width = max(6.0, 1.5 * model.get_n_leaves())
         figure = Figure(figsize=(width, 1.6 * (model.get_depth() + 1)), layout="constrained")
         FigureCanvasAgg(figure)  # which measures the boxes of the tree
-        plot_tree(
+        boxes = plot_tree(
             model,
             feature_names=[name.replace("$", r"\$") for name in self.feature_names],
             class_names=[self.class_names[c].replace("$", r"\$") for c in model.classes_],
@@ -123,6 +124,8 @@ class Simplification:
             fontsize=8,
             ax=figure.subplots(),
         )
+        for box in boxes:  # the shares of all classes would make the boxes overlap
+            box.set_text(re.sub(r"value = \[[^\]]*\]\n", "", box.get_text()))
         figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
 
 

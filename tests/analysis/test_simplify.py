@@ -1,14 +1,17 @@
 """Surrogates: their fidelity is the share of equal predictions, and simple networks are found again."""
 
 import io
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from sklearn.tree import DecisionTreeClassifier
 
 from dl import Experiment, optimizers, task
 from dl.analysis.explained_run import ExplainedRun
-from dl.analysis.surrogates import simplify
+from dl.analysis.surrogates import Simplification, Surrogate, simplify
 from dl.data import ArraySource, ArraySplits
 from dl.errors import UserError
 from dl.models.mlp import MLP
@@ -66,6 +69,23 @@ def test_the_linear_model_names_the_column_and_the_tree_is_drawn(stump):
     found.draw_tree(file)
     assert file.getvalue().startswith(b"\x89PNG")
     assert [row[0] for row in found.table.rows][:2] == ["network", "most frequent class"]
+
+
+def test_the_boxes_of_a_tree_of_many_classes_do_not_overlap(monkeypatch):
+    random = np.random.default_rng(0)
+    names, classes = tuple(f"column {v}" for v in range(8)), tuple(f"class {c}" for c in range(10))
+    x_BV = random.normal(size=(2000, 8))
+    model = DecisionTreeClassifier(max_depth=4).fit(x_BV, (x_BV @ random.normal(size=(8, 10))).argmax(1))
+    fitted = Surrogate("tree", model, np.zeros(0), None, None, None)
+    found = Simplification(fitted, fitted, None, None, names, classes, "")
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **b: (drawn.append(self), save(self, *a, **b)))
+    found.draw_tree(io.BytesIO())
+    texts = [text for text in drawn[0].axes[0].texts if "samples" in text.get_text()]
+    boxes = [text.get_bbox_patch().get_window_extent() for text in texts]
+    assert len(boxes) > 20
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_mistakes_are_one_line(stump):
