@@ -14,7 +14,7 @@ The learning curve over the number of parameters n has three seeds at each size.
 long as two and a half runs, and each gives the same result as in a run of its own.
 """
 
-from dl import Experiment, PositiveFloat, PositiveInt, main, optimizers, task
+from dl import Experiment, Fraction, PositiveFloat, PositiveInt, StopAt, main, optimizers, task
 from dl.data import image_classification
 from dl.models.mlp import MLP
 from dl.option_types import BatchSize, DatasetName, NumEpochs, Seed
@@ -26,6 +26,7 @@ def experiment(
     batch_size: BatchSize = 128,
     num_epochs: NumEpochs = 5,
     learning_rate: PositiveFloat = 1e-3,
+    target_accuracy: Fraction | None = None,
     seed: Seed = 0,
 ) -> Experiment:
     """Returns an experiment that trains a perceptron with Adam at a constant learning rate.
@@ -33,6 +34,7 @@ def experiment(
     Args:
       hidden: Units of the first hidden layer; the second has half as many.
       learning_rate: Learning rate of Adam, which stays constant.
+      target_accuracy: Validation accuracy at which training stops. Default: no early stop.
     """
     data = image_classification(dataset)
     model = MLP(hidden=(hidden, -(-hidden // 2)), num_classes=data.num_classes)
@@ -42,6 +44,7 @@ def experiment(
         tx=optimizers.adam(learning_rate),
         num_steps=data.steps(num_epochs, batch_size),
         batch_size=batch_size,
+        stop_at=None if target_accuracy is None else StopAt(value=target_accuracy, metric="accuracy"),
         seed=seed,
     )
 

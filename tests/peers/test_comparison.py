@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.peers import ours, plot
 from benchmarks.peers.__main__ import main
-from benchmarks.peers.commands import Commands, command_table
+from benchmarks.peers.commands import FASTEST, SAME, Commands, command_table
 from benchmarks.peers.contestants import ALLOCATOR, OURS, PEERS, Contestant, missing, variants
 from benchmarks.peers.networks import NETWORKS
 from benchmarks.peers.reference import Different, Reference
@@ -97,12 +97,20 @@ def test_a_comparison_without_peers_has_a_table_and_a_plot():
 
 def test_the_table_of_commands_has_ratios_of_the_whole_time():
     made = Commands(
-        {OURS: {"cold": [60.0, 62.0, 61.0], "warm": [30.0]}, "PyTorch": {"cold": [122.0], "warm": [60.0]}},
-        {OURS: [{"validation": 0.981, "test": 0.98, "epochs": 2}], "PyTorch": [{"test": 0.979, "epochs": 3}]},
+        {
+            SAME: {"cold": [60.0, 62.0, 61.0], "warm": [30.0]},
+            FASTEST: {"cold": [12.2], "warm": [6.0]},
+            "PyTorch": {"cold": [122.0], "warm": [60.0]},
+        },
+        {
+            SAME: [{"validation": 0.981, "test": 0.98, "epochs": 2}],
+            FASTEST: [{"validation": 0.981, "test": 0.98, "epochs": 5}],
+            "PyTorch": [{"test": 0.979, "epochs": 3}],
+        },
     )
     text = command_table(made)
-    assert f"| {OURS} | 61.0 | 30.0 | 98.00 % | 2 |" in text
-    assert "| PyTorch | 122.0 (0.50) | 60.0 (0.50) | 97.90 % | 3 |" in text
+    assert f"| {SAME} | 61.0 | 30.0 | 98.00 % | 2 |" in text
+    assert "| PyTorch | 122.0 (0.50, 0.10) | 60.0 (0.50, 0.10) | 97.90 % | 3 |" in text
     assert plot.plot_commands(made.seconds).axes
 
 
