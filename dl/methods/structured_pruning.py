@@ -19,8 +19,7 @@ al. 2019, eq. 8), divided by the mean of its group, so that channels of all grou
 
 The smaller model is the traced full model, evaluated with fewer channels. Interceptors of Linen see the full
 modules: a table of layers has the parameters and FLOPs of the smaller model, and the shapes of the full one.
-An explanation that reads activations by an interceptor, such as Grad-CAM, needs the full model and
-`pruning.masked(variables)`.
+`task.intermediates` runs the full model with zeros for the removed channels.
 """
 
 import dataclasses

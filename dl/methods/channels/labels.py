@@ -26,10 +26,12 @@ class Value:
       axes: the labels of the indices of each axis.
       is_zero: for each axis, whether the array is 0 where a channel of this axis is masked: where all
         parameters of the channel are 0.
+      is_magnitude: whether no element is negative, so that zeros do not change the largest one.
     """
 
     axes: tuple[Axis, ...]
     is_zero: tuple[bool, ...]
+    is_magnitude: bool = False
 
 
 class Labels:

@@ -13,6 +13,7 @@ from dl.methods.channels.labels import Labels, Value
 from dl.methods.channels.narrow import Narrow, put, take
 from dl.methods.channels.passing import constant
 from dl.methods.channels.trace import trace
+from dl.methods.quantization.weights import EMBEDDING, name_of_scale
 from dl.sharding import path_name
 from dl.task import Task
 from dl.types import Aux, Batch, Key, ModelState, Params, Variables
@@ -38,7 +39,8 @@ Axes = Mapping[str, Mapping[int, KeptAxis]]
 def narrowed(task: Task, axes: Axes) -> Task:
     """Returns the task whose model has only the kept channels.
 
-    Each function is traced with the variables of the full model, and evaluated with the smaller ones.
+    Each function is traced with the variables of the full model, and evaluated with the smaller ones. Only
+    `intermediates`, whose modules are watched from outside, runs the full model with zeros in their place.
 
     Raises:
       UserError: the variables have other shapes, or the model cannot run without the removed channels.
@@ -57,7 +59,9 @@ def narrowed(task: Task, axes: Axes) -> Task:
         state, (mean, metrics) = call({"params": params, **model_state}, batch, key)
         return mean, Aux(state, metrics)
 
-    return task.with_uses(lambda function: _narrowed(function, axes))._replace(init=init, loss=loss)
+    return task.with_uses(lambda function: _narrowed(function, axes))._replace(
+        init=init, loss=loss, intermediates=task.intermediates and _widened(task.intermediates, axes)
+    )
 
 
 def kept_variables(variables: Variables, axes: Axes) -> Variables:
@@ -115,26 +119,25 @@ def _narrowed(function: Callable[..., Any], axes: Axes, num_narrow: int = 0) -> 
     """
 
     def call(variables: Variables, *rest: Any) -> Any:
-        leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
-        names = [path_name(path) for path, _ in leaves]
-        shapes = [_full_shape(name, leaf, axes) for name, (_, leaf) in zip(names, leaves, strict=True)]
-        full = jax.tree.unflatten(
-            jax.tree.structure(dict(variables)),
-            [
-                jax.ShapeDtypeStruct(shape, leaf.dtype)
-                for shape, (_, leaf) in zip(shapes, leaves, strict=True)
-            ],
-        )
-        closed, outputs = jax.make_jaxpr(function, return_shape=True)(full, *rest)
+        leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(dict(variables))}
+        of_variables = _with_scales(axes, leaves)
+        shapes = {name: _full_shape(name, leaf, of_variables) for name, leaf in leaves.items()}
+        structs = [jax.ShapeDtypeStruct(shapes[name], leaf.dtype) for name, leaf in leaves.items()]
+        full = jax.tree.unflatten(jax.tree.structure(dict(variables)), structs)
+
+        def traced(*arguments: Any) -> Any:  # a new function: JAX would reuse the trace of another context
+            return function(*arguments)
+
+        closed, outputs = jax.make_jaxpr(traced, return_shape=True)(full, *rest)
         labels = Labels()
-        values = [fresh(labels, name, shape) for name, shape in zip(names, shapes, strict=True)]
+        values = [fresh(labels, name, shape) for name, shape in shapes.items()]
         # The arrays of a batch have no channels of the model. Those of a cache have.
         has_channels = not isinstance(rest[0], Mapping)
         others = jax.tree.leaves(rest)
         of_others = [_of_argument(labels, leaf) if has_channels else constant(leaf) for leaf in others]
         body = trace(labels, closed, [*values, *of_others])
-        narrow = Narrow(labels, _removed(labels, names, values, axes))
-        arguments = [leaf for _, leaf in leaves]
+        narrow = Narrow(labels, _removed(labels, list(leaves), values, of_variables))
+        arguments = list(leaves.values())
         arguments += [take(leaf, narrow.kept(value)) for leaf, value in zip(others, of_others, strict=True)]
         results = narrow.evaluate(body, arguments)
         structs, tree = jax.tree.flatten(outputs)
@@ -144,6 +147,40 @@ def _narrowed(function: Callable[..., Any], axes: Axes, num_narrow: int = 0) -> 
         return jax.tree.unflatten(tree, results)
 
     return call
+
+
+def _widened(function: Callable[..., Any], axes: Axes) -> Callable[..., Any]:
+    """Returns a function of the smaller variables that runs the full model with 0 for removed channels."""
+
+    def call(variables: Variables, *rest: Any) -> Any:
+        of_variables = _with_scales(
+            axes, {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(dict(variables))}
+        )
+
+        def of_leaf(path: Any, leaf: Any) -> Any:
+            kept = of_variables.get(path_name(path), {})
+            indices = tuple(kept[at].indices if at in kept else None for at in range(leaf.ndim))
+            return put(leaf, indices, _full_shape(path_name(path), leaf, of_variables))
+
+        return function(jax.tree.map_with_path(of_leaf, dict(variables)), *rest)
+
+    return call
+
+
+def _with_scales(axes: Axes, leaves: Mapping[str, Any]) -> Axes:
+    """Returns the axes with those of the scales of a quantised model, which belong to the same channels.
+
+    A kernel has a scale for each index of its last axis, and an embedding for each row, as
+    `dl.methods.quantization.weights` defines. Scanned layers have one more leading axis, which is not pruned.
+    """
+    found = dict(axes)
+    for name, kept in axes.items():
+        scale = leaves.get(name_of_scale(name))
+        if scale is not None:
+            axis = 0 if name.endswith(f"/{EMBEDDING}") else leaves[name].ndim - 1
+            if axis in kept:
+                found[name_of_scale(name)] = {scale.ndim - 1: kept[axis]}
+    return found
 
 
 def _of_argument(labels: Labels, leaf: Any) -> Value:
@@ -176,8 +213,9 @@ def _removed(labels: Labels, names: Sequence[str], values: Sequence[Value], axes
             gone = roots[~is_kept]
             if (gone == 0).any() or np.isin(roots[is_kept], gone).any():
                 raise UserError(
-                    f"axis {number} of {name} cannot lose these channels, because another layer needs them; "
-                    "the model has changed since its pruning was planned: plan it again"
+                    f"axis {number} of {name} cannot lose these channels, because an operation after it "
+                    "needs all of them; use the model that the pruning was planned for, and fixed scales "
+                    "(static) if it is quantised"
                 )
             removed.append(gone)
     return np.unique(np.concatenate(removed))

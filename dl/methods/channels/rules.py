@@ -26,7 +26,7 @@ _PRODUCTS = {"and", "mul"}  # 0 if one operand is
 _SUMS = {"add", "add_any", "max", "min", "ne", "or", "sub", "xor"}  # 0 if all operands are
 _QUOTIENTS = {"div", "rem", "shift_left", "shift_right_arithmetic", "shift_right_logical"}  # if the first is
 _BINARY = _PRODUCTS | _SUMS | _QUOTIENTS | {"atan2", "eq", "ge", "gt", "le", "lt", "nextafter", "pow"}
-_REDUCTIONS_OF_ZEROS = {"reduce_sum"}
+_MAGNITUDES = {"abs", "square"}
 _REDUCTIONS = {
     "argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum",
 }  # fmt: skip
@@ -70,7 +70,7 @@ def elementwise(labels: Labels, equation: Any, values: Sequence[Value]) -> list[
             axis = labels.unite(axis, part)
         axes.append(axis)
         zeros.append(_is_zero(equation.primitive.name, are_zero, numbers))
-    return [Value(tuple(axes), tuple(zeros))]
+    return [Value(tuple(axes), tuple(zeros), equation.primitive.name in _MAGNITUDES)]
 
 
 def _is_zero(name: str, are_zero: Sequence[bool], numbers: Sequence[float | None]) -> bool:
@@ -130,10 +130,11 @@ def _picked(value: Value, order: Sequence[int]) -> Value:
 
 
 def _reduce(labels: Labels, equation: Any, values: Sequence[Value]) -> list[Value]:
-    reduced = equation.params["axes"]
+    reduced, name = equation.params["axes"], equation.primitive.name
+    # A sum has the same value with zeros as without them, and so has the largest magnitude.
+    ignores_zeros = name == "reduce_sum" or (name == "reduce_max" and values[0].is_magnitude)
     for axis in reduced:
-        # A sum has the same value with zeros as without them. Any other reduction need not.
-        if not (equation.primitive.name in _REDUCTIONS_OF_ZEROS and values[0].is_zero[axis]):
+        if not (ignores_zeros and values[0].is_zero[axis]):
             labels.freeze(values[0].axes[axis])
     return [_picked(values[0], [axis for axis in range(len(values[0].axes)) if axis not in reduced])]
 

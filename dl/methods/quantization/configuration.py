@@ -12,7 +12,7 @@ from dl.errors import UserError
 from dl.experiment import Experiment
 from dl.gradients import mean_and_loss
 from dl.methods.quantization.layers import DYNAMIC, FLOAT, Layers, computing_integers, simulating
-from dl.methods.quantization.weights import with_integers
+from dl.methods.quantization.weights import with_integers, with_unpacked_kernels
 from dl.ranges import POSITIVE
 from dl.task import Task
 from dl.types import Aux, Batch, Key, LossFn, ModelState, Params, Variables
@@ -120,12 +120,13 @@ def _integer_task(task: Task, quantization: Quantization) -> Task:
             with simulating(layers, bits):
                 return task.loss(params, model_state, batch, key)
         with computing_integers(layers, bits):
-            return task.loss(params, model_state, batch, None)
+            return task.loss(with_unpacked_kernels(params), model_state, batch, None)
 
     def within(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(variables: Variables, *rest: Any) -> Any:
+            params = with_unpacked_kernels(variables.get("params", {}))
             with computing_integers(layers, bits):
-                return function(*arguments)
+                return function({**variables, "params": params}, *rest)
 
         return call
 

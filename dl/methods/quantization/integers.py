@@ -28,7 +28,7 @@ def scale_of(array: jax.Array, axes: tuple[int, ...], bits: int) -> jax.Array:
 def rounded(array: jax.Array, scale: jax.Array | float, bits: int) -> jax.Array:
     """Returns the integers as floats: clip(round(x / s), -Q, Q). Halves go to the even neighbour."""
     limit = largest(bits)
-    return jnp.clip(jnp.round(array.astype(jnp.float32) / scale), -limit, limit)
+    return jax.lax.clamp(-float(limit), jnp.round(array.astype(jnp.float32) / scale), float(limit))
 
 
 def to_integers(array: jax.Array, scale: jax.Array | float, bits: int) -> jax.Array:
@@ -43,7 +43,7 @@ def straight_through(array: jax.Array, scale: jax.Array | float, bits: int) -> j
     """
     scale = jax.lax.stop_gradient(jnp.asarray(scale, jnp.float32))
     bound = largest(bits) * scale
-    clipped = jnp.clip(array, -bound, bound)
+    clipped = jnp.where(jnp.abs(array) > bound, jnp.sign(array) * bound, array)
     exact = rounded(array, scale, bits) * scale
     return (clipped + jax.lax.stop_gradient(exact - clipped)).astype(array.dtype)
 

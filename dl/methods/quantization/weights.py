@@ -58,6 +58,16 @@ def unpacked(stored: jax.Array, size: int) -> jax.Array:
     return unpack(stored, size) if stored.dtype == jnp.uint8 else stored
 
 
+def with_unpacked_kernels(params: Params) -> Params:
+    """Returns the parameters with kernels of 4 bits as int8, so that each column has a channel of its own."""
+    leaves = flatten_dict(dict(params))
+    for keys, leaf in leaves.items():
+        scale = leaves.get((*keys[:-1], name_of_scale(KERNEL)))
+        if keys[-1] == KERNEL and scale is not None:
+            leaves[keys] = unpacked(leaf, scale.shape[-1])
+    return unflatten_dict(leaves)
+
+
 def with_integers(
     params: Params, layers: Mapping[str, float | str], stacked: Mapping[str, int], bits: int
 ) -> Params:
