@@ -14,6 +14,8 @@ The learning curve over the number of parameters n has three seeds at each size.
 long as two and a half runs, and each gives the same result as in a run of its own.
 """
 
+from typing import Literal
+
 from dl import Experiment, Fraction, PositiveFloat, PositiveInt, StopAt, main, optimizers, task
 from dl.data import image_classification
 from dl.models.mlp import MLP
@@ -26,23 +28,28 @@ def experiment(
     batch_size: BatchSize = 128,
     num_epochs: NumEpochs = 5,
     learning_rate: PositiveFloat = 1e-3,
+    schedule: Literal["constant", "cosine"] = "constant",
     target_accuracy: Fraction | None = None,
     seed: Seed = 0,
 ) -> Experiment:
-    """Returns an experiment that trains a perceptron with Adam at a constant learning rate.
+    """Returns an experiment that trains a perceptron with Adam.
 
     Args:
       hidden: Units of the first hidden layer; the second has half as many.
-      learning_rate: Learning rate of Adam, which stays constant.
+      learning_rate: Peak learning rate of Adam.
+      schedule: How the learning rate changes: constant, or cosine (it rises for a twentieth of the steps, and
+        falls to 0).
       target_accuracy: Validation accuracy at which training stops. Default: no early stop.
     """
     data = image_classification(dataset)
+    num_steps = data.steps(num_epochs, batch_size)
+    decayed = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
     model = MLP(hidden=(hidden, -(-hidden // 2)), num_classes=data.num_classes)
     return Experiment(
         data=data,
         task=task.classification(model),
-        tx=optimizers.adam(learning_rate),
-        num_steps=data.steps(num_epochs, batch_size),
+        tx=optimizers.adam(decayed if schedule == "cosine" else learning_rate),
+        num_steps=num_steps,
         batch_size=batch_size,
         stop_at=None if target_accuracy is None else StopAt(value=target_accuracy, metric="accuracy"),
         seed=seed,

@@ -29,6 +29,7 @@ from dl.errors import UserError
 TARGET = 0.98
 SAME = f"{OURS}, same network"
 FASTEST = f"{OURS}, mnist_mlp"
+FASTEST_OPTIONS = "--hidden 512 --num-epochs 4 --learning-rate 0.002 --schedule cosine".split()
 CACHES = ("cold", "warm")
 LIMIT_SECONDS = 1800.0
 PROGRAMS = Path(__file__).parent / "programs"
@@ -70,7 +71,7 @@ def time_commands(frameworks: Collection[str], num_rounds: int, tell: Callable[[
         _write_mnist(folder / "mnist.npz")
         commands = {
             SAME: _experiment("mnist_cnn", "--network", "classic"),
-            FASTEST: _experiment("mnist_mlp", "--hidden", "512", "--num-epochs", "10"),
+            FASTEST: _experiment("mnist_mlp", *FASTEST_OPTIONS),
             "PyTorch": _program("torch_mnist.py", folder),
             "Keras, TensorFlow": _program("keras_mnist.py", folder),
             "Keras, JAX": _program("keras_mnist.py", folder),

@@ -17,6 +17,7 @@ from dl.sharding import make_mesh_of
 from dl.system.text import printable
 
 if TYPE_CHECKING:
+    from dl.experiment import Experiment
     from dl.methods.magnitude_pruning import MagnitudePruning
     from dl.studies.compress import Plan
 
@@ -159,10 +160,10 @@ def _plan(own: CompressOptions, is_trained: bool) -> "Plan":
         from dl.methods.magnitude_pruning import MagnitudePruning
 
         if own.pattern is not None:
-            return MagnitudePruning(n_of_m=own.pattern)
+            return lambda experiment, _: MagnitudePruning(n_of_m=own.pattern, leave_out=experiment.frozen)
         if own.schedule == "once" or not is_trained:
-            return MagnitudePruning(sparsity=own.sparsity)
-        return lambda experiment, _: gradual(own.sparsity, experiment.num_steps)
+            return lambda experiment, _: MagnitudePruning(sparsity=own.sparsity, leave_out=experiment.frozen)
+        return lambda experiment, _: gradual(own.sparsity, experiment)
     if own.method == "structured":
         from dl.methods import structured_pruning
 
@@ -187,12 +188,17 @@ def _plan(own: CompressOptions, is_trained: bool) -> "Plan":
     )
 
 
-def gradual(sparsity: float, num_steps: int) -> "MagnitudePruning":
-    """Returns the pruning whose sparsity grows during the first half of a number of steps."""
+def gradual(sparsity: float, experiment: "Experiment") -> "MagnitudePruning":
+    """Returns the pruning whose sparsity grows during the first half of the steps of an experiment."""
     from dl.methods.magnitude_pruning import MagnitudePruning
 
-    every = max(1, num_steps // 40)
-    return MagnitudePruning(sparsity=sparsity, every=every, num_prunings=num_steps // 2 // every)
+    every = max(1, experiment.num_steps // 40)
+    return MagnitudePruning(
+        sparsity=sparsity,
+        every=every,
+        num_prunings=experiment.num_steps // 2 // every,
+        leave_out=experiment.frozen,
+    )
 
 
 def _pair(word: str) -> tuple[str, str]:

@@ -114,8 +114,9 @@ def plan(
       budget: fraction of the parameters of the kernels that is left at most, in (0, 1]. Singular values are
         dropped from all kernels, those first that cost least for each parameter that they save, where the
         cost of a value is its share of the Σ σᵢ² of its kernel.
-      experiment: the experiment of the model. With it, only kernels that factors can replace are considered.
-        `None` means all dense kernels and convolutions of two axes that do not look depthwise.
+      experiment: the experiment of the model. With it, only kernels that factors can replace are considered,
+        and none that is frozen. `None` means all dense kernels and convolutions of two axes that do not look
+        depthwise.
       leave_out: regular expressions. Kernels whose path matches one are not factorised.
 
     Raises:
@@ -125,6 +126,7 @@ def plan(
     if (energy is None) == (budget is None):
         raise UserError(f"energy={energy} and budget={budget}: give one of them, such as energy=0.95")
     replaceable = None if experiment is None else kernels_with_factors(experiment)
+    leave_out = (*leave_out, *(() if experiment is None else experiment.frozen))
     kernels = {
         path: np.asarray(leaf)
         for path, leaf in flatten_dict(dict(variables["params"]), sep="/").items()

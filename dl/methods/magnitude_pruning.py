@@ -31,6 +31,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dl.errors import UserError
 from dl.experiment import Experiment, variable_shapes
+from dl.freezing import is_frozen
 from dl.methods.masks import Masks, kernels_of, masked, n_of_m_kept, smallest_removed
 from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.types import Params, Variables
@@ -51,7 +52,8 @@ class MagnitudePruning:
       num_prunings: number of prunings after the first one, n. 0 prunes once, to `sparsity`.
       kernels: regular expressions. The parameters whose path matches one are pruned.
       leave_out: regular expressions. Parameters whose path matches one are not pruned.
-        `kernel_order.first_and_last(experiment)` returns those of the first and the last layer.
+        `kernel_order.first_and_last(experiment)` returns those of the first and the last layer. Frozen
+        kernels must be left out, by the patterns of `experiment.frozen`.
 
     Raises:
       UserError: a value is out of range, or the values contradict each other.
@@ -112,13 +114,16 @@ class MagnitudePruning:
         """Returns the experiment whose optimizer prunes.
 
         Raises:
-          UserError: the model has no such kernel, a part of it is frozen, the schedule is too long for the
+          UserError: the model has no such kernel, one of them is frozen, the schedule is too long for the
             run, or an average of the parameters would hold weights that were pruned later.
         """
-        if experiment.frozen:
+        params = variable_shapes(experiment)["params"]
+        check_patterns("leave_out", self.leave_out, params)
+        frozen = [name for name in self._names(params) if is_frozen(name, experiment.frozen)]
+        if frozen:
             raise UserError(
-                f"the experiment freezes {list(experiment.frozen)}, and pruning compares all kernels; train "
-                "all parameters, frozen=()"
+                f"{frozen[0]} is frozen and would be pruned; add the patterns of experiment.frozen, "
+                f"{list(experiment.frozen)}, to leave_out"
             )
         if experiment.ema_decay is not None and self._prunes_later:
             raise UserError(
@@ -131,7 +136,6 @@ class MagnitudePruning:
                 f"the last pruning is at step {end}, and the run has {experiment.num_steps} steps; lower "
                 "start, every or num_prunings, or train longer"
             )
-        self._names(variable_shapes(experiment)["params"])
         return dataclasses.replace(experiment, tx=pruned(experiment.tx, self))
 
     def converted(self, variables: Variables) -> Variables:
@@ -161,11 +165,8 @@ class MagnitudePruning:
         return self.num_prunings > 0 or self.start > 0
 
     def _names(self, params: Params) -> list[str]:
+        check_patterns("kernels", self.kernels, params)
         leaves = flatten_dict(dict(params), sep="/")
-        for pattern in (*self.kernels, *self.leave_out):
-            if not any(re.search(pattern, name) for name in leaves):
-                first = next(iter(leaves), None)
-                raise UserError(f"the pattern {pattern!r} matches no parameter; paths look like {first}")
         names = [
             name
             for name, leaf in leaves.items()
@@ -252,6 +253,17 @@ def sparsity_by_layer(params: Params, kernels: Sequence[str] = (r"(^|/)kernel$",
     size = sum(is_zero.size for is_zero in chosen.values())
     total = sum(int(is_zero.sum()) for is_zero in chosen.values()) / size if size else 0.0
     return {**of_layer, "total": total}
+
+
+def check_patterns(option: str, patterns: Sequence[str], params: Params) -> None:
+    """Raises UserError if a pattern matches no parameter."""
+    names = list(flatten_dict(dict(params), sep="/"))
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(
+                f"{option}: the pattern {pattern!r} matches no parameter; paths look like "
+                f"{names[0] if names else None}"
+            )
 
 
 def parse_n_of_m(text: str) -> tuple[int, int]:

@@ -137,7 +137,8 @@ def plan(
       flops_fraction: largest fraction of the FLOPs that is left, in (0, 1]. FLOPs are those of `dl.flops`.
       importance: what ranks the channels: `l1`, `l2`, `taylor` or `random`; see `importance_of`.
       gradients: for `taylor`, the gradient of the loss at the variables.
-      leave_out: regular expressions. A group with a parameter whose path matches one is not pruned.
+      leave_out: regular expressions. A group with a parameter whose path matches one is not pruned. Nor is a
+        group with a frozen parameter.
       min_width: smallest number of channels that a group keeps.
       max_pruned: largest fraction of a group's channels that is removed.
       multiple_of: number that the kept channels of each group are rounded up to a multiple of, such as 8.
@@ -156,7 +157,7 @@ def plan(
     if importance == "taylor" and gradients is None:
         raise UserError("importance='taylor' needs gradients; give the gradient of the loss at the variables")
     graph = experiment_graph(experiment)
-    groups = prunable_groups(graph, leave_out)
+    groups = prunable_groups(graph, (*leave_out, *experiment.frozen))
     importances = [importance_of(graph, group, variables, importance, gradients, seed) for group in groups]
     limits = Limits(min_width=min_width, max_pruned=max_pruned, multiple_of=multiple_of)
     removed = removed_for(graph, groups, importances, flops_fraction, limits)

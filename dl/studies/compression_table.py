@@ -198,5 +198,14 @@ def plot(rows: Sequence[Measured], path: Path) -> None:
     axes[0].set(xscale="log", xlabel="kB of the file", ylabel=f"test {label}, 95 % interval")
     axes[1].set(xscale="log", xlabel="ms an example, in the largest batch")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize="small", ncols=5)
+    title = f"hollow: another model is at least as good in {metric}, in bytes and in time"
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        fontsize="small",
+        ncols=5,
+        title=title,
+        title_fontsize="small",
+    )
     figure.savefig(path, dpi=120)

@@ -1,10 +1,13 @@
 """`python -m dl compress`: a new run, one table, and one line for a mistake."""
 
+import dataclasses
+
 import pytest
 
 from dl.cli.commands import main
 from dl.cli.compress_command import gradual
 from dl.inference.load import load_run
+from tests.helpers import EXPERIMENT as SMALL
 
 EXPERIMENT = '''
 """A network with one hidden layer."""
@@ -115,6 +118,6 @@ def test_the_folder_of_no_run_is_one_line(tmp_path, capsys):
 
 def test_a_gradual_pruning_ends_at_half_of_the_steps():
     for num_steps in (1, 7, 40, 1000):
-        made = gradual(0.8, num_steps)
+        made = gradual(0.8, dataclasses.replace(SMALL, num_steps=num_steps))
         assert made.sparsity_at(num_steps // 2 + made.every) == pytest.approx(0.8)
         assert made.every * made.num_prunings <= num_steps // 2

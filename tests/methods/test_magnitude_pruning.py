@@ -197,6 +197,15 @@ def test_the_first_and_the_last_layer_are_left_out():
     ]
 
 
+def test_frozen_kernels_stay_as_they_are():
+    frozen = dataclasses.replace(EXPERIMENT, frozen=("Dense_0",))
+    pruning = MagnitudePruning(sparsity=0.5, leave_out=frozen.frozen)
+    before, after = (train(made).variables["params"] for made in (frozen, pruning.changed(frozen)))
+    np.testing.assert_array_equal(after["Dense_0"]["kernel"], before["Dense_0"]["kernel"])
+    assert sparsity_by_layer(after)["Dense_0/kernel"] == 0
+    assert sparsity_by_layer(after)["Dense_1/kernel"] == pytest.approx(0.5, abs=0.05)
+
+
 def test_what_cannot_be_pruned_is_refused():
     for options, message in (
         ({"sparsity": 0.5, "kernels": ("weight",)}, "the pattern 'weight' matches no parameter"),
@@ -206,8 +215,10 @@ def test_what_cannot_be_pruned_is_refused():
         with pytest.raises(UserError, match=message):
             converted(MagnitudePruning(**options))
     frozen = dataclasses.replace(EXPERIMENT, frozen=("Dense_0",))
-    with pytest.raises(UserError, match="train all parameters"):
+    with pytest.raises(UserError, match="Dense_0/kernel is frozen and would be pruned"):
         MagnitudePruning(sparsity=0.5).changed(frozen)
+    with pytest.raises(UserError, match="leave_out: the pattern 'weight' matches no parameter"):
+        MagnitudePruning(sparsity=0.5, leave_out=("weight",)).changed(EXPERIMENT)
     averaged = dataclasses.replace(EXPERIMENT, ema_decay=0.9)
     with pytest.raises(UserError, match="the average is not sparse"):
         MagnitudePruning(sparsity=0.5, num_prunings=2).changed(averaged)

@@ -197,6 +197,14 @@ def test_a_residual_stream_is_one_group_and_heads_are_another():
     assert ("params/block0/attention/out/kernel", 0) in heads.axes
 
 
+def test_channels_of_frozen_parameters_stay():
+    experiment = experiment_of(MODELS["mlp"])
+    variables = trained(experiment)
+    frozen = dataclasses.replace(experiment, frozen=("Dense_0/kernel",))
+    pruning = structured_pruning.plan(frozen, variables, flops_fraction=0.9995)
+    assert list(pruning.widths()) == ["Dense_1/bias:0", "Dense_1/kernel:1", "Dense_2/kernel:0"]
+
+
 def test_widths_are_multiples_within_limits():
     experiment = experiment_of(MLP((40, 24), 10))
     variables = trained(experiment)
