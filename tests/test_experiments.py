@@ -56,6 +56,8 @@ def work(name, folders, kill_at, has_onednn):
     options = {option: value for option, value in small.items() if option in parameters}
     if "tokenizer" in parameters or name == "finetune_gpt":
         options["dataset"] = "auto"  # without prepared sets, texts that come with Python
+    if "image_size" in parameters:
+        options["image_size"] = min(32, parameters["image_size"].default)
     kind = str(getattr(parameters.get("tokenizer"), "default", "")).partition(":")[0]
     if kind in ("bpe", "wordpiece"):
         options["tokenizer"] = f"{kind}:400"
@@ -71,17 +73,20 @@ def work(name, folders, kill_at, has_onednn):
 
 for line in sys.stdin:
     job = json.loads(line)
-    errors = job.pop("errors")
+    printed = job.pop("printed")
     child = os.fork()
     if child == 0:
         status = 1
-        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
         try:
             work(**job)
             status = 0
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -92,7 +97,7 @@ for line in sys.stdin:
 def run(tmp_path_factory):
     """A function that trains a few steps of an experiment on small batches, in each of some folders.
 
-    At a step above 0 the process kills itself. It returns its exit status and what it wrote to stderr.
+    At a step above 0 the process kills itself. It returns its exit status and what it printed.
     """
     folder = tmp_path_factory.mktemp("data")
     environment = dict(os.environ)
@@ -114,26 +119,26 @@ def run(tmp_path_factory):
     stdin, stdout = server.stdin, server.stdout
 
     def call(name, folders, kill_at=0):
-        errors = folder / "errors.txt"
-        job = {"name": name, "folders": list(map(str, folders)), "kill_at": kill_at, "errors": str(errors)}
+        printed = folder / "printed.txt"
+        job = {"name": name, "folders": list(map(str, folders)), "kill_at": kill_at, "printed": str(printed)}
         stdin.write(json.dumps({**job, "has_onednn": name in WITH_ONEDNN}) + "\n")
         stdin.flush()
-        return int(stdout.readline()), errors.read_text()
+        return int(stdout.readline()), printed.read_text()
 
-    yield call
-    stdin.close()
-    assert server.wait(60) == 0
+    with server:  # which closes its pipes and waits
+        yield call
+    assert server.returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_and_resumed_ends_in_the_same_bits(name, tmp_path, run):
-    status, errors = run(name, [tmp_path / "killed"], kill_at=5)
-    assert status == -signal.SIGKILL, errors
+    status, printed = run(name, [tmp_path / "killed"], kill_at=5)
+    assert status == -signal.SIGKILL, printed
     # Without a complete checkpoint the second start would begin anew, and prove nothing.
     assert [p for p in (tmp_path / "killed" / "checkpoints").iterdir() if p.name.isdigit()]
-    status, errors = run(name, [tmp_path / "killed", tmp_path / "whole"])
-    assert status == 0, errors
+    status, printed = run(name, [tmp_path / "killed", tmp_path / "whole"])
+    assert status == 0, printed
     results = [json.loads((tmp_path / folder / "result.json").read_text()) for folder in ("whole", "killed")]
     assert results[0]["params_digest"] == results[1]["params_digest"]
     assert results[0]["metrics"] == results[1]["metrics"]
