@@ -159,10 +159,9 @@ def _plan(own: CompressOptions, is_trained: bool) -> "Plan":
     if own.method == "magnitude":
         from dl.methods.magnitude_pruning import MagnitudePruning
 
-        if own.pattern is not None:
-            return lambda experiment, _: MagnitudePruning(n_of_m=own.pattern, leave_out=experiment.frozen)
-        if own.schedule == "once" or not is_trained:
-            return lambda experiment, _: MagnitudePruning(sparsity=own.sparsity, leave_out=experiment.frozen)
+        options: dict[str, Any] = {"n_of_m": own.pattern} if own.pattern else {"sparsity": own.sparsity}
+        if own.pattern or own.schedule == "once" or not is_trained:
+            return lambda made, _: MagnitudePruning(**options, leave_out=tuple(made.frozen))
         return lambda experiment, _: gradual(own.sparsity, experiment)
     if own.method == "structured":
         from dl.methods import structured_pruning
@@ -197,7 +196,7 @@ def gradual(sparsity: float, experiment: "Experiment") -> "MagnitudePruning":
         sparsity=sparsity,
         every=every,
         num_prunings=experiment.num_steps // 2 // every,
-        leave_out=experiment.frozen,
+        leave_out=tuple(experiment.frozen),
     )
 
 

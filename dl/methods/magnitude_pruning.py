@@ -32,7 +32,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dl.errors import UserError
 from dl.experiment import Experiment, variable_shapes
 from dl.freezing import is_frozen
-from dl.methods.masks import Masks, kernels_of, masked, n_of_m_kept, smallest_removed
+from dl.methods.masks import Masks, check_patterns, kernels_of, masked, n_of_m_kept, smallest_removed
 from dl.ranges import BELOW_ONE, STEPS, Range, check, check_count
 from dl.types import Params, Variables
 
@@ -253,17 +253,6 @@ def sparsity_by_layer(params: Params, kernels: Sequence[str] = (r"(^|/)kernel$",
     size = sum(is_zero.size for is_zero in chosen.values())
     total = sum(int(is_zero.sum()) for is_zero in chosen.values()) / size if size else 0.0
     return {**of_layer, "total": total}
-
-
-def check_patterns(option: str, patterns: Sequence[str], params: Params) -> None:
-    """Raises UserError if a pattern matches no parameter."""
-    names = list(flatten_dict(dict(params), sep="/"))
-    for pattern in patterns:
-        if not any(re.search(pattern, name) for name in names):
-            raise UserError(
-                f"{option}: the pattern {pattern!r} matches no parameter; paths look like "
-                f"{names[0] if names else None}"
-            )
 
 
 def parse_n_of_m(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 A mask is True where a weight is kept. Masks are in a dict by the path of the kernel, such as `conv/kernel`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dl.errors import UserError
 from dl.types import Params
 
 Masks = dict[str, jax.Array]
@@ -68,3 +70,14 @@ def n_of_m_kept(kernel: jax.Array, kept: int, of: int) -> jax.Array:
     blocks = jnp.moveaxis(sizes.reshape(*outer, inputs // of, of, outputs), -2, -1)
     order = jnp.argsort(jnp.argsort(-blocks, axis=-1, stable=True), axis=-1, stable=True)
     return jnp.moveaxis(order < kept, -1, -2).reshape(sizes.shape)
+
+
+def check_patterns(option: str, patterns: Sequence[str], params: Params) -> None:
+    """Raises UserError if a pattern matches no parameter."""
+    names = list(flatten_dict(dict(params), sep="/"))
+    for pattern in patterns:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(
+                f"{option}: the pattern {pattern!r} matches no parameter; paths look like "
+                f"{names[0] if names else None}"
+            )
