@@ -159,7 +159,11 @@ def measure(
 
 
 def time_in_turns(calls: Mapping[Any, Callable[[], Any]], num_rounds: int) -> dict[Any, float]:
-    """Returns the median time of each function in seconds. In each round all of them are called in turn."""
+    """Returns the median time of each function in seconds.
+
+    In each round all of them are called in turn, in an order that changes: what runs before, such as integer
+    products that lower the clock rate of the processor, would always disturb the same one.
+    """
     repeats = {}
     for name, call in calls.items():
         call()  # compiles
@@ -167,11 +171,14 @@ def time_in_turns(calls: Mapping[Any, Callable[[], Any]], num_rounds: int) -> di
         call()
         repeats[name] = max(1, int(_SECONDS / max(time.perf_counter() - started, 1e-7)))
     times: dict[Any, list[float]] = {name: [] for name in calls}
+    random = np.random.default_rng(0)
     for _ in range(num_rounds):
-        for name, call in calls.items():
+        for at in random.permutation(len(calls)):
+            name = list(calls)[at]
+            calls[name]()  # brings its weights into the caches that the one before has used
             started = time.perf_counter()
             for _ in range(repeats[name]):
-                call()
+                calls[name]()
             times[name].append((time.perf_counter() - started) / repeats[name])
     return {name: statistics.median(of_one) for name, of_one in times.items()}
 

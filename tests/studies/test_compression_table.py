@@ -35,13 +35,14 @@ def test_a_row_is_dominated_as_brute_force_says(metric, sign):
     assert dominated(rows) == expected
 
 
-def test_functions_are_called_in_turns():
+def test_functions_are_called_in_turns_in_a_changing_order():
     calls = []
-    seconds = time_in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, num_rounds=2)
-    assert set(seconds) == {"a", "b"}
+    seconds = time_in_turns({name: lambda name=name: calls.append(name) for name in "abc"}, num_rounds=20)
+    assert set(seconds) == set("abc")
     assert all(0 < value < 0.01 for value in seconds.values())
-    switches = [one for one, other in itertools.pairwise(calls) if one != other]
-    assert "".join(switches).endswith("aba")
+    turns = "".join(one for one, other in itertools.pairwise([*calls, ""]) if one != other)[-30:]
+    assert all(turns.count(name) >= 7 for name in "abc")
+    assert len({turns[at : at + 3] for at in range(28)}) > 3
 
 
 def experiment(learning_rate: float = 1e-2):
