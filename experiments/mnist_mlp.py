@@ -8,10 +8,12 @@ Measured on MNIST, on two cores of an Intel Xeon with jax 0.10.2:
 
     seed 0         97.1 % test accuracy              6 s from start to end
     eight seeds    97.4 % test accuracy (the mean)  15 s
+    wider, cosine  98.3 % test accuracy             12 s
 
-The learning curve over the number of parameters n has three seeds at each size. The test error falls from
-6.8 % (n = 12,786) to 2.4 % (n = 235,146); the fitted power law is 211 n^-0.886 + 0.0195. Eight seeds take as
-long as two and a half runs, and each gives the same result as in a run of its own.
+The third has `--hidden 512 --num-epochs 4 --learning-rate 0.002 --schedule cosine`. Eight seeds take as long
+as two and a half runs, and each gives the same result as in a run of its own. The learning curve over the
+number of parameters n has three seeds at each size. The test error falls from 6.8 % (n = 12,786) to 2.4 %
+(n = 235,146); the fitted power law is 211 n^-0.886 + 0.0195.
 """
 
 from typing import Literal
