@@ -14,7 +14,7 @@ from dl.errors import UserError
 from dl.methods import structured_pruning
 from dl.methods.distillation import Distillation
 from dl.methods.magnitude_pruning import MagnitudePruning
-from dl.methods.quantization import calibrate
+from dl.methods.quantization import Quantization, calibrate
 from dl.models.mlp import MLP
 from dl.option_types import PositiveFloat, PositiveInt
 from dl.runs.console import Console
@@ -184,11 +184,16 @@ def test_a_run_that_is_not_finished_or_not_compressed_is_refused(parent, tmp_pat
         resume(parent, experiment=experiment)
 
 
-def test_compressions_that_do_not_work_together_are_one_line(parent, tmp_path):
+def test_a_model_without_half_of_its_channels_is_quantised_and_others_are_one_line(parent, tmp_path):
     how = {"fine_tuning": None, "experiment": experiment, "console": QUIET}
     half = functools.partial(structured_pruning.plan, flops_fraction=0.6)
-    all_layers = functools.partial(calibrate, float_layers=())
     compress(parent, half, tmp_path / "half", **how)
+    all_layers = functools.partial(calibrate, float_layers=())
+    made = compress(tmp_path / "half", all_layers, tmp_path / "both", **how)
+    records = json.loads((made.folder / "run.json").read_text())["options"]["compression"]
+    assert {"structured_pruning", "quantization"} <= {record["method"] for record in records}
+    # As if the layer were scanned: its scales do not have the shape that it needs.
+    wrong = Quantization(layers={"Dense_1": "dynamic"}, stacked={"Dense_1": 1})
     with pytest.raises(UserError, match="do not work together: structured_pruning, then quantization"):
-        compress(tmp_path / "half", all_layers, tmp_path / "new", **how)
+        compress(tmp_path / "half", wrong, tmp_path / "new", **how)
     assert not (tmp_path / "new").exists()
