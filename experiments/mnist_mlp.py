@@ -45,12 +45,15 @@ def experiment(
     """
     data = image_classification(dataset)
     num_steps = data.steps(num_epochs, batch_size)
-    decayed = optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
     model = MLP(hidden=(hidden, -(-hidden // 2)), num_classes=data.num_classes)
     return Experiment(
         data=data,
         task=task.classification(model),
-        tx=optimizers.adam(decayed if schedule == "cosine" else learning_rate),
+        tx=optimizers.adam(
+            learning_rate
+            if schedule == "constant"
+            else optimizers.cosine(learning_rate, num_steps, warmup_steps=num_steps // 20)
+        ),
         num_steps=num_steps,
         batch_size=batch_size,
         stop_at=None if target_accuracy is None else StopAt(value=target_accuracy, metric="accuracy"),

@@ -19,7 +19,7 @@ from dl.runs.find import known_experiments
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(known_experiments())
-WITH_ONEDNN = {"mnist_cnn"}
+WITH_ONEDNN = {"mnist_cnn", "char_gpt"}  # its calls are compiled in each run anew; one network of each kind
 
 # Reads jobs, one in a line. Forks a process for each, and prints its exit status.
 SERVER = """

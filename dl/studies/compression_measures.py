@@ -171,10 +171,9 @@ def time_in_turns(calls: Mapping[Any, Callable[[], Any]], num_rounds: int) -> di
         call()
         repeats[name] = max(1, int(_SECONDS / max(time.perf_counter() - started, 1e-7)))
     times: dict[Any, list[float]] = {name: [] for name in calls}
-    random = np.random.default_rng(0)
+    names, random = list(calls), np.random.default_rng(0)
     for _ in range(num_rounds):
-        for at in random.permutation(len(calls)):
-            name = list(calls)[at]
+        for name in (names[at] for at in random.permutation(len(names))):
             calls[name]()  # brings its weights into the caches that the one before has used
             started = time.perf_counter()
             for _ in range(repeats[name]):

@@ -254,7 +254,10 @@ def test_a_pruned_model_is_trained_and_resumed_with_the_same_bits(tmp_path, mesh
         ({"importance": "l3"}, "importance='l3' is unknown; choose l1, l2, taylor or random"),
         ({"importance": "taylor"}, "needs gradients"),
         ({"leave_out": ("missing",)}, "the pattern 'missing' matches no parameter"),
-        ({"leave_out": ("Dense",)}, "the model has no channels outside leave_out that can be removed"),
+        (
+            {"leave_out": ("Dense",)},
+            "the model has no channels outside leave_out and frozen parameters that can be removed",
+        ),
         ({"max_pruned": 1.0}, "max_pruned"),
     ],
 )

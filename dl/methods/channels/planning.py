@@ -57,7 +57,7 @@ def prunable_groups(graph: Graph, leave_out: Sequence[str]) -> list[Group]:
         and not any(re.search(p, path.removeprefix("params/")) for p in leave_out for path, _ in group.axes)
     ]
     if not groups:
-        reason = "outside leave_out " if leave_out else ""
+        reason = "outside leave_out and frozen parameters " if leave_out else ""
         raise UserError(
             f"the model has no channels {reason}that can be removed: between its input and its output there "
             "must be hidden channels, units or heads; use magnitude pruning, or another model"
