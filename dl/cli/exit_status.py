@@ -1,8 +1,12 @@
 """How a command ends: its exit status, and one line on the standard error where something is wrong."""
 
+import contextlib
+import os
 import re
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -15,6 +19,7 @@ from dl.training import processes
 from dl.training.signals import Stopped
 
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|bad_alloc")  # in the messages of XLA
+_PATIENCE = 5.0  # seconds for the threads of libraries after storage has failed
 MAX_LINE = 1_000  # characters of a message
 
 
@@ -45,7 +50,21 @@ def exit_status(run: Callable[[], int | None]) -> int:
         if line and together.is_first:
             print(line, file=sys.stderr)
         together.leave(status, line)
+        if status == StorageError.status:
+            threading.Thread(target=_end_process, args=(status,), daemon=True).start()
         return status
+
+
+def _end_process(status: int) -> None:
+    """Ends the process soon after its main thread has ended.
+
+    Python waits for all threads. Where a folder cannot be made, those of orbax wait for it for many minutes.
+    """
+    threading.main_thread().join()
+    time.sleep(_PATIENCE)
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def _outcome(run: Callable[[], int | None]) -> tuple[int, str]:

@@ -140,6 +140,26 @@ def test_what_the_system_refuses_anywhere_has_the_same_status(capsys):
         exit_status(lambda: os.stat("/nonexistent/x"))
 
 
+def test_a_command_whose_checkpoint_has_no_folder_ends_soon(tmp_path):
+    """With so few open files the folder cannot be made, and threads of orbax wait for it."""
+    code = """if True:
+        import resource, dl, experiments.mnist_mlp as example
+        resource.setrlimit(resource.RLIMIT_NOFILE, (9, 9))
+        argv = "--dataset digits --num-epochs 1 --batch-size 512 --hidden 16 --no-report --workdir".split()
+        dl.main(example.experiment, [*argv, "run"])
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TFDS_DATA_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (74, 1)
+    assert "cannot be written (Too many open files)" in done.stderr
+
+
 def test_what_killed_saves_left_is_removed_at_the_next_start(tmp_path, mesh1):
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
