@@ -1,45 +1,65 @@
 """Disks and folders that fail under real processes: one line, its own status, the last checkpoint intact."""
 
 import contextlib
+import multiprocessing
+import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dl.cli.main
+import experiments.mnist_mlp
 from benchmarks.faults.commands import OPTIONS, end_of, fresh, in_child, stopped_in_the_middle, train
 
-Child = subprocess.Popen[str]
+SECONDS = 240  # in which a process must have ended
 
 
-def start(folder: Path, *words: str, before: Callable[[], None] | None = None, code: str = "") -> Child:
-    """Starts the experiment as a process of its own, after a line of Python."""
-    program = f"{code}\nimport sys, experiments.mnist_mlp as e, dl\ndl.main(e.experiment, sys.argv[1:])"
-    argv = [*OPTIONS, "--save-every", "0", "--no-report", *words, "--workdir", str(folder)]
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", program, *argv],
-        preexec_fn=before,
-        text=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+class Child:
+    """The experiment as a process of its own, forked from this one."""
+
+    def __init__(self, folder: Path, *words: str, before: Callable[[], None] = lambda: None):
+        """Starts it after a call in it."""
+        self._argv = [*OPTIONS, "--save-every", "0", "--no-report", *words, "--workdir", str(folder)]
+        self._before = before
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (end() closes it)
+        self._process = multiprocessing.get_context("fork").Process(target=self._work)
+        self._process.start()
+
+    def _work(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(self._errors.fileno(), 2)
+        warnings.simplefilter("ignore")
+        self._before()
+        sys.argv = ["faults", *self._argv]
+        dl.cli.main.main(experiments.mnist_mlp.experiment, self._argv)
+
+    def end(self) -> tuple[int | None, str]:
+        """Waits for it; returns its exit status and what it wrote about errors. None: it did not end."""
+        self._process.join(SECONDS)
+        status = self._process.exitcode
+        if status is None:
+            self._process.kill()
+            self._process.join()
+        with self._errors as file:
+            file.seek(0)
+            return status, file.read()
 
 
 def ended(child: Child, status: int, says: str) -> str:
     """Waits for a process; returns what is wrong with its end, empty if it said one line with that status."""
-    try:
-        _, text = child.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.communicate()
-        return "it did not end"
+    found, text = child.end()
     lines = text.splitlines()
-    if child.returncode == status and len(lines) == bool(says) and says in text:
+    if found == status and len(lines) == bool(says) and says in text:
         return ""
-    return f"status {child.returncode}, {len(lines)} lines: {text[-300:]!r}"
+    return f"status {found}, {len(lines)} lines: {text[-300:]!r}"
 
 
 def limited(limit: int, value: int) -> Callable[[], None]:
@@ -96,11 +116,11 @@ def campaign(place: Path) -> tuple[list[list[str]], list[str]]:
     fresh(folder, pristine)
     note(
         "file size limit",
-        ended(start(folder, before=limited(resource.RLIMIT_FSIZE, 5000)), 74, "File"),
+        ended(Child(folder, before=limited(resource.RLIMIT_FSIZE, 5000)), 74, "File"),
         folder,
     )
     fresh(folder, pristine)
-    child = start(folder, before=limited(resource.RLIMIT_NOFILE, 16))
+    child = Child(folder, before=limited(resource.RLIMIT_NOFILE, 16))
     note("16 file descriptors", ended(child, 74, "Too many open files"), folder)
     for name, options, says in (
         ("full disk", "size={size}k", "No space left"),
@@ -114,7 +134,7 @@ def campaign(place: Path) -> tuple[list[list[str]], list[str]]:
                 copied = fresh(disk / "run", pristine)
                 if name == "read-only disk":
                     remount(disk, "ro")
-                trouble = ended(start(copied), 74, says)
+                trouble = ended(Child(copied), 74, says)
                 remount(disk, "rw,size=100m,nr_inodes=10000")
                 note(name, trouble, copied)
         except OSError as error:
@@ -123,7 +143,7 @@ def campaign(place: Path) -> tuple[list[list[str]], list[str]]:
     for name in ("folder moved", "folder removed"):
         fresh(moved)
         fresh(folder)
-        child = start(folder, "--num-epochs", "100000")
+        child = Child(folder, "--num-epochs", "100000")
         until(
             lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 3000
         )
@@ -133,17 +153,19 @@ def campaign(place: Path) -> tuple[list[list[str]], list[str]]:
         trouble = ended(child, 74, "was removed or moved")
         note(name, trouble, None)
     fresh(folder)
-    first, second = start(folder), start(folder)
-    ends = sorted((child.wait(), child.stderr.read()) for child in (first, second) if child.stderr)
-    for child in (first, second):
-        if child.stderr:
-            child.stderr.close()
+    first, second = Child(folder), Child(folder)
+    ends = sorted((child.end() for child in (first, second)), key=str)
     is_right = ends[0] == (0, "") and (ends[1][0] == 0 or (ends[1][0] == 2 and "in use" in ends[1][1]))
     note("two processes at once", "" if is_right else str(ends), folder)
     fresh(folder, pristine)
-    backwards = "import time\nnow = iter(range(2_000_000_000, 0, -1))\ntime.time = lambda: float(next(now))"
-    note("clock going backwards", ended(start(folder, code=backwards), 0, ""), folder)
+    note("clock going backwards", ended(Child(folder, before=backwards), 0, ""), folder)
     return rows, wrong
+
+
+def backwards() -> None:
+    """Makes the clock of this process go backwards."""
+    now = iter(range(2_000_000_000, 0, -1))
+    time.time = lambda: float(next(now))
 
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
