@@ -4,9 +4,9 @@
     python -m experiments.compression_table --network fashion_mnist    # the airbench network
     python -m experiments.compression_table --network transformer      # writes Shakespeare by characters
 
-The rows are: 80 % of the weights are 0; half of the FLOPs, by whole channels; integers of 8 and of 4 bits;
+The rows are: 80 % of the weights are 0; 40 % of the FLOPs, by whole channels; integers of 8 and of 4 bits;
 half of the weights, by kernels of low rank; a small student that is distilled; and integers of 8 bits of the
-pruned model and of the student. The model with half of the FLOPs is trained as long as the network was. Other
+pruned model and of the student. The model with 40 % of the FLOPs is trained as long as the network was. Other
 trainings after a compression take a third of the epochs at a third of the learning rate.
 """
 
