@@ -86,10 +86,18 @@ Options = dict[str, Any]
 
 
 def type_name(kind: Any) -> str:
-    """Returns a description of an annotation, such as `a whole number`."""
+    """Returns a description of an annotation, such as `a whole number`, also inside `int | None`."""
+    if choices := _choices(kind):
+        return f"one of {', '.join(map(str, choices))}"
     names = {int: "a whole number", float: "a number", bool: "True or False"}
     kinds = [kind, *typing.get_args(kind), *(a for k in typing.get_args(kind) for a in typing.get_args(k))]
     return next((names[k] for k in kinds if k in names), "of another form")
+
+
+def _choices(kind: Any) -> list[Any]:
+    if typing.get_origin(kind) is typing.Literal:
+        return list(typing.get_args(kind))
+    return [choice for inner in typing.get_args(kind) for choice in _choices(inner)]
 
 
 def check_value(name: str, kind: Any, value: Any) -> None:

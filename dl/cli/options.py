@@ -265,9 +265,14 @@ def _one_line(box: str, options: type) -> str:
     error = itertools.takewhile(lambda line: not _is_rule(line), lines)
     text = " ".join(re.sub(r"[│╭╮╰╯]", " ", line).strip() for line in error)
     text = re.sub(r"\s+", " ", text).strip()
-    if wrong := re.match(r"Error parsing (--[\w-]+):.*?('.*')", text):
-        kinds = {flag(field.name): field.type for field in dataclasses.fields(options)}
-        return f"{wrong[1]} {wrong[2]} is not understood; it must be {type_name(kinds.get(wrong[1]))}"
+    kinds = {flag(field.name): field.type for field in dataclasses.fields(options)}
+    for pattern in (
+        r"Error parsing (?P<flag>--[\w-]+):.*?(?P<value>'.*')",
+        r"invalid choice (?P<value>'.*') for argument '(?P<flag>--[\w-]+)'",
+    ):
+        if wrong := re.match(pattern, text):
+            must = type_name(kinds.get(wrong["flag"]))
+            return f"{wrong['flag']} {wrong['value']} is not understood; it must be {must}"
     if missing := re.match(r"Missing value for argument '(--[\w-]+)'", text):
         return f"'{missing[1]}' needs a value; write {missing[1]} VALUE"
     return f"{text}; --help lists all options"

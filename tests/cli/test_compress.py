@@ -99,7 +99,7 @@ def test_each_method_makes_a_run_and_a_table(run, tmp_path, capsys, method):
         (["--method", "distill", "--features", "Dense_0"], "'Dense_0' is not a pair"),
         (["--method", "distill", "--num-epochs", "0"], "learns nothing"),
         (["--method", "magnitude", "--student", "mnist_cnn"], "--student is for --method distill"),
-        (["--method", "zip"], "zip"),
+        (["--method", "zip"], "must be one of magnitude, structured, low-rank, int8, int4, distill"),
     ],
 )
 def test_a_mistake_is_one_line(run, tmp_path, capsys, words, message):

@@ -119,9 +119,7 @@ def _narrowed(function: Callable[..., Any], axes: Axes, num_narrow: int = 0) -> 
     """
 
     def call(variables: Variables, *rest: Any) -> Any:
-        leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(dict(variables))}
-        of_variables = _with_scales(axes, leaves)
-        shapes = {name: _full_shape(name, leaf, of_variables) for name, leaf in leaves.items()}
+        leaves, of_variables, shapes = _listed(variables, axes)
         structs = [jax.ShapeDtypeStruct(shapes[name], leaf.dtype) for name, leaf in leaves.items()]
         full = jax.tree.unflatten(jax.tree.structure(dict(variables)), structs)
 
@@ -153,18 +151,23 @@ def _widened(function: Callable[..., Any], axes: Axes) -> Callable[..., Any]:
     """Returns a function of the smaller variables that runs the full model with 0 for removed channels."""
 
     def call(variables: Variables, *rest: Any) -> Any:
-        of_variables = _with_scales(
-            axes, {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(dict(variables))}
-        )
-
-        def of_leaf(path: Any, leaf: Any) -> Any:
-            kept = of_variables.get(path_name(path), {})
+        leaves, of_variables, shapes = _listed(variables, axes)
+        full = []
+        for name, leaf in leaves.items():
+            kept = of_variables.get(name, {})
             indices = tuple(kept[at].indices if at in kept else None for at in range(leaf.ndim))
-            return put(leaf, indices, _full_shape(path_name(path), leaf, of_variables))
-
-        return function(jax.tree.map_with_path(of_leaf, dict(variables)), *rest)
+            full.append(put(leaf, indices, shapes[name]))
+        return function(jax.tree.unflatten(jax.tree.structure(dict(variables)), full), *rest)
 
     return call
+
+
+def _listed(variables: Variables, axes: Axes) -> tuple[dict[str, Any], Axes, dict[str, tuple[int, ...]]]:
+    """Returns the smaller variables by path, the kept indices of each, and their shapes in the full model."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(dict(variables))}
+    of_variables = _with_scales(axes, leaves)
+    shapes = {name: _full_shape(name, leaf, of_variables) for name, leaf in leaves.items()}
+    return leaves, of_variables, shapes
 
 
 def _with_scales(axes: Axes, leaves: Mapping[str, Any]) -> Axes:
