@@ -183,6 +183,8 @@ class Batches:
                 check_fits(f"{name} of row {{row}}", indices, values)
             for name, num_classes in self.num_classes.items():
                 check_are_classes(f"{name} of row {{row}}", indices, part[name], num_classes)
+        if local.all():
+            return {name: values.copy() for name, values in part.items()}  # a source may reuse its buffer
         whole = {}
         for name, values in part.items():
             whole[name] = np.zeros((*index_B.shape, *values.shape[1:]), values.dtype)

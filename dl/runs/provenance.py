@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import inspect
-import os
 import platform
 import resource
 import subprocess
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 
 from dl.experiment import Experiment
 from dl.runs.find import stem_of_file
+from dl.system.cores import num_cores
 
 PACKAGES = (
     "jax",
@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
     return {
         "host": platform.node(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": num_cores(),
         "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],
     }

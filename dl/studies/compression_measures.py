@@ -6,7 +6,6 @@ variables are its arguments, as in an exported model.
 """
 
 import dataclasses
-import os
 import statistics
 import time
 import zlib
@@ -32,6 +31,7 @@ from dl.sharding import make_mesh
 from dl.stopping import FINAL_SPLIT
 from dl.studies.benchmark_tables import shown_as
 from dl.studies.compress import AnyExperiment
+from dl.system.cores import num_cores
 from dl.system.energy import estimate_energy
 from dl.training.restore import restore_variables
 from dl.types import Batch, Variables
@@ -209,8 +209,7 @@ def _measured(model: Deployed, name: str, seconds: Mapping[int, float]) -> Measu
     content = save({path: np.asarray(leaf, order="C") for path, leaf in _by_path(model.stored).items()})
     params = _by_path(model.variables["params"])
     devices, largest = [jax.devices()[0].device_kind], max(seconds)
-    cores = len(os.sched_getaffinity(0))
-    energy = estimate_energy(devices, cores, seconds[largest] / largest)
+    energy = estimate_energy(devices, num_cores(), seconds[largest] / largest)
     return Measured(
         name=name,
         metric=metric,

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dl.data.images import fast_decoding
+from dl.data.images.centre import centre_box
 from dl.data.source import chunks
 from dl.errors import UserError
 from dl.system.text import printable
@@ -194,10 +195,7 @@ def fit_pixels(
     if image.mode != _MODES[channels]:
         image = image.convert(_MODES[channels])
     if is_resized:
-        scale = min(image.width / width, image.height / height)
-        wide, high = round(width * scale), round(height * scale)
-        left, top = (image.width - wide) // 2, (image.height - high) // 2
-        middle = image.crop((left, top, left + wide, top + high))
+        middle = image.crop(centre_box(image.width, image.height, width, height))
         if is_fast:
             image = fast_decoding.resize(middle, width, height)
         else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dl.data.images.centre import centre_box
 from dl.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class _OfThread(threading.local):
     def __init__(self) -> None:
         self.buffer = np.empty(0, np.uint8)
         self.resizer: Any = None
+        self.options: Any = None
 
 
 _of_thread = _OfThread()
@@ -47,6 +49,30 @@ def check_installed() -> None:
         )
 
 
+def pixels(image: "Image.Image", data: bytes, image_shape: tuple[int, int, int]) -> np.ndarray | None:
+    """Returns a JPEG file in colours with its centre cropped and resized, as uint8 (H, W, 3).
+
+    Args:
+      image: the image, of which only the header is read. It must be upright.
+      data: content of its file.
+      image_shape: shape of the result.
+
+    Returns:
+      The array; None for another file, and for one that Pillow must decode.
+    """
+    from cykooz_resizer import ImageData, PixelType
+
+    height, width, channels = image_shape
+    decoded = _decoded(image, data, height, width) if channels == 3 else None
+    if decoded is None:
+        return None
+    left, top, right, bottom = centre_box(decoded.shape[1], decoded.shape[0], width, height)
+    middle = decoded[top:bottom, left:right].tobytes()
+    resized = ImageData(width, height, PixelType.U8x3)
+    _resize(ImageData(right - left, bottom - top, PixelType.U8x3, middle), resized)
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(image_shape)
+
+
 def load(image: "Image.Image", data: bytes, height: int, width: int) -> "Image.Image":
     """Returns the decoded pixels of an opened image, if it is a JPEG at a reduced scale.
 
@@ -59,36 +85,55 @@ def load(image: "Image.Image", data: bytes, height: int, width: int) -> "Image.I
     Raises:
       OSError: the image is damaged.
     """
-    if image.format == "JPEG":
-        side = max(height, width)
-        scale = next((scale for scale in _SCALES if scale * side <= min(image.size)), 1)
-        if scale > 1:
-            image.draft(None, (side, side))  # changes `image.size`
-        if image.mode == "RGB" and (decoded := _decode(data, image.size, scale)) is not None:
-            return decoded
+    from PIL import Image
+
+    decoded = _decoded(image, data, height, width)
+    if decoded is not None:
+        return Image.frombytes("RGB", image.size, decoded.data)  # a copy
     image.load()
     return image
 
 
 def resize(image: "Image.Image", width: int, height: int) -> "Image.Image":
     """Returns an image of another size. Modes other than grey and RGB are left to Pillow."""
-    from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
     from PIL import Image
 
     if image.mode not in ("L", "RGB"):
         return image.resize((width, height), Image.Resampling.BILINEAR)
-    if _of_thread.resizer is None:
-        _of_thread.resizer = Resizer()
     resized = Image.new(image.mode, (width, height))
-    options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))
-    _of_thread.resizer.resize_pil(image, resized, options)
+    _resize(image, resized)
     return resized
 
 
-def _decode(data: bytes, size: tuple[int, int], scale: int) -> "Image.Image | None":
-    """Returns an image in RGB, or None if Pillow must decode it or state what is wrong with it."""
+def _resize(image: Any, resized: Any) -> None:
+    """Fills the second image with the first one, both of Pillow or both of `cykooz_resizer`."""
+    from cykooz_resizer import FilterType, ImageData, ResizeAlg, ResizeOptions, Resizer
+
+    mine = _of_thread
+    if mine.resizer is None:
+        mine.resizer = Resizer()
+        mine.options = ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.bilinear))
+    fill = mine.resizer.resize if isinstance(image, ImageData) else mine.resizer.resize_pil
+    fill(image, resized, mine.options)
+
+
+def _decoded(image: "Image.Image", data: bytes, height: int, width: int) -> np.ndarray | None:
+    """Returns a JPEG in RGB at a reduced scale, to be used before the thread decodes another one.
+
+    None: it is something else, or Pillow must decode it or state what is wrong with it. Then the size of
+    `image` is the reduced one.
+    """
+    if image.format != "JPEG":
+        return None
+    side = max(height, width)
+    scale = next((scale for scale in _SCALES if scale * side <= min(image.size)), 1)
+    if scale > 1:
+        image.draft(None, (side, side))  # changes `image.size`
+    return _decode(data, image.size, scale) if image.mode == "RGB" else None
+
+
+def _decode(data: bytes, size: tuple[int, int], scale: int) -> np.ndarray | None:
     import simplejpeg
-    from PIL import Image
 
     width, height = size
     num_bytes = width * height * 3
@@ -98,11 +143,9 @@ def _decode(data: bytes, size: tuple[int, int], scale: int) -> "Image.Image | No
         if num_bytes <= _MAX_KEPT_BYTES:
             _of_thread.buffer = buffer
     try:
-        pixels = simplejpeg.decode_jpeg(
+        decoded = simplejpeg.decode_jpeg(
             data, "RGB", min_height=height, min_width=width, min_factor=scale, buffer=buffer
         )
     except ValueError:  # also for damage that Pillow accepts
         return None
-    if pixels.shape != (height, width, 3):
-        return None
-    return Image.frombytes("RGB", size, pixels.data)  # a copy
+    return decoded if decoded.shape == (height, width, 3) else None

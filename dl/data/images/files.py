@@ -128,7 +128,11 @@ def read_pixels(
         with open_image(path) as opened:
             loaded = opened
             if is_fast and is_resized:
-                loaded = fast_decoding.load(opened, path.read_bytes(), *image_shape[:2])
+                data = path.read_bytes()
+                fast = fast_decoding.pixels(opened, data, image_shape) if _orientation(opened) == 1 else None
+                if fast is not None:
+                    return fast
+                loaded = fast_decoding.load(opened, data, *image_shape[:2])
             image = _upright(opened, loaded)
             if is_resized is None:
                 is_resized = image.size != (image_shape[1], image_shape[0])

@@ -82,5 +82,8 @@ def _to_array(stored: Any, prepared: Prepared) -> np.ndarray:
         return array[..., None] if array.ndim == 2 else array
     with image:
         if prepared.is_fast and prepared.is_resized and prepared.image_is_encoded:
+            fast = fast_decoding.pixels(image, stored, prepared.image_shape)
+            if fast is not None:
+                return fast
             image = fast_decoding.load(image, stored, *prepared.image_shape[:2])
         return to_pixels(image, prepared)
