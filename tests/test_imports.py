@@ -59,6 +59,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.cli.baseline_command",
     "dl.cli.compress_command",
     "dl.cli.data_commands",
+    "dl.cli.exit_status",  # ends the process
     "dl.cli.explain_command",
     "dl.cli.experiment_commands",
     "dl.cli.export_command",
@@ -145,6 +146,7 @@ TOUCHES_THE_OUTSIDE = {
     "dl.system.claims",
     "dl.system.cluster",
     "dl.system.compilation_cache",
+    "dl.system.cores",
     "dl.system.files",
     "dl.system.json_files",
     "dl.system.locks",

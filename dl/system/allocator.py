@@ -2,6 +2,9 @@
 
 On a CPU, XLA allocates its large buffers at every step and frees them again. glibc gives such blocks back to
 the kernel, which then has to clear new pages at the next step. Other C libraries have no such settings.
+
+Only the heap of the main thread can hold blocks of more than 64 MiB. So programs are run by the thread that
+calls them, in place of a thread of XLA.
 """
 
 import ctypes
@@ -49,4 +52,7 @@ def _keep() -> str:
     from_heap = libc.mallopt(_M_MMAP_THRESHOLD, 2**30) or libc.mallopt(_M_MMAP_MAX, 0)
     if not (from_heap and all(libc.mallopt(name, value) for name, value in _SETTINGS)):
         return "default (glibc refused a setting)"
+    import jax  # slow, and not needed before
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # is read when the backend starts
     return "keeps memory"

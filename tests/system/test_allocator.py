@@ -53,6 +53,32 @@ def test_freed_memory_stays_in_the_process():
 
 
 @only_glibc
+def test_a_program_gets_the_same_memory_at_every_call():
+    """A block of 100 MB does not fit into the heap of a thread of XLA."""
+    program = """if True:
+        import resource, sys
+        from dl.system import allocator
+        if "keep" in sys.argv:
+            allocator.keep_memory()
+        import jax, jax.numpy as jnp
+        step = jax.jit(lambda array: array + 1)
+        array = jnp.zeros(25_000_000)
+        for _ in range(3):
+            step(array).block_until_ready()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            step(array).block_until_ready()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    environment = {k: v for k, v in os.environ.items() if "MALLOC" not in k and k != "GLIBC_TUNABLES"}
+    faults = [
+        int(subprocess.check_output([sys.executable, "-c", program, *words], env=environment))
+        for words in ([], ["keep"])
+    ]
+    assert faults[1] < faults[0] / 10
+
+
+@only_glibc
 @pytest.mark.parametrize(
     ("name", "value"),
     [

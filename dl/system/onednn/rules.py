@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import mlir
 
-from dl.system.onednn import calls, convolution, depthwise
+from dl.system.onednn import calls, convolution, depthwise, foreign, own_library
 
 _MIN_FLOPS = 2**20  # of a matrix product below which a call costs more than it saves
+_MIN_FLOPS_OF_LIBRARY = 2**26  # below, a call through Python costs more than it saves
 _FLOATS = (jnp.dtype(jnp.float32),) * 3
 _INTEGERS = (jnp.dtype(jnp.int8), jnp.dtype(jnp.int8), jnp.dtype(jnp.int32))  # two factors and their sum
 _MIN_SIZE = 8  # rows, columns and length of one
@@ -97,6 +98,20 @@ def _form_of_convolution(
         )
     if is_integer and (feature_group_count > 1 or set(lhs_dilation) != {1}):
         return None
+    if is_suited and not is_integer:
+        form = own_library.of_convolution(
+            *(inputs, kernel, outputs),
+            dimension_numbers=dimension_numbers,
+            window_strides=window_strides,
+            padding=padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count,
+        )
+        if form is not None:
+            ctx.module_context.keepalives.append(foreign.TARGET)
+            return form
     if not is_integer and convolution.is_kernel_gradient(dimension_numbers) and set(lhs_dilation) == {1}:
         window, channels = outputs.shape[:-2], outputs.shape[-2]
         # The strides of the layer dilate the gradient of its output, which is the kernel here.
@@ -163,22 +178,29 @@ def _form_of_product(
     if is_left_transposed is None or is_right_transposed is None:
         return None
     length = math.prod(left.shape[axis] for axis in left_axes)
-    if 2 * math.prod(shape) * length < _MIN_FLOPS:
+    num_flops = 2 * math.prod(shape) * length
+    if num_flops < _MIN_FLOPS:
         return None
+    # Where a program calls oneDNN's own library, all of its calls do, so that it can be stored.
+    has_library = num_flops >= _MIN_FLOPS_OF_LIBRARY or foreign.TARGET in ctx.module_context.keepalives
     if min(length, left.size // length, right.size // length) < _MIN_SIZE:
         return None
-    multiply = calls.product_p.bind
+
+    def multiply(left: jax.Array, right: jax.Array, *is_transposed: bool) -> jax.Array:
+        is_called = has_library and left.dtype == jnp.float32
+        form = own_library.of_product(left.shape, right.shape, is_transposed) if is_called else None
+        names = ("is_left_transposed", "is_right_transposed")
+        options = dict(zip(names, is_transposed, strict=True))
+        return form(left, right) if form else calls.product_p.bind(left, right, **options)
 
     def product(left: jax.Array, right: jax.Array) -> jax.Array:
         left = left.reshape((length, -1) if is_left_transposed else (-1, length))
         right = right.reshape((-1, length) if is_right_transposed else (length, -1))
         if is_left_transposed and not is_right_transposed:
             # JAX writes the gradient of a kernel as the transpose of such a product. Two transposes cancel.
-            made = multiply(right, left, is_left_transposed=True, is_right_transposed=False).T
+            made = multiply(right, left, True, False).T
         else:
-            made = multiply(
-                left, right, is_left_transposed=is_left_transposed, is_right_transposed=is_right_transposed
-            )
+            made = multiply(left, right, is_left_transposed, is_right_transposed)
         return made.reshape(shape)
 
     return product
