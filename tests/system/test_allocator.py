@@ -66,7 +66,7 @@ def test_a_program_gets_the_same_memory_at_every_call():
         for _ in range(3):
             step(array).block_until_ready()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(4):
+        for _ in range(8):
             step(array).block_until_ready()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     """
@@ -75,7 +75,7 @@ def test_a_program_gets_the_same_memory_at_every_call():
         int(subprocess.check_output([sys.executable, "-c", program, *words], env=environment))
         for words in ([], ["keep"])
     ]
-    assert faults[1] < faults[0] / 10
+    assert faults[1] < faults[0] / 4  # the heap may still grow once
 
 
 @only_glibc
