@@ -11,6 +11,7 @@ Shapes: S steps of a call, B examples.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -173,6 +174,7 @@ class FusedSteps:
         self._steps = steps
         self._batches = batches
         self._waiting = waiting
+        self._pool = ThreadPoolExecutor(1, "rows")  # on a CPU this thread may be the one that computes
         self._rows: Batch = {}
         self._sent = range(0)  # the steps that `rows` are of
         self._in_flight: deque[tuple[int, float]] = deque()  # number of steps, and when the call started
@@ -183,19 +185,21 @@ class FusedSteps:
         """Starts a call after a step, which ends at `stop` at the latest."""
         if step not in self._sent:
             with self._waiting.running():
-                self._send(step)
+                self._sent, self._rows = self._made(step)
         count = min(self._count, stop - step, self._sent.stop - step)
         first, examples = np.int32(step - self._sent.start), self._batches.examples
         assert examples is not None
         self._in_flight.append((count, time.monotonic()))
+        is_last = step + count == self._sent.stop
+        following = self._pool.submit(self._made, self._sent.stop) if is_last else None
         state, metrics = self._steps(state, examples, self._rows, first, np.int32(count))
-        if step + count == self._sent.stop:
-            self._send(self._sent.stop)  # while the device computes
+        if following is not None:
+            self._sent, self._rows = following.result()
         return state, Call(range(step + 1, step + 1 + count), metrics, is_fused=True)
 
-    def _send(self, first: int) -> None:
-        self._sent = range(first, first + MAX_STEPS)
-        self._rows = self._batches.rows_of(self._sent)
+    def _made(self, first: int) -> tuple[range, Batch]:
+        steps = range(first, first + MAX_STEPS)
+        return steps, self._batches.rows_of(steps)
 
     def ended(self) -> None:
         """Notes that the first call in flight has ended. The size of the next calls follows from its time."""

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import chex
 import jax
@@ -198,6 +199,23 @@ def test_what_goes_wrong_in_the_library_is_an_error_of_the_program():
     call = jax.ffi.ffi_call(foreign.TARGET, jax.ShapeDtypeStruct((2,), jnp.float32))
     with pytest.raises(jax.errors.JaxRuntimeError, match="ValueError: not enough values"):
         jax.block_until_ready(jax.jit(lambda one: call(one, one, computation="[]"))(np.zeros(2, np.float32)))
+
+
+@of_the_library
+def test_ctrl_c_during_a_computation_comes_again_when_it_is_done(monkeypatch):
+    compute, interrupts, results = libdnnl.Computation.run, [KeyboardInterrupt], []
+
+    def interrupted(self, *addresses):
+        if interrupts:
+            raise interrupts.pop()
+        compute(self, *addresses)
+
+    monkeypatch.setattr(libdnnl.Computation, "run", interrupted)
+    left, right = normal((512, 256)), normal((256, 512), 1)
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (it may come at any time)
+        results.append(np.asarray(jax.jit(lambda left: left @ right)(left)))
+        time.sleep(10)
+    np.testing.assert_allclose(results[0], left @ right, rtol=1e-4, atol=1e-3)
 
 
 @of_the_library

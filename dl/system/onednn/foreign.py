@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import functools
 import json
+import signal
+import threading
 from collections.abc import Sequence
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from typing import Any
@@ -24,6 +26,7 @@ TARGET = "dl_onednn"
 _METADATA = 1  # XLA_FFI_Extension_Metadata
 _VERSION = (0, 3)  # of the interface, as it is described here
 _INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
+_SOON = 0.02  # seconds
 
 
 class _Version(ctypes.Structure):
@@ -89,22 +92,36 @@ _Handler = CFUNCTYPE(c_void_p, POINTER(_Call))
 
 
 @_Handler
-def _handler(pointer: Any) -> int | None:
+def _handler(pointer: Any) -> Any:
+    """Answers a call; returns an error as XLA makes it, or `None`."""
     call = pointer.contents
-    try:
-        if call.extension and call.extension.contents.kind == _METADATA:
-            version = call.extension.contents.metadata.contents.version
-            version.major, version.minor = _VERSION
+    while True:  # no exception may end in C
+        try:
+            _answer(call)
+        except KeyboardInterrupt:  # it is for the code around the program, and comes again
+            threading.Timer(_SOON, _interrupt).start()
+        except BaseException as error:
+            message = f"{type(error).__name__}: {error}".encode()
+            arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL)
+            return call.interface.contents.make_error(arguments)
+        else:
             return None
-        text, arrays = call.attributes.values[0].contents, call.arguments.buffers
-        computation_of(ctypes.string_at(text.start, text.length)).run(
-            arrays[0].contents.data, arrays[1].contents.data, call.results.buffers[0].contents.data
-        )
-    except Exception as error:  # an exception must not end in C
-        message = f"{type(error).__name__}: {error}".encode()
-        arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL)
-        return call.interface.contents.make_error(arguments)
-    return None
+
+
+def _interrupt() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _answer(call: _Call) -> None:
+    """Computes what a call asks for."""
+    if call.extension and call.extension.contents.kind == _METADATA:
+        version = call.extension.contents.metadata.contents.version
+        version.major, version.minor = _VERSION
+        return
+    text, arrays = call.attributes.values[0].contents, call.arguments.buffers
+    computation_of(ctypes.string_at(text.start, text.length)).run(
+        arrays[0].contents.data, arrays[1].contents.data, call.results.buffers[0].contents.data
+    )
 
 
 @functools.cache
