@@ -19,7 +19,7 @@ from dl.cli import (
     study_commands,
 )
 from dl.cli.command import EXPERIMENT, HELP, LEGEND, Call, Command
-from dl.cli.exit_status import exit_status
+from dl.cli.exit_status import end, exit_status
 from dl.cli.options import VERSION, CommandOptions, ComputeOptions, NoOptions, version_line
 from dl.cli.process import set_up_process
 from dl.data.tfds.folders import using_data_dir
@@ -183,7 +183,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command and exits with its status; with 2 and one line on a user's mistake."""
     words = sys.argv[1:] if argv is None else argv
-    sys.exit(exit_status(lambda: _run(words)))
+    end(exit_status(lambda: _run(words)))
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from dl.errors import StorageError, UserError
 from dl.runs.streams import forgiving
@@ -26,7 +27,7 @@ MAX_LINE = 1_000  # characters of a message
 def run_as_command(run: Callable[[], None]) -> None:
     """Runs a command; returns where it succeeds, and else exits with its status."""
     if status := exit_status(run):
-        sys.exit(status)
+        end(status)
 
 
 def exit_status(run: Callable[[], int | None]) -> int:
@@ -50,9 +51,14 @@ def exit_status(run: Callable[[], int | None]) -> int:
         if line and together.is_first:
             print(line, file=sys.stderr)
         together.leave(status, line)
-        if status == StorageError.status:
-            threading.Thread(target=_end_process, args=(status,), daemon=True).start()
         return status
+
+
+def end(status: int) -> NoReturn:
+    """Exits with a status, after a failure of storage also if threads of libraries do not end."""
+    if status == StorageError.status:
+        threading.Thread(target=_end_process, args=(status,), daemon=True).start()
+    sys.exit(status)
 
 
 def _end_process(status: int) -> None:

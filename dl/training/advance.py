@@ -158,6 +158,14 @@ class SingleSteps:
         """Notes that the first call in flight has ended."""
 
 
+class _InFlight(NamedTuple):
+    """A call: the number of its steps, when it started, and when it ended if that is known."""
+
+    num_steps: int
+    started: float
+    ended: float | None
+
+
 class FusedSteps:
     """Calls of as many steps as take `CALL_SECONDS`, on examples that are on the device."""
 
@@ -177,7 +185,7 @@ class FusedSteps:
         self._pool = ThreadPoolExecutor(1, "rows")  # on a CPU this thread may be the one that computes
         self._rows: Batch = {}
         self._sent = range(0)  # the steps that `rows` are of
-        self._in_flight: deque[tuple[int, float]] = deque()  # number of steps, and when the call started
+        self._in_flight: deque[_InFlight] = deque()
         self._count = 1
         self._last_end: float | None = None
 
@@ -189,10 +197,14 @@ class FusedSteps:
         count = min(self._count, stop - step, self._sent.stop - step)
         first, examples = np.int32(step - self._sent.start), self._batches.examples
         assert examples is not None
-        self._in_flight.append((count, time.monotonic()))
+        started = time.monotonic()
         is_last = step + count == self._sent.stop
         following = self._pool.submit(self._made, self._sent.stop) if is_last else None
         state, metrics = self._steps(state, examples, self._rows, first, np.int32(count))
+        # Where the caller computes, the call has ended.
+        is_done = metrics.sums.is_ready()  # type: ignore[attr-defined]
+        ended = time.monotonic() if is_done else None
+        self._in_flight.append(_InFlight(count, started, ended))
         if following is not None:
             self._sent, self._rows = following.result()
         return state, Call(range(step + 1, step + 1 + count), metrics, is_fused=True)
@@ -203,7 +215,8 @@ class FusedSteps:
 
     def ended(self) -> None:
         """Notes that the first call in flight has ended. The size of the next calls follows from its time."""
-        now, (count, started) = time.monotonic(), self._in_flight.popleft()
+        count, started, ended = self._in_flight.popleft()
+        now = time.monotonic() if ended is None else ended
         if self._last_end is not None:
             # A call waits for the one before. After an evaluation there is none, and its time does not count.
             per_step = max(now - max(started, self._last_end), 1e-6) / count

@@ -1,6 +1,7 @@
 """Steps that are fused into one call: the bits of single steps, however the steps are divided into calls."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -125,8 +126,10 @@ def test_a_run_ends_in_the_same_bits_for_any_size_of_its_calls(mesh1, monkeypatc
     assert not sizes  # each of its calls computes one step
 
 
-def test_calls_take_as_many_steps_as_fit_and_do_not_count_what_came_between(monkeypatch):
-    clock = [100.0]
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_calls_take_as_many_steps_as_fit_and_do_not_count_what_came_between(monkeypatch, is_waiting):
+    """A call is computed after it returns, or while the caller waits; then its end is noticed late."""
+    clock, speed = [100.0], [0.0]
     monkeypatch.setattr(advance.time, "monotonic", lambda: clock[0])
 
     class Rows:
@@ -135,11 +138,16 @@ def test_calls_take_as_many_steps_as_fit_and_do_not_count_what_came_between(monk
         def rows_of(self, steps):
             return {}
 
-    calls = advance.FusedSteps(lambda *arguments: (None, None), Rows(), Stopwatch())
+    def compute(state, examples, rows, first, count):
+        clock[0] += int(count) * speed[0] * is_waiting
+        return state, SimpleNamespace(sums=SimpleNamespace(is_ready=lambda: is_waiting))
+
+    calls = advance.FusedSteps(compute, Rows(), Stopwatch())
 
     def size_of_next(step, seconds_per_step):
+        speed[0] = seconds_per_step
         _, call = calls.advance(None, step, 10**6)
-        clock[0] += len(call.steps) * seconds_per_step
+        clock[0] += 3.0 if is_waiting else len(call.steps) * seconds_per_step
         calls.ended()
         return call.steps[-1], len(call.steps)
 

@@ -29,7 +29,6 @@ from dl.data.images.files import (
 )
 from dl.data.tfds import folders
 from dl.errors import UserError
-from dl.system.cores import num_cores
 from dl.system.text import printable
 
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
@@ -104,8 +103,7 @@ class FileSource(StoredSource):
         self._folder = folder
         self._paths = list(folder.shards[split])
         self._label_of = {name: label for label, name in enumerate(folder.class_names)}
-        # A thread for each core, which starts when it is needed: decoding does not wait for anything else.
-        self._pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")  # starts threads when they are needed
 
     def labels(self) -> np.ndarray:
         labels = [self._label_of[path.parent.name] for path in self._paths]

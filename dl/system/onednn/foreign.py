@@ -1,8 +1,11 @@
 """Calls of oneDNN's own library from compiled programs, through XLA's interface for foreign functions.
 
 A call carries its computation as text, so that a program from the persistent compilation cache has it too.
-The handler is a function of Python that C calls: it takes Python's lock for some microseconds, and the
-library computes without it.
+The handler is a function of Python that C calls. It takes Python's lock three times, for some microseconds
+each, or for as long as another thread keeps it; the library computes without it.
+
+A handler of signals runs in the main thread between any two operations of Python, those of this handler too,
+and must not raise an exception there. `is_available` replaces the one of Ctrl-C.
 
 Source: `xla/ffi/api/c_api.h` of openxla/xla, whose layout is stable; jaxlib contains it.
 """
@@ -15,12 +18,14 @@ import signal
 import threading
 from collections.abc import Sequence
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from types import FrameType
 from typing import Any
 
 import jax
 
 from dl.system.onednn import libdnnl
-from dl.system.onednn.libdnnl import NO_WINDOW, Computation, Layout, Unsupported, Window
+from dl.system.onednn.computation import NO_WINDOW, Computation, Layout, Window
+from dl.system.onednn.libdnnl import Unsupported
 
 TARGET = "dl_onednn"
 _METADATA = 1  # XLA_FFI_Extension_Metadata
@@ -91,21 +96,29 @@ class _Call(ctypes.Structure):
 _Handler = CFUNCTYPE(c_void_p, POINTER(_Call))
 
 
-@_Handler
-def _handler(pointer: Any) -> Any:
+def _handle(pointer: Any) -> Any:
     """Answers a call; returns an error as XLA makes it, or `None`."""
     call = pointer.contents
-    while True:  # no exception may end in C
-        try:
-            _answer(call)
-        except KeyboardInterrupt:  # it is for the code around the program, and comes again
+    try:
+        _answer(call)
+    except BaseException as error:  # which must not end in C
+        message = f"{type(error).__name__}: {error}".encode()
+        arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL)
+        return call.interface.contents.make_error(arguments)
+    return None
+
+
+_handler, _CODE = _Handler(_handle), _handle.__code__
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    """Handles Ctrl-C as Python does, but not inside of a call: there it comes again a little later."""
+    while frame is not None:
+        if frame.f_code is _CODE:
             threading.Timer(_SOON, _interrupt).start()
-        except BaseException as error:
-            message = f"{type(error).__name__}: {error}".encode()
-            arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL)
-            return call.interface.contents.make_error(arguments)
-        else:
-            return None
+            return
+        frame = frame.f_back
+    signal.default_int_handler(number, None)
 
 
 def _interrupt() -> None:
@@ -132,6 +145,7 @@ def computation_of(text: bytes) -> Computation:
     return Computation(what, inputs, kernel, outputs, Window(*map(tuple, window)))
 
 
+@functools.cache
 def text_of(
     what: str, inputs: Layout, kernel: Layout, outputs: Layout, window: Window = NO_WINDOW
 ) -> str | None:
@@ -148,6 +162,9 @@ def is_available() -> bool:
     """Returns whether the library is installed; then programs may call it."""
     if libdnnl.library() is None:
         return False
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_interrupt)
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
     return True
 

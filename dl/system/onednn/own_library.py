@@ -18,8 +18,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from dl.system.onednn import foreign
+from dl.system.onednn.computation import Layout, Window, dense
 from dl.system.onednn.convolution import Padding, is_channels_last, is_kernel_gradient
-from dl.system.onednn.libdnnl import Layout, Window, dense
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]
 """A function of the two arrays of a convolution or of a product."""

@@ -181,7 +181,7 @@ def _form_of_product(
     num_flops = 2 * math.prod(shape) * length
     if num_flops < _MIN_FLOPS:
         return None
-    # Where a program calls oneDNN's own library, all of its calls do, so that it can be stored.
+    # After the first call of oneDNN's own library all calls of a program are its, so that it can be stored.
     has_library = num_flops >= _MIN_FLOPS_OF_LIBRARY or foreign.TARGET in ctx.module_context.keepalives
     if min(length, left.size // length, right.size // length) < _MIN_SIZE:
         return None
@@ -191,7 +191,10 @@ def _form_of_product(
         form = own_library.of_product(left.shape, right.shape, is_transposed) if is_called else None
         names = ("is_left_transposed", "is_right_transposed")
         options = dict(zip(names, is_transposed, strict=True))
-        return form(left, right) if form else calls.product_p.bind(left, right, **options)
+        if form is None:
+            return calls.product_p.bind(left, right, **options)
+        ctx.module_context.keepalives.append(foreign.TARGET)
+        return form(left, right)
 
     def product(left: jax.Array, right: jax.Array) -> jax.Array:
         left = left.reshape((length, -1) if is_left_transposed else (-1, length))
