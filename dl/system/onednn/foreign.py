@@ -5,7 +5,7 @@ The handler is a function of Python that C calls. It takes Python's lock three t
 each, or for as long as another thread keeps it; the library computes without it.
 
 A handler of signals runs in the main thread between any two operations of Python, those of this handler too,
-and must not raise an exception there. `is_available` replaces the one of Ctrl-C.
+and must not raise an exception there. `guard_interrupts` replaces the one of Ctrl-C.
 
 Source: `xla/ffi/api/c_api.h` of openxla/xla, whose layout is stable; jaxlib contains it.
 """
@@ -111,6 +111,13 @@ def _handle(pointer: Any) -> Any:
 _handler, _CODE = _Handler(_handle), _handle.__code__
 
 
+def guard_interrupts() -> None:
+    """Lets Ctrl-C wait for the end of a call. Handlers that somebody has set are left alone."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and libdnnl.path() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _on_interrupt)
+
+
 def _on_interrupt(number: int, frame: FrameType | None) -> None:
     """Handles Ctrl-C as Python does, but not inside of a call: there it comes again a little later."""
     while frame is not None:
@@ -162,9 +169,6 @@ def is_available() -> bool:
     """Returns whether the library is installed; then programs may call it."""
     if libdnnl.library() is None:
         return False
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _on_interrupt)
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
     return True
 

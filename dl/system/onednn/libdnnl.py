@@ -201,9 +201,8 @@ def dims(values: Sequence[int]) -> Any:
     return Dims(*values)
 
 
-@functools.cache
-def library() -> Library | None:
-    """Returns the library, or `None` if it is not installed or cannot be loaded."""
+def path() -> str | None:
+    """Returns the path of the library, or `None` if it is not installed."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return None
     try:
@@ -211,7 +210,14 @@ def library() -> Library | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     names = [file for file in installed.files or () if file.name == f"libdnnl.so.{_MAJOR}"]
+    return str(installed.locate_file(names[0])) if names else None
+
+
+@functools.cache
+def library() -> Library | None:
+    """Returns the library, or `None` if it is not installed or cannot be loaded."""
+    found = path()
     try:
-        return Library(str(installed.locate_file(names[0]))) if names else None
+        return Library(found) if found else None
     except (OSError, AttributeError, Unsupported):  # such as a system without OpenMP
         return None

@@ -54,7 +54,8 @@ def use_onednn() -> None:
         specific, common = tables._platform_specific_lowerings["cpu"], tables._lowerings
         native = (specific.get(primitive) or common[primitive]).rule
         mlir.register_lowering(primitive, functools.partial(rule, native), platform="cpu")
-    # XLA cannot write a program with calls of oneDNN to the persistent cache, and JAX warns of each.
+    foreign.guard_interrupts()
+    # XLA cannot write a program with calls of jaxlib's oneDNN to the persistent cache, and JAX warns of each.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*bad_alloc")
 
 
