@@ -4,5 +4,5 @@ import os
 
 
 def num_cores() -> int:
-    """Returns the number of cores, where the system tells without those that belong to other processes."""
+    """Returns their number; on systems other than Linux that of all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
